@@ -1,0 +1,78 @@
+"""From logits to one row: encode slice by slice where they lie, keep only the result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .emission import Row
+from .encodings import parse_encoding
+from .errors import LengthError, NonFinite, VocabError
+from .lattice import check_nodes
+from .layout import LABELS, columns_of
+from .spec import StoreSpec
+
+if TYPE_CHECKING:
+    import torch
+
+
+class RowEncoder:
+    """Builds one row: takes logits slice by slice, encodes each where it lies, keeps only the result."""
+
+    def __init__(self, spec: StoreSpec) -> None:
+        self.spec = spec
+        self._streams = {s.name: (s, parse_encoding(s.encoding)) for s in spec.streams}
+        self._dtypes = {c.name: c.dtype for c in columns_of(spec)}
+        self._pieces: dict[str, list[NDArray[Any]]] = {}
+
+    def take(self, stream: str, logits: torch.Tensor, where: str) -> None:
+        """Encode (…, V) logits of one stream; raises ``NonFinite`` or ``VocabError``."""
+        spec, encoding = self._streams[stream]
+        if logits.shape[-1] != spec.classes:
+            raise VocabError(
+                f"{stream} gives {logits.shape[-1]} classes, the token table has {spec.classes}", where=where
+            )
+        flat = logits.reshape(-1, spec.classes).float()
+        if not len(flat):
+            return
+        low, high = flat.aminmax()
+        if not bool((low - high).isfinite()):
+            bad = (~flat.isfinite()).nonzero()[0].tolist()
+            raise NonFinite(
+                f"{stream} holds {flat[bad[0], bad[1]].item()} at row {bad[0]}, class {bad[1]}",
+                where=where,
+                why="A student would learn nothing but NaN from it.",
+                do="Look at this recording; --on-error skip leaves it out and lists it.",
+            )
+        for name, value in encoding.encode(flat).items():
+            full = f"{stream}.{name}"
+            array = value.cpu().numpy().astype(self._dtypes[full], copy=False)
+            self._pieces.setdefault(full, []).append(array)
+
+    def finish(self, utt_id: str, labels: Sequence[int] | None, meta: Mapping[str, Any]) -> Row:
+        """The row of all that was taken; T and U are in ``meta``. Raises ``LengthError``."""
+        arrays: dict[str, NDArray[Any]] = {}
+        for column in columns_of(self.spec):
+            stream, _, name = column.name.partition(".")
+            if name == LABELS:
+                arrays[column.name] = np.asarray(labels if labels is not None else (), np.int32)
+            else:
+                pieces = self._pieces.get(column.name)
+                if pieces is None:
+                    raise LengthError(f"the {stream} stream is empty", where=utt_id)
+                arrays[column.name] = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        self._pieces = {}
+        for s in self.spec.streams:
+            rows = len(arrays[f"{s.name}.logz"])
+            if s.kind == "rnnt":
+                check_nodes(rows, meta["T"], meta["U"], utt_id)
+            elif rows != meta["T"]:
+                raise LengthError(f"{s.name} has {rows} frames, T is {meta['T']}", where=utt_id)
+        return Row(utt_id, dict(meta), arrays)
+
+    def drop(self) -> None:
+        """Forget what was taken of an utterance that failed."""
+        self._pieces = {}

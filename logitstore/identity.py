@@ -1,0 +1,44 @@
+"""One store, one set of answers: teacher, tokens, streams, storage, manifest."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from .digest import open_json, seal_json
+from .errors import IdentityError
+from .places import Place
+from .spec import StoreSpec, differences
+from .vocab import TokenTable
+
+
+def establish(place: Place, spec: StoreSpec, tokens: TokenTable, allowed: set[str]) -> StoreSpec:
+    """Write logitstore.json and tokens.txt, or compare with those there; raises ``IdentityError``."""
+    if not place.exists("logitstore.json"):
+        place.write("tokens.txt", tokens.to_bytes())
+        place.write("logitstore.json", seal_json(spec.to_json()))
+        return spec
+    was = StoreSpec.from_json(open_json(place.read("logitstore.json"), "logitstore.json"))
+    found = differences(was, spec)
+    refused = [d for d in found if not any(d[0] == a or d[0].startswith(f"{a}.") for a in allowed)]
+    if refused:
+        width = max(len(field) for field, _, _ in refused)
+        table = "\n".join(f"  {f:<{width}}  {_short(a):<24}  {_short(b)}" for f, a, b in refused)
+        raise IdentityError(
+            f"this store was made with other answers\n  {'':<{width}}  {'store':<24}  now\n{table}",
+            where=str(place),
+            why="Rows of two teachers, tables or encodings in one store cannot be told apart by a student.",
+            do="Write to another store, or allow the difference: --allow-different FIELD.",
+        )
+    if found:
+        notes = [{"field": f, "was": a, "now": b} for f, a, b in found]
+        fresh = [n for n in notes if n not in was.allowed]
+        if fresh:
+            was = StoreSpec.from_json({**was.to_json(), "allowed": [*was.allowed, *fresh]})
+            place.write("logitstore.json", seal_json(was.to_json()))
+    return was
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 24 else text[:20] + "…" + text[-3:]

@@ -1,0 +1,75 @@
+"""From what the user asks to what a store declares: its spec and its columns."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping
+from typing import Any
+
+from .encodings import parse_encoding
+from .errors import VocabError
+from .lattice import check_form
+from .spec import Column, Head, StoreSpec, StreamSpec, TeacherSpec
+from .storage import parse_storage
+from .vocab import TokenTable
+
+LABELS = "labels"
+MADE_WITH = ("logitstore", "torch", "numpy", "zarr", "numcodecs", "soundfile", "soxr")
+
+
+def make_spec(
+    teacher: TeacherSpec,
+    tokens: TokenTable,
+    streams: Mapping[str, str],
+    *,
+    storage: str = "zarr",
+    manifest: Mapping[str, Any] | None = None,
+) -> StoreSpec:
+    """What a store will say about itself.
+
+    Args:
+        teacher: who speaks; a stream without a head of its own takes the table's blank.
+        tokens: the token table of all streams.
+        streams: encoding by stream name, e.g. ``{"ctc": "dense", "rnnt": "topk:16"}``.
+        storage: ``zarr``, ``zarr:zstd``, ``webdataset``, ...
+        manifest: what to keep of the manifest.
+    """
+    kept = []
+    for name, encoding in streams.items():
+        head = teacher.head(name) or Head(name, "", tokens.blank)
+        if head.blank != tokens.blank:
+            raise VocabError(
+                f"the {name} head says blank is {head.blank}, the token table says {tokens.blank}",
+                where=teacher.name,
+            )
+        parsed = parse_encoding(encoding)
+        parsed.columns(len(tokens))  # refuses what does not fit V
+        form = check_form("full") if name == "rnnt" else ""
+        kept.append(StreamSpec(name, name, len(tokens), tokens.blank, str(parsed), form))
+    return StoreSpec(
+        teacher=teacher,
+        tokens={"sha256": tokens.digest(), "size": len(tokens), "blank": tokens.blank},
+        streams=tuple(kept),
+        storage={"name": str(parse_storage(storage))},
+        manifest=dict(manifest or {}),
+        made_with={name: version for name in MADE_WITH if (version := _version(name))},
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def columns_of(spec: StoreSpec) -> tuple[Column, ...]:
+    """Every column of a store's shards, in order (SPEC S2)."""
+    found: list[Column] = []
+    for stream in spec.streams:
+        for c in parse_encoding(stream.encoding).columns(stream.classes):
+            found.append(Column(f"{stream.name}.{c.name}", c.dtype, c.shape, c.about))
+        if stream.kind == "rnnt":
+            about = "token ids the lattice was driven with; node (t, u) is row t·(U+1) + u"
+            found.append(Column(f"{stream.name}.{LABELS}", "int32", (), about))
+    return tuple(found)

@@ -1,0 +1,5 @@
+"""Where a store lives. One file per kind of place; a URL's scheme names it."""
+
+from .base import Place, open_place
+
+__all__ = ["Place", "open_place"]

@@ -1,0 +1,45 @@
+"""One file adds a component: a directory of modules is the registry."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from importlib import import_module
+from pkgutil import iter_modules
+from types import ModuleType
+
+from .errors import UnknownName, UsageError
+
+
+def names(package: str) -> list[str]:
+    """Names of the components in a package: its modules, less ``base`` and private ones."""
+    path = import_module(package).__path__
+    return sorted(m.name for m in iter_modules(path) if m.name != "base" and not m.name.startswith("_"))
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """A sentence that lists the known names, nearest first where one is near."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"Did you mean {near[0]!r}? " if near else ""
+    return f"{hint}Known: {', '.join(known) or 'none'}."
+
+
+def load(package: str, name: str) -> ModuleType:
+    """The module of component ``name``; raises ``UnknownName`` listing the known ones.
+
+    A component whose library is not installed raises ``UsageError`` naming the extra to install.
+    """
+    known = names(package)
+    if name not in known:
+        kind = package.rpartition(".")[2]
+        raise UnknownName(f"there is no {name!r} among {kind}", do=suggest(name, known))
+    try:
+        return import_module(f"{package}.{name}")
+    except ModuleNotFoundError as e:
+        if e.name and e.name.startswith("logitstore"):
+            raise
+        raise UsageError(
+            f"{name!r} needs the Python package {e.name!r}, which is not installed",
+            do=f"pip install 'logitstore[{name}]'",
+        ) from e

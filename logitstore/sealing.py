@@ -1,0 +1,92 @@
+"""The commit protocol: how rows become a shard that exists, and what follows from the entries.
+
+The order of sealing is SPEC C3: finish the files, make them durable, rename them into ``shards/``, write the
+entry into ``sealed/``. Until the entry exists, no reader sees any of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+
+from .emission import Row
+from .errors import StoreBusy, StoreError
+from .places import Place
+from .sealed import Entry, current_index, entry_name, read_entry, shard_names
+from .spec import Column
+from .storage import Storage
+
+
+class ShardInMaking:
+    """A shard nobody sees yet; ``seal`` makes it exist, ``discard`` makes it never have been."""
+
+    def __init__(
+        self, place: Place, storage: Storage, columns: tuple[Column, ...], name: str, writer: str
+    ) -> None:
+        self.place, self.name, self._storage, self._writer = place, name, storage, writer
+        self._staged = place.stage(writer) / name
+        self._rows = storage.create(self._staged, name, columns)
+        self._ids: list[str] = []
+        self._seconds, self._frames = 0.0, 0
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def add(self, row: Row) -> None:
+        """Append a row; it is on its way to disk at once."""
+        self._rows.add(row)
+        self._ids.append(row.id)
+        self._seconds += row.meta.get("seconds", 0.0)
+        self._frames += row.meta["T"]
+
+    def seal(self, skipped: Iterable[Mapping[str, str]] = ()) -> Entry | None:
+        """Finish, make durable, rename, write the entry. None where another writer sealed it meanwhile."""
+        sealing = self._rows.finish()
+        entry = Entry(
+            self.name, tuple(self._ids), self._seconds, self._frames, sealing, tuple(map(dict, skipped))
+        )
+        with self.place.lock("store", wait=True):
+            if self.place.exists(entry_name(self.name)):
+                self.discard()
+                return None
+            self.place.publish(self._staged, self._storage.path(self.name))
+            self.place.write(entry_name(self.name), entry.to_bytes())
+        self.place.remove(f"partial/{self._writer}")
+        return entry
+
+    def discard(self) -> None:
+        """Forget the shard."""
+        self._rows.close()
+        self.place.remove(f"partial/{self._writer}")
+
+
+def finish_store(place: Place) -> None:
+    """Bring the index and ``skipped.jsonl`` up to date with the sealed entries."""
+    with place.lock("store", wait=True):
+        index = current_index(place, write=True)
+        lines: dict[str, dict[str, str]] = {}
+        for shard in shard_names(place):
+            try:
+                entry = read_entry(place, shard)
+            except StoreError:
+                continue  # verify names it; a finished dump must not fail over a neighbour's shard
+            for problem in entry.skipped:
+                lines[problem["id"]] = dict(problem)
+        for name in [n for n in lines if index.find(n)]:
+            del lines[name]
+        if lines or place.exists("skipped.jsonl"):
+            data = "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in lines.values())
+            place.write("skipped.jsonl", data.encode("utf-8"))
+
+
+def sweep(place: Place, writer: str) -> None:
+    """Remove what dead writers left unfinished; ``writer`` is held by the caller."""
+    for name in place.names("partial"):
+        if name == writer:
+            place.remove(f"partial/{name}")
+        elif not name.endswith(".lock"):
+            try:
+                with place.lock(name):
+                    place.remove(f"partial/{name}")
+            except StoreBusy:
+                pass

@@ -1,0 +1,224 @@
+"""What a store says about itself: plain frozen records, each to JSON and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
+
+from .errors import FormatError
+
+VERSION = "1.0"
+KINDS = ("ctc", "rnnt", "seq2seq", "hidden")
+KNOWN_REQUIREMENTS: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Record:
+    """A frozen record that becomes JSON; unknown keys are ignored on the way back (SPEC F5)."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Raises ``FormatError`` where a key is missing or of the wrong kind."""
+        try:
+            known = {f.name for f in fields(cls)}
+            return cls(**{k: v for k, v in value.items() if k in known})
+        except (TypeError, ValueError, AttributeError, KeyError) as e:
+            raise FormatError(f"not a {cls.__name__}: {e}") from None
+
+
+@dataclass(frozen=True)
+class Head(Record):
+    """One tapped module of a teacher.
+
+    Attributes:
+        stream: ``ctc`` or ``rnnt``.
+        module: path below the teacher's model, e.g. ``ctc_output.1`` or ``joiner.output_linear``.
+        blank: id of the blank in the teacher's token table.
+        layout: axes of the module's output: ``BTV``, ``BVT`` or ``TBV``; a joiner's slices are always TUV.
+    """
+
+    stream: str
+    module: str
+    blank: int
+    layout: str = "BTV"
+
+
+@dataclass(frozen=True)
+class TeacherSpec(Record):
+    """What a teacher says about itself.
+
+    Attributes:
+        name: what people call it.
+        sample_rate: Hz its features expect.
+        frame_shift: samples of audio, at that rate, between two teacher frames.
+        heads: the modules to tap.
+        features: settings of the features, anything that changes numbers; JSON.
+        weights: sha256 over the model's parameters and buffers; filled in by logitstore.
+    """
+
+    name: str
+    sample_rate: int
+    frame_shift: int
+    heads: tuple[Head, ...] = ()
+    features: dict[str, Any] = field(default_factory=dict)
+    weights: str = ""
+
+    def __post_init__(self) -> None:
+        heads = tuple(h if isinstance(h, Head) else Head.from_json(h) for h in self.heads)
+        object.__setattr__(self, "heads", heads)
+        if not (isinstance(self.sample_rate, int) and self.sample_rate > 0):
+            raise ValueError(f"a sample rate of {self.sample_rate!r} Hz")
+        if not (isinstance(self.frame_shift, int) and self.frame_shift > 0):
+            raise ValueError(f"a frame shift of {self.frame_shift!r} samples")
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "heads": [h.to_json() for h in self.heads]}
+
+    def head(self, stream: str) -> Head | None:
+        """The head of a stream; None where the teacher has none."""
+        return next((h for h in self.heads if h.stream == stream), None)
+
+
+@dataclass(frozen=True)
+class Column(Record):
+    """A named array of a shard: every row holds ``(n, *shape)`` items of one dtype.
+
+    Attributes:
+        name: e.g. ``ctc.logp``.
+        dtype: little-endian numpy dtype name, e.g. ``float16``.
+        shape: trailing axes, the same in every row.
+        about: what the numbers are, with their unit.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...] = ()
+    about: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
+
+
+@dataclass(frozen=True)
+class StreamSpec(Record):
+    """One stream of a store.
+
+    Attributes:
+        name: ``ctc``, ``rnnt``, ...; also the prefix of its columns.
+        kind: ``ctc`` (T, V) or ``rnnt`` (T, U+1, V).
+        classes: V.
+        blank: id of the blank.
+        encoding: name and settings, e.g. ``topk:16``.
+        form: lattice form, ``full``; empty for other kinds.
+    """
+
+    name: str
+    kind: str
+    classes: int
+    blank: int
+    encoding: str
+    form: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"a stream of kind {self.kind!r}")
+        if not (isinstance(self.classes, int) and self.classes > 0):
+            raise ValueError(f"{self.classes!r} classes")
+
+
+@dataclass(frozen=True)
+class StoreSpec(Record):
+    """The content of ``logitstore.json`` (SPEC F4).
+
+    Attributes:
+        teacher: who spoke.
+        tokens: ``sha256`` of tokens.txt, ``size`` and ``blank``.
+        streams: what is kept.
+        storage: name and settings of the storage.
+        manifest: ``sha256`` and ``utterances`` of the manifest it was made from; empty for one's own loop.
+        made_with: versions of the libraries that made it.
+        allowed: differences that the user allowed while resuming.
+        requires: features a reader must know, or refuse.
+        version: of the format, ``major.minor``.
+    """
+
+    teacher: TeacherSpec
+    tokens: dict[str, Any]
+    streams: tuple[StreamSpec, ...]
+    storage: dict[str, Any]
+    manifest: dict[str, Any] = field(default_factory=dict)
+    made_with: dict[str, str] = field(default_factory=dict)
+    allowed: tuple[dict[str, Any], ...] = ()
+    requires: tuple[str, ...] = ()
+    version: str = VERSION
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.teacher, TeacherSpec):
+            object.__setattr__(self, "teacher", TeacherSpec.from_json(self.teacher))
+        streams = tuple(s if isinstance(s, StreamSpec) else StreamSpec.from_json(s) for s in self.streams)
+        object.__setattr__(self, "streams", streams)
+        object.__setattr__(self, "allowed", tuple(self.allowed))
+        object.__setattr__(self, "requires", tuple(self.requires))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format": "logitstore",
+            **asdict(self),
+            "teacher": self.teacher.to_json(),
+            "streams": [s.to_json() for s in self.streams],
+            "allowed": list(self.allowed),
+            "requires": list(self.requires),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Raises ``FormatError`` for another format, a newer major version or an unknown requirement."""
+        if value.get("format") != "logitstore":
+            raise FormatError("it does not say format: logitstore (SPEC F4)")
+        version = str(value.get("version", ""))
+        if version.partition(".")[0] != VERSION.partition(".")[0]:
+            raise FormatError(
+                f"format version {version!r}; this logitstore reads {VERSION.partition('.')[0]}.x (SPEC F5)",
+                do="Install a logitstore that reads this version.",
+            )
+        unknown = set(map(str, value.get("requires", ()))) - KNOWN_REQUIREMENTS
+        if unknown:
+            raise FormatError(
+                f"it requires {', '.join(sorted(unknown))}, which this logitstore does not know (SPEC F5)",
+                do="Install a newer logitstore.",
+            )
+        return super().from_json(value)
+
+    def stream(self, name: str) -> StreamSpec:
+        """The stream of that name; raises ``FormatError``."""
+        for s in self.streams:
+            if s.name == name:
+                return s
+        raise FormatError(f"no stream {name!r}; there are {', '.join(s.name for s in self.streams)}")
+
+
+IDENTITY = ("teacher", "tokens", "streams", "storage", "manifest")
+
+
+def differences(was: StoreSpec, now: StoreSpec) -> list[tuple[str, Any, Any]]:
+    """What two stores' identities disagree on: ``(dotted field, was, now)``."""
+    found: list[tuple[str, Any, Any]] = []
+
+    def walk(path: str, a: Any, b: Any) -> None:
+        if isinstance(a, dict) and isinstance(b, dict):
+            for key in sorted({*a, *b}):
+                walk(f"{path}.{key}", a.get(key), b.get(key))
+        elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+            for i, (x, y) in enumerate(zip(a, b, strict=True)):
+                walk(f"{path}[{i}]", x, y)
+        elif a != b:
+            found.append((path, a, b))
+
+    one, two = was.to_json(), now.to_json()
+    for name in IDENTITY:
+        walk(name, one[name], two[name])
+    return found

@@ -1,0 +1,143 @@
+"""Reading a Zarr shard: mapped where arrays lie uncompressed, through zarr where they do not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..digest import crc32c, parse_json
+from ..errors import CorruptError, FormatError
+from ..places import Place
+from ..spec import Column
+from .base import DTYPES, ROW, Sealing, Shard, ShardFile, check_file
+
+_TABLE = ("table/start", "table/crc32c")
+
+
+def open_zarr(place: Place, path: str, compressor: str, sealing: Sealing, columns: Sequence[Column]) -> Shard:
+    """The group at a path of a place; raises ``CorruptError`` or ``FormatError``."""
+    shard = path.rpartition("/")[2]
+    files = {f.path: f for f in sealing.files}
+    views = [_View(place, path, c, files, compressor) for c in (ROW, *columns)]
+    width = len(views)
+    tables = []
+    for name, dtype in zip(_TABLE, ("int64", "uint32"), strict=True):
+        view = _View(place, path, Column(name.replace("/", "."), dtype, (width,)), files, "none")
+        tables.append(view.all())
+    start, crc = tables
+    for i, view in enumerate(views):
+        if start.ndim == 2 and start.shape[1] == width and len(start) and start[-1, i] != view.items:
+            raise FormatError(
+                f"{view.column.name} has {view.items} items but rows for {start[-1, i]} (SPEC S4)",
+                where=f"shard {shard}",
+            )
+    return Shard(shard, columns, start, crc, lambda i, c, a, b: views[c].items_of(a, b))
+
+
+class _View:
+    """One array of a sealed shard: mapped where it lies uncompressed, read through zarr elsewhere."""
+
+    def __init__(
+        self, place: Place, path: str, column: Column, files: dict[str, ShardFile], compressor: str
+    ) -> None:
+        self.column, self._place, self._compressor = column, place, compressor
+        self._path = f"{path}/{column.name.replace('.', '/')}"
+        meta_name = f"{self._path}/zarr.json"
+        self._data_name = "/".join([self._path, "c", *["0"] * (1 + len(column.shape))])
+        if meta_name not in files:
+            raise FormatError(f"no array {column.name} (SPEC S2)", where=path)
+        meta = _read(place, files[meta_name])
+        check_file(meta, files[meta_name])
+        self.items, self._chunk = _parse(parse_json(meta, meta_name), column, meta_name)
+        self._file = files.get(self._data_name)
+        if (self._file is None) != (self.items == 0):
+            raise FormatError("data without items, or items without data (SPEC S2)", where=self._data_name)
+        self._mapped: NDArray[Any] | None = None
+        self._zarr: Any = None
+        if self._file is not None and _size(place, self._file) != self._file.bytes:
+            raise CorruptError(
+                f"its size is not the {self._file.bytes} bytes sealed (SPEC S6)", where=self._data_name
+            )
+
+    def all(self) -> NDArray[Any]:
+        """The whole array, its file checked: for the row table."""
+        if self._file is not None:
+            check_file(_read(self._place, self._file), self._file)
+        return self.items_of(0, self.items)
+
+    def items_of(self, a: int, b: int) -> NDArray[Any]:
+        if b > self.items:
+            raise FormatError(f"a row ends at item {b} of {self.items} (SPEC S4)", where=self._path)
+        if self._compressor != "none" and self._file is not None:
+            return np.ascontiguousarray(self._through_zarr()[a:b])
+        if self._mapped is None:
+            self._mapped = self._map()
+        return self._mapped[a:b]
+
+    def _map(self) -> NDArray[Any]:
+        """Prove from the shard's own index that inner chunks lie one after the other, then map them."""
+        dtype, shape = np.dtype(self.column.dtype).newbyteorder("<"), self.column.shape
+        if self._file is None:
+            return np.zeros((0, *shape), dtype)
+        raw = self._place.map(self._data_name)
+        count = -(-self.items // self._chunk)
+        item = int(dtype.itemsize * np.prod(shape, dtype=int))
+        end = len(raw) - 16 * count - 4
+        if end != count * self._chunk * item:
+            raise FormatError(f"{len(raw)} bytes for {count} inner chunks (SPEC Z2)", where=self._data_name)
+        index = raw[end:-4]
+        if crc32c(index) != int.from_bytes(raw[-4:].tobytes(), "little"):
+            raise CorruptError("the shard index does not match its checksum (SPEC Z2)", where=self._data_name)
+        pairs = index.view("<u8").reshape(count, 2)
+        size = self._chunk * item
+        if (pairs[:, 1] != size).any() or (pairs[:, 0] != np.arange(count, dtype="<u8") * size).any():
+            raise FormatError("inner chunks are not one after the other (SPEC Z2)", where=self._data_name)
+        return raw[: self.items * item].view(dtype).reshape(self.items, *shape)
+
+    def _through_zarr(self) -> Any:
+        if self._zarr is None:
+            import zarr
+
+            self._zarr = zarr.open_array(str(self._place.local(self._path)), mode="r")
+        return self._zarr
+
+
+def _read(place: Place, file: ShardFile) -> bytes:
+    try:
+        return place.read(file.path)
+    except FileNotFoundError:
+        raise CorruptError("a file of a sealed shard is missing (SPEC S6)", where=file.path) from None
+
+
+def _size(place: Place, file: ShardFile) -> int:
+    try:
+        return place.size(file.path)
+    except FileNotFoundError:
+        raise CorruptError("a file of a sealed shard is missing (SPEC S6)", where=file.path) from None
+
+
+def _parse(meta: Any, column: Column, where: str) -> tuple[int, int]:
+    """Items and inner chunk length from an array's metadata; raises ``FormatError`` unless it is ours."""
+    try:
+        items, *shape = meta["shape"]
+        sharding = next(c for c in meta["codecs"] if c["name"] == "sharding_indexed")["configuration"]
+        chunk, *inner = sharding["chunk_shape"]
+        good = (
+            meta["data_type"] == column.dtype
+            and (column.dtype in DTYPES or column.dtype == "int64")
+            and tuple(shape) == tuple(inner) == column.shape
+            and type(items) is int
+            and type(chunk) is int
+            and items >= 0
+            and chunk > 0
+        )
+    except (KeyError, TypeError, ValueError, StopIteration):
+        good = False
+    if not good:
+        raise FormatError(
+            f"not the metadata of {column.dtype} items of shape {list(column.shape)} (SPEC Z1)", where=where
+        )
+    return items, chunk

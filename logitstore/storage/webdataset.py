@@ -1,0 +1,173 @@
+"""``webdataset``: one tar a shard, ``.npy`` and ``.json`` members, readable by plain webdataset.
+
+Members of one utterance are ``KEY.row.json``, ``KEY.ctc.logp.npy``, ...; the row table stands last, under
+``__logitstore__/``, which webdataset skips. Tar headers are USTAR with every time, owner and mode fixed, so
+the same rows give the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import quote
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from ..digest import canonical, crc32c, id_hash
+from ..emission import Row
+from ..errors import CorruptError, FormatError
+from ..places import Place
+from ..spec import Column
+from .base import ROW, Sealing, Shard, ShardFile, Tally
+
+MAX_KEY = 60
+
+
+def escape(utt_id: str) -> str:
+    """A webdataset key for an utterance id (SPEC W2).
+
+    webdataset cuts a name at its first dot and takes what stands before as the key, so dots, slashes, spaces and all else outside
+    ``[A-Za-z0-9_-]`` become ``%XX`` of their UTF-8. A key longer than 60 characters is cut and ends in ``~``
+    and the id's hash. The true id is always in the row itself.
+    """
+    key = quote(utt_id, safe="").replace(".", "%2E").replace("~", "%7E")
+    if len(key) <= MAX_KEY:
+        return key
+    return f"{key[: MAX_KEY - 17]}~{id_hash(utt_id):016x}"
+
+
+@dataclass(frozen=True)
+class WebDatasetStorage:
+    """Tar shards."""
+
+    def __str__(self) -> str:
+        return "webdataset"
+
+    def path(self, shard: str) -> str:
+        return f"shards/{shard}.tar"
+
+    def create(self, staged: Path, shard: str, columns: Sequence[Column]) -> TarShardWriter:
+        return TarShardWriter(self.path(shard), staged, columns)
+
+    def open(self, place: Place, shard: str, sealing: Sealing, columns: Sequence[Column]) -> Shard:
+        return _open(place, shard, sealing, columns)
+
+    def describe(self, place: Place, about: dict[str, Any]) -> None:
+        """webdataset expects nothing."""
+
+
+class _Summing:
+    """A file that counts and checksums what goes through it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.bytes, self.crc = file, 0, 0
+
+    def write(self, data: bytes) -> int:
+        self.bytes += len(data)
+        self.crc = google_crc32c.extend(self.crc, data)
+        return self._file.write(data)
+
+
+class TarShardWriter:
+    """Writes one tar; see the module."""
+
+    def __init__(self, name: str, path: Path, columns: Sequence[Column]) -> None:
+        self._name = name
+        self._file = open(path, "xb")  # noqa: SIM115 - closed by close()
+        self._sum = _Summing(self._file)
+        self._tally = Tally(columns)
+        self._offset: list[list[int]] = []
+        self._keys: dict[str, str] = {}
+
+    def add(self, row: Row) -> None:
+        key = escape(row.id)
+        if self._keys.setdefault(key, row.id) != row.id:
+            raise FormatError(f"the key of {self._keys[key]!r} as well (SPEC W2)", where=row.id)
+        offsets = []
+        for _, column, array in self._tally.add(row):
+            if column is ROW:
+                offsets.append(self._member(f"{key}.row.json", array.tobytes()))
+            else:
+                offsets.append(self._array(f"{key}.{column.name}.npy", array))
+        self._offset.append(offsets)
+
+    def finish(self) -> Sealing:
+        columns = [c.to_json() for c in self._tally.columns]
+        self._member("__logitstore__/columns.json", canonical(columns))
+        offset = np.array(self._offset, np.int64).reshape(-1, len(columns))
+        tables = {"start": self._tally.start(), "offset": offset, "crc32c": self._tally.crc32c()}
+        layout: dict[str, Any] = {"rows": len(offset)}
+        for name, table in tables.items():
+            at = self._array(f"__logitstore__/{name}.npy", table)
+            layout[name] = {"offset": at, "crc32c": crc32c(table) if table.size else 0}
+        self._sum.write(bytes(-self._sum.bytes % tarfile.RECORDSIZE or tarfile.RECORDSIZE))
+        self.close()
+        return Sealing([ShardFile(self._name, self._sum.bytes, self._sum.crc)], layout)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _array(self, name: str, array: NDArray[Any]) -> int:
+        """Write a ``.npy`` member; gives where its items begin."""
+        head = io.BytesIO()
+        np.lib.format.write_array_header_1_0(head, np.lib.format.header_data_from_array_1_0(array))
+        return self._member(name, head.getvalue() + array.tobytes()) + len(head.getvalue())
+
+    def _member(self, name: str, data: bytes) -> int:
+        info = tarfile.TarInfo(name)
+        info.size = len(data)
+        info.mode = 0o644
+        self._sum.write(info.tobuf(tarfile.USTAR_FORMAT, "utf-8", "strict"))
+        at = self._sum.bytes
+        self._sum.write(data + bytes(-len(data) % tarfile.BLOCKSIZE))
+        return at
+
+
+def _open(place: Place, shard: str, sealing: Sealing, columns: Sequence[Column]) -> Shard:
+    """Map the tar and find every array through the shard's table; no header is parsed."""
+    (file,) = sealing.files
+    where = f"shard {shard}"
+    try:
+        raw = place.map(file.path)
+    except FileNotFoundError:
+        raise CorruptError("a file of a sealed shard is missing (SPEC S6)", where=file.path) from None
+    if len(raw) != file.bytes:
+        raise CorruptError(f"{len(raw)} bytes, not the {file.bytes} sealed (SPEC S6)", where=file.path)
+
+    width, rows = 1 + len(columns), int(sealing.layout["rows"])
+
+    def table(name: str, dtype: str, length: int) -> NDArray[Any]:
+        at = sealing.layout[name]
+        data = _slice(raw, int(at["offset"]), length * width * np.dtype(dtype).itemsize, where)
+        if (crc32c(data) if data.size else 0) != at["crc32c"]:
+            raise CorruptError(f"the table of row {name}s is damaged (SPEC S5)", where=where)
+        return data.view(dtype).reshape(length, width)
+
+    offset = table("offset", "<i8", rows)
+    dtypes = [(np.dtype(c.dtype).newbyteorder("<"), c.shape) for c in (ROW, *columns)]
+
+    def load(i: int, c: int, a: int, b: int) -> NDArray[Any]:
+        dtype, shape = dtypes[c]
+        size = (b - a) * int(dtype.itemsize * np.prod(shape, dtype=int))
+        return _slice(raw, int(offset[i, c]), size, where).view(dtype).reshape(b - a, *shape)
+
+    return Shard(shard, columns, table("start", "<i8", rows + 1), table("crc32c", "<u4", rows), load)
+
+
+def _slice(raw: NDArray[np.uint8], at: int, size: int, where: str) -> NDArray[np.uint8]:
+    if not 0 <= at <= at + size <= len(raw):
+        raise FormatError(f"bytes {at}…{at + size} of {len(raw)} (SPEC S4)", where=where)
+    return raw[at : at + size]
+
+
+def parse(setting: str | None) -> WebDatasetStorage:
+    """``webdataset``."""
+    if setting is not None:
+        raise FormatError(f"webdataset takes no setting, but got {setting!r}")
+    return WebDatasetStorage()

@@ -1,0 +1,219 @@
+"""What a student is told: decoded rows that serve every temperature, in numpy.
+
+Rows are N frames (CTC) or N lattice nodes (RNN-T, in (T, U+1) order) over V classes. Log-probabilities are
+natural logarithms at temperature 1; ``at(temperature)`` gives the same rows as a student uses them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import MissingUtterance, UsageError
+
+Float = NDArray[np.float32]
+TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
+_BETAS = np.array([1 / t for t in TEMPERATURES] + [0.0])  # where the log-tail is known; 0 by counting
+
+
+@dataclass(frozen=True)
+class Tempered:
+    """N rows at one temperature.
+
+    Attributes:
+        classes: V.
+        temperature: that the probabilities were taken at.
+        logp: (N, K) float32 log-probabilities; K = V where ``ids`` is None.
+        ids: (N, K) int32 class of each, or None when every class is there in order.
+        tail: (N,) float32 log of the mass of all other classes together; -inf where there is none.
+    """
+
+    classes: int
+    temperature: float
+    logp: Float
+    ids: NDArray[np.int32] | None
+    tail: Float
+
+    def dense(self) -> Float:
+        """(N, V) float32; the tail's mass is spread equally over the classes that were not kept."""
+        if self.ids is None:
+            return self.logp
+        n, k = self.logp.shape
+        rest = self.tail - np.log(max(self.classes - k, 1))
+        out = np.broadcast_to(rest[:, None], (n, self.classes)).astype(np.float32)
+        np.put_along_axis(out, self.ids.astype(np.int64), self.logp, axis=1)
+        return out
+
+
+class Rows(Protocol):
+    """N decoded rows of one stream, whatever the encoding."""
+
+    @property
+    def classes(self) -> int:
+        """V."""
+
+    def __len__(self) -> int:
+        """N."""
+
+    def at(self, temperature: float = 1.0) -> Tempered:
+        """The rows at a temperature ≥ 1."""
+
+    def take(self, index: NDArray[np.int64]) -> Rows:
+        """Some of the rows, in this order."""
+
+
+def logsumexp(x: NDArray[Any], axis: int = -1) -> NDArray[Any]:
+    """log Σ exp along an axis; rows of -inf give -inf."""
+    top = np.max(x, axis=axis, keepdims=True, initial=-np.inf)
+    safe = np.where(np.isfinite(top), top, 0)
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.log(np.exp(x - safe).sum(axis=axis)) + np.squeeze(safe, axis))
+
+
+def check_temperature(temperature: float) -> None:
+    """Raises ``UsageError`` below 1: what a pruned row left out is not known there."""
+    if not (np.isfinite(temperature) and temperature >= 1):
+        raise UsageError(f"a temperature of {temperature}", do="Temperatures are 1 or more.")
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Every class of every row.
+
+    Attributes:
+        logp: (N, V) log-probabilities at temperature 1.
+        logz: (N,) float32 log-normaliser: ``logp + logz`` are the teacher's raw logits.
+    """
+
+    logp: NDArray[Any]
+    logz: Float
+
+    @property
+    def classes(self) -> int:
+        return int(self.logp.shape[1])
+
+    def __len__(self) -> int:
+        return len(self.logp)
+
+    def take(self, index: NDArray[np.int64]) -> Dense:
+        return Dense(self.logp[index], self.logz[index])
+
+    def at(self, temperature: float = 1.0) -> Tempered:
+        check_temperature(temperature)
+        logp = self.logp.astype(np.float32) / np.float32(temperature)
+        logp = (logp - logsumexp(logp)[:, None]).astype(np.float32)
+        return Tempered(self.classes, temperature, logp, None, np.full(len(logp), -np.inf, np.float32))
+
+    def logits(self) -> Float:
+        """(N, V) float32 raw logits."""
+        return (self.logp.astype(np.float32) + self.logz[:, None]).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """The K best classes of every row, and what the others weigh.
+
+    Attributes:
+        classes: V.
+        ids: (N, K) classes, best first, ties by lower id.
+        logp: (N, K) log-probabilities at temperature 1.
+        odds: (N, 4) float32 log of (left-out mass / kept mass) at temperatures 1, 2, 4, 8.
+        logz: (N,) float32 log-normaliser at temperature 1.
+    """
+
+    classes: int
+    ids: NDArray[Any]
+    logp: NDArray[Any]
+    odds: Float
+    logz: Float
+
+    def __len__(self) -> int:
+        return len(self.logp)
+
+    def take(self, index: NDArray[np.int64]) -> Sparse:
+        return Sparse(self.classes, self.ids[index], self.logp[index], self.odds[index], self.logz[index])
+
+    def at(self, temperature: float = 1.0) -> Tempered:
+        """The log-tail at any temperature is the quartic through five points of a smooth curve in 1/τ.
+
+        The curve is log Σ exp(logp/τ) over the left-out classes; four points are stored, and at 1/τ = 0 it
+        is the logarithm of how many there are.
+        """
+        check_temperature(temperature)
+        logp = self.logp.astype(np.float64)
+        kept = logsumexp(logp / temperature)
+        left = self.classes - logp.shape[1]
+        if left == 0:
+            tail = np.full(len(logp), -np.inf)
+        elif temperature in TEMPERATURES:
+            tail = kept + self.odds[:, TEMPERATURES.index(temperature)]
+        else:
+            points = [logsumexp(logp * b) + self.odds[:, i] for i, b in enumerate(_BETAS[:-1])]
+            points.append(np.full(len(logp), np.log(left)))
+            tail = np.stack(points, -1) @ _lagrange(1 / temperature)
+        total = np.logaddexp(kept, tail)
+        return Tempered(
+            self.classes,
+            temperature,
+            (logp / temperature - total[:, None]).astype(np.float32),
+            self.ids.astype(np.int32),
+            (tail - total).astype(np.float32),
+        )
+
+
+def _lagrange(beta: float) -> NDArray[np.float64]:
+    """Weights of the five known points for the value of their quartic at ``beta``."""
+    weights = np.ones(len(_BETAS))
+    for i, at in enumerate(_BETAS):
+        for j, other in enumerate(_BETAS):
+            if i != j:
+                weights[i] *= (beta - other) / (at - other)
+    return weights
+
+
+@dataclass(frozen=True)
+class Target:
+    """One utterance of a store.
+
+    Attributes:
+        id: the utterance.
+        T: valid teacher frames.
+        labels: (U,) int32 token ids that the lattice was driven with; empty where there are none.
+        streams: decoded rows by stream name.
+        shapes: axes of each stream, e.g. ``(T, V)`` or ``(T, U+1, V)``.
+        meta: everything else that was stored: text, seconds, ...
+    """
+
+    id: str
+    T: int
+    labels: NDArray[np.int32]
+    streams: Mapping[str, Rows]
+    shapes: Mapping[str, tuple[int, ...]]
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def U(self) -> int:
+        """Number of labels."""
+        return len(self.labels)
+
+    @property
+    def text(self) -> str | None:
+        """Reference text, where the manifest had one."""
+        return self.meta.get("text")
+
+    def __getitem__(self, stream: str) -> Rows:
+        """The stored form of a stream; raises ``MissingUtterance`` where it was not dumped."""
+        try:
+            return self.streams[stream]
+        except KeyError:
+            raise MissingUtterance(
+                f"no stream {stream!r}", where=self.id, do=f"It has: {', '.join(self.streams)}."
+            ) from None
+
+    def log_probs(self, stream: str, temperature: float = 1.0) -> Float:
+        """Dense float32 log-probabilities in the stream's own axes: (T, V) or (T, U+1, V)."""
+        return self[stream].at(temperature).dense().reshape(self.shapes[stream])

@@ -1,0 +1,81 @@
+"""The protocol between logitstore and somebody's trained model.
+
+A teacher is any object with these methods; it need not inherit from anything. ``describe`` names the modules
+to tap; ``features``, ``forward`` and ``lengths`` run the model as its own decoding script does. A transducer
+adds ``labels``, ``transducer`` and ``join``, so that the joiner can be driven slice by slice and
+[B, T, U, V] never exists.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from ..spec import Head, TeacherSpec
+from ..vocab import TokenTable
+
+__all__ = ["Head", "Teacher", "TeacherSpec", "Transducer", "weights_sha256"]
+
+
+@runtime_checkable
+class Teacher(Protocol):
+    """A trained recogniser.
+
+    Attributes:
+        model: the root that tap paths start from; put to eval by logitstore.
+    """
+
+    model: nn.Module
+
+    def describe(self) -> TeacherSpec:
+        """Name, sample rate (Hz), frame shift (samples), heads to tap, feature settings."""
+
+    def tokens(self) -> TokenTable:
+        """The token table that the heads' V classes stand for."""
+
+    def features(self, audio: NDArray[np.float32]) -> torch.Tensor:
+        """(samples,) float32 in [-1, 1] at the teacher's rate → (T0, F) float32 on the CPU.
+
+        Runs in loader threads. Raise ``ValueError`` for audio that is too short.
+        """
+
+    def forward(self, features: torch.Tensor, lengths: torch.Tensor) -> Any:
+        """(B, T0, F) zero-padded and (B,) int64, on the model's device. Runs the encoder and the CTC head."""
+
+    def lengths(self, output: Any) -> torch.Tensor:
+        """(B,) valid teacher frames of what ``forward`` gave."""
+
+
+@runtime_checkable
+class Transducer(Teacher, Protocol):
+    """A teacher with an RNN-T branch.
+
+    ``log_probs(output) -> dict`` of (B, T, V) by stream is optional: what the model itself says, for the
+    self-check.
+    """
+
+    def labels(self, text: str) -> list[int]:
+        """Token ids of a text; raise ``ValueError`` where it does not tokenise."""
+
+    def transducer(self, output: Any, b: int, labels: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Projected encoder (T, J) of utterance b, valid frames only, and projected decoder (U+1, J)."""
+
+    def join(self, enc: torch.Tensor, dec: torch.Tensor) -> torch.Tensor:
+        """One slice (t, J) of frames against all (U+1, J) label positions → (t, U+1, V)."""
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of all parameters and buffers, sorted by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if not isinstance(tensor, torch.Tensor):
+            continue
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+    return "sha256:" + digest.hexdigest()

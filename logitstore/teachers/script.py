@@ -1,0 +1,69 @@
+"""``FILE.py:NAME``: a teacher made by a factory in the user's own file."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+from .. import registry
+from ..errors import TeacherError, UsageError
+from .base import Teacher
+
+
+def load_teacher(place: str) -> Teacher:
+    """Run ``NAME()`` of ``FILE.py``; its folder becomes importable, as for any script.
+
+    Raises ``UsageError`` for a wrong place and ``TeacherError`` where the factory fails or its result does not
+    keep the protocol.
+    """
+    file, found, name = place.rpartition(":")
+    path = Path(file).resolve()
+    if not found or not file or not name.isidentifier():
+        raise UsageError(
+            f"{place!r} is not FILE.py:NAME", do="Say which function of which file: teacher.py:load."
+        )
+    if not path.is_file():
+        raise UsageError(f"{file} does not exist", where="--teacher")
+    factory = getattr(_run(path), name, None)
+    if not callable(factory):
+        known = [n for n in vars(_run(path)) if not n.startswith("_")]
+        raise UsageError(
+            f"{file} has no function {name!r}", where="--teacher", do=registry.suggest(name, known)
+        )
+    try:
+        teacher = factory()
+    except Exception as e:
+        raise TeacherError(f"{name}() failed with {type(e).__name__}: {e}", where=str(path)) from e
+    missing = [
+        m
+        for m in ("model", "describe", "tokens", "features", "forward", "lengths")
+        if not hasattr(teacher, m)
+    ]
+    if missing:
+        raise TeacherError(
+            f"{type(teacher).__name__} has no {', '.join(missing)}",
+            where=str(path),
+            do="logitstore.teachers.base documents the protocol.",
+        )
+    checked: Teacher = teacher
+    return checked
+
+
+def _run(path: Path) -> Any:
+    name = f"logitstore_teacher_{path.stem}"
+    if name in sys.modules and getattr(sys.modules[name], "__file__", None) == str(path):
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as e:
+        del sys.modules[name]
+        raise TeacherError(f"importing it failed with {type(e).__name__}: {e}", where=str(path)) from e
+    return module

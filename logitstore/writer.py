@@ -1,0 +1,188 @@
+"""Writes a store from one's own loop; ``dump`` drives the same writer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import lru_cache
+from types import TracebackType
+from typing import Any, Self
+
+from .encoder import RowEncoder
+from .errors import LengthError, ManifestError, VocabError
+from .identity import establish
+from .layout import columns_of, make_spec
+from .manifest import check_id
+from .places import Place, open_place
+from .sealed import current_index, read_entry, shard_names
+from .sealing import ShardInMaking, finish_store, sweep
+from .spec import StoreSpec, TeacherSpec
+from .storage import parse_storage
+from .vocab import TokenTable
+
+
+class StoreWriter:
+    """Writes rows into a store; sealed rows survive anything that happens later.
+
+    ::
+
+        with StoreWriter.open("store", tokens=table, streams={"ctc": "dense"}) as w:
+            for utt_id, logits in my_own_loop():        # logits (T, V) before the softmax
+                if utt_id not in w:
+                    w.add(utt_id, ctc=logits)
+    """
+
+    def __init__(self, place: Place, spec: StoreSpec, *, writer: str = "loop", shard_rows: int = 500) -> None:
+        self.place, self.spec = place, spec
+        self._storage = parse_storage(spec.storage["name"])
+        self._columns = columns_of(spec)
+        self._encoder = RowEncoder(spec)
+        self._writer, self._rows = writer, shard_rows
+        self._shard: ShardInMaking | None = None
+        self._open = ExitStack()
+        self._fresh: set[str] = set()
+
+    @classmethod
+    def open(
+        cls,
+        location: Any,
+        *,
+        tokens: TokenTable,
+        streams: Mapping[str, str],
+        teacher: TeacherSpec | None = None,
+        storage: str = "zarr",
+        writer: str = "loop",
+        shard_rows: int = 500,
+    ) -> StoreWriter:
+        """A writer for one's own loop; use it as a context manager.
+
+        Args:
+            location: a directory; made, or resumed when it is a store with the same answers.
+            tokens: the token table.
+            streams: encoding by stream name.
+            teacher: who speaks.
+            storage: ``zarr`` or ``webdataset``.
+            writer: a name no other process writing into this store uses.
+            shard_rows: utterances a shard.
+        """
+        teacher = teacher or TeacherSpec("unnamed", 16000, 640)
+        spec = make_spec(teacher, tokens, streams, storage=storage)
+        return cls(open_place(location), spec, writer=writer, shard_rows=shard_rows).begin(tokens)
+
+    def begin(self, tokens: TokenTable, allow_different: Iterable[str] = ()) -> Self:
+        """Take the writer's lock; make the store, or check that it was made with the same answers.
+
+        Raises ``IdentityError`` or ``StoreBusy``.
+        """
+        self._open.enter_context(self.place.lock(self._writer))
+        try:
+            with self.place.lock("store", wait=True):
+                self.spec = establish(self.place, self.spec, tokens, set(allow_different))
+                if not self.place.exists("index.bin"):
+                    self._storage.describe(self.place, {"format": "logitstore", "version": self.spec.version})
+            sweep(self.place, self._writer)
+            self._index = current_index(self.place)
+        except BaseException:
+            self._open.close()
+            raise
+        self._entry = lru_cache(maxsize=16)(lambda shard: read_entry(self.place, shard))
+        return self
+
+    def __contains__(self, utt_id: str) -> bool:
+        """Whether an utterance is sealed already, or was added in this session."""
+        if utt_id in self._fresh:
+            return True
+        return any(self._entry(shard).ids[row] == utt_id for shard, row in self._index.find(utt_id))
+
+    def shard(self, name: str) -> ShardInMaking:
+        """Begin a shard under the first free of ``name``, ``name-1``, ``name-2``, ..."""
+        taken, generation = set(shard_names(self.place)), 0
+        while (free := f"{name}-{generation}" if generation else name) in taken:
+            generation += 1
+        return ShardInMaking(self.place, self._storage, self._columns, free, self._writer)
+
+    def add(
+        self,
+        utt_id: str,
+        *,
+        ctc: Any = None,
+        rnnt: Any = None,
+        labels: Sequence[int] | None = None,
+        text: str | None = None,
+        seconds: float = 0.0,
+    ) -> None:
+        """Add one utterance of one's own loop; every ``shard_rows`` of them are sealed.
+
+        Args:
+            utt_id: unique in the store.
+            ctc: (T, V) logits, torch or numpy, valid frames only.
+            rnnt: (T, U+1, V) logits, or an iterable of its slices along T.
+            labels: (U,) token ids of the lattice.
+            text: reference text.
+            seconds: of audio.
+
+        Raises:
+            ManifestError: an id that cannot be stored or is there already.
+            NonFinite, VocabError, LengthError: logits that cannot be stored.
+        """
+        check_id(utt_id)
+        if utt_id in self:
+            raise ManifestError(
+                "this id is in the store already", where=utt_id, do="Ask `id in writer` first."
+            )
+        import torch
+
+        given = {"ctc": ctc, "rnnt": rnnt}
+        labels = [] if labels is None else [int(i) for i in labels]
+        if any(not 0 <= i < self.spec.tokens["size"] for i in labels):
+            raise VocabError(f"a label of {labels} is outside the token table", where=utt_id)
+        frames = 0
+        try:
+            for stream in self.spec.streams:
+                value = given[stream.name]
+                if value is None:
+                    raise LengthError(f"no {stream.name} was given", where=utt_id)
+                slices = [value] if hasattr(value, "shape") else value
+                frames = 0
+                for piece in slices:
+                    frames += len(piece)
+                    self._encoder.take(stream.name, torch.as_tensor(piece).detach(), utt_id)
+            meta: dict[str, Any] = {"T": frames, "U": len(labels), "seconds": seconds}
+            if text is not None:
+                meta["text"] = text
+            row = self._encoder.finish(utt_id, labels, meta)
+        except BaseException:
+            self._encoder.drop()
+            raise
+        if self._shard is None:
+            self._shard = self.shard(f"{self._writer}-{len(shard_names(self.place)):06d}")
+        self._shard.add(row)
+        self._fresh.add(utt_id)
+        if len(self._shard) >= self._rows:
+            self._shard.seal()
+            self._shard = None
+
+    def close(self) -> None:
+        """Seal the last shard, bring the index and ``skipped.jsonl`` up to date, drop the lock."""
+        try:
+            if self._shard is not None:
+                self._shard.seal()
+                self._shard = None
+            finish_store(self.place)
+        finally:
+            self._open.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            return self.close()
+        try:
+            if self._shard is not None:
+                self._shard.discard()
+            finish_store(self.place)
+        finally:
+            self._open.close()
