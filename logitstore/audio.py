@@ -29,7 +29,8 @@ def seconds_of(utt: Utterance) -> float:
         info = sf.info(str(utt.audio))
     except (sf.LibsndfileError, OSError) as e:
         raise _unreadable(utt.audio, e) from None
-    return max(0.0, info.frames / info.samplerate - utt.offset)
+    length: float = info.frames / info.samplerate
+    return max(0.0, length - utt.offset)
 
 
 def load_audio(utt: Utterance, rate: int) -> Float:

@@ -7,15 +7,21 @@ import json
 from typing import Any
 
 import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
 
 from .errors import CorruptError, FormatError
 
 MAX_JSON_BYTES = 256 << 20
 
 
-def crc32c(data: Any) -> int:
-    """CRC-32C (Castagnoli, RFC 3720) of a contiguous buffer, as an unsigned 32-bit integer."""
-    return int(google_crc32c.value(memoryview(data).cast("B")))
+def crc32c(data: bytes | NDArray[Any], before: int = 0) -> int:
+    """CRC-32C (Castagnoli, RFC 3720) of bytes or a contiguous array, as an unsigned 32-bit integer.
+
+    ``before`` is the checksum of what stands in front of them; nothing at all has checksum 0.
+    """
+    raw = data if isinstance(data, bytes) else data.reshape(-1).view(np.uint8)
+    return int(google_crc32c.extend(before, raw)) if len(raw) else before
 
 
 def sha256(data: bytes) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,7 @@ class Index:
         a, b = int(self._fan[bucket]), int(self._fan[bucket + 1])
         rows = self._table[a:b]
         if not self._checked[bucket]:
-            if (crc32c(rows.view(np.uint8)) if b > a else 0) != self._crc[bucket]:
+            if crc32c(rows) != self._crc[bucket]:
                 raise CorruptError(
                     "a bucket of the index is damaged (SPEC I4)",
                     where="index.bin",
@@ -95,7 +96,7 @@ def build(shards: Sequence[str], ids: Iterable[Sequence[str]], digest: int) -> b
     fan[:-1] = np.searchsorted(table["hash"], edges[:-1] << np.uint64(64 - bits)) if bits else 0
     fan[-1] = len(table)
     crc = np.array(
-        [crc32c(table[a:b].view(np.uint8)) if b > a else 0 for a, b in zip(fan[:-1], fan[1:], strict=True)],
+        [crc32c(table[a:b]) for a, b in pairwise(fan)],
         "<u4",
     )
     names_json = canonical(list(shards))

@@ -21,7 +21,7 @@ class Entry:
         ids: utterances, in row order.
         seconds: of audio, summed.
         frames: teacher frames, summed.
-        sealing: files with sizes and checksums, and the storage's layout. No files where every row was skipped.
+        sealing: files with sizes and checksums, and the storage's layout; no files where nothing was kept.
         skipped: utterances of this part of the manifest that could not be dumped: id, reason, what.
     """
 

@@ -157,8 +157,9 @@ class StoreSpec(Record):
     version: str = VERSION
 
     def __post_init__(self) -> None:
-        if not isinstance(self.teacher, TeacherSpec):
-            object.__setattr__(self, "teacher", TeacherSpec.from_json(self.teacher))
+        teacher: Any = self.teacher
+        if not isinstance(teacher, TeacherSpec):
+            object.__setattr__(self, "teacher", TeacherSpec.from_json(teacher))
         streams = tuple(s if isinstance(s, StreamSpec) else StreamSpec.from_json(s) for s in self.streams)
         object.__setattr__(self, "streams", streams)
         object.__setattr__(self, "allowed", tuple(self.allowed))

@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from .errors import MissingUtterance, UsageError
 
 Float = NDArray[np.float32]
+NOTHING = (
+    -1e4
+)  # log of no mass: finite, so p·log p is 0 and not NaN; its exponential is 0 in every float type
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
 _BETAS = np.array([1 / t for t in TEMPERATURES] + [0.0])  # where the log-tail is known; 0 by counting
 
@@ -28,8 +31,9 @@ class Tempered:
         classes: V.
         temperature: that the probabilities were taken at.
         logp: (N, K) float32 log-probabilities; K = V where ``ids`` is None.
-        ids: (N, K) int32 class of each, or None when every class is there in order.
-        tail: (N,) float32 log of the mass of all other classes together; -inf where there is none.
+        ids: (N, K) int32 class of each, or None when every class is there in order. A row with fewer entries
+            repeats its first class with a log-probability of -1e4.
+        tail: (N,) float32 log of the mass of all other classes together; -1e4 where there is none.
     """
 
     classes: int
@@ -42,10 +46,11 @@ class Tempered:
         """(N, V) float32; the tail's mass is spread equally over the classes that were not kept."""
         if self.ids is None:
             return self.logp
-        n, k = self.logp.shape
-        rest = self.tail - np.log(max(self.classes - k, 1))
-        out = np.broadcast_to(rest[:, None], (n, self.classes)).astype(np.float32)
-        np.put_along_axis(out, self.ids.astype(np.int64), self.logp, axis=1)
+        left = self.classes - (self.logp > NOTHING).sum(axis=1)
+        rest = self.tail - np.log(np.maximum(left, 1))
+        out = np.broadcast_to(rest[:, None], (len(rest), self.classes)).astype(np.float32)
+        best_last = slice(None, None, -1)  # of equal ids, the last one written stays
+        np.put_along_axis(out, self.ids[:, best_last].astype(np.int64), self.logp[:, best_last], axis=1)
         return out
 
 
@@ -106,7 +111,7 @@ class Dense:
         check_temperature(temperature)
         logp = self.logp.astype(np.float32) / np.float32(temperature)
         logp = (logp - logsumexp(logp)[:, None]).astype(np.float32)
-        return Tempered(self.classes, temperature, logp, None, np.full(len(logp), -np.inf, np.float32))
+        return Tempered(self.classes, temperature, logp, None, np.full(len(logp), NOTHING, np.float32))
 
     def logits(self) -> Float:
         """(N, V) float32 raw logits."""
@@ -148,7 +153,7 @@ class Sparse:
         kept = logsumexp(logp / temperature)
         left = self.classes - logp.shape[1]
         if left == 0:
-            tail = np.full(len(logp), -np.inf)
+            tail = np.full(len(logp), NOTHING)
         elif temperature in TEMPERATURES:
             tail = kept + self.odds[:, TEMPERATURES.index(temperature)]
         else:
@@ -161,7 +166,7 @@ class Sparse:
             temperature,
             (logp / temperature - total[:, None]).astype(np.float32),
             self.ids.astype(np.int32),
-            (tail - total).astype(np.float32),
+            np.maximum(tail - total, NOTHING).astype(np.float32),
         )
 
 

@@ -108,12 +108,12 @@ class LocalPlace:
 
     @contextmanager
     def lock(self, writer: str, wait: bool = False) -> Iterator[None]:
-        """An flock: the kernel drops it when its holder dies, so a lock is never stale. Its file goes with it."""
+        """An flock: the kernel drops it when its holder dies, so none is ever stale; its file goes too."""
         path = self.root / "partial" / f"{writer}.lock"
         while True:
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                f = open(path, "wb")  # noqa: SIM115 - held until the lock is dropped
+                f = open(path, "wb")
             except FileNotFoundError:  # the last holder just removed the folder
                 continue
             try:

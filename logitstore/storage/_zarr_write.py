@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
@@ -38,10 +37,10 @@ class _ArrayFile:
         self.items += len(array)
         if not array.size:
             return
-        data = memoryview(array).cast("B")
+        data = array.reshape(-1).view(np.uint8)
         if self.compressor == "none":
             return self._write(data)
-        self._buffer += data
+        self._buffer += data.tobytes()
         size = self.target * self.item
         while len(self._buffer) >= size:
             self._write_chunk(bytes(self._buffer[:size]))
@@ -74,12 +73,12 @@ class _ArrayFile:
         self._chunks.append((self.bytes, len(data)))
         self._write(data)
 
-    def _write(self, data: Any) -> None:
+    def _write(self, data: bytes | NDArray[np.uint8]) -> None:
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self.path, "xb")
-        self._file.write(data)
-        self.crc = google_crc32c.extend(self.crc, data if isinstance(data, bytes) else memoryview(data))
+        self._file.write(memoryview(data))
+        self.crc = crc32c(data, self.crc)
         self.bytes += len(data)
 
 
@@ -145,7 +144,7 @@ class ZarrShardWriter:
         zarr.create_group(str(self._folder), attributes={"logitstore": about})
         for file in self._files:
             self._describe(file, file.finish())
-        tables = {"start": self._tally.start(), "crc32c": self._tally.crc32c()}
+        tables: dict[str, NDArray[Any]] = {"start": self._tally.start(), "crc32c": self._tally.crc32c()}
         texts = (
             "first item of every row in every column; the last line is the end",
             "CRC-32C of every row's bytes in every column; 0 for an empty one",

@@ -106,7 +106,7 @@ class Tally:
                     where=row.id,
                 )
             start.append(self._start[-1][i] + len(array))
-            crc.append(crc32c(array) if array.size else 0)
+            crc.append(crc32c(array))
             out.append((i, column, array))
         self._start.append(start)
         self._crc.append(crc)
@@ -149,11 +149,11 @@ class Shard:
         return len(self._crc)
 
     def array(self, i: int, column: str, verify: bool = True) -> NDArray[Any]:
-        """One array of one row, a read-only view; raises ``CorruptError`` when its checksum does not match."""
+        """One array of one row, a read-only view; raises ``CorruptError`` where its checksum differs."""
         c = self._number[column]
         a, b = int(self._start[i, c]), int(self._start[i + 1, c])
         array = self._load(i, c, a, b)
-        if verify and (crc32c(array) if array.size else 0) != self._crc[i, c]:
+        if verify and crc32c(array) != self._crc[i, c]:
             raise CorruptError(
                 f"checksum of {column} does not match its bytes (SPEC S5)",
                 where=f"shard {self.name} row {i}{self._id(i)}",
@@ -195,7 +195,7 @@ def check_table(name: str, start: NDArray[np.int64], crc: NDArray[np.uint32], co
 
 def check_file(data: NDArray[np.uint8] | bytes, file: ShardFile) -> None:
     """Raise ``CorruptError`` unless bytes are what was sealed."""
-    if len(data) != file.bytes or (crc32c(data) if file.bytes else 0) != file.crc32c:
+    if len(data) != file.bytes or crc32c(data) != file.crc32c:
         raise CorruptError(
             f"{len(data)} bytes whose checksum is not that of the {file.bytes} bytes sealed (SPEC S6)",
             where=file.path,

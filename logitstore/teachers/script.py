@@ -15,8 +15,8 @@ from .base import Teacher
 def load_teacher(place: str) -> Teacher:
     """Run ``NAME()`` of ``FILE.py``; its folder becomes importable, as for any script.
 
-    Raises ``UsageError`` for a wrong place and ``TeacherError`` where the factory fails or its result does not
-    keep the protocol.
+    Raises ``UsageError`` for a wrong place and ``TeacherError`` where the factory fails or its result does
+    not keep the protocol.
     """
     file, found, name = place.rpartition(":")
     path = Path(file).resolve()
@@ -56,7 +56,8 @@ def _run(path: Path) -> Any:
     if name in sys.modules and getattr(sys.modules[name], "__file__", None) == str(path):
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     if str(path.parent) not in sys.path:
         sys.path.insert(0, str(path.parent))

@@ -1,0 +1,208 @@
+"""Reads a store: a read-only mapping from utterance id to target, free of torch until asked for tensors."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .digest import open_json
+from .emission import Row
+from .encodings import parse_encoding
+from .errors import FormatError, MissingUtterance, NotAStore
+from .index import Index
+from .layout import LABELS, columns_of
+from .places import Place, open_place
+from .sealed import Entry, current_index, read_entry
+from .spec import StoreSpec, StreamSpec
+from .storage import Shard, open_storage
+from .target import Rows, Target
+from .vocab import TokenTable, require_same
+
+if TYPE_CHECKING:
+    from .batch import TargetBatch
+
+OPEN_SHARDS = 64
+
+
+class Store(Mapping[str, Target]):
+    """An opened store.
+
+    Pickles as its location and opens again on the other side, so dataloader workers share no file handle.
+
+    Attributes:
+        spec: what the store says about itself.
+        tokens: its token table.
+    """
+
+    def __init__(self, location: Any, *, verify: bool = True) -> None:
+        self.place: Place = open_place(location)
+        self._args = (location, verify)
+        if not self.place.exists("logitstore.json"):
+            raise NotAStore(
+                "there is no logitstore.json",
+                where=str(self.place),
+                do="Give the folder that logitstore dump wrote.",
+            )
+        where = f"{self.place}/logitstore.json"
+        self.spec = StoreSpec.from_json(open_json(self.place.read("logitstore.json"), where))
+        table = self.place.read("tokens.txt")
+        self.tokens = TokenTable.parse(table, blank=self.spec.tokens["blank"], where="tokens.txt")
+        if self.tokens.digest() != self.spec.tokens["sha256"]:
+            raise FormatError(
+                "it is not the token table this store was made with (SPEC F6)",
+                where=f"{self.place}/tokens.txt",
+                why="Every id would mean another token.",
+                do="Restore the file from a copy.",
+            )
+        self._verify = verify
+        self._storage = open_storage(self.spec.storage)
+        self._columns = columns_of(self.spec)
+        self._encodings = {s.name: parse_encoding(s.encoding) for s in self.spec.streams}
+        self._index: Index = current_index(self.place)
+        self._shards: OrderedDict[str, tuple[Entry, Shard | None]] = OrderedDict()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        location, verify = self._args
+        return _reopen, (location, verify)
+
+    def __repr__(self) -> str:
+        streams = ", ".join(f"{s.name}={s.encoding}" for s in self.spec.streams)
+        return f"<Store {self.place}: {len(self)} utterances, {streams}>"
+
+    def __len__(self) -> int:
+        return self._index.rows
+
+    def __contains__(self, utt_id: object) -> bool:
+        return isinstance(utt_id, str) and self._find(utt_id) is not None
+
+    def __iter__(self) -> Iterator[str]:
+        """Ids in stored order, shard after shard."""
+        for name in self.shards:
+            yield from self.entry(name).ids
+
+    def __getitem__(self, utt_id: str) -> Target:
+        """Raises ``MissingUtterance``, or ``CorruptError`` where stored bytes fail their checksum."""
+        return self.decode(self.row(utt_id))
+
+    @property
+    def shards(self) -> tuple[str, ...]:
+        """Names of the sealed shards, in order."""
+        return self._index.shards
+
+    def entry(self, shard: str) -> Entry:
+        """The sealed entry of a shard."""
+        return self._open(shard)[0]
+
+    def row(self, utt_id: str, only: Sequence[str] | None = None) -> Row:
+        """The stored arrays of an utterance, undecoded; ``only`` names the columns wanted."""
+        found = self._find(utt_id)
+        if found is None:
+            raise MissingUtterance(
+                f"no utterance {utt_id!r}",
+                where=str(self.place),
+                do="logitstore inspect STORE --manifest FILE lists what is missing.",
+            )
+        shard, number = found
+        row = shard.row(number, verify=self._verify, only=only)
+        if row.id != utt_id:
+            raise FormatError(
+                f"its row says {row.id!r}, its entry {utt_id!r} (SPEC C2)",
+                where=f"shard {shard.name} row {number}",
+            )
+        return row
+
+    def rows(self, shard: str) -> Iterator[Row]:
+        """Every row of a shard, in order."""
+        opened = self._open(shard)[1]
+        for number in range(len(opened) if opened else 0):
+            assert opened is not None
+            yield opened.row(number, verify=self._verify)
+
+    def decode(self, row: Row) -> Target:
+        """The target of a stored row."""
+        t, u = int(row.meta["T"]), int(row.meta.get("U", 0))
+        streams: dict[str, Rows] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
+        labels: Any = None
+        for spec in self.spec.streams:
+            prefix = f"{spec.name}."
+            arrays = {n.removeprefix(prefix): a for n, a in row.arrays.items() if n.startswith(prefix)}
+            labels = arrays.pop(LABELS, labels)
+            streams[spec.name] = self._encodings[spec.name].decode(arrays, spec.classes)
+            shapes[spec.name] = _shape(spec, t, u)
+            if len(streams[spec.name]) != _rows(shapes[spec.name]):
+                raise FormatError(
+                    f"{spec.name} has {len(streams[spec.name])} rows, T = {t} and U = {u} (SPEC S7)",
+                    where=row.id,
+                )
+        if labels is None:
+            import numpy as np
+
+            labels = np.zeros(0, np.int32)
+        return Target(row.id, t, labels, streams, shapes, row.meta)
+
+    def batch(self, ids: Sequence[str], **options: Any) -> TargetBatch:
+        """Padded tensors of several utterances; see :func:`logitstore.batch.collate_targets`."""
+        from .batch import collate_targets
+
+        return collate_targets([self[i] for i in ids], **options)
+
+    def require_vocab(self, table: TokenTable) -> None:
+        """Raise ``VocabError`` naming the first differing token unless a student has the store's table."""
+        require_same(self.tokens, table, where=str(self.place), which=("the store", "the student"))
+
+    def _find(self, utt_id: str) -> tuple[Shard, int] | None:
+        for name, number in self._index.find(utt_id):
+            entry, shard = self._open(name)
+            if shard is not None and entry.ids[number] == utt_id:
+                return shard, number
+        return None
+
+    def _open(self, name: str) -> tuple[Entry, Shard | None]:
+        if name in self._shards:
+            self._shards.move_to_end(name)
+            return self._shards[name]
+        entry = read_entry(self.place, name)
+        shard = None
+        if entry.ids:
+            shard = self._storage.open(self.place, name, entry.sealing, self._columns)
+            if len(shard) != len(entry.ids):
+                raise FormatError(
+                    f"{len(shard)} rows where its entry says {len(entry.ids)} (SPEC C2)",
+                    where=f"shard {name}",
+                )
+        self._shards[name] = entry, shard
+        while len(self._shards) > OPEN_SHARDS:
+            self._shards.popitem(last=False)
+        return entry, shard
+
+
+def _reopen(location: Any, verify: bool) -> Store:
+    return Store(location, verify=verify)
+
+
+def _shape(spec: StreamSpec, t: int, u: int) -> tuple[int, ...]:
+    return (t, u + 1, spec.classes) if spec.kind == "rnnt" else (t, spec.classes)
+
+
+def _rows(shape: tuple[int, ...]) -> int:
+    return shape[0] if len(shape) == 2 else shape[0] * shape[1]
+
+
+def open_store(location: Any, *, vocab: TokenTable | None = None, verify: bool = True) -> Store:
+    """Open a store for reading.
+
+    Args:
+        location: the folder, or a URL.
+        vocab: the student's token table; refused with ``VocabError`` unless it is the store's own.
+        verify: check every row's checksum as it is read.
+
+    Raises:
+        NotAStore, FormatError, CorruptError: something there cannot be read.
+        VocabError: the student's table differs.
+    """
+    store = Store(location, verify=verify)
+    if vocab is not None:
+        store.require_vocab(vocab)
+    return store
