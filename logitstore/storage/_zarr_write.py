@@ -73,11 +73,11 @@ class _ArrayFile:
         self._chunks.append((self.bytes, len(data)))
         self._write(data)
 
-    def _write(self, data: bytes | NDArray[np.uint8]) -> None:
+    def _write(self, data: Any) -> None:
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self.path, "xb")
-        self._file.write(memoryview(data))
+        self._file.write(data)
         self.crc = crc32c(data, self.crc)
         self.bytes += len(data)
 

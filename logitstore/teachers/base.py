@@ -16,10 +16,20 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from .. import registry
+from ..errors import TeacherError
 from ..spec import Head, TeacherSpec
 from ..vocab import TokenTable
 
-__all__ = ["Head", "Teacher", "TeacherSpec", "Transducer", "weights_sha256"]
+__all__ = [
+    "Head",
+    "Teacher",
+    "TeacherSpec",
+    "Transducer",
+    "check_protocol",
+    "load_teacher",
+    "weights_sha256",
+]
 
 
 @runtime_checkable
@@ -67,6 +77,32 @@ class Transducer(Teacher, Protocol):
 
     def join(self, enc: torch.Tensor, dec: torch.Tensor) -> torch.Tensor:
         """One slice (t, J) of frames against all (U+1, J) label positions → (t, U+1, V)."""
+
+
+def load_teacher(text: str) -> Teacher:
+    """The teacher written ``FILE.py:NAME`` or ``FRAMEWORK:WHERE``, e.g. ``nemo:model.nemo``.
+
+    Raises ``UsageError`` for something that is neither, ``TeacherError`` where loading fails.
+    """
+    name, found, where = text.partition(":")
+    if name.endswith(".py") or not found:
+        name, where = "script", text
+    teacher: Teacher = registry.load(__package__, name).load(where)
+    return teacher
+
+
+def check_protocol(teacher: Any, where: str) -> Teacher:
+    """Raise ``TeacherError`` unless an object has what every teacher has."""
+    needed = ("model", "describe", "tokens", "features", "forward", "lengths")
+    missing = [m for m in needed if not hasattr(teacher, m)]
+    if missing:
+        raise TeacherError(
+            f"{type(teacher).__name__} has no {', '.join(missing)}",
+            where=where,
+            do="logitstore.teachers.base documents the protocol.",
+        )
+    checked: Teacher = teacher
+    return checked
 
 
 def weights_sha256(model: nn.Module) -> str:

@@ -1,4 +1,4 @@
-"""``FILE.py:NAME``: a teacher made by a factory in the user's own file."""
+"""``script:FILE.py:NAME``, or ``FILE.py:NAME`` alone: a teacher made by a factory in the user's own file."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 from .. import registry
 from ..errors import TeacherError, UsageError
-from .base import Teacher
+from .base import Teacher, check_protocol
 
 
-def load_teacher(place: str) -> Teacher:
+def load(place: str) -> Teacher:
     """Run ``NAME()`` of ``FILE.py``; its folder becomes importable, as for any script.
 
     Raises ``UsageError`` for a wrong place and ``TeacherError`` where the factory fails or its result does
@@ -36,19 +36,7 @@ def load_teacher(place: str) -> Teacher:
         teacher = factory()
     except Exception as e:
         raise TeacherError(f"{name}() failed with {type(e).__name__}: {e}", where=str(path)) from e
-    missing = [
-        m
-        for m in ("model", "describe", "tokens", "features", "forward", "lengths")
-        if not hasattr(teacher, m)
-    ]
-    if missing:
-        raise TeacherError(
-            f"{type(teacher).__name__} has no {', '.join(missing)}",
-            where=str(path),
-            do="logitstore.teachers.base documents the protocol.",
-        )
-    checked: Teacher = teacher
-    return checked
+    return check_protocol(teacher, str(path))
 
 
 def _run(path: Path) -> Any:
