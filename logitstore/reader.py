@@ -90,6 +90,11 @@ class Store(Mapping[str, Target]):
         """Names of the sealed shards, in order."""
         return self._index.shards
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether rows carry label ids: a lattice's."""
+        return any(s.kind == "rnnt" for s in self.spec.streams)
+
     def entry(self, shard: str) -> Entry:
         """The sealed entry of a shard."""
         return self._open(shard)[0]

@@ -90,3 +90,11 @@ def sweep(place: Place, writer: str) -> None:
                     place.remove(f"partial/{name}")
             except StoreBusy:
                 pass
+
+
+def listed_ids(place: Place) -> frozenset[str]:
+    """Ids in ``skipped.jsonl``."""
+    if not place.exists("skipped.jsonl"):
+        return frozenset()
+    lines = place.read("skipped.jsonl").decode("utf-8").split("\n")
+    return frozenset(str(json.loads(line)["id"]) for line in lines if line)
