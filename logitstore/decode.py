@@ -15,7 +15,9 @@ def best_classes(rows: Rows) -> NDArray[np.int64]:
     """(N,) the most probable class of every row."""
     at = rows.at(1.0)
     best = at.logp.argmax(axis=1)
-    return best if at.ids is None else np.take_along_axis(at.ids, best[:, None], axis=1)[:, 0]
+    if at.ids is not None:
+        best = np.take_along_axis(at.ids, best[:, None], axis=1)[:, 0]
+    return np.asarray(best, np.int64)
 
 
 def greedy_ctc(best: NDArray[np.int64], blank: int) -> list[int]:

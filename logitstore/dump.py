@@ -206,7 +206,7 @@ class _Dump:
         self.report(now)
 
     def _batches(self, block: Block, pipe: Pipe) -> Iterator[list[Loaded]]:
-        """Loaded batches of a block; what cannot be loaded is handed to the pipe, which raises or lists it."""
+        """Loaded batches of a block; the pipe raises or lists what cannot be loaded."""
         batches = by_length(block.utterances, self.options.batch_seconds, pipe.fail)
         for good, bad in ahead(batches, self.load, self.options.threads):
             for utt, error in bad:

@@ -18,7 +18,7 @@ SAMPLE = 200
 
 
 def summary(store: Store, *, sample: int = SAMPLE) -> dict[str, Any]:
-    """Identity, size and per-stream statistics; the latter over at most ``sample`` utterances, spread evenly."""
+    """Identity, size and per-stream statistics, these over at most ``sample`` utterances, spread evenly."""
     entries = [read_entry(store.place, name) for name in store.shards]
     on_disk = sum(e.bytes for e in entries)
     frames = sum(e.frames for e in entries)
@@ -46,8 +46,8 @@ def summary(store: Store, *, sample: int = SAMPLE) -> dict[str, Any]:
 
 
 def _stream(store: Store, spec: StreamSpec, targets: list[Target]) -> dict[str, Any]:
-    rows = kept_bytes = best_sum = 0
-    entropy = blank = mass = 0.0
+    rows = kept_bytes = 0
+    entropy = blank = mass = best_sum = 0.0
     errors = reference = 0
     for target in targets:
         at = target[spec.name].at(1.0)
@@ -86,7 +86,7 @@ def _stream(store: Store, spec: StreamSpec, targets: list[Target]) -> dict[str, 
 
 
 def errors_of(store: Store, target: Target, spec: StreamSpec) -> tuple[int, int]:
-    """Errors of the greedy decode and the length of the reference: tokens where labels are stored, else words."""
+    """Errors of the greedy decode and length of the reference: tokens where labels are stored, else words."""
     hypothesis = decode(target, spec.name, spec.blank)
     if store.has_labels:
         return edit_distance(target.labels.tolist(), hypothesis), target.U

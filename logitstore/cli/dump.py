@@ -89,13 +89,14 @@ def command(**given: Any) -> None:
             )
         )
     else:
-        present = f" ({done.present} were there already)" if done.present else ""
+        there = f" ({done.present} were there already)" if done.present else ""
         click.echo(
-            f"{given['out']}: {done.done} utterances{present}, {clock(done.seconds)} of audio in "
+            f"{given['out']}: {done.done} utterances{there}, {clock(done.seconds)} of audio in "
             f"{clock(done.elapsed)} ({speed:.1f} × real time)"
         )
         click.echo(
-            f"  {done.shards} shards, {size(done.bytes)}, {done.bytes / max(done.frames, 1):.0f} bytes a frame"
+        each = done.bytes / max(done.frames, 1)
+        click.echo(f"  {done.shards} shards, {size(done.bytes)}, {each:.0f} bytes a frame")
         )
         if done.skipped:
             click.echo(f"  {done.skipped} skipped: {given['out']}/skipped.jsonl says which and why")

@@ -63,7 +63,8 @@ def _summary(d: dict[str, Any]) -> str:
         f"audio      {teacher['sample_rate']} Hz, one frame every {shift:g} ms",
         f"tokens     {tokens['size']}, blank {tokens['blank']}, {tokens['sha256']}",
         f"made with  {', '.join(f'{k} {v}' for k, v in d['made_with'].items())}",
-        f"size       {d['utterances']} utterances, {d['hours']:.3f} h, {d['frames']} frames, {d['shards']} shards",
+        f"size       {d['utterances']} utterances, {d['hours']:.3f} h, {d['frames']} frames, "
+        f"{d['shards']} shards",
         f"on disk    {size(d['bytes'])}, {d['bytes_per_frame']:.1f} bytes a frame",
     ]
     lines += [f"allowed    {a['field']}: {a['was']} → {a['now']}" for a in d["allowed"]]
@@ -97,10 +98,12 @@ def _summary(d: dict[str, Any]) -> str:
         for name, s in d["streams"].items()
     ]
     lines += ["", *table(head, rows), ""]
-    lines.append(
-        f"Entropy in nats; blank: rows whose best class it is; errors: {_unit(d)} errors of the greedy decode of"
-    )
-    lines.append(f"the stored logits (rnnt under teacher forcing). Over {d['sampled']} utterances.")
+    unit = next(iter(d["streams"].values()))["error_unit"]
+    lines += [
+        "entropy: in nats; blank: rows whose best class is the blank; top-1, kept: mean probability;",
+        f"errors: {unit} errors of the greedy decode of the stored logits (rnnt under teacher forcing);",
+        f"all over {d['sampled']} of {d['utterances']} utterances.",
+    ]
     if "manifest" in d:
         m = d["manifest"]
         lines += [
@@ -111,10 +114,6 @@ def _summary(d: dict[str, Any]) -> str:
         lines += [f"  extra    {printable(i)}" for i in m["extra"]]
         lines += [f"  bad line {printable(p['what'])}" for p in m["bad_lines"]]
     return "\n".join(lines)
-
-
-def _unit(d: dict[str, Any]) -> str:
-    return str(next(iter(d["streams"].values()))["error_unit"])
 
 
 def _utterance(d: dict[str, Any]) -> str:

@@ -33,9 +33,8 @@ def command(store: str, as_json: bool) -> None:
     else:
         for finding in verdict.findings:
             click.echo(f"{finding.where}: {finding.what}")
+        read = f"{verdict.shards} shards, {verdict.rows} utterances, {size(verdict.bytes)} read"
         judgement = f"{len(verdict.findings)} things are wrong" if verdict.findings else "good"
-        click.echo(
-            f"{store}: {verdict.shards} shards, {verdict.rows} utterances, {size(verdict.bytes)} read: {judgement}"
-        )
+        click.echo(f"{store}: {read}: {judgement}")
     if verdict.findings:
         raise click.exceptions.Exit(1)
