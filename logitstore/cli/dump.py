@@ -94,10 +94,8 @@ def command(**given: Any) -> None:
             f"{given['out']}: {done.done} utterances{there}, {clock(done.seconds)} of audio in "
             f"{clock(done.elapsed)} ({speed:.1f} × real time)"
         )
-        click.echo(
         each = done.bytes / max(done.frames, 1)
         click.echo(f"  {done.shards} shards, {size(done.bytes)}, {each:.0f} bytes a frame")
-        )
         if done.skipped:
             click.echo(f"  {done.skipped} skipped: {given['out']}/skipped.jsonl says which and why")
     if done.skipped:
