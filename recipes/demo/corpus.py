@@ -105,7 +105,7 @@ def write(takes: Iterator[Take], out: Path, *, name: str, seconds: float) -> flo
             for take, audio in zip(batch, pool.map(speak, batch), strict=True):
                 path = out / name / f"{take.id}.flac"
                 soundfile.write(path, audio, take.rate, subtype="PCM_16")
-                duration = round(len(audio) / take.rate, 4)
+                duration = round(len(audio) / take.rate, 6)
                 row = {"id": take.id, "audio": f"{name}/{path.name}", "duration": duration, "text": take.text}
                 manifest.write(json.dumps(row, ensure_ascii=False) + "\n")
                 total += duration

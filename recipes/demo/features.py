@@ -23,7 +23,7 @@ DESCRIPTION: dict[str, object] = {
     "low_hz": LOW_HZ,
     "high_hz": HIGH_HZ,
     "floor": FLOOR,
-    "frames": "centred, (samples + 80) // 160",
+    "frames": "centred, (samples + 80) // 160, ends mirrored, mean of each frame removed",
     "normalise": "per utterance and band: mean 0, standard deviation 1, not below 0.2",
 }
 
@@ -74,7 +74,7 @@ def resample(audio: np.ndarray, have: int, want: int) -> np.ndarray:
         return audio.astype(np.float32)
     common = int(np.gcd(have, want))
     down, up = have // common, want // common
-    blocks = -(-(len(audio) + 2 * 256) // down)
+    blocks = -(-(len(audio) + 512) // down)
     spectrum = np.fft.rfft(np.pad(audio.astype(np.float64), (0, blocks * down - len(audio))))
     cut = np.zeros(blocks * up // 2 + 1, dtype=np.complex128)
     keep = min(len(cut), len(spectrum))
