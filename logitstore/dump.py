@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
+
+import torch
 
 from .audio import seconds_of
 from .batches import Loaded, ahead, by_length, load
@@ -44,6 +47,8 @@ class DumpOptions:
         tokens: a table to compare the teacher's with.
         allow_different: fields in which a store may differ when it is resumed.
         threads: that load audio.
+        cpu_threads: of a teacher on the CPU. Matrix products round differently with another number of
+            threads, so it is fixed: the same bytes come out however many jobs share the machine.
     """
 
     streams: dict[str, str] = field(default_factory=lambda: {"ctc": "dense"})
@@ -56,6 +61,7 @@ class DumpOptions:
     tokens: TokenTable | None = None
     allow_different: tuple[str, ...] = ()
     threads: int = 2
+    cpu_threads: int = 1
 
     def __post_init__(self) -> None:
         if self.on_error not in ("raise", "skip"):
@@ -126,7 +132,7 @@ def dump(
         require_same(options.tokens, table, where="--tokens", which=("the given table", "the teacher"))
     spec = spec_of(teacher, table, manifest, options)
     writer = StoreWriter(open_place(out), spec, writer=f"job-{options.part.index}-of-{options.part.count}")
-    with writer.begin(table, options.allow_different):
+    with writer.begin(table, options.allow_different), _cpu_threads(options.cpu_threads):
         return _Dump(teacher, table, manifest, options, writer, report).run()
 
 
@@ -134,6 +140,17 @@ def spec_of(teacher: Teacher, table: TokenTable, manifest: Manifest, options: Du
     """What the store of a dump says about itself."""
     about = replace(teacher.describe(), weights=weights_sha256(teacher.model))
     return make_spec(about, table, options.streams, storage=options.storage, manifest=manifest.to_json())
+
+
+@contextmanager
+def _cpu_threads(count: int) -> Iterator[None]:
+    """So many threads inside torch's operators on the CPU, meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class _Dump:
@@ -174,10 +191,11 @@ class _Dump:
         shard, skip = self.writer.shard(block.name), self.options.on_error == "skip"
         with Pipe(shard, self.writer.spec, skip=skip) as pipe:
             for batch in self._batches(block, pipe):
+                said = self.driver.run(batch)
                 if not self.checked:
-                    before.findings = self_check(self.driver, batch).findings
+                    before.findings = self_check(self.driver, said).findings
                     self.checked = True
-                for spoken in self.driver.run(batch):
+                for spoken in said:
                     pipe.put(spoken, lattice(spoken) if lattice else None)
                 self._tell(pipe)
             pipe.finish()

@@ -25,7 +25,8 @@ class RowEncoder:
     def __init__(self, spec: StoreSpec) -> None:
         self.spec = spec
         self._streams = {s.name: (s, parse_encoding(s.encoding)) for s in spec.streams}
-        self._dtypes = {c.name: c.dtype for c in columns_of(spec)}
+        self._columns = columns_of(spec)
+        self._dtypes = {c.name: c.dtype for c in self._columns}
         self._pieces: dict[str, list[NDArray[Any]]] = {}
 
     def take(self, stream: str, logits: torch.Tensor, where: str) -> None:
@@ -55,7 +56,7 @@ class RowEncoder:
     def finish(self, utt_id: str, labels: Sequence[int] | None, meta: Mapping[str, Any]) -> Row:
         """The row of all that was taken; T and U are in ``meta``. Raises ``LengthError``."""
         arrays: dict[str, NDArray[Any]] = {}
-        for column in columns_of(self.spec):
+        for column in self._columns:
             stream, _, name = column.name.partition(".")
             if name == LABELS:
                 arrays[column.name] = np.asarray(labels if labels is not None else (), np.int32)

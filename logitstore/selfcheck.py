@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 
-from .batches import Loaded
 from .drive import Driver, Spoken
 from .errors import NotLogits, TeacherError
 
@@ -23,8 +22,8 @@ class SelfCheck:
     findings: tuple[str, ...]
 
 
-def self_check(driver: Driver, batch: Sequence[Loaded]) -> SelfCheck:
-    """Prove on one batch that what is tapped is what the model means.
+def self_check(driver: Driver, spoken: Sequence[Spoken]) -> SelfCheck:
+    """Prove on what a first batch gave that what is tapped is what the model means.
 
     * rows are logits, not log-probabilities already, and not all the same;
     * log_softmax of them is what the model itself says, where it says anything (``log_probs``);
@@ -35,7 +34,6 @@ def self_check(driver: Driver, batch: Sequence[Loaded]) -> SelfCheck:
     found: list[str] = []
     if driver.was_training:
         found.append("the model came in training mode and was put to eval")
-    spoken = driver.run(batch)
     for stream in driver.streams:
         for item in spoken:
             rows = _rows(driver, item, stream)
@@ -44,7 +42,7 @@ def self_check(driver: Driver, batch: Sequence[Loaded]) -> SelfCheck:
             _require_logits(rows, stream, item.loaded.utt.id)
     if said := _same_as_model(driver, spoken):
         found.append(said)
-    if len(batch) > 1:
+    if len(spoken) > 1:
         found.append(_alone_as_together(driver, spoken))
     return SelfCheck(tuple(found))
 

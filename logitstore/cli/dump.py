@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import click
@@ -38,6 +39,7 @@ def _streams(values: tuple[str, ...]) -> dict[str, str]:
 @click.option("--on-error", default="raise", show_default=True, type=click.Choice(["raise", "skip"]))
 @click.option("--job", default="0/1", show_default=True, metavar="i/N", help="dump part i of N")
 @click.option("--threads", default=2, show_default=True, type=click.IntRange(1), help="that load audio")
+@click.option("--cpu-threads", default=1, show_default=True, type=click.IntRange(1), help="of a CPU teacher")
 @click.option("--allow-different", multiple=True, metavar="FIELD", help="resume although FIELD differs")
 @click.option("--json", "as_json", is_flag=True, help="print the summary as JSON")
 def command(**given: Any) -> None:
@@ -45,6 +47,8 @@ def command(**given: Any) -> None:
 
     Running the same command again does only what is missing.
     """
+    # Features made with numpy run in loader threads: BLAS threads below them only fight the teacher's.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from ..blocks import ShardSize
     from ..dump import DumpOptions, dump
     from ..manifest import read_manifest
@@ -65,6 +69,7 @@ def command(**given: Any) -> None:
         tokens=TokenTable.read(given["tokens"]) if given["tokens"] else None,
         allow_different=given["allow_different"],
         threads=given["threads"],
+        cpu_threads=given["cpu_threads"],
     )
     manifest = read_manifest(given["manifest"], audio_root=given["audio_root"], limit=given["limit"])
     teacher = load_teacher(given["teacher"])
@@ -89,6 +94,8 @@ def command(**given: Any) -> None:
             )
         )
     else:
+        if not (done.done or done.skipped):
+            return click.echo(f"{given['out']}: nothing to do, all {done.present} utterances are there")
         there = f" ({done.present} were there already)" if done.present else ""
         click.echo(
             f"{given['out']}: {done.done} utterances{there}, {clock(done.seconds)} of audio in "

@@ -137,7 +137,7 @@ def _utterance(d: dict[str, Any]) -> str:
         rows = []
         for frame in s["frames"]:
             at = str(frame["t"]) if "u" not in frame else f"{frame['t']},{frame['u']}"
-            best = [f"{printable(token)} {p:.3f}" for token, p in frame["best"]]
+            best = [f"{printable(token)} {p:.3f}" if p >= 5e-4 else "·" for token, p in frame["best"]]
             rows.append([at, *best, f"{frame['tail']:.1e}"])
         count = max((len(r) - 2 for r in rows), default=0)
         head = ["t" if name != "rnnt" else "t,u", *[f"best {i + 1}" for i in range(count)], "rest"]
