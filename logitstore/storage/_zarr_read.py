@@ -73,7 +73,12 @@ class _View:
         if b > self.items:
             raise FormatError(f"a row ends at item {b} of {self.items} (SPEC S4)", where=self._path)
         if self._compressor != "none" and self._file is not None:
-            return np.ascontiguousarray(self._through_zarr()[a:b])
+            try:
+                array = np.ascontiguousarray(self._through_zarr()[a:b])
+            except Exception as e:  # every codec has errors of its own
+                raise CorruptError(f"zarr cannot read it: {e} (SPEC S6)", where=self._data_name) from e
+            array.flags.writeable = False  # as a mapped one
+            return array
         if self._mapped is None:
             self._mapped = self._map()
         return self._mapped[a:b]
