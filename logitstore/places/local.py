@@ -89,8 +89,11 @@ class LocalPlace:
         path = self.root / name
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        else:
+        elif path.exists() or path.is_symlink():
             path.unlink(missing_ok=True)
+        else:
+            return
+        fsync(path.parent)
 
     def stage(self, writer: str) -> Path:
         path = self.root / "partial" / writer

@@ -109,7 +109,8 @@ class TarShardWriter:
         for name, table in tables.items():
             at = self._array(f"__logitstore__/{name}.npy", table)
             layout[name] = {"offset": at, "crc32c": crc32c(table)}
-        self._sum.write(bytes(-self._sum.bytes % tarfile.RECORDSIZE or tarfile.RECORDSIZE))
+        end = 2 * tarfile.BLOCKSIZE  # two blocks of zeros at least, then whole records
+        self._sum.write(bytes(end + -(self._sum.bytes + end) % tarfile.RECORDSIZE))
         self.close()
         return Sealing([ShardFile(self._name, self._sum.bytes, self._sum.crc)], layout)
 
