@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from typing import Any
 
 import google_crc32c
@@ -59,12 +60,24 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is beyond a double")
+    return number
+
+
 def parse_json(data: bytes, where: str) -> Any:
-    """Parse JSON from a stranger: bounded size, no duplicate keys, no NaN. Raises ``FormatError``."""
+    """Parse JSON from a stranger: bounded size, no key twice, no NaN or infinity. Raises ``FormatError``."""
     if len(data) > MAX_JSON_BYTES:
         raise FormatError(f"{len(data)} bytes of JSON, more than {MAX_JSON_BYTES}", where=where)
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        return json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_no_duplicates,
+            parse_constant=_no_constant,
+            parse_float=_finite,
+        )
     except (ValueError, RecursionError) as e:
         raise FormatError(f"not valid JSON: {e}", where=where) from None
 
@@ -75,7 +88,11 @@ def open_json(data: bytes, where: str) -> dict[str, Any]:
     if not isinstance(value, dict) or not isinstance(value.get("crc32c"), int):
         raise FormatError("not a JSON object with its crc32c (SPEC F3)", where=where)
     said = value.pop("crc32c")
-    if crc32c(canonical(value)) != said:
+    try:
+        found = crc32c(canonical(value))
+    except ValueError as e:  # half of a surrogate pair
+        raise FormatError(f"not valid JSON: {e}", where=where) from None
+    if found != said:
         raise CorruptError(
             "its checksum does not match its content (SPEC F3)",
             where=where,

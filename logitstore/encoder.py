@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ class RowEncoder:
         self._columns = columns_of(spec)
         self._dtypes = {c.name: c.dtype for c in self._columns}
         self._pieces: dict[str, list[NDArray[Any]]] = {}
+        self._rows: Counter[str] = Counter()
 
     def take(self, stream: str, logits: torch.Tensor, where: str) -> None:
         """Encode (…, V) logits of one stream; raises ``NonFinite`` or ``VocabError``."""
@@ -40,7 +42,7 @@ class RowEncoder:
         if not len(flat):
             return
         low, high = flat.aminmax()
-        if not bool((low - high).isfinite()):
+        if not bool(low.isfinite() & high.isfinite()):
             bad = (~flat.isfinite()).nonzero()[0].tolist()
             raise NonFinite(
                 f"{stream} holds {flat[bad[0], bad[1]].item()} at row {bad[0]}, class {bad[1]}",
@@ -52,6 +54,7 @@ class RowEncoder:
             full = f"{stream}.{name}"
             array = value.cpu().numpy().astype(self._dtypes[full], copy=False)
             self._pieces.setdefault(full, []).append(array)
+        self._rows[stream] += len(flat)
 
     def finish(self, utt_id: str, labels: Sequence[int] | None, meta: Mapping[str, Any]) -> Row:
         """The row of all that was taken; T and U are in ``meta``. Raises ``LengthError``."""
@@ -65,9 +68,10 @@ class RowEncoder:
                 if pieces is None:
                     raise LengthError(f"the {stream} stream is empty", where=utt_id)
                 arrays[column.name] = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-        self._pieces = {}
+        counted = self._rows
+        self.drop()
         for s in self.spec.streams:
-            rows = len(arrays[f"{s.name}.logz"])
+            rows = counted[s.name]
             if s.kind == "rnnt":
                 check_nodes(rows, meta["T"], meta["U"], utt_id)
             elif rows != meta["T"]:
@@ -75,5 +79,5 @@ class RowEncoder:
         return Row(utt_id, dict(meta), arrays)
 
     def drop(self) -> None:
-        """Forget what was taken of an utterance that failed."""
-        self._pieces = {}
+        """Forget what was taken of an utterance."""
+        self._pieces, self._rows = {}, Counter()

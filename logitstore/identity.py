@@ -11,6 +11,8 @@ from .places import Place
 from .spec import StoreSpec, differences
 from .vocab import TokenTable
 
+ALLOWABLE = ("teacher", "manifest")
+
 
 def establish(place: Place, spec: StoreSpec, tokens: TokenTable, allowed: set[str]) -> StoreSpec:
     """Write logitstore.json and tokens.txt, or compare with those there; raises ``IdentityError``."""
@@ -20,7 +22,7 @@ def establish(place: Place, spec: StoreSpec, tokens: TokenTable, allowed: set[st
         return spec
     was = StoreSpec.from_json(open_json(place.read("logitstore.json"), "logitstore.json"))
     found = differences(was, spec)
-    refused = [d for d in found if not any(d[0] == a or d[0].startswith(f"{a}.") for a in allowed)]
+    refused = [d for d in found if not any(_below(d[0], a) for a in allowed)]
     if refused:
         width = max(len(field) for field, _, _ in refused)
         table = "\n".join(f"  {f:<{width}}  {_short(a):<24}  {_short(b)}" for f, a, b in refused)
@@ -28,7 +30,7 @@ def establish(place: Place, spec: StoreSpec, tokens: TokenTable, allowed: set[st
             f"this store was made with other answers\n  {'':<{width}}  {'store':<24}  now\n{table}",
             where=str(place),
             why="Rows of two teachers, tables or encodings in one store cannot be told apart by a student.",
-            do="Write to another store, or allow the difference: --allow-different FIELD.",
+            do="Write to another store; only teacher and manifest may differ: --allow-different FIELD.",
         )
     if found:
         notes = [{"field": f, "was": a, "now": b} for f, a, b in found]
@@ -37,6 +39,13 @@ def establish(place: Place, spec: StoreSpec, tokens: TokenTable, allowed: set[st
             was = StoreSpec.from_json({**was.to_json(), "allowed": [*was.allowed, *fresh]})
             place.write("logitstore.json", seal_json(was.to_json()))
     return was
+
+
+def _below(field: str, allowed: str) -> bool:
+    """Whether allowing one field allows another; what decides the meaning of bytes never may differ."""
+    if field.partition(".")[0] not in ALLOWABLE:
+        return False
+    return field == allowed or field.startswith((f"{allowed}.", f"{allowed}["))
 
 
 def _short(value: Any) -> str:

@@ -64,9 +64,18 @@ class Index:
         i = int(np.searchsorted(hashes, np.uint64(key)))
         found = []
         while i < len(rows) and int(hashes[i]) == key:
-            found.append((self.shards[int(rows["shard"][i])], int(rows["row"][i])))
+            shard = int(rows["shard"][i])
+            if shard >= len(self.shards):
+                raise FormatError(f"shard {shard} of {len(self.shards)} (SPEC I4)", where="index.bin")
+            found.append((self.shards[shard], int(rows["row"][i])))
             i += 1
         return found
+
+    def intact(self) -> bool:
+        """Whether every bucket matches its checksum; reads all of the index."""
+        return all(
+            crc32c(self._table[a:b]) == c for (a, b), c in zip(pairwise(self._fan), self._crc, strict=True)
+        )
 
     def repeated(self) -> list[tuple[str, int]]:
         """Rows whose hash stands more than once: duplicate ids, or collisions."""
@@ -126,12 +135,17 @@ def open_index(raw: NDArray[np.uint8]) -> Index:
     if crc32c(raw[_HEADER.size : d]) != crc_tables:
         raise CorruptError("its fan-out is damaged (SPEC I3)", where=where)
     shards = parse_json(raw[_HEADER.size : a].tobytes(), where)
+    if not isinstance(shards, list) or not all(isinstance(s, str) and s and "/" not in s for s in shards):
+        raise FormatError("its shard names are not a list of names (SPEC I1)", where=where)
+    fan = raw[a:b].view("<u8")
+    if int(fan[0]) != 0 or int(fan[-1]) != rows or bool((fan[1:] < fan[:-1]).any()):
+        raise FormatError("its fan-out goes back (SPEC I3)", where=where)
     return Index(
-        shards=tuple(map(str, shards)),
+        shards=tuple(shards),
         rows=rows,
         digest=digest,
         _bits=bits,
-        _fan=raw[a:b].view("<u8"),
+        _fan=fan,
         _crc=raw[b:c].view("<u4"),
         _table=raw[d:].view(ROW),
         _checked=np.zeros(buckets, bool),

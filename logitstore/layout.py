@@ -7,13 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from .encodings import parse_encoding
-from .errors import VocabError
+from .errors import UnknownName, VocabError
 from .lattice import check_form
+from .registry import suggest
 from .spec import Column, Head, StoreSpec, StreamSpec, TeacherSpec
 from .storage import parse_storage
 from .vocab import TokenTable
 
 LABELS = "labels"
+STREAMS = ("ctc", "rnnt")  # that can be written so far
 MADE_WITH = ("logitstore", "torch", "numpy", "zarr", "numcodecs", "soundfile", "soxr")
 
 
@@ -36,6 +38,8 @@ def make_spec(
     """
     kept = []
     for name, encoding in streams.items():
+        if name not in STREAMS:
+            raise UnknownName(f"no stream {name!r}", do=suggest(name, STREAMS))
         head = teacher.head(name) or Head(name, "", tokens.blank)
         if head.blank != tokens.blank:
             raise VocabError(

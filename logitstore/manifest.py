@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -82,6 +83,11 @@ def parse_line(line: bytes, root: Path, where: str, number: int) -> Utterance:
     text = value.get("text")
     if text is not None and not isinstance(text, str):
         raise ManifestError(f"text of {utt_id!r} is not a string", where=where)
+    try:
+        os.fsencode(audio)  # a name that is not UTF-8 comes as half surrogates, as os.fsdecode gives it
+        (text or "").encode("utf-8")
+    except UnicodeEncodeError as e:
+        raise ManifestError(f"audio or text of {utt_id!r} is not valid Unicode: {e}", where=where) from None
     tokens = value.get("tokens")
     if tokens is not None and not (
         isinstance(tokens, list) and all(type(i) is int and i >= 0 for i in tokens)
@@ -152,9 +158,11 @@ class Manifest:
         return {"sha256": self.sha256}
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def _lines(path: Path, digest: Any = None) -> Iterator[tuple[int, bytes]]:
     with open(path, "rb") as f:
         for number, raw in enumerate(f, 1):
+            if digest is not None:
+                digest.update(raw)
             if raw.strip():
                 yield number, raw
 
@@ -172,8 +180,7 @@ def read_manifest(path: str | Path, *, audio_root: str | Path | None = None, lim
     hashes, numbers = array("Q"), array("q")
     seconds = 0.0
     try:
-        for number, line in _lines(path):
-            digest.update(line)
+        for number, line in _lines(path, digest):
             try:
                 utt = parse_line(line, root, f"{path}:{number}", number)
             except ManifestError as e:

@@ -46,7 +46,10 @@ class Store(Mapping[str, Target]):
             )
         where = f"{self.place}/logitstore.json"
         self.spec = StoreSpec.from_json(open_json(self.place.read("logitstore.json"), where))
-        table = self.place.read("tokens.txt")
+        try:
+            table = self.place.read("tokens.txt")
+        except FileNotFoundError:
+            raise FormatError("there is no tokens.txt (SPEC F6)", where=str(self.place)) from None
         self.tokens = TokenTable.parse(table, blank=self.spec.tokens["blank"], where="tokens.txt")
         if self.tokens.digest() != self.spec.tokens["sha256"]:
             raise FormatError(
@@ -136,6 +139,11 @@ class Store(Mapping[str, Target]):
             labels = arrays.pop(LABELS, labels)
             streams[spec.name] = self._encodings[spec.name].decode(arrays, spec.classes)
             shapes[spec.name] = _shape(spec, t, u)
+            if spec.kind == "rnnt" and len(labels) != u:
+                raise FormatError(
+                    f"{len(labels)} labels, U = {u} (SPEC S7)",
+                    where=row.id,
+                )
             if len(streams[spec.name]) != _rows(shapes[spec.name]):
                 raise FormatError(
                     f"{spec.name} has {len(streams[spec.name])} rows, T = {t} and U = {u} (SPEC S7)",
@@ -160,7 +168,7 @@ class Store(Mapping[str, Target]):
     def _find(self, utt_id: str) -> tuple[Shard, int] | None:
         for name, number in self._index.find(utt_id):
             entry, shard = self._open(name)
-            if shard is not None and entry.ids[number] == utt_id:
+            if shard is not None and entry.ids[number : number + 1] == (utt_id,):
                 return shard, number
         return None
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+
 from .digest import open_json, seal_json
-from .errors import FormatError
+from .errors import CorruptError, FormatError, ManifestError
 from .index import Index, build, entries_digest, open_index
+from .manifest import check_id
 from .places import Place
 from .storage.base import Sealing, ShardFile
 
@@ -73,13 +77,13 @@ def read_entry(place: Place, shard: str) -> Entry:
         files = [ShardFile(str(f["path"]), int(f["bytes"]), int(f["crc32c"])) for f in value["files"]]
         entry = Entry(
             shard=value["shard"],
-            ids=tuple(value["ids"]),
+            ids=tuple(check_id(i) for i in value["ids"]),
             seconds=float(value["seconds"]),
             frames=int(value["frames"]),
             sealing=Sealing(files, dict(value["layout"])),
             skipped=tuple(value.get("skipped", ())),
         )
-    except (KeyError, TypeError, ValueError) as e:
+    except (KeyError, TypeError, ValueError, ManifestError) as e:
         raise FormatError(f"not a sealed entry: {e!r} (SPEC C2)", where=where) from None
     if entry.shard != shard or value.get("rows") != len(entry.ids):
         raise FormatError(f"it is about shard {entry.shard!r} (SPEC C2)", where=where)
@@ -90,15 +94,17 @@ def read_entry(place: Place, shard: str) -> Entry:
 
 
 def current_index(place: Place, *, write: bool = False) -> Index:
-    """The index over all sealed entries; made anew, and with ``write`` kept, where it is missing or stale."""
-    import numpy as np
+    """The index over all sealed entries; made anew, and with ``write`` kept, where it is missing or stale.
 
+    A damaged one is made anew as well: entries are the truth, the index only finds them faster.
+    """
     names = shard_names(place)
     digest = entries_digest(names)
     if place.exists("index.bin"):
-        index = open_index(place.map("index.bin"))
-        if index.digest == digest:
-            return index
+        with suppress(CorruptError, FormatError):
+            index = open_index(place.map("index.bin"))
+            if index.digest == digest and (not write or index.intact()):
+                return index
     entries = (read_entry(place, n).ids for n in names)
     data = build(names, entries, digest)
     if write:

@@ -49,6 +49,9 @@ class ShardInMaking:
             if self.place.exists(entry_name(self.name)):
                 self.discard()
                 return None
+            # An index knows entries by name: one made before a shard was removed and dumped again under
+            # the same name would look fresh.
+            self.place.remove("index.bin")
             self.place.publish(self._staged, self._storage.path(self.name))
             self.place.write(entry_name(self.name), entry.to_bytes())
         self.place.remove(f"partial/{self._writer}")

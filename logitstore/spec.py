@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
@@ -70,6 +71,8 @@ class TeacherSpec(Record):
     def __post_init__(self) -> None:
         heads = tuple(h if isinstance(h, Head) else Head.from_json(h) for h in self.heads)
         object.__setattr__(self, "heads", heads)
+        # As a store gives it back, so that the same answers compare equal: tuples become lists, keys strings.
+        object.__setattr__(self, "features", json.loads(json.dumps(self.features, allow_nan=False)))
         if not (isinstance(self.sample_rate, int) and self.sample_rate > 0):
             raise ValueError(f"a sample rate of {self.sample_rate!r} Hz")
         if not (isinstance(self.frame_shift, int) and self.frame_shift > 0):
@@ -164,6 +167,11 @@ class StoreSpec(Record):
         object.__setattr__(self, "streams", streams)
         object.__setattr__(self, "allowed", tuple(self.allowed))
         object.__setattr__(self, "requires", tuple(self.requires))
+        sha256, size, blank = (self.tokens.get(k) for k in ("sha256", "size", "blank"))
+        if not (isinstance(sha256, str) and isinstance(size, int) and isinstance(blank, int)):
+            raise ValueError(f"tokens {self.tokens!r} without sha256, size and blank")
+        if not isinstance(self.storage.get("name"), str):
+            raise ValueError(f"a storage {self.storage!r} without its name")
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -186,7 +194,10 @@ class StoreSpec(Record):
                 f"format version {version!r}; this logitstore reads {VERSION.partition('.')[0]}.x (SPEC F5)",
                 do="Install a logitstore that reads this version.",
             )
-        unknown = set(map(str, value.get("requires", ()))) - KNOWN_REQUIREMENTS
+        requires = value.get("requires", [])
+        if not isinstance(requires, list | tuple):
+            raise FormatError(f"requires is {requires!r}, not a list (SPEC F5)")
+        unknown = set(map(str, requires)) - KNOWN_REQUIREMENTS
         if unknown:
             raise FormatError(
                 f"it requires {', '.join(sorted(unknown))}, which this logitstore does not know (SPEC F5)",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import lru_cache
@@ -9,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from .encoder import RowEncoder
-from .errors import LengthError, ManifestError, VocabError
+from .errors import LengthError, ManifestError, UsageError, VocabError
 from .identity import establish
 from .layout import columns_of, make_spec
 from .manifest import check_id
@@ -35,6 +36,12 @@ class StoreWriter:
     listed: frozenset[str] = frozenset()  # ids in skipped.jsonl
 
     def __init__(self, place: Place, spec: StoreSpec, *, writer: str = "loop", shard_rows: int = 500) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", writer) or writer == "store":
+            raise UsageError(
+                f"{writer!r} cannot name a writer",
+                why="It becomes part of file names; 'store' is the lock that all writers share.",
+                do="Up to 100 letters, digits, '.', '_' and '-', beginning with a letter or digit.",
+            )
         self.place, self.spec = place, spec
         self._storage = parse_storage(spec.storage["name"])
         self._columns = columns_of(spec)

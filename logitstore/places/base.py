@@ -37,7 +37,7 @@ class Place(Protocol):
         """Make or replace a file at once: no reader ever sees half of it, and it survives a crash."""
 
     def remove(self, name: str) -> None:
-        """Remove a file or a whole folder; nothing happens where there is none."""
+        """Remove a file or a whole folder, durably; nothing happens where there is none."""
 
     def stage(self, writer: str) -> Path:
         """A local folder of this writer's own for shards in the making."""

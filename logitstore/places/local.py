@@ -89,8 +89,11 @@ class LocalPlace:
         path = self.root / name
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        else:
+        elif path.exists() or path.is_symlink():
             path.unlink(missing_ok=True)
+        else:
+            return
+        fsync(path.parent)
 
     def stage(self, writer: str) -> Path:
         path = self.root / "partial" / writer
@@ -111,10 +114,12 @@ class LocalPlace:
         """An flock: the kernel drops it when its holder dies, so none is ever stale; its file goes too."""
         path = self.root / "partial" / f"{writer}.lock"
         while True:
-            path.parent.mkdir(parents=True, exist_ok=True)
             try:
+                path.parent.mkdir(parents=True, exist_ok=True)
                 f = open(path, "wb")
-            except FileNotFoundError:  # the last holder just removed the folder
+            except (FileNotFoundError, FileExistsError):  # the last holder just removed the folder
+                if path.parent.exists() and not path.parent.is_dir():
+                    raise
                 continue
             try:
                 fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -126,8 +131,9 @@ class LocalPlace:
                     why="Two writers of one name would write the same shards.",
                     do="Wait for it, or give this one another part (--job i/N).",
                 ) from None
-            if path.exists() and os.path.samestat(os.fstat(f.fileno()), path.stat()):
-                break
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(f.fileno()), path.stat()):
+                    break
             f.close()  # its last holder removed the file while this one waited
         try:
             yield

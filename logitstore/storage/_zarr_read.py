@@ -15,6 +15,7 @@ from ..spec import Column
 from .base import DTYPES, ROW, Sealing, Shard, ShardFile, check_file
 
 _TABLE = ("table/start", "table/crc32c")
+_CODECS = {"none": [], "zstd": ["zstd"], "blosc": ["blosc"]}  # behind the codec "bytes"
 
 
 def open_zarr(place: Place, path: str, compressor: str, sealing: Sealing, columns: Sequence[Column]) -> Shard:
@@ -51,7 +52,7 @@ class _View:
             raise FormatError(f"no array {column.name} (SPEC S2)", where=path)
         meta = _read(place, files[meta_name])
         check_file(meta, files[meta_name])
-        self.items, self._chunk = _parse(parse_json(meta, meta_name), column, meta_name)
+        self.items, self._chunk = _parse(parse_json(meta, meta_name), column, compressor, meta_name)
         self._file = files.get(self._data_name)
         if (self._file is None) != (self.items == 0):
             raise FormatError("data without items, or items without data (SPEC S2)", where=self._data_name)
@@ -72,7 +73,12 @@ class _View:
         if b > self.items:
             raise FormatError(f"a row ends at item {b} of {self.items} (SPEC S4)", where=self._path)
         if self._compressor != "none" and self._file is not None:
-            return np.ascontiguousarray(self._through_zarr()[a:b])
+            try:
+                array = np.ascontiguousarray(self._through_zarr()[a:b])
+            except Exception as e:  # every codec has errors of its own
+                raise CorruptError(f"zarr cannot read it: {e} (SPEC S6)", where=self._data_name) from e
+            array.flags.writeable = False  # as a mapped one
+            return array
         if self._mapped is None:
             self._mapped = self._map()
         return self._mapped[a:b]
@@ -119,14 +125,24 @@ def _size(place: Place, file: ShardFile) -> int:
         raise CorruptError("a file of a sealed shard is missing (SPEC S6)", where=file.path) from None
 
 
-def _parse(meta: Any, column: Column, where: str) -> tuple[int, int]:
+def _parse(meta: Any, column: Column, compressor: str, where: str) -> tuple[int, int]:
     """Items and inner chunk length from an array's metadata; raises ``FormatError`` unless it is ours."""
     try:
         items, *shape = meta["shape"]
         sharding = next(c for c in meta["codecs"] if c["name"] == "sharding_indexed")["configuration"]
         chunk, *inner = sharding["chunk_shape"]
+        grid, *rest = meta["chunk_grid"]["configuration"]["chunk_shape"]
+        inner_codecs = [c["name"] for c in sharding["codecs"]]
+        endian = [c.get("configuration", {}).get("endian", "little") for c in sharding["codecs"]]
         good = (
-            meta["data_type"] == column.dtype
+            [c["name"] for c in meta["codecs"]] == ["sharding_indexed"]
+            and inner_codecs == ["bytes", *_CODECS[compressor]]
+            and set(endian) == {"little"}
+            and sharding.get("index_location", "end") == "end"
+            and [c["name"] for c in sharding["index_codecs"]] == ["bytes", "crc32c"]
+            and grid >= items
+            and tuple(rest) == column.shape
+            and meta["data_type"] == column.dtype
             and (column.dtype in DTYPES or column.dtype == "int64")
             and tuple(shape) == tuple(inner) == column.shape
             and type(items) is int
@@ -134,7 +150,7 @@ def _parse(meta: Any, column: Column, where: str) -> tuple[int, int]:
             and items >= 0
             and chunk > 0
         )
-    except (KeyError, TypeError, ValueError, StopIteration):
+    except (KeyError, TypeError, ValueError, AttributeError, StopIteration):
         good = False
     if not good:
         raise FormatError(

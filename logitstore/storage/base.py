@@ -89,7 +89,10 @@ class Tally:
 
     def add(self, row: Row) -> Iterator[tuple[int, Column, NDArray[Any]]]:
         """Check a row against the columns; gives each column's number and contiguous little-endian array."""
-        blob = np.frombuffer(canonical({**row.meta, "id": row.id}), np.uint8)
+        try:
+            blob = np.frombuffer(canonical({**row.meta, "id": row.id}), np.uint8)
+        except (TypeError, ValueError) as e:
+            raise FormatError(f"what goes with it is not JSON (SPEC S3): {e}", where=row.id) from None
         arrays = {ROW.name: blob, **row.arrays}
         if set(arrays) != {c.name for c in self.columns}:
             raise FormatError(
@@ -189,7 +192,7 @@ def check_table(name: str, start: NDArray[np.int64], crc: NDArray[np.uint32], co
             f"row table of shape {start.shape} and {crc.shape} for {columns} columns (SPEC S4)",
             where=f"shard {name}",
         )
-    if start[0].any() or (np.diff(start, axis=0) < 0).any():
+    if start[0].any() or (start[1:] < start[:-1]).any():
         raise FormatError("row starts that go back (SPEC S4)", where=f"shard {name}")
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ..digest import canonical, crc32c, id_hash
 from ..emission import Row
-from ..errors import CorruptError, FormatError
+from ..errors import CorruptError, FormatError, UsageError
 from ..places import Place
 from ..spec import Column
 from .base import ROW, Sealing, Shard, ShardFile, Tally
@@ -109,7 +109,8 @@ class TarShardWriter:
         for name, table in tables.items():
             at = self._array(f"__logitstore__/{name}.npy", table)
             layout[name] = {"offset": at, "crc32c": crc32c(table)}
-        self._sum.write(bytes(-self._sum.bytes % tarfile.RECORDSIZE or tarfile.RECORDSIZE))
+        end = 2 * tarfile.BLOCKSIZE  # two blocks of zeros at least, then whole records
+        self._sum.write(bytes(end + -(self._sum.bytes + end) % tarfile.RECORDSIZE))
         self.close()
         return Sealing([ShardFile(self._name, self._sum.bytes, self._sum.crc)], layout)
 
@@ -134,8 +135,10 @@ class TarShardWriter:
 
 def _open(place: Place, shard: str, sealing: Sealing, columns: Sequence[Column]) -> Shard:
     """Map the tar and find every array through the shard's table; no header is parsed."""
-    (file,) = sealing.files
     where = f"shard {shard}"
+    if len(sealing.files) != 1 or not {"rows", "start", "offset", "crc32c"} <= set(sealing.layout):
+        raise FormatError("its entry is not that of a tar (SPEC W4)", where=where)
+    (file,) = sealing.files
     try:
         raw = place.map(file.path)
     except FileNotFoundError:
@@ -172,5 +175,5 @@ def _slice(raw: NDArray[np.uint8], at: int, size: int, where: str) -> NDArray[np
 def parse(setting: str | None) -> WebDatasetStorage:
     """``webdataset``."""
     if setting is not None:
-        raise FormatError(f"webdataset takes no setting, but got {setting!r}")
+        raise UsageError(f"webdataset takes no setting, but got {setting!r}")
     return WebDatasetStorage()
