@@ -200,7 +200,7 @@ class _Dump:
                 self._tell(pipe)
             pipe.finish()
             skipped = [p.to_json() for p in (*problems, *pipe.failed)]
-            entry = pipe.seal(s for s in skipped if s["id"] not in self.writer.listed)
+            entry = pipe.seal(s for s in skipped if (s["id"], s["reason"]) not in self.writer.listed)
         before.skipped += len(skipped)
         before.done += pipe.utterances
         before.seconds += pipe.seconds

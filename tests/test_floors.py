@@ -49,13 +49,14 @@ FLOORS = [
     "batches",
     "drive",
     "selfcheck",
+    "pipe",
     "dump",
     "capture",
     "probe",
     "reader",
+    "decode",
     "convert",
     "verify",
-    "inspect",
     "resample",
     "batch",
     # 5: faces
@@ -91,6 +92,7 @@ WITHOUT_TORCH = {
     "resample",
     "layout",
     "report",
+    "decode",
     "testing.storage",
     "testing",
 }
