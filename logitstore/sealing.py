@@ -16,7 +16,6 @@ from .sealed import Entry, current_index, entry_name, read_entry, shard_names
 from .spec import Column
 from .storage import Storage
 
-
 LINE = "ManifestError"  # the reason of a problem that is the line's, not the utterance's
 
 

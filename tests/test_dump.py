@@ -43,7 +43,7 @@ def store(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def own():
-    """The model's own logits, run without any hook, in the same batches: id -> (T, V), (T, U+1, V), labels."""
+    """The model's own logits, without any hook, in the same batches: id -> (T, V), (T, U+1, V), labels."""
     teacher, said = demo.teacher(), {}
     utterances = list(demo.manifest())
     for number in range(0, len(utterances), 6):

@@ -27,7 +27,11 @@ FLOORS = [
     "places",
     # 1: meaning
     "manifest",
+    "vocabdiff",
     "vocab",
+    "vocabs",
+    "regroup",
+    "vocabmap",
     "index",
     "encodings",
     "lattice",
