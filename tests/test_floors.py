@@ -83,6 +83,7 @@ ALLOWED_FOR_TYPES = {
     ("encodings.dense", "torch"): "encode's tensors",
     ("encodings.topk", "torch"): "encode's tensors",
     ("encoder", "torch"): "encode's tensors",
+    ("writer", "torch"): "encode's tensors",
     ("reader", "batch"): "what Store.batch returns",
     ("", "*"): "names that load on first use",
 }
