@@ -18,8 +18,10 @@ _WHERE = {
     "TargetDataset": "logitstore.dataset",
     "Tap": "logitstore.tap",
     "TokenTable": "logitstore.vocab",
+    "VocabMap": "logitstore.vocabmap",
     "collate_targets": "logitstore.batch",
     "open_store": "logitstore.reader",
+    "read_table": "logitstore.vocabs",
 }
 
 __all__ = [
@@ -30,9 +32,11 @@ __all__ = [
     "TargetBatch",
     "TargetDataset",
     "TokenTable",
+    "VocabMap",
     "__version__",
     "collate_targets",
     "open_store",
+    "read_table",
 ]
 
 if TYPE_CHECKING:
@@ -42,6 +46,8 @@ if TYPE_CHECKING:
     from .reader import Store, open_store
     from .tap import Tap
     from .vocab import TokenTable
+    from .vocabmap import VocabMap
+    from .vocabs import read_table
     from .writer import StoreWriter
 
 

@@ -14,6 +14,7 @@ from .errors import LengthError, UsageError
 from .frames import check_ratio
 from .resample import resample
 from .target import NOTHING, Target, Tempered
+from .vocabmap import VocabMap
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class StreamBatch:
             padding and for entries a row does not have.
         ids: int64, as ``logp``: class of each entry; None when all V classes are there in order.
         tail: (B, T) or (B, T, U+1) float32 log of the mass of all other classes; -1e4 where there is none.
+            Beside ``ids`` None it is the mass of teacher tokens that the student's table has no class for.
         mask: bool, as ``tail``: True where there is a teacher's row.
     """
 
@@ -36,13 +38,22 @@ class StreamBatch:
     mask: torch.Tensor
 
     def dense(self) -> torch.Tensor:
-        """(B, T[, U+1], V) log-probabilities; a tail's mass is spread equally over classes not kept."""
+        """(B, T[, U+1], V) log-probabilities; see :meth:`logitstore.target.Tempered.dense`.
+
+        A tail's mass is spread equally over classes not kept; where all of them were, the row is normalised
+        without it.
+        """
+        has_tail = self.tail > NOTHING / 2
         if self.ids is None:
-            return self.logp
-        left = self.classes - (self.logp > NOTHING).sum(-1)
+            return _without_tail(self.logp, has_tail)
+        kept = self.logp > NOTHING
+        left = self.classes - kept.sum(-1)
         rest = self.tail - left.clamp(min=1).log()
         out = rest[..., None].expand(*rest.shape, self.classes).contiguous()
-        return out.scatter_reduce(-1, self.ids, self.logp, "amax", include_self=False)
+        first = torch.where(kept[..., :1], self.logp[..., :1], rest[..., None])  # a row may keep nothing
+        logp = torch.cat([first, self.logp[..., 1:]], -1)
+        out = out.scatter_reduce(-1, self.ids, logp, "amax", include_self=False)
+        return _without_tail(out, has_tail & (left == 0))
 
     def map(self, f: Any) -> Self:
         """The same with ``f`` applied to every tensor."""
@@ -92,6 +103,11 @@ class TargetBatch:
         return replace(self, **_mapped(self, f), streams={n: s.map(f) for n, s in self.streams.items()})
 
 
+def _without_tail(logp: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
+    """(..., V) log-probabilities, those rows normalised again."""
+    return torch.where(which[..., None], logp.log_softmax(-1), logp)
+
+
 def _mapped(record: Any, f: Any) -> dict[str, Any]:
     values = {x.name: getattr(record, x.name) for x in fields(record)}
     return {name: f(value) for name, value in values.items() if isinstance(value, torch.Tensor)}
@@ -106,6 +122,7 @@ def collate_targets(
     ratio: tuple[int, int] | None = None,
     tolerance: int = 2,
     streams: Sequence[str] | None = None,
+    vocab: VocabMap | None = None,
 ) -> TargetBatch:
     """Pad targets into a batch, each resampled by its own valid length.
 
@@ -117,13 +134,18 @@ def collate_targets(
         ratio: student frames per teacher frame as p, q; lengths that do not fit it are refused.
         tolerance: student frames by which they may miss it.
         streams: only these.
+        vocab: maps rows, after resampling and at the temperature, and labels to a student's token table;
+            not needed for targets of a store that was opened with it.
 
     Raises:
+        TokenError: a label that the student's table lacks.
         LengthError: frames that do not fit the utterance.
         UsageError: an empty batch, or options that do not exist.
     """
     if not targets:
         raise UsageError("a batch of no utterances")
+    if vocab is not None:
+        targets = [vocab.target(t) for t in targets]
     lengths = [t.T for t in targets] if frames is None else [int(f) for f in frames]
     if len(lengths) != len(targets):
         raise LengthError(f"{len(lengths)} frame counts for {len(targets)} utterances")
@@ -165,6 +187,8 @@ def _mask(lengths: Sequence[int], width: int) -> torch.Tensor:
 
 def _pad(rows: Sequence[Tempered], lengths: Sequence[int], nodes: Sequence[int] | None) -> StreamBatch:
     """(T·nodes, K) rows of each utterance into (B, T[, nodes], K)."""
+    if any(r.ids is not None for r in rows):
+        rows = [r if r.ids is not None else _listed(r) for r in rows]
     k = max(r.logp.shape[1] for r in rows)
     grid = (len(rows), max(lengths)) + ((max(nodes),) if nodes else ())
     logp = np.full((*grid, k), NOTHING, np.float32)
@@ -188,3 +212,9 @@ def _pad(rows: Sequence[Tempered], lengths: Sequence[int], nodes: Sequence[int] 
         tail=torch.from_numpy(tail),
         mask=torch.from_numpy(mask),
     )
+
+
+def _listed(row: Tempered) -> Tempered:
+    """Rows that hold every class, with the classes spelt out as pruned rows have them."""
+    ids = np.broadcast_to(np.arange(row.classes, dtype=np.int32), row.logp.shape)
+    return replace(row, ids=ids)

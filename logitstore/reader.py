@@ -18,6 +18,7 @@ from .spec import StoreSpec, StreamSpec
 from .storage import Shard, open_storage
 from .target import Rows, Target
 from .vocab import TokenTable, require_same
+from .vocabmap import VocabMap
 
 if TYPE_CHECKING:
     from .batch import TargetBatch
@@ -32,12 +33,13 @@ class Store(Mapping[str, Target]):
 
     Attributes:
         spec: what the store says about itself.
-        tokens: its token table.
+        tokens: its token table, the teacher's.
+        vocab_map: how every target is mapped to a student's table; None where it is not.
     """
 
-    def __init__(self, location: Any, *, verify: bool = True) -> None:
+    def __init__(self, location: Any, *, vocab_map: VocabMap | None = None, verify: bool = True) -> None:
         self.place: Place = open_place(location)
-        self._args = (location, verify)
+        self._args = (location, vocab_map, verify)
         if not self.place.exists("logitstore.json"):
             raise NotAStore(
                 "there is no logitstore.json",
@@ -58,6 +60,9 @@ class Store(Mapping[str, Target]):
                 why="Every id would mean another token.",
                 do="Restore the file from a copy.",
             )
+        if vocab_map is not None:
+            vocab_map.require_teacher(self.tokens, str(self.place))
+        self.vocab_map = vocab_map
         self._verify = verify
         self._storage = open_storage(self.spec.storage)
         self._columns = columns_of(self.spec)
@@ -66,8 +71,7 @@ class Store(Mapping[str, Target]):
         self._shards: OrderedDict[str, tuple[Entry, Shard | None]] = OrderedDict()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        location, verify = self._args
-        return _reopen, (location, verify)
+        return _reopen, self._args
 
     def __repr__(self) -> str:
         streams = ", ".join(f"{s.name}={s.encoding}" for s in self.spec.streams)
@@ -92,6 +96,11 @@ class Store(Mapping[str, Target]):
     def shards(self) -> tuple[str, ...]:
         """Names of the sealed shards, in order."""
         return self._index.shards
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether rows carry label ids: a lattice's."""
+        return any(s.kind == "rnnt" for s in self.spec.streams)
 
     def entry(self, shard: str) -> Entry:
         """The sealed entry of a shard."""
@@ -123,7 +132,7 @@ class Store(Mapping[str, Target]):
             yield opened.row(number, verify=self._verify)
 
     def decode(self, row: Row) -> Target:
-        """The target of a stored row."""
+        """The target of a stored row, over the student's classes where the store maps to them."""
         t, u = int(row.meta["T"]), int(row.meta.get("U", 0))
         streams: dict[str, Rows] = {}
         shapes: dict[str, tuple[int, ...]] = {}
@@ -148,7 +157,8 @@ class Store(Mapping[str, Target]):
             import numpy as np
 
             labels = np.zeros(0, np.int32)
-        return Target(row.id, t, labels, streams, shapes, row.meta)
+        target = Target(row.id, t, labels, streams, shapes, row.meta)
+        return target if self.vocab_map is None else self.vocab_map.target(target)
 
     def batch(self, ids: Sequence[str], **options: Any) -> TargetBatch:
         """Padded tensors of several utterances; see :func:`logitstore.batch.collate_targets`."""
@@ -186,8 +196,8 @@ class Store(Mapping[str, Target]):
         return entry, shard
 
 
-def _reopen(location: Any, verify: bool) -> Store:
-    return Store(location, verify=verify)
+def _reopen(location: Any, vocab_map: VocabMap | None, verify: bool) -> Store:
+    return Store(location, vocab_map=vocab_map, verify=verify)
 
 
 def _shape(spec: StreamSpec, t: int, u: int) -> tuple[int, ...]:
@@ -198,18 +208,21 @@ def _rows(shape: tuple[int, ...]) -> int:
     return shape[0] if len(shape) == 2 else shape[0] * shape[1]
 
 
-def open_store(location: Any, *, vocab: TokenTable | None = None, verify: bool = True) -> Store:
+def open_store(location: Any, *, vocab: TokenTable | VocabMap | None = None, verify: bool = True) -> Store:
     """Open a store for reading.
 
     Args:
         location: the folder, or a URL.
-        vocab: the student's token table; refused with ``VocabError`` unless it is the store's own.
+        vocab: the student's token table, refused with ``VocabError`` unless it is the store's own; or a
+            ``VocabMap`` from the store's table to the student's, by which every target is mapped.
         verify: check every row's checksum as it is read.
 
     Raises:
         NotAStore, FormatError, CorruptError: something there cannot be read.
-        VocabError: the student's table differs.
+        VocabError: the student's table differs, or the map does not start at the store's.
     """
+    if isinstance(vocab, VocabMap):
+        return Store(location, vocab_map=vocab, verify=verify)
     store = Store(location, verify=verify)
     if vocab is not None:
         store.require_vocab(vocab)

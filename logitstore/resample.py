@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from . import frames
 from .target import NOTHING, Rows, Tempered
+from .vocabmap import Mapped
 
 
 def resample(
@@ -16,8 +17,13 @@ def resample(
 
     ``nearest`` takes rows; ``linear`` mixes probabilities of two neighbouring frames (label positions of a
     lattice stay apart). Where pruned rows keep different classes, a class that one of them left out counts
-    there with an equal share of its tail, so every mixture still sums to one.
+    there with an equal share of its tail, so every mixture still sums to one. Rows mapped to a student's
+    token table are resampled first and mapped then: dense rows come out the same either way, and pruned
+    rows mix while their entries are still those of the teacher.
     """
+    if isinstance(rows, Mapped):
+        found = resample(rows.rows, shape, student, method=method, temperature=temperature)
+        return rows.map.apply(found)
     frames.check_method(method)
     t, nodes = shape[0], shape[1] if len(shape) == 3 else 1
     if t == student:
@@ -42,7 +48,8 @@ def mix(a: Tempered, b: Tempered, weight: NDArray[np.float32]) -> Tempered:
         log_a, log_b = np.log1p(-w), np.log(w)
     if a.ids is None or b.ids is None:
         logp = np.logaddexp(log_a + a.logp, log_b + b.logp).astype(np.float32)
-        return Tempered(a.classes, a.temperature, logp, None, a.tail)
+        tail = np.logaddexp(log_a[:, 0] + a.tail, log_b[:, 0] + b.tail)
+        return Tempered(a.classes, a.temperature, logp, None, np.maximum(tail, NOTHING).astype(np.float32))
     n, k = a.ids.shape
     left = max(a.classes - k, 1)
     ids = np.concatenate([a.ids, b.ids], axis=1)

@@ -16,6 +16,8 @@ from .sealed import Entry, current_index, entry_name, read_entry, shard_names
 from .spec import Column
 from .storage import Storage
 
+LINE = "ManifestError"  # the reason of a problem that is the line's, not the utterance's
+
 
 class ShardInMaking:
     """A shard nobody sees yet; ``seal`` makes it exist, ``discard`` makes it never have been."""
@@ -67,16 +69,16 @@ def finish_store(place: Place) -> None:
     """Bring the index and ``skipped.jsonl`` up to date with the sealed entries."""
     with place.lock("store", wait=True):
         index = current_index(place, write=True)
-        lines: dict[str, dict[str, str]] = {}
+        lines: dict[tuple[str, str], dict[str, str]] = {}
         for shard in shard_names(place):
             try:
                 entry = read_entry(place, shard)
             except StoreError:
                 continue  # verify names it; a finished dump must not fail over a neighbour's shard
             for problem in entry.skipped:
-                lines[problem["id"]] = dict(problem)
-        for name in [n for n in lines if index.find(n)]:
-            del lines[name]
+                lines[_key(problem)] = dict(problem)
+        for key in [k for k in lines if k[1] != LINE and index.find(k[0])]:
+            del lines[key]  # dumped since; a bad line stays one, whatever its id
         if lines or place.exists("skipped.jsonl"):
             data = "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in lines.values())
             place.write("skipped.jsonl", data.encode("utf-8"))
@@ -93,3 +95,15 @@ def sweep(place: Place, writer: str) -> None:
                     place.remove(f"partial/{name}")
             except StoreBusy:
                 pass
+
+
+def _key(problem: Mapping[str, str]) -> tuple[str, str]:
+    return str(problem.get("id")), str(problem.get("reason"))
+
+
+def listed(place: Place) -> frozenset[tuple[str, str]]:
+    """Id and reason of every line of ``skipped.jsonl``."""
+    if not place.exists("skipped.jsonl"):
+        return frozenset()
+    lines = place.read("skipped.jsonl").decode("utf-8").split("\n")
+    return frozenset(_key(json.loads(line)) for line in lines if line)

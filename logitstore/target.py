@@ -33,7 +33,8 @@ class Tempered:
         logp: (N, K) float32 log-probabilities; K = V where ``ids`` is None.
         ids: (N, K) int32 class of each, or None when every class is there in order. A row with fewer entries
             repeats its first class with a log-probability of -1e4.
-        tail: (N,) float32 log of the mass of all other classes together; -1e4 where there is none.
+        tail: (N,) float32 log of the mass of all other classes together; -1e4 where there is none. Beside
+            ``ids`` None it is the mass of teacher tokens that the student's table has no class for.
     """
 
     classes: int
@@ -42,16 +43,26 @@ class Tempered:
     ids: NDArray[np.int32] | None
     tail: Float
 
+    def has_tail(self) -> NDArray[np.bool_]:
+        """(N,) whether any mass lies in the tail; rounding leaves it near -1e4 where there is none."""
+        return self.tail > NOTHING / 2
+
     def dense(self) -> Float:
-        """(N, V) float32; the tail's mass is spread equally over the classes that were not kept."""
+        """(N, V) float32, each row summing to one.
+
+        The tail's mass is spread equally over the classes that were not kept. Where all of them were, it
+        belongs to none (tokens that a student's table lacks), and the row is normalised without it.
+        """
         if self.ids is None:
-            return self.logp
-        left = self.classes - (self.logp > NOTHING).sum(axis=1)
+            return _without_tail(self.logp, self.has_tail())
+        kept = self.logp > NOTHING
+        left = self.classes - kept.sum(axis=1)
         rest = self.tail - np.log(np.maximum(left, 1))
         out = np.broadcast_to(rest[:, None], (len(rest), self.classes)).astype(np.float32)
         best_last = slice(None, None, -1)  # of equal ids, the last one written stays
-        np.put_along_axis(out, self.ids[:, best_last].astype(np.int64), self.logp[:, best_last], axis=1)
-        return out
+        logp = np.where(kept, self.logp, rest[:, None])
+        np.put_along_axis(out, self.ids[:, best_last].astype(np.int64), logp[:, best_last], axis=1)
+        return _without_tail(out, self.has_tail() & (left == 0))
 
 
 class Rows(Protocol):
@@ -69,6 +80,13 @@ class Rows(Protocol):
 
     def take(self, index: NDArray[np.int64]) -> Rows:
         """Some of the rows, in this order."""
+
+
+def _without_tail(logp: Float, which: NDArray[np.bool_]) -> Float:
+    """(N, V) log-probabilities, those rows normalised again."""
+    if not which.any():
+        return logp
+    return np.where(which[:, None], logp - logsumexp(logp)[:, None], logp).astype(np.float32)
 
 
 def logsumexp(x: NDArray[Any], axis: int = -1) -> NDArray[Any]:

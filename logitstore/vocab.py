@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from .digest import sha256
 from .errors import TokenError, VocabError
+from .vocabdiff import compare
 
 BLANKS = ("<blk>", "<blank>", "<eps>", "[blank]", "<pad>", "[PAD]", "<ctc_blank>", "<b>")
+_PAIR = re.compile(r"(.+)[ \t]([0-9]+)[ \t]*")
 
 
 @dataclass(frozen=True)
 class TokenTable:
-    """V tokens in id order.
+    """V classes in id order, each named by a token.
 
     Attributes:
         tokens: the token of every id from 0.
         blank: id of the blank.
+        also: further tokens and the id of the class they share with its first token, as reduced keyword
+            dictionaries have them; -1 for a token that is known but has no class. They are looked up by
+            ``id`` and ``members``; they are no part of :meth:`to_bytes`, and so not of a store.
     """
 
     tokens: tuple[str, ...]
     blank: int
+    also: tuple[tuple[str, int], ...] = field(default=(), compare=False)
     _ids: dict[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tokens", tuple(self.tokens))
+        object.__setattr__(self, "also", tuple((str(t), int(i)) for t, i in self.also))
         object.__setattr__(self, "_ids", {t: i for i, t in enumerate(self.tokens)})
         if not 0 <= self.blank < len(self.tokens):
             raise VocabError(f"blank {self.blank} is outside a table of {len(self.tokens)} tokens")
@@ -34,8 +42,16 @@ class TokenTable:
             i, token = next((i, t) for i, t in enumerate(self.tokens) if self._ids[t] != i)
             raise VocabError(f"token {token!r} stands at both {i} and {self._ids[token]}")
         for i, token in enumerate(self.tokens):
+            if not token:
+                raise VocabError(f"token {i} is empty, which tokens.txt cannot hold")
             if "\n" in token or "\r" in token:
                 raise VocabError(f"token {i} ({token!r}) holds a line break, which tokens.txt cannot hold")
+        for token, i in self.also:
+            if token in self._ids:
+                raise VocabError(f"token {token!r} stands at both {self._ids[token]} and {i}")
+            if not -1 <= i < len(self.tokens):
+                raise VocabError(f"token {token!r} has id {i}, outside a table of {len(self.tokens)} tokens")
+            self._ids[token] = i
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -43,19 +59,34 @@ class TokenTable:
     def __getitem__(self, index: int) -> str:
         return self.tokens[index]
 
+    def __contains__(self, token: object) -> bool:
+        return self._ids.get(token, -1) >= 0 if isinstance(token, str) else False
+
     def id(self, token: str) -> int:
         """The id of a token; raises ``TokenError``."""
-        try:
-            return self._ids[token]
-        except KeyError:
-            raise TokenError(f"{token!r} is not in the token table") from None
+        found = self._ids.get(token)
+        if found is None:
+            raise TokenError(f"{token!r} is not in the token table")
+        if found < 0:
+            raise TokenError(f"{token!r} is in the token table, but has no class (-1)")
+        return found
+
+    def members(self, index: int) -> tuple[str, ...]:
+        """Every token of a class, the one that names it first."""
+        return (self.tokens[index], *(t for t, i in self.also if i == index))
 
     def text(self, ids: Sequence[int]) -> str:
-        """Tokens joined to words: ▁ begins a word; raises ``TokenError`` for an id outside the table."""
+        """Tokens joined to words: ▁ begins a word, and so does | in a table that has no other way to.
+
+        Raises ``TokenError`` for an id outside the table.
+        """
         for i in ids:
             if not 0 <= i < len(self.tokens):
                 raise TokenError(f"label {i} is outside a table of {len(self.tokens)} tokens")
-        return "".join(self.tokens[i] for i in ids).replace("▁", " ").strip()
+        words = "".join(self.tokens[i] for i in ids).replace("▁", " ")
+        if "|" in self._ids and " " not in self._ids and not any("▁" in t for t in self.tokens):
+            words = words.replace("|", " ")
+        return words.strip()
 
     def to_bytes(self) -> bytes:
         """k2's tokens.txt, in UTF-8: a token, a space, its id; in id order."""
@@ -67,12 +98,15 @@ class TokenTable:
 
     @classmethod
     def read(cls, path: str | Path, blank: int | None = None) -> TokenTable:
-        """Read k2's tokens.txt; ``blank`` is found by its name when it is not given."""
+        """Read a store's tokens.txt; ``blank`` is found by its name when it is not given.
+
+        :func:`logitstore.vocabs.read_table` reads every format, and other people's tokens.txt.
+        """
         return cls.parse(Path(path).read_bytes(), blank=blank, where=str(path))
 
     @classmethod
     def parse(cls, data: bytes, *, blank: int | None = None, where: str = "") -> TokenTable:
-        """Raises ``VocabError`` naming the line that is wrong."""
+        """The table that :meth:`to_bytes` wrote; raises ``VocabError`` naming the line that is wrong."""
         try:
             lines = data.decode("utf-8").split("\n")
         except UnicodeDecodeError as e:
@@ -82,27 +116,39 @@ class TokenTable:
             line = line.rstrip("\r")
             if not line.strip():
                 continue
-            token, _, last = line.rstrip(" \t").replace("\t", " ").rpartition(" ")
-            if not token or not last.isascii() or not last.isdigit():
+            pair = _PAIR.fullmatch(line)
+            if pair is None:
                 raise VocabError(f"{line!r} is not a token and its id", where=f"{where}:{number}")
-            if int(last) in found:
+            token, i = pair[1], int(pair[2])
+            if i in found:
                 raise VocabError(
-                    f"id {last} is given to {found[int(last)]!r} and to {token!r}", where=f"{where}:{number}"
+                    f"id {i} is given to {found[i]!r} and to {token!r}", where=f"{where}:{number}"
                 )
-            found[int(last)] = token
-        if sorted(found) != list(range(len(found))):
-            missing = next(i for i in range(len(found) + 1) if i not in found)
-            raise VocabError(f"ids are not 0…{len(found) - 1}: {missing} is missing", where=where)
-        tokens = tuple(found[i] for i in range(len(found)))
-        if blank is None:
-            blank = next((tokens.index(b) for b in BLANKS if b in tokens), None)
-            if blank is None:
-                raise VocabError("no token is named like a blank", where=where, do="Say which id it is.")
-        return cls(tokens, blank)
+            found[i] = token
+        tokens = in_order(found, where)
+        return cls(tokens, find_blank(tokens, where) if blank is None else blank)
+
+
+def in_order(found: dict[int, str], where: str) -> tuple[str, ...]:
+    """Tokens by id; raises ``VocabError`` unless the ids are 0…V-1."""
+    if sorted(found) != list(range(len(found))):
+        missing = next(i for i in range(len(found) + 1) if i not in found)
+        raise VocabError(f"ids are not 0…{len(found) - 1}: {missing} is missing", where=where)
+    return tuple(found[i] for i in range(len(found)))
+
+
+def find_blank(tokens: Sequence[str], where: str) -> int:
+    """The id of the token that is named like a blank; raises ``VocabError`` where none is."""
+    found = next((tokens.index(b) for b in BLANKS if b in tokens), None)
+    if found is None:
+        raise VocabError("no token is named like a blank", where=where, do="Say which id it is.")
+    return found
 
 
 def require_same(ours: TokenTable, theirs: TokenTable, *, where: str, which: tuple[str, str]) -> None:
-    """Raise ``VocabError`` naming the first differing token and both counts unless two tables agree.
+    """Raise ``VocabError`` unless two tables agree.
+
+    It names both counts, the first differing token, and what kind of difference it is.
 
     Args:
         ours: one table.
@@ -112,26 +158,10 @@ def require_same(ours: TokenTable, theirs: TokenTable, *, where: str, which: tup
     """
     if ours == theirs:
         return
-    first = next(
-        (i for i, (a, b) in enumerate(zip(ours.tokens, theirs.tokens, strict=False)) if a != b),
-        min(len(ours), len(theirs)),
-    )
-
-    def at(table: TokenTable) -> str:
-        return repr(table[first]) if first < len(table) else "nothing"
-
-    if ours.tokens == theirs.tokens:
-        what = f"blank is {ours.blank} in {which[0]} but {theirs.blank} in {which[1]}"
-    else:
-        what = (
-            f"{which[0]} has {len(ours)} tokens, {which[1]} {len(theirs)}; they differ first at id {first}: "
-            f"{at(ours)} against {at(theirs)}"
-        )
-        if sorted(ours.tokens) == sorted(theirs.tokens):
-            what += "; the tokens are the same, in another order"
+    found = compare(ours, theirs, which)
     raise VocabError(
-        what,
+        found.what,
         where=where,
         why="A logit's position is its token: another table turns every target into another word.",
-        do="Use the table the teacher was trained with.",
+        do=found.do,
     )

@@ -16,7 +16,7 @@ from .layout import columns_of, make_spec
 from .manifest import check_id
 from .places import Place, open_place
 from .sealed import current_index, read_entry, shard_names
-from .sealing import ShardInMaking, finish_store, sweep
+from .sealing import ShardInMaking, finish_store, listed, sweep
 from .spec import StoreSpec, TeacherSpec
 from .storage import parse_storage
 from .vocab import TokenTable
@@ -35,6 +35,8 @@ class StoreWriter:
                 if utt_id not in w:
                     w.add(utt_id, ctc=logits)
     """
+
+    listed: frozenset[tuple[str, str]] = frozenset()  # id and reason of each line of skipped.jsonl
 
     def __init__(self, place: Place, spec: StoreSpec, *, writer: str = "loop", shard_rows: int = 500) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", writer) or writer == "store":
@@ -92,6 +94,7 @@ class StoreWriter:
                     self._storage.describe(self.place, {"format": "logitstore", "version": self.spec.version})
             sweep(self.place, self._writer)
             self._index = current_index(self.place)
+            self.listed = listed(self.place)
         except BaseException:
             self._open.close()
             raise

@@ -57,8 +57,9 @@ class TopK:
     def encode(self, logits: torch.Tensor) -> dict[str, torch.Tensor]:
         top, ids = best(logits, self.k)
         peak = top[:, :1]
-        kept = _powers(top, peak)
-        rest = _powers(logits.scatter(1, ids, -float("inf")), peak)
+        powers = ((logits - peak) / TEMPERATURES[-1]).exp_()
+        kept = _sums(powers.gather(1, ids))
+        rest = _sums(powers.scatter_(1, ids, 0.0))
         odds = (rest / kept).log_()
         logz = (kept[:, 0] + rest[:, 0]).log_() + peak[:, 0]
         tail = ((odds - ODDS_OFFSET) / ODDS_STEP).round_().clamp_(-32768, 32767)
@@ -74,13 +75,13 @@ class TopK:
         return Sparse(classes, arrays["ids"], arrays["logp"], odds, arrays["logz"])
 
 
-def _powers(x: torch.Tensor, peak: torch.Tensor) -> torch.Tensor:
-    """(N, 4) Σ exp((x - peak)/τ) at τ = 1, 2, 4, 8: one exponential, then squares of squares."""
-    e = ((x - peak) / TEMPERATURES[-1]).exp_()
-    sums = e.new_empty(len(x), len(TEMPERATURES))
+def _sums(e: torch.Tensor) -> torch.Tensor:
+    """(N, 4) Σ exp(x/τ) at τ = 1, 2, 4, 8 from e = exp(x/8): no more exponentials, squares of squares."""
+    sums = e.new_empty(len(e), len(TEMPERATURES))
     for column in reversed(range(len(TEMPERATURES))):
         sums[:, column] = e.sum(-1)
-        e.square_()
+        if column:
+            e.square_()
     return sums
 
 

@@ -1,0 +1,47 @@
+# make demo    the main job: a trained teacher and real audio into a store, inspected, read back
+# make test    the tests
+# make check   ruff and mypy
+# Each makes its own virtual environment in .venv when none is active.
+
+SHELL := /bin/bash
+VENV := $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv)
+PY := $(VENV)/bin/python
+DEMO := demo-store
+
+.PHONY: demo test check install benchmark clean help
+help:
+	@sed -n '1,4s/^# //p' Makefile
+
+# torch is left alone where there is one: a user's own CUDA build stays theirs.
+$(VENV)/.logitstore: setup.cfg pyproject.toml
+	@test -x $(PY) || { echo "making a virtual environment in $(VENV)"; python3 -m venv $(VENV); }
+	@$(PY) -c 'import torch' 2>/dev/null || { echo "installing torch"; $(PY) -m pip install -q torch==2.13.0; }
+	@echo "installing logitstore and what its demo and tests need into $(VENV)"
+	@$(PY) -m pip install -q -e '.[demo,test,check]'
+	@touch $@
+
+install: $(VENV)/.logitstore
+
+demo: install
+	rm -rf $(DEMO) $(DEMO)-webdataset
+	$(PY) -m logitstore dump --teacher recipes/demo/teacher.py:load --manifest manifests/demo.jsonl \
+	  --tokens manifests/demo.tokens.txt --stream ctc=dense --stream rnnt=topk:16 --out $(DEMO)
+	$(PY) -m logitstore inspect $(DEMO) --manifest manifests/demo.jsonl
+	$(PY) -m logitstore convert $(DEMO) $(DEMO)-webdataset --storage webdataset
+	$(PY) -m logitstore verify $(DEMO)
+	$(PY) -m logitstore verify $(DEMO)-webdataset
+	$(PY) recipes/demo/student_batch.py $(DEMO)
+
+test: install
+	$(PY) -m pytest
+
+check: install
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+benchmark: install
+	$(PY) benchmarks/dump.py
+
+clean:
+	rm -rf $(DEMO) $(DEMO)-webdataset build *.egg-info .pytest_cache .mypy_cache .ruff_cache

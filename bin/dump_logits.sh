@@ -1,0 +1,110 @@
+#!/usr/bin/env bash
+# Dump a teacher's logits with N parallel jobs on this machine, then index and check the store.
+#
+#   bin/dump_logits.sh --teacher FILE.py:NAME --manifest FILE.jsonl --out STORE [--key value ...]
+#
+# Stages: 1 dump (N jobs, each its own writer into one store), 2 index, 3 verify, 4 inspect.
+# Running it again does only what is missing. The finished store is the same for any --nj.
+set -euo pipefail
+
+stage=1
+stop_stage=4
+nj=1                # parallel jobs; each loads the teacher once
+teacher=            # FILE.py:NAME
+manifest=           # JSON lines
+out=                # the store
+streams="ctc=dense" # space separated, e.g. "ctc=dense rnnt=topk:16"
+storage=zarr
+batch_seconds=120
+shard_size=500      # utterances, or audio: 90s, 30m, 2h
+device=cpu          # "cuda" gives job i the device cuda:(i mod number of GPUs)
+on_error=raise      # raise | skip
+limit=0
+tokens=
+audio_root=
+threads=2
+logdir=             # default: $out.log
+python=${PYTHON:-python3}
+
+usage() { sed -n '2,8s/^# \{0,1\}//p' "$0"; echo; echo "Options, with their defaults:"; sed -n '/^stage=1/,/^python=/s/^\([a-z_]*\)=\(.*\)$/  --\1 \2/p' "$0" | sed '$d; s/_/-/g'; }
+
+skipped=0
+while [ $# -gt 0 ]; do
+  case "$1" in
+    -h|--help) usage; exit 0 ;;
+    --*)
+      name=$(printf %s "${1#--}" | tr - _)
+      case " stage stop_stage nj teacher manifest out streams storage batch_seconds shard_size device on_error limit tokens audio_root threads logdir python " in
+        *" $name "*) ;;
+        *) echo "$0: no option $1 (try --help)" >&2; exit 2 ;;
+      esac
+      [ $# -ge 2 ] || { echo "$0: $1 needs a value" >&2; exit 2; }
+      printf -v "$name" %s "$2"; shift 2 ;;
+    *) echo "$0: what is $1? Options are --key value (try --help)" >&2; exit 2 ;;
+  esac
+done
+for name in stage stop_stage nj; do
+  case "${!name}" in ''|*[!0-9]*) echo "$0: --$name needs a number, not '${!name}'" >&2; exit 2 ;; esac
+done
+[ "$nj" -ge 1 ] || { echo "$0: --nj is at least 1" >&2; exit 2; }
+[ -n "$out" ] || { echo "$0: --out is needed (try --help)" >&2; exit 2; }
+logdir=${logdir:-$out.log}
+
+log() { echo "$(date '+%F %T') (dump_logits.sh) $*" >&2; }
+run() { "$python" -m logitstore "$@"; }
+
+if [ "$stage" -le 1 ] && [ "$stop_stage" -ge 1 ]; then
+  [ -n "$teacher" ] && [ -n "$manifest" ] || { echo "$0: --teacher and --manifest are needed" >&2; exit 2; }
+  log "stage 1: dump with $nj jobs; logs in $logdir/dump.*.log"
+  mkdir -p "$logdir"
+  args=(dump --teacher "$teacher" --manifest "$manifest" --out "$out" --storage "$storage"
+        --batch-seconds "$batch_seconds" --shard-size "$shard_size" --on-error "$on_error"
+        --limit "$limit" --threads "$threads")
+  for s in $streams; do args+=(--stream "$s"); done
+  [ -z "$tokens" ] || args+=(--tokens "$tokens")
+  [ -z "$audio_root" ] || args+=(--audio-root "$audio_root")
+  gpus=0
+  if [ "$device" = cuda ]; then gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())'); fi
+  pids=()
+  trap 'kill "${pids[@]}" 2>/dev/null || true' INT TERM
+  for ((i = 0; i < nj; i++)); do
+    dev=$device
+    if [ "$gpus" -gt 0 ]; then dev=cuda:$((i % gpus)); fi
+    run "${args[@]}" --device "$dev" --job "$i/$nj" >"$logdir/dump.$i.log" 2>&1 &
+    pids+=($!)
+  done
+  worst=0
+  for i in "${!pids[@]}"; do
+    status=0
+    wait "${pids[$i]}" || status=$?
+    if [ $status -eq 3 ]; then
+      skipped=3
+      log "job $i: done, some utterances skipped"
+    elif [ $status -ne 0 ]; then
+      log "job $i failed with status $status; the end of $logdir/dump.$i.log:"
+      tail -n 12 "$logdir/dump.$i.log" >&2
+      [ $worst -ne 0 ] || worst=$status
+    fi
+  done
+  trap - INT TERM
+  if [ $worst -ne 0 ]; then
+    log "what was sealed stays; run the same command again to go on"
+    exit $worst
+  fi
+fi
+
+if [ "$stage" -le 2 ] && [ "$stop_stage" -ge 2 ]; then
+  log "stage 2: index"
+  run index "$out"
+fi
+
+if [ "$stage" -le 3 ] && [ "$stop_stage" -ge 3 ]; then
+  log "stage 3: verify"
+  run verify "$out"
+fi
+
+if [ "$stage" -le 4 ] && [ "$stop_stage" -ge 4 ]; then
+  log "stage 4: inspect"
+  run inspect "$out"
+fi
+exit $skipped

@@ -1,0 +1,5 @@
+"""``python -m logitstore``."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,109 @@
+"""``logitstore dump``."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import click
+
+from ..errors import UsageError
+from ..world import Part
+
+
+def _streams(values: tuple[str, ...]) -> dict[str, str]:
+    streams: dict[str, str] = {}
+    for value in values:
+        name, found, encoding = value.partition("=")
+        if not found or not encoding or name in streams:
+            raise UsageError(
+                f"--stream {value!r}", do="Give each stream once, as NAME=ENCODING: ctc=dense, rnnt=topk:16."
+            )
+        streams[name] = encoding
+    return streams
+
+
+@click.command("dump")
+@click.option("--teacher", required=True, metavar="FILE.py:NAME", help="factory that returns the teacher")
+@click.option("--manifest", required=True, type=click.Path(), help="JSON lines: id, audio, text, ...")
+@click.option("--out", required=True, type=click.Path(), help="the store; made, or resumed")
+@click.option("--stream", "streams", multiple=True, metavar="NAME=ENCODING", help="[default: ctc=dense]")
+@click.option("--tokens", type=click.Path(), help="tokens.txt that the teacher's table must equal")
+@click.option("--audio-root", type=click.Path(), help="what relative audio paths are relative to")
+@click.option("--storage", default="zarr", show_default=True, help="zarr, zarr:zstd, zarr:blosc, webdataset")
+@click.option("--batch-seconds", default=120.0, show_default=True, type=click.FloatRange(0), help="per batch")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
+@click.option("--limit", default=0, type=click.IntRange(0), help="only the first N utterances")
+@click.option("--shard-size", default="500", show_default=True, help="utterances, or audio: 90s, 30m, 2h")
+@click.option("--on-error", default="raise", show_default=True, type=click.Choice(["raise", "skip"]))
+@click.option("--job", default="0/1", show_default=True, metavar="i/N", help="dump part i of N")
+@click.option("--threads", default=2, show_default=True, type=click.IntRange(1), help="that load audio")
+@click.option("--cpu-threads", default=1, show_default=True, type=click.IntRange(1), help="of a CPU teacher")
+@click.option("--allow-different", multiple=True, metavar="FIELD", help="resume although FIELD differs")
+@click.option("--json", "as_json", is_flag=True, help="print the summary as JSON")
+def command(**given: Any) -> None:
+    """Run a teacher over a manifest and store what it says.
+
+    Running the same command again does only what is missing.
+    """
+    # Features made with numpy run in loader threads: BLAS threads below them only fight the teacher's.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from ..blocks import ShardSize
+    from ..dump import DumpOptions, dump
+    from ..manifest import read_manifest
+    from ..teachers import load_teacher
+    from ..vocab import TokenTable
+    from .progress import Meter, clock, size
+
+    part = Part.parse(given["job"])
+    ShardSize.parse(given["shard_size"])
+    options = DumpOptions(
+        streams=_streams(given["streams"]) or {"ctc": "dense"},
+        storage=given["storage"],
+        batch_seconds=given["batch_seconds"],
+        device=given["device"],
+        shard_size=given["shard_size"],
+        on_error=given["on_error"],
+        part=part,
+        tokens=TokenTable.read(given["tokens"]) if given["tokens"] else None,
+        allow_different=given["allow_different"],
+        threads=given["threads"],
+        cpu_threads=given["cpu_threads"],
+    )
+    manifest = read_manifest(given["manifest"], audio_root=given["audio_root"], limit=given["limit"])
+    teacher = load_teacher(given["teacher"])
+    share = -(-manifest.utterances // part.count)
+    with Meter(share) as meter:
+        done = dump(teacher, manifest, given["out"], options, report=meter)
+    speed = done.seconds / done.elapsed if done.elapsed else 0.0
+    if given["as_json"]:
+        click.echo(
+            json.dumps(
+                {
+                    "store": given["out"],
+                    "utterances": done.done,
+                    "present": done.present,
+                    "skipped": done.skipped,
+                    "seconds": round(done.seconds, 3),
+                    "frames": done.frames,
+                    "shards": done.shards,
+                    "bytes": done.bytes,
+                    "elapsed": round(done.elapsed, 3),
+                }
+            )
+        )
+    else:
+        if not (done.done or done.skipped):
+            return click.echo(f"{given['out']}: nothing to do, all {done.present} utterances are there")
+        there = f" ({done.present} were there already)" if done.present else ""
+        click.echo(
+            f"{given['out']}: {done.done} utterances{there}, {clock(done.seconds)} of audio in "
+            f"{clock(done.elapsed)} ({speed:.1f} × real time)"
+        )
+        each = done.bytes / max(done.frames, 1)
+        click.echo(f"  {done.shards} shards, {size(done.bytes)}, {each:.0f} bytes a frame")
+        if done.skipped:
+            click.echo(f"  {done.skipped} skipped: {given['out']}/skipped.jsonl says which and why")
+    if done.skipped:
+        raise click.exceptions.Exit(3)

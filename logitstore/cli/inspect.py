@@ -1,0 +1,145 @@
+"""``logitstore inspect``."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import Any
+
+import click
+
+from .tables import printable, table
+
+
+@click.command("inspect")
+@click.argument("store", type=click.Path())
+@click.argument("utterance", required=False)
+@click.option("--manifest", type=click.Path(), help="list what it asks for and the store lacks")
+@click.option("--audio-root", type=click.Path(), help="what the manifest's audio paths are relative to")
+@click.option(
+    "--sample", default=200, show_default=True, type=click.IntRange(1), help="utterances for statistics"
+)
+@click.option("--top", default=5, show_default=True, type=click.IntRange(1), help="classes shown a frame")
+@click.option("--json", "as_json", is_flag=True, help="print everything as JSON")
+def command(
+    store: str,
+    utterance: str | None,
+    manifest: str | None,
+    audio_root: str | None,
+    sample: int,
+    top: int,
+    as_json: bool,
+) -> None:
+    """Show STORE as a whole, or one UTTERANCE of it frame by frame."""
+    from ..manifest import read_manifest
+    from ..reader import open_store
+    from ..report import against_manifest, summary
+    from ..report import utterance as one
+
+    opened = open_store(store)
+    if utterance is not None:
+        data = one(opened, utterance, top=top)
+        return click.echo(_json(data) if as_json else _utterance(data))
+    data = summary(opened, sample=sample)
+    if manifest is not None:
+        data["manifest"] = against_manifest(opened, read_manifest(manifest, audio_root=audio_root))
+    click.echo(_json(data) if as_json else _summary(data))
+
+
+def _json(data: Any) -> str:
+    return json.dumps(data, ensure_ascii=False, indent=1)
+
+
+def _summary(d: dict[str, Any]) -> str:
+    from .progress import size
+
+    teacher, tokens = d["teacher"], d["tokens"]
+    modules = ", ".join(f"{h['stream']} at {h['module']}" for h in teacher["heads"])
+    shift = 1000 * teacher["frame_shift"] / teacher["sample_rate"]
+    lines = [
+        f"store      {printable(d['store'])} (format {d['format']}, {d['storage']})",
+        f"teacher    {printable(teacher['name'])}, weights {teacher['weights'] or 'not recorded'}",
+        f"tapped     {printable(modules) or 'one’s own loop'}",
+        f"audio      {teacher['sample_rate']} Hz, one frame every {shift:g} ms",
+        f"tokens     {tokens['size']}, blank {tokens['blank']}, {tokens['sha256']}",
+        f"made with  {', '.join(f'{k} {v}' for k, v in d['made_with'].items())}",
+        f"size       {d['utterances']} utterances, {d['hours']:.3f} h, {d['frames']} frames, "
+        f"{d['shards']} shards",
+        f"on disk    {size(d['bytes'])}, {d['bytes_per_frame']:.1f} bytes a frame",
+    ]
+    lines += [f"allowed    {a['field']}: {a['was']} → {a['now']}" for a in d["allowed"]]
+    if d["skipped"]:
+        lines.append(f"skipped    {d['skipped']}: see skipped.jsonl")
+    head = [
+        "stream",
+        "shape",
+        "encoding",
+        "bytes/row",
+        "of fp16",
+        "entropy",
+        "blank",
+        "top-1",
+        "kept",
+        "errors",
+    ]
+    rows = [
+        [
+            name,
+            s["shape"].replace("V", str(s["classes"])),
+            s["encoding"],
+            f"{s['bytes_per_row']:.1f}",
+            f"{100 * s['of_dense_fp16']:.1f} %",
+            f"{s['entropy']:.3f}",
+            f"{100 * s['blank_share']:.1f} %",
+            f"{100 * s['top1_share']:.1f} %",
+            f"{100 * s['kept_mass']:.3f} %",
+            "-" if s["error_rate"] is None else f"{100 * s['error_rate']:.2f} %",
+        ]
+        for name, s in d["streams"].items()
+    ]
+    lines += ["", *table(head, rows), ""]
+    unit = next(iter(d["streams"].values()))["error_unit"]
+    lines += [
+        "entropy: in nats; blank: rows whose best class is the blank; top-1, kept: mean probability;",
+        f"errors: {unit} errors of the greedy decode of the stored logits (rnnt under teacher forcing);",
+        f"all over {d['sampled']} of {d['utterances']} utterances.",
+    ]
+    if "manifest" in d:
+        m = d["manifest"]
+        lines += [
+            "",
+            f"manifest   {m['asked']} utterances, {len(m['missing'])} missing, {len(m['extra'])} extra",
+        ]
+        lines += [f"  missing  {printable(i)}" for i in m["missing"]]
+        lines += [f"  extra    {printable(i)}" for i in m["extra"]]
+        lines += [f"  bad line {printable(p['what'])}" for p in m["bad_lines"]]
+    return "\n".join(lines)
+
+
+def _utterance(d: dict[str, Any]) -> str:
+    width = shutil.get_terminal_size((100, 24)).columns
+    lines = [
+        f"utterance  {printable(d['id'])}",
+        f"length     T = {d['T']} frames, U = {d['U']} labels, {d['seconds']} s",
+        f"reference  {printable(d['text'] if d['text'] is not None else '-')}",
+        f"labels     {printable(' '.join(d['labels'])) or '-'}",
+    ]
+    for name, s in d["streams"].items():
+        axes = "×".join(map(str, s["shape"]))
+        lines += [
+            "",
+            f"{name}        {axes} {s['encoding']}",
+            f"decoded    {printable(s['text'])}",
+            f"           {printable(' '.join(s['decoded']))}",
+            f"           {s['errors']} errors in {s['reference']}",
+            "",
+        ]
+        rows = []
+        for frame in s["frames"]:
+            at = str(frame["t"]) if "u" not in frame else f"{frame['t']},{frame['u']}"
+            best = [f"{printable(token)} {p:.3f}" if p >= 5e-4 else "·" for token, p in frame["best"]]
+            rows.append([at, *best, f"{frame['tail']:.1e}"])
+        count = max((len(r) - 2 for r in rows), default=0)
+        head = ["t" if name != "rnnt" else "t,u", *[f"best {i + 1}" for i in range(count)], "rest"]
+        lines += table(head, rows, width)
+    return "\n".join(lines)

@@ -1,0 +1,177 @@
+"""Runs the teacher: one batch through the encoder and the CTC head, then the joiner slice by slice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from .batches import Loaded
+from .errors import LengthError, TeacherError, VocabError
+from .spec import Head
+from .tap import Tap
+from .teachers.base import Teacher
+from .vocab import TokenTable
+
+SLICE_ELEMENTS = {"cpu": 1 << 18, "other": 1 << 24}
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """What the teacher said about one utterance, before any encoding.
+
+    Attributes:
+        loaded: the utterance.
+        T: valid frames.
+        ctc: (T, V) logits on the device; None where there is no such stream.
+        output: what ``forward`` gave for its batch, and ``b``, its place in it: for the joiner.
+    """
+
+    loaded: Loaded
+    T: int
+    ctc: torch.Tensor | None
+    output: Any
+    b: int
+
+
+class Driver:
+    """A teacher on a device, tapped.
+
+    Args:
+        teacher: put to eval, whatever mode it comes in.
+        table: its token table.
+        streams: names of the streams to take.
+        device: e.g. ``cpu``, ``cuda:0``.
+    """
+
+    def __init__(self, teacher: Teacher, table: TokenTable, streams: Sequence[str], device: str) -> None:
+        self.teacher, self.table, self.streams = teacher, table, tuple(streams)
+        self.device = torch.device(device)
+        spec = teacher.describe()
+        heads: dict[str, Head] = {}
+        for name in streams:
+            head = spec.head(name)
+            if head is None:
+                raise TeacherError(
+                    f"it has no {name} head",
+                    where=spec.name,
+                    do=f"It has: {', '.join(h.stream for h in spec.heads)}.",
+                )
+            heads[name] = head
+        if "rnnt" in heads and not all(hasattr(teacher, m) for m in ("transducer", "join")):
+            raise TeacherError(
+                "an rnnt head, but no transducer() and join()",
+                where=spec.name,
+                do="logitstore.teachers.base documents the protocol.",
+            )
+        self.was_training = any(m.training for m in teacher.model.modules())
+        teacher.model.eval()
+        teacher.model.to(self.device)
+        batch_heads = {n: h for n, h in heads.items() if n != "rnnt"}
+        self._tap = Tap(
+            teacher.model,
+            {n: h.module for n, h in batch_heads.items()},
+            layouts={n: h.layout for n, h in batch_heads.items()},
+        )
+        self._joint = Tap(teacher.model, {n: h.module for n, h in heads.items() if n == "rnnt"})
+        kind = "cpu" if self.device.type == "cpu" else "other"
+        self.slice_elements = SLICE_ELEMENTS[kind]
+
+    @property
+    def model(self) -> nn.Module:
+        """The teacher's model."""
+        return self.teacher.model
+
+    def run(self, batch: Sequence[Loaded]) -> list[Spoken]:
+        """One padded batch through ``forward``; raises an error of the teacher's tree."""
+        with self._quiet(), self._tap as tap:
+            output = self.teacher.forward(*self.pad([item.features for item in batch]))
+            logits = tap.take("ctc") if "ctc" in self.streams else None
+        lengths = self.lengths(output, batch, logits)
+        return [
+            Spoken(item, t, None if logits is None else logits[b, :t], output, b)
+            for b, (item, t) in enumerate(zip(batch, lengths, strict=True))
+        ]
+
+    def pad(self, features: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, T0, F) zero-padded and (B,) lengths, on the device."""
+        lengths = torch.tensor([len(f) for f in features], device=self.device)
+        padded = nn.utils.rnn.pad_sequence(list(features), batch_first=True).to(self.device)
+        return padded, lengths
+
+    def lengths(self, output: Any, batch: Sequence[Loaded], logits: torch.Tensor | None) -> list[int]:
+        """Valid frames of each utterance, checked against what was tapped; raises ``LengthError``."""
+        lengths = [int(n) for n in self.teacher.lengths(output)]
+        if len(lengths) != len(batch):
+            raise LengthError(f"{len(lengths)} lengths for a batch of {len(batch)}")
+        if logits is not None:
+            if logits.dim() != 3 or len(logits) != len(batch):
+                raise LengthError(
+                    f"the ctc tap gives {tuple(logits.shape)} for a batch of {len(batch)}, not (B, T, V)",
+                    do="Name its layout in the head: BVT or TBV.",
+                )
+            if logits.shape[-1] != len(self.table):
+                raise VocabError(
+                    f"the ctc head gives {logits.shape[-1]} classes, the token table has {len(self.table)}",
+                    why="A logit's position is its token.",
+                    do="Give the table the teacher was trained with: --tokens.",
+                )
+            for item, t in zip(batch, lengths, strict=True):
+                if t > logits.shape[1]:
+                    raise LengthError(
+                        f"length {t} beyond the {logits.shape[1]} frames of its batch",
+                        where=item.utt.id,
+                        why="Lengths in samples or feature frames instead of encoder frames look like this.",
+                        do="Return the encoder's output lengths from lengths().",
+                    )
+        return lengths
+
+    def lattice(self, spoken: Spoken) -> Iterator[torch.Tensor]:
+        """(t, U+1, V) logits of one utterance's lattice, slice after slice along T.
+
+        The joiner runs on slices of a fixed number of logits, so memory does not grow with T·U·V.
+        """
+        labels, where = spoken.loaded.labels or [], spoken.loaded.utt.id
+        enc, dec = self._project(spoken, labels)
+        if len(enc) != spoken.T or len(dec) != len(labels) + 1:
+            raise LengthError(
+                f"transducer() gives {len(enc)} × {len(dec)} nodes, "
+                f"where T × (U+1) is {spoken.T} × {len(labels) + 1}",
+                where=where,
+            )
+        step = max(1, self.slice_elements // (len(dec) * len(self.table)))
+        for t in range(0, spoken.T, step):
+            piece = enc[t : t + step]
+            logits = self._join(piece, dec)
+            if logits.shape[-1] != len(self.table):
+                raise VocabError(
+                    f"the joiner gives {logits.shape[-1]} classes, the token table has {len(self.table)}",
+                    where=where,
+                )
+            if logits.numel() != len(piece) * len(dec) * len(self.table):
+                raise LengthError(
+                    f"the joiner gives {tuple(logits.shape)} for {len(piece)} × {len(dec)} nodes", where=where
+                )
+            yield logits.reshape(len(piece), len(dec), len(self.table))
+
+    def _project(self, spoken: Spoken, labels: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        teacher: Any = self.teacher
+        with self._quiet():
+            enc, dec = teacher.transducer(spoken.output, spoken.b, labels)
+        return enc, dec
+
+    def _join(self, enc: torch.Tensor, dec: torch.Tensor) -> torch.Tensor:
+        teacher: Any = self.teacher
+        with self._quiet(), self._joint as tap:
+            teacher.join(enc, dec)
+            return tap.take("rnnt")
+
+    @contextmanager
+    def _quiet(self) -> Iterator[None]:
+        """No gradients, no autocast: the numbers the teacher was trained to say."""
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+            yield

@@ -1,0 +1,240 @@
+"""The main job: a manifest through a teacher into a store.
+
+Three things go on at once: loader threads read the next recordings, the caller's thread runs the teacher,
+and a third thread encodes and writes what the teacher said.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from .audio import seconds_of
+from .batches import Loaded, ahead, by_length, load
+from .blocks import DEFAULT_SHARD_SIZE, Block, ShardSize, blocks
+from .drive import Driver
+from .errors import LogitStoreError, ManifestError, UsageError
+from .layout import make_spec
+from .manifest import Manifest, Problem, Utterance
+from .pipe import Pipe
+from .places import open_place
+from .selfcheck import self_check
+from .spec import StoreSpec
+from .teachers.base import Teacher, weights_sha256
+from .vocab import TokenTable, require_same
+from .world import Part
+from .writer import StoreWriter
+
+
+@dataclass(frozen=True)
+class DumpOptions:
+    """How to dump.
+
+    Attributes:
+        streams: encoding by stream name.
+        storage: ``zarr``, ``zarr:zstd``, ``webdataset``, ...
+        batch_seconds: audio of one padded batch; 0 for one utterance at a time.
+        device: where the teacher runs.
+        shard_size: what one shard holds; see :class:`logitstore.blocks.ShardSize`.
+        on_error: ``raise``, or ``skip`` to leave an utterance out and list it.
+        part: job i of N.
+        tokens: a table to compare the teacher's with.
+        allow_different: fields in which a store may differ when it is resumed.
+        threads: that load audio.
+        cpu_threads: of a teacher on the CPU. Matrix products round differently with another number of
+            threads, so it is fixed: the same bytes come out however many jobs share the machine.
+    """
+
+    streams: dict[str, str] = field(default_factory=lambda: {"ctc": "dense"})
+    storage: str = "zarr"
+    batch_seconds: float = 120.0
+    device: str = "cpu"
+    shard_size: str = DEFAULT_SHARD_SIZE
+    on_error: str = "raise"
+    part: Part = field(default_factory=Part)
+    tokens: TokenTable | None = None
+    allow_different: tuple[str, ...] = ()
+    threads: int = 2
+    cpu_threads: int = 1
+
+    def __post_init__(self) -> None:
+        if self.on_error not in ("raise", "skip"):
+            raise UsageError(f"on_error is {self.on_error!r}", do="raise or skip.")
+        if not self.streams:
+            raise UsageError("no stream to dump", do="E.g. --stream ctc=dense.")
+
+
+@dataclass
+class Progress:
+    """Where a dump stands; handed to the caller after every batch.
+
+    Attributes:
+        total: utterances of the manifest (all parts).
+        done: dumped in this run.
+        present: found sealed already.
+        skipped: listed in ``skipped.jsonl``, in this run.
+        seconds: of audio dumped in this run.
+        frames: teacher frames dumped in this run.
+        bytes: of the shards sealed in this run.
+        shards: sealed in this run.
+        elapsed: seconds since the teacher began.
+        findings: of the self-check, once it ran.
+    """
+
+    total: int
+    done: int = 0
+    present: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+    frames: int = 0
+    bytes: int = 0
+    shards: int = 0
+    elapsed: float = 0.0
+    findings: tuple[str, ...] = ()
+
+
+def dump(
+    teacher: Teacher,
+    manifest: Manifest,
+    out: Any,
+    options: DumpOptions,
+    *,
+    report: Callable[[Progress], None] = lambda progress: None,
+) -> Progress:
+    """Dump what a store does not hold yet; running it again resumes.
+
+    Args:
+        teacher: keeps the protocol of ``logitstore.teachers.base``.
+        manifest: read by :func:`logitstore.manifest.read_manifest`.
+        out: the store's location.
+        options: how.
+        report: called after every batch with where it stands.
+
+    Raises:
+        LogitStoreError: any of the tree; what was sealed before stays.
+    """
+    if manifest.problems and options.on_error == "raise":
+        first = manifest.problems[0]
+        raise ManifestError(
+            f"{first.what}\n  ({len(manifest.problems)} such lines in all)"
+            if len(manifest.problems) > 1
+            else first.what,
+            do="Mend the manifest, or leave such lines out and have them listed: --on-error skip.",
+        )
+    table = teacher.tokens()
+    if options.tokens is not None:
+        require_same(options.tokens, table, where="--tokens", which=("the given table", "the teacher"))
+    spec = spec_of(teacher, table, manifest, options)
+    writer = StoreWriter(open_place(out), spec, writer=f"job-{options.part.index}-of-{options.part.count}")
+    with writer.begin(table, options.allow_different), _cpu_threads(options.cpu_threads):
+        return _Dump(teacher, table, manifest, options, writer, report).run()
+
+
+def spec_of(teacher: Teacher, table: TokenTable, manifest: Manifest, options: DumpOptions) -> StoreSpec:
+    """What the store of a dump says about itself."""
+    about = replace(teacher.describe(), weights=weights_sha256(teacher.model))
+    return make_spec(about, table, options.streams, storage=options.storage, manifest=manifest.to_json())
+
+
+@contextmanager
+def _cpu_threads(count: int) -> Iterator[None]:
+    """So many threads inside torch's operators on the CPU, meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Dump:
+    """One run of :func:`dump`."""
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        table: TokenTable,
+        manifest: Manifest,
+        options: DumpOptions,
+        writer: StoreWriter,
+        report: Callable[[Progress], None],
+    ) -> None:
+        self.manifest, self.options, self.writer, self.report = manifest, options, writer, report
+        self.driver = Driver(teacher, table, list(options.streams), options.device)
+        self.load = partial(load, teacher=teacher, table=table, needs_labels="rnnt" in options.streams)
+        self.progress = Progress(total=manifest.utterances)
+        self.checked = False
+        self.begin = time.perf_counter()
+
+    def run(self) -> Progress:
+        size = ShardSize.parse(self.options.shard_size)
+        problems = list(self.manifest.problems) if self.options.part.index == 0 else []
+        for block in blocks(self.manifest, size, self.options.part, _length):
+            missing = tuple(u for u in block.utterances if u.id not in self.writer)
+            self.progress.present += len(block.utterances) - len(missing)
+            if missing:
+                self._block(Block(block.number, missing), problems)
+                problems = []
+            self._tell()
+        return self.progress
+
+    def _block(self, block: Block, problems: list[Problem]) -> None:
+        """Dump the missing utterances of one block into one shard and seal it."""
+        before = self.progress
+        lattice = self.driver.lattice if "rnnt" in self.options.streams else None
+        shard, skip = self.writer.shard(block.name), self.options.on_error == "skip"
+        with Pipe(shard, self.writer.spec, skip=skip) as pipe:
+            for batch in self._batches(block, pipe):
+                said = self.driver.run(batch)
+                if not self.checked:
+                    before.findings = self_check(self.driver, said).findings
+                    self.checked = True
+                for spoken in said:
+                    pipe.put(spoken, lattice(spoken) if lattice else None)
+                self._tell(pipe)
+            pipe.finish()
+            skipped = [p.to_json() for p in (*problems, *pipe.failed)]
+            entry = pipe.seal(s for s in skipped if (s["id"], s["reason"]) not in self.writer.listed)
+        before.skipped += len(skipped)
+        before.done += pipe.utterances
+        before.seconds += pipe.seconds
+        before.frames += pipe.frames
+        if entry is not None:
+            before.bytes += entry.bytes
+            before.shards += 1
+
+    def _tell(self, pipe: Pipe | None = None) -> None:
+        """Report where it stands, the shard in the making included."""
+        now = self.progress
+        now.elapsed = time.perf_counter() - self.begin
+        if pipe is not None:
+            now = replace(
+                now,
+                done=now.done + pipe.utterances,
+                seconds=now.seconds + pipe.seconds,
+                frames=now.frames + pipe.frames,
+                skipped=now.skipped + len(pipe.failed),
+            )
+        self.report(now)
+
+    def _batches(self, block: Block, pipe: Pipe) -> Iterator[list[Loaded]]:
+        """Loaded batches of a block; the pipe raises or lists what cannot be loaded."""
+        batches = by_length(block.utterances, self.options.batch_seconds, pipe.fail)
+        for good, bad in ahead(batches, self.load, self.options.threads):
+            for utt, error in bad:
+                pipe.fail(utt, error)
+            if good:
+                yield good
+
+
+def _length(utt: Utterance) -> float:
+    try:
+        return seconds_of(utt)
+    except LogitStoreError:
+        return 0.0  # the loader names it

@@ -1,0 +1,152 @@
+"""Between the teacher and a shard: one thread that encodes and writes, fed through a short queue."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+from .drive import Spoken
+from .encoder import RowEncoder
+from .errors import LengthError, LogitStoreError
+from .manifest import Problem, Utterance
+from .sealed import Entry
+from .sealing import ShardInMaking
+from .spec import StoreSpec
+
+DEPTH = 8  # slices waiting: what bounds memory
+
+
+class _LastSlice:
+    """Ends an utterance; ``error`` where it failed on the teacher's side."""
+
+    def __init__(self, error: LogitStoreError | None = None) -> None:
+        self.error = error
+
+
+class _Stop(Exception):
+    """Ends the thread."""
+
+
+class Pipe:
+    """Encodes what the teacher says and appends it to a shard.
+
+    Args:
+        shard: to write to.
+        spec: of the store.
+        skip: leave out utterances that fail and list them in ``failed``; otherwise the first failure raises.
+    """
+
+    def __init__(self, shard: ShardInMaking, spec: StoreSpec, *, skip: bool) -> None:
+        self.failed: list[Problem] = []
+        self.utterances, self.seconds, self.frames = 0, 0.0, 0
+        self._shard, self._skip = shard, skip
+        self._encoder = RowEncoder(spec)
+        self._queue: queue.Queue[Spoken | tuple[str, torch.Tensor] | _LastSlice | _Stop] = queue.Queue(DEPTH)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="encode and write", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._stop()
+            self._shard.discard()
+
+    def put(self, spoken: Spoken, lattice: Iterable[torch.Tensor] | None) -> None:
+        """Hand over one utterance; its lattice is driven here, in the caller's thread, slice by slice."""
+        self._send(spoken)
+        error = None
+        try:
+            if spoken.T < 1:
+                raise LengthError("no valid frame: the recording is too short", where=spoken.loaded.utt.id)
+            if spoken.ctc is not None:
+                self._send(("ctc", spoken.ctc))
+            for piece in lattice or ():
+                self._send(("rnnt", piece))
+        except LogitStoreError as e:
+            error = e
+        self._send(_LastSlice(error))
+
+    def fail(self, utt: Utterance, error: LogitStoreError) -> None:
+        """Note an utterance that cannot be dumped, or raise its error."""
+        if not self._skip:
+            raise error
+        self.failed.append(Problem(utt.id, type(error).__name__, str(error)))
+
+    def finish(self) -> int:
+        """Wait for the last row and give how many there are; raises what the thread died of."""
+        self._stop()
+        if self._error is not None:
+            raise self._error
+        return len(self._shard)
+
+    def seal(self, skipped: Iterable[dict[str, str]]) -> Entry | None:
+        """Seal the finished shard; None where it would hold nothing, or another writer sealed it."""
+        skipped = list(skipped)
+        if self.finish() or skipped:
+            return self._shard.seal(skipped)
+        self._shard.discard()
+        return None
+
+    def _send(self, item: Any) -> None:
+        """Queue an item, unless the thread died: then raise what it died of."""
+        while self._error is None:
+            try:
+                return self._queue.put(item, timeout=1.0)
+            except queue.Full:
+                continue
+        raise self._error
+
+    def _stop(self) -> None:
+        while self._thread.is_alive():
+            try:
+                self._queue.put(_Stop(), timeout=0.1)
+                self._thread.join()
+            except queue.Full:
+                continue
+
+    def _work(self) -> None:
+        try:
+            while isinstance(spoken := self._queue.get(), Spoken):
+                self._utterance(spoken)
+        except _Stop:
+            pass
+        except BaseException as e:  # raised again in the caller's thread
+            self._error = e
+
+    def _utterance(self, spoken: Spoken) -> None:
+        """Encode one utterance's slices and append its row; a failed one is drained, then noted or raised."""
+        loaded, failure = spoken.loaded, None
+        while not isinstance(item := self._queue.get(), _LastSlice):
+            if isinstance(item, _Stop):
+                raise item
+            assert isinstance(item, tuple)
+            if failure is None:
+                try:
+                    self._encoder.take(*item, loaded.utt.id)
+                except LogitStoreError as e:
+                    failure = e
+        failure = failure or item.error
+        if failure is not None:
+            self._encoder.drop()
+            return self.fail(loaded.utt, failure)
+        meta: dict[str, Any] = {
+            "T": spoken.T,
+            "U": len(loaded.labels or ()),
+            "seconds": round(loaded.seconds, 6),
+        }
+        if loaded.utt.text is not None:
+            meta["text"] = loaded.utt.text
+        self._shard.add(self._encoder.finish(loaded.utt.id, loaded.labels, meta))
+        self.utterances += 1
+        self.seconds += loaded.seconds
+        self.frames += spoken.T

@@ -1,0 +1,118 @@
+"""What is checked on the first batch, before hours are spent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .drive import Driver, Spoken
+from .errors import NotLogits, TeacherError
+
+ALREADY_NORMALISED = 1e-3  # nats: |log Σ exp| of a row of log-probabilities
+SAME_DISTRIBUTION = 1e-3
+PADDING_LEAK = 1e-2
+
+
+@dataclass(frozen=True)
+class SelfCheck:
+    """What the first batch showed: one sentence each."""
+
+    findings: tuple[str, ...]
+
+
+def self_check(driver: Driver, spoken: Sequence[Spoken]) -> SelfCheck:
+    """Prove on what a first batch gave that what is tapped is what the model means.
+
+    * rows are logits, not log-probabilities already, and not all the same;
+    * log_softmax of them is what the model itself says, where it says anything (``log_probs``);
+    * an utterance alone gives what it gives in a padded batch.
+
+    Raises ``NotLogits`` or ``TeacherError`` naming the utterance and the difference.
+    """
+    found: list[str] = []
+    if driver.was_training:
+        found.append("the model came in training mode and was put to eval")
+    for stream in driver.streams:
+        for item in spoken:
+            rows = _rows(driver, item, stream)
+            if not len(rows) or not bool(rows.isfinite().all()):
+                continue  # the encoder names these, utterance by utterance
+            _require_logits(rows, stream, item.loaded.utt.id)
+    if said := _same_as_model(driver, spoken):
+        found.append(said)
+    if len(spoken) > 1:
+        found.append(_alone_as_together(driver, spoken))
+    return SelfCheck(tuple(found))
+
+
+def _rows(driver: Driver, item: Spoken, stream: str) -> torch.Tensor:
+    """(N, V) float32 rows of one utterance: all frames, or the lattice's first slice."""
+    if stream == "rnnt":
+        piece = next(driver.lattice(item), None)
+        return torch.zeros(0, 1) if piece is None else piece.reshape(-1, piece.shape[-1]).float()
+    assert item.ctc is not None
+    return item.ctc.float()
+
+
+def _require_logits(rows: torch.Tensor, stream: str, where: str) -> None:
+    off = float(rows.logsumexp(-1).abs().max())
+    if off < ALREADY_NORMALISED:
+        raise NotLogits(
+            f"the {stream} tap gives log-probabilities, not logits: |log Σ exp| ≤ {off:.1e} on every row",
+            where=where,
+            why="The log-normaliser is lost there, and a softmax may already be baked in.",
+            do="Tap the Linear before the LogSoftmax (in Sequential(Dropout, Linear, LogSoftmax) it is .1).",
+        )
+    if float((rows - rows[:, :1]).abs().max()) == 0:
+        raise NotLogits(
+            f"the {stream} tap gives the same logit for every class",
+            where=where,
+            why="This model knows nothing.",
+        )
+
+
+def _same_as_model(driver: Driver, spoken: Sequence[Spoken]) -> str:
+    says = getattr(driver.teacher, "log_probs", None)
+    if says is None or "ctc" not in driver.streams:
+        return ""
+    with torch.inference_mode():
+        own = says(spoken[0].output).get("ctc")
+    if own is None:
+        return ""
+    worst = 0.0
+    for item in spoken:
+        assert item.ctc is not None
+        gap = (item.ctc.float().log_softmax(-1) - own[item.b, : item.T].float()).exp().sub(1)
+        gap = gap * own[item.b, : item.T].float().exp()  # difference in probability
+        worst = max(worst, float(gap.abs().max()) if gap.numel() else 0.0)
+        if worst > SAME_DISTRIBUTION:
+            raise TeacherError(
+                f"softmax of the tapped logits differs from what the model itself says by {worst:.3g}",
+                where=item.loaded.utt.id,
+                why="The tapped module is not the one the model decides with (or dropout is live).",
+                do="Tap the Linear that feeds the model's own log-softmax.",
+            )
+    return f"softmax of the tapped logits is the model's own, within {worst:.1e} in probability"
+
+
+def _alone_as_together(driver: Driver, spoken: Sequence[Spoken]) -> str:
+    """The shortest utterance has the most padding: it shows a leak first."""
+    item = min(spoken, key=lambda s: s.T)
+    alone = driver.run([item.loaded])[0]
+    where = item.loaded.utt.id
+    if alone.T != item.T:
+        raise TeacherError(f"{item.T} frames in a batch, {alone.T} alone", where=where)
+    worst = 0.0
+    for stream in driver.streams:
+        a, b = _rows(driver, alone, stream).softmax(-1), _rows(driver, item, stream).softmax(-1)
+        worst = max(worst, float((a - b).abs().max()) if a.numel() else 0.0)
+    if worst > PADDING_LEAK:
+        raise TeacherError(
+            f"alone and in a padded batch its probabilities differ by {worst:.3g}",
+            where=where,
+            why="Padding leaks into valid frames (or dropout is live): targets would depend on the batch.",
+            do="Mask the padding in forward(), or dump with --batch-seconds 0 (one utterance at a time).",
+        )
+    return f"an utterance alone and in a padded batch agree within {worst:.1e} in probability"

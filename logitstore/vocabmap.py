@@ -1,0 +1,262 @@
+"""From a teacher's token table to a student's: by the names of the tokens, never by their numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import TokenError, UsageError, VocabError
+from .regroup import regroup_dense, regroup_pruned
+from .target import Rows, Target, Tempered
+from .vocab import TokenTable, require_same
+from .vocabdiff import compare
+
+FILLERS = ("<filler>", "<FILLER>", "<GBG>", "<unk>", "<UNK>", "[UNK]")
+NO_CLASS = -1
+WHICH = ("the teacher", "the student")
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How much of a teacher's table a student has.
+
+    Attributes:
+        teacher: number of the teacher's tokens.
+        mapped: those that have a class of their own name in the student's table, the blank included.
+        student: number of the student's classes.
+        fed: those that some token of the teacher maps to.
+    """
+
+    teacher: int
+    mapped: int
+    student: int
+    fed: int
+
+    @property
+    def share(self) -> float:
+        """Of the teacher's tokens that are mapped, from 0 to 1."""
+        return self.mapped / self.teacher
+
+
+@dataclass(frozen=True, eq=False)
+class VocabMap:
+    """Which student class each teacher token becomes.
+
+    Tempering and merging do not commute (the sum of two squares is not the square of the sum), so the map
+    is always applied to rows that are at the training temperature already, after resampling.
+
+    Attributes:
+        teacher: table of the store.
+        student: table of the student.
+        to: (V_teacher,) int64 student id of each teacher id; -1 where its mass goes to the tail.
+        named: (V_teacher,) bool, True where the student has the token itself, not only a filler for it.
+    """
+
+    teacher: TokenTable
+    student: TokenTable
+    to: NDArray[np.int64]
+    named: NDArray[np.bool_]
+
+    @classmethod
+    def by_token(
+        cls,
+        teacher: TokenTable,
+        student: TokenTable,
+        *,
+        missing: str = "tail",
+        spell: Callable[[str], str] | None = None,
+    ) -> Self:
+        """Map tokens of the same name to each other, and blank to blank wherever each table puts it.
+
+        Args:
+            teacher: the store's table.
+            student: the student's; several teacher tokens may share one of its classes.
+            missing: where the mass of tokens goes that the student lacks: ``tail`` (to no class), or
+                ``filler``, the student's ``<filler>``, ``<GBG>`` or ``<unk>``.
+            spell: gives a teacher token as the student spells it, e.g. ``str.lower``.
+
+        Raises:
+            VocabError: tables that have no tokens in common, or only under another spelling, or that are
+                cut into other units (characters against BPE); or a student without a filler.
+        """
+        if missing not in ("tail", "filler"):
+            raise UsageError(f"missing={missing!r}", do="Known: tail, filler.")
+        names = [t if spell is None or i == teacher.blank else spell(t) for i, t in enumerate(teacher.tokens)]
+        _require_mappable(names, teacher, student)
+        rest = NO_CLASS if missing == "tail" else _filler(student)
+        to = np.full(len(teacher), rest, np.int64)
+        named = np.zeros(len(teacher), bool)
+        own_blank = student[student.blank]
+        for i, name in enumerate(names):
+            if i != teacher.blank and name in student and name != own_blank:
+                to[i], named[i] = student.id(name), True
+        to[teacher.blank], named[teacher.blank] = student.blank, True
+        return cls(teacher, student, to, named)
+
+    def __len__(self) -> int:
+        return len(self.teacher)
+
+    def apply(self, rows: Tempered) -> Tempered:
+        """N rows over the teacher's classes as rows over the student's; every row still sums to one.
+
+        Masses of tokens that share a class are added in log space. What has no class goes to the tail: a
+        dense row stays dense (``ids`` None), beside a finite tail. Of a pruned row, the kept entries are
+        mapped and merged; the mass that it left out stays in the tail, but for a filler's share of it, in
+        proportion to how many of the classes that were left out become the filler.
+        """
+        if rows.classes != len(self.teacher):
+            raise VocabError(f"rows of {rows.classes} classes for a map from {len(self.teacher)} tokens")
+        if rows.ids is not None and rows.logp.shape[1] == rows.classes and not rows.has_tail().any():
+            rows = replace(rows, ids=None, logp=rows.dense())  # pruned rows that left nothing out
+        if rows.ids is None:
+            return regroup_dense(rows, self.to, len(self.student))
+        return regroup_pruned(rows, self.to, len(self.student), self._filler_id)
+
+    def labels(self, ids: NDArray[Any] | Sequence[int]) -> NDArray[np.int32]:
+        """(U,) label ids in the student's table.
+
+        Raises ``TokenError`` naming the token of a label that the student lacks.
+        """
+        given = np.asarray(ids, np.int64)
+        bad = (given < 0) | (given >= len(self))
+        if bad.any():
+            raise TokenError(f"label {given[bad][0]} is outside a table of {len(self)} tokens")
+        mapped = self.to[given]
+        if (mapped < 0).any():
+            token = self.teacher[int(given[mapped < 0][0])]
+            raise TokenError(
+                f"the label {token!r} is not in the student's token table",
+                why="A lattice over a label that the student cannot emit teaches it nothing.",
+                do="Map with missing='filler', or leave the utterance out.",
+            )
+        return mapped.astype(np.int32)
+
+    def target(self, target: Target) -> Target:
+        """A target over the student's classes: its streams, shapes and labels.
+
+        Raises ``TokenError`` for a label that the student lacks, ``UsageError`` for a target mapped before.
+        """
+        if any(isinstance(rows, Mapped) for rows in target.streams.values()):
+            raise UsageError(
+                "its rows are mapped already",
+                where=target.id,
+                do="Map once: as the store is opened, or as the batch is made.",
+            )
+        try:
+            labels = self.labels(target.labels)
+        except TokenError as e:
+            raise TokenError(e.what, where=target.id, why=e.why, do=e.do) from None
+        return replace(
+            target,
+            labels=labels,
+            streams={name: Mapped(rows, self) for name, rows in target.streams.items()},
+            shapes={name: (*shape[:-1], len(self.student)) for name, shape in target.shapes.items()},
+        )
+
+    def require_teacher(self, table: TokenTable, where: str) -> None:
+        """Raise ``VocabError`` unless the map starts at this table, the one of a store."""
+        require_same(table, self.teacher, where=where, which=("the store", "the map's teacher"))
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """Teacher tokens that the student lacks, in id order."""
+        return tuple(self.teacher[int(i)] for i in np.flatnonzero(~self.named))
+
+    @property
+    def unfed(self) -> tuple[str, ...]:
+        """Student classes that no teacher token maps to, in id order: they get no mass."""
+        fed = self._fed
+        return tuple(t for i, t in enumerate(self.student.tokens) if i not in fed)
+
+    def coverage(self) -> Coverage:
+        """Counts of both sides."""
+        return Coverage(len(self), int(self.named.sum()), len(self.student), len(self._fed))
+
+    def explain(self) -> str:
+        """The map in a few lines: kind of difference, counts, what is dropped and what gets no mass."""
+        c = self.coverage()
+        lines = [
+            compare(self.teacher, self.student, WHICH).what,
+            f"{c.mapped} of {c.teacher} teacher tokens ({c.share:.1%}) become {c.fed} of {c.student} classes",
+            f"blank {self.teacher[self.teacher.blank]!r} {self.teacher.blank} becomes "
+            f"{self.student[self.student.blank]!r} {self.student.blank}",
+        ]
+        if self.dropped:
+            rest = "the tail" if self._filler_id is None else repr(self.student[self._filler_id])
+            lines.append(f"{len(self.dropped)} go to {rest}: {_some(self.dropped)}")
+        if self.unfed:
+            lines.append(f"{len(self.unfed)} classes of the student get no mass: {_some(self.unfed)}")
+        return "\n".join(lines)
+
+    @property
+    def _fed(self) -> frozenset[int]:
+        return frozenset(self.to[self.to >= 0].tolist())
+
+    @property
+    def _filler_id(self) -> int | None:
+        """The class that dropped tokens become; None where they go to the tail or none is dropped."""
+        rest = self.to[~self.named]
+        return int(rest[0]) if len(rest) and rest[0] >= 0 else None
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """Rows of one stream, over a student's classes.
+
+    Attributes:
+        rows: as they are stored, over the teacher's classes.
+        map: from those to the student's.
+    """
+
+    rows: Rows
+    map: VocabMap
+
+    @property
+    def classes(self) -> int:
+        return len(self.map.student)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, index: NDArray[np.int64]) -> Mapped:
+        return Mapped(self.rows.take(index), self.map)
+
+    def at(self, temperature: float = 1.0) -> Tempered:
+        return self.map.apply(self.rows.at(temperature))
+
+
+def _require_mappable(names: Sequence[str], teacher: TokenTable, student: TokenTable) -> None:
+    spelt = tuple(dict.fromkeys(names))
+    members = (*student.tokens, *(t for t, i in student.also if i >= 0))
+    found = compare(_Names(spelt, spelt.index(names[teacher.blank])), _Names(members, student.blank), WHICH)
+    if not found.mappable:
+        raise VocabError(
+            found.what,
+            why="A map by name would leave next to nothing of what the teacher said.",
+            do=found.do,
+        )
+
+
+@dataclass(frozen=True)
+class _Names:
+    tokens: tuple[str, ...]
+    blank: int
+
+
+def _filler(student: TokenTable) -> int:
+    for name in FILLERS:
+        if name in student and student.id(name) != student.blank:
+            return student.id(name)
+    raise VocabError(
+        "the student's token table has no filler",
+        do=f"Add one of {', '.join(FILLERS)}, or map with missing='tail'.",
+    )
+
+
+def _some(tokens: Sequence[str], most: int = 8) -> str:
+    text = ", ".join(map(repr, tokens[:most]))
+    return f"{text}, ..." if len(tokens) > most else text
