@@ -133,7 +133,9 @@ class Store(Mapping[str, Target]):
 
     def decode(self, row: Row) -> Target:
         """The target of a stored row, over the student's classes where the store maps to them."""
-        t, u = int(row.meta["T"]), int(row.meta.get("U", 0))
+        t, u = row.meta.get("T"), row.meta.get("U", 0)
+        if type(t) is not int or type(u) is not int:
+            raise FormatError(f"T is {t!r} and U {u!r}, not integers (SPEC S3)", where=row.id)
         streams: dict[str, Rows] = {}
         shapes: dict[str, tuple[int, ...]] = {}
         labels: Any = None

@@ -11,6 +11,7 @@ import torch
 
 from logitstore import StoreWriter, TokenTable, collate_targets, open_store
 from logitstore.digest import canonical, seal_json
+from logitstore.emission import Row
 from logitstore.errors import (
     CorruptError,
     FormatError,
@@ -247,6 +248,9 @@ def test_labels_that_disagree_with_u_are_refused(stores):
     row.meta["T"] = 4
     with pytest.raises(FormatError, match="S7"):
         s.decode(row)
+    for meta in ({"T": "5", "U": 3}, {"U": 3}, {"T": 5, "U": None}):
+        with pytest.raises(FormatError, match="S3"):
+            s.decode(Row("last", meta, s.row("last").arrays))
 
 
 # ---- other readers
