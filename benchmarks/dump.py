@@ -1,8 +1,8 @@
 """The whole dump against the bare teacher, and its peak memory against the size of the corpus.
 
-`python benchmarks/dump.py [--runs R]` prints both, for two teachers: the demo's (trained, 0.4 M parameters:
-on a CPU, loading a recording and making its features takes as long as recognising it) and the same model at the
-size of a real one (15 M parameters, V = 500, random weights: only speed is measured).
+`python benchmarks/dump.py [--runs R]` prints both, for two teachers: the demo's (trained, 0.4 M parameters;
+on a CPU, loading a recording and making its features takes as long as recognising it) and the same model at
+the size of a real one (15 M parameters, V = 500, random weights: only speed is measured).
 
 The bare teacher runs encoder, CTC head and joiner over every node, in the batches and slices of the dump, and
 drops what it says; its features are in memory before the clock starts, and the seconds it took to load and

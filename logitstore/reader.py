@@ -73,6 +73,9 @@ class Store(Mapping[str, Target]):
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, self._args
 
+    __eq__ = object.__eq__  # a Mapping would decode every target to compare
+    __hash__ = object.__hash__
+
     def __repr__(self) -> str:
         streams = ", ".join(f"{s.name}={s.encoding}" for s in self.spec.streams)
         return f"<Store {self.place}: {len(self)} utterances, {streams}>"
