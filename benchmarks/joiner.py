@@ -1,8 +1,8 @@
 """Peak memory of driving a joiner over a whole lattice, slice by slice.
 
 `python benchmarks/joiner.py [-U 200] [-V 5000]` drives a joiner of icefall's shape (J = 512) for several T
-and encodes every slice as the dump does (topk:16), each in a process of its own, and prints the peak above the
-model beside the size that [T, U+1, V] would have in float32.
+and encodes every slice as the dump does (topk:16), each in a process of its own, and prints the peak above
+the model beside the size that [T, U+1, V] would have in float32.
 """
 
 from __future__ import annotations
