@@ -132,11 +132,12 @@ def check_steady(teacher: Teacher, features: torch.Tensor, lengths: torch.Tensor
 
 
 def _said(teacher: Teacher, features: torch.Tensor, lengths: torch.Tensor) -> dict[str, torch.Tensor]:
-    heads = {h.stream: h for h in teacher.describe().heads if h.stream != "rnnt"}
+    spec = teacher.describe()
+    heads = {h.stream: h for h in spec.heads if h.stream != "rnnt"}
     with torch.inference_mode(), Tap(teacher.model, {s: h.module for s, h in heads.items()}) as tap:
         output = teacher.forward(features, lengths)
         said = {s: tap.take(s) for s in heads}
-        if isinstance(teacher, Transducer):
+        if spec.head("rnnt") and isinstance(teacher, Transducer):
             enc, dec = teacher.transducer(output, 0, [])
             said["rnnt"] = teacher.join(enc, dec)
     return said
