@@ -26,6 +26,7 @@ FLOORS = [
     "emission",
     "places",
     # 1: meaning
+    "manifests",
     "manifest",
     "vocabdiff",
     "vocab",
@@ -41,6 +42,7 @@ FLOORS = [
     "layout",
     # 3: outside
     "audio",
+    "survey",
     "tap",
     "teachers",
     "engines",

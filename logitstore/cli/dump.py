@@ -26,7 +26,9 @@ def _streams(values: tuple[str, ...]) -> dict[str, str]:
 
 @click.command("dump")
 @click.option("--teacher", required=True, metavar="FILE.py:NAME", help="factory that returns the teacher")
-@click.option("--manifest", required=True, type=click.Path(), help="JSON lines: id, audio, text, ...")
+@click.option("--manifest", required=True, type=click.Path(), help="JSON lines, NeMo, Kaldi, ...")
+@click.option("--manifest-format", metavar="FORMAT", help="jsonl, nemo, kaldi, lhotse, huggingface")
+@click.option("--allow-pipes", is_flag=True, help="run shell commands that stand for recordings")
 @click.option("--out", required=True, type=click.Path(), help="the store; made, or resumed")
 @click.option("--stream", "streams", multiple=True, metavar="NAME=ENCODING", help="[default: ctc=dense]")
 @click.option("--tokens", type=click.Path(), help="tokens.txt that the teacher's table must equal")
@@ -71,7 +73,13 @@ def command(**given: Any) -> None:
         threads=given["threads"],
         cpu_threads=given["cpu_threads"],
     )
-    manifest = read_manifest(given["manifest"], audio_root=given["audio_root"], limit=given["limit"])
+    manifest = read_manifest(
+        given["manifest"],
+        audio_root=given["audio_root"],
+        limit=given["limit"],
+        format=given["manifest_format"],
+        allow_pipes=given["allow_pipes"],
+    )
     teacher = load_teacher(given["teacher"])
     share = -(-manifest.utterances // part.count)
     with Meter(share) as meter:
