@@ -12,7 +12,8 @@ from ..errors import UsageError
 from ..world import Part
 
 
-def _streams(values: tuple[str, ...]) -> dict[str, str]:
+def parse_streams(values: tuple[str, ...]) -> dict[str, str]:
+    """``NAME=ENCODING`` of every --stream; raises ``UsageError``."""
     streams: dict[str, str] = {}
     for value in values:
         name, found, encoding = value.partition("=")
@@ -61,7 +62,7 @@ def command(**given: Any) -> None:
     part = Part.parse(given["job"])
     ShardSize.parse(given["shard_size"])
     options = DumpOptions(
-        streams=_streams(given["streams"]) or {"ctc": "dense"},
+        streams=parse_streams(given["streams"]) or {"ctc": "dense"},
         storage=given["storage"],
         batch_seconds=given["batch_seconds"],
         device=given["device"],
