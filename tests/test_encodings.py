@@ -17,6 +17,7 @@ from logitstore.testing.encoding import Bounds, decoded, stored
 
 CASES = {
     "dense": [("dense", 2), ("dense", 40), ("dense", 700)],
+    "dense:int8": [("dense:int8", 2), ("dense:int8", 40), ("dense:int8", 700)],
     "nucleus": [
         ("nucleus:1e-3", 2),
         ("nucleus:1e-3", 40),
@@ -28,6 +29,7 @@ CASES = {
 }
 BOUNDS = {
     "dense": Bounds(logp=0.004, tail=0.0),
+    "dense:int8": Bounds(logp=0.36, tail=0.0),  # 2 √(256 · 8) / 255: for an error and for the normaliser's
     "nucleus": Bounds(logp=0.005, tail=0.005, between=0.03),
     "topk": Bounds(logp=0.005, tail=0.005, between=0.03),
 }
@@ -40,10 +42,10 @@ def test_every_encoding_is_tried():
 @pytest.mark.parametrize("check", suite.CHECKS, ids=lambda c: c.__name__)
 @pytest.mark.parametrize(("text", "classes"), [c for cases in CASES.values() for c in cases])
 def test_encoding(text, classes, check):
-    check(parse_encoding(text), classes, BOUNDS[text.partition(":")[0]])
+    check(parse_encoding(text), classes, BOUNDS.get(text) or BOUNDS[text.partition(":")[0]])
 
 
-@pytest.mark.parametrize("text", ["dense", "topk:16", "nucleus:0.001", "nucleus:0.001@2"])
+@pytest.mark.parametrize("text", ["dense", "dense:int8", "topk:16", "nucleus:0.001", "nucleus:0.001@2"])
 def test_its_name_opens_it_again(text):
     assert str(parse_encoding(text)) == text
     assert parse_encoding(text) == parse_encoding(str(parse_encoding(text)))
@@ -60,6 +62,7 @@ def test_its_name_opens_it_again(text):
         "topk:1.5",
         "dense:1",
         "dense:",
+        "dense:int4",
         "nucleus",
         "nucleus:",
         "nucleus:x",
@@ -218,3 +221,34 @@ def test_ragged_rows_mix_as_their_dense_rows_do():
         mixed = mix(one, two, weight)
         np.testing.assert_allclose(np.exp(mixed.dense()), wanted, atol=2e-6)
         assert (np.abs(np.exp(logsumexp(mixed.dense())) - 1) < 1e-5).all()
+
+
+@settings(max_examples=40)
+@given(st.integers(2, 600), st.sampled_from([0.1, 3.0, 30.0, 300.0]), st.integers(0, 2**20))
+def test_dense_int8_is_as_close_as_it_says(classes, scale, seed):
+    logits = torch.randn(5, classes, generator=torch.Generator().manual_seed(seed)) * scale
+    encoding = parse_encoding("dense:int8")
+    arrays = stored(encoding, logits)
+    below = np.minimum(-torch.log_softmax(logits.double(), -1).numpy(), 256)
+    depth = arrays["depth"].astype(np.float64)[:, None]
+    np.testing.assert_allclose(depth[:, 0], below.max(1), rtol=1e-5, atol=1e-5)
+    back = (arrays["root"] / 255.0) ** 2 * depth
+    bound = np.sqrt(depth * below) / 255 + depth / 260100
+    assert (np.abs(back - below) <= bound + 1e-4).all()
+    served = decoded(encoding, logits).at(1.0).logp
+    assert (np.abs(served + below) <= bound + bound.max() + 1e-4).all()
+    real = below < 255.9
+    np.testing.assert_allclose(
+        decoded(encoding, logits).logits()[real], (arrays["logz"][:, None] + served)[real], atol=1e-3
+    )
+
+
+def test_dense_int8_loses_little_of_trained_rows():
+    """On rows like a trained head's, peaked, the loss stays below 1e-3 nats at every temperature."""
+    logits = torch.randn(200, 500, generator=torch.Generator().manual_seed(3)) * 3
+    logits[:, 0] += 8
+    rows = decoded(parse_encoding("dense:int8"), logits)
+    for temperature in (1.0, 2.0, 4.0):
+        exact = torch.log_softmax(logits.double() / temperature, -1).numpy()
+        lost = (np.exp(exact) * (exact - rows.at(temperature).logp)).sum(1)
+        assert lost.mean() < 1e-3
