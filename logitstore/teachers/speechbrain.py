@@ -46,6 +46,7 @@ def load(where: str) -> Teacher:
     file = existing(folder / asked.get("hparams", "hyperparams.yaml"), "its hyperparams file")
     alone = read_alone(asked)
     with registry.needs("speechbrain"):
+        import speechbrain  # noqa: F401 - with a torchaudio that does not fit, this is what fails
         from hyperpyyaml import load_hyperpyyaml
     text = file.read_text(encoding="utf-8")
     try:
@@ -66,7 +67,18 @@ def load(where: str) -> Teacher:
     settings = {"hyperparams": sha256(text.encode()), "batch": "alone" if alone else "together"}
     blank = int(asked["blank"]) if "blank" in asked else None
     kind = SpeechBrainTeacher if _searcher(hparams) is None else SpeechBrainTransducer
-    return kind(hparams, settings, ctc=asked.get("ctc", ""), blank=blank)
+    teacher = kind(hparams, settings, ctc=asked.get("ctc", ""), blank=blank)
+    loaded = [m for m in hparams["pretrainer"].loadables.values() if isinstance(m, nn.Module)]
+    filled = {id(p) for m in loaded for p in m.parameters()}
+    for head in teacher.describe().heads:
+        if any(id(p) not in filled for p in find_module(teacher.model, head.module).parameters()):
+            raise TeacherError(
+                f"no checkpoint fills the {head.stream} head",
+                where=str(file),
+                why="Its weights would be random.",
+                do="Put the layer into a module that the pretrainer loads.",
+            )
+    return teacher
 
 
 def _fill(hparams: dict[str, Any], folder: Path) -> None:
