@@ -37,7 +37,8 @@ class Head(Record):
 
     Attributes:
         stream: ``ctc`` or ``rnnt``.
-        module: path below the teacher's model, e.g. ``ctc_output.1`` or ``joiner.output_linear``.
+        module: path below the teacher's model, e.g. ``ctc_output.1`` or ``joiner.output_linear``; a method
+            where it ends in ``()``.
         blank: id of the blank in the teacher's token table.
         layout: axes of the module's output: ``BTV``, ``BVT`` or ``TBV``; a joiner's slices are always TUV.
         normalised: no single logits tensor exists (a HAT joint): log-probabilities are given.
