@@ -132,7 +132,7 @@ class Pipe:
             assert isinstance(item, tuple)
             if failure is None:
                 try:
-                    self._encoder.take(*item, loaded.utt.id)
+                    self._encoder.take(*item, loaded.utt.id, loaded.labels)
                 except LogitStoreError as e:
                     failure = e
         failure = failure or item.error

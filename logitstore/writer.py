@@ -167,7 +167,7 @@ class StoreWriter:
                     tensor = torch.as_tensor(piece).detach()
                     _check_axes(stream.kind, tensor, len(labels), utt_id)
                     frames += len(tensor)
-                    self._encoder.take(stream.name, tensor, utt_id)
+                    self._encoder.take(stream.name, tensor, utt_id, labels)
             meta: dict[str, Any] = {"T": frames, "U": len(labels), "seconds": float(seconds)}
             if text is not None:
                 meta["text"] = text

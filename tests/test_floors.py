@@ -92,6 +92,7 @@ ALLOWED_FOR_TYPES = {
     ("encodings.base", "torch"): "encode's tensors",
     ("encodings.dense", "torch"): "encode's tensors",
     ("encodings.topk", "torch"): "encode's tensors",
+    ("encodings.nucleus", "torch"): "encode's tensors",
     ("encoder", "torch"): "encode's tensors",
     ("writer", "torch"): "encode's tensors",
     ("reader", "batch"): "what Store.batch returns",

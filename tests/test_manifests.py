@@ -285,7 +285,7 @@ def test_a_missing_library_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "dataset_info.json").write_text("{}")
-    with pytest.raises(UsageError, match=r"logitstore\[datasets\]"):
+    with pytest.raises(UsageError, match=r"logitstore\[huggingface\]"):
         read_manifest(tmp_path / "d")
 
 

@@ -45,7 +45,7 @@ def lines(path: Path) -> Iterator[Line]:
         raise UsageError(
             f"such folders are read through the Python package {e.name!r}, which is not installed",
             where=str(path),
-            do="pip install 'logitstore[datasets]'",
+            do="pip install 'logitstore[huggingface]'",
         ) from e
     files(path)  # refuses splits
     try:
