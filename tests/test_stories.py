@@ -5,6 +5,7 @@ Every story runs the command line as they would have run it.
 
 import json
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import demo
 import pytest
@@ -12,6 +13,7 @@ from click.testing import CliRunner
 from test_cli import logitstore
 
 from logitstore import gpu, open_store
+from logitstore.cli import main
 from logitstore.cli.dump import command as dump_command
 from logitstore.gpu import Cuda, Gpu
 
@@ -19,11 +21,19 @@ BROKEN = Path(__file__).parent / "broken_teachers.py"
 BOTH = ["--stream", "ctc=dense", "--stream", "rnnt=topk:16"]
 
 
-def dump(name, out, *more, manifest=demo.MANIFEST, streams=BOTH, **env):
-    teacher = name if ":" in name else f"{BROKEN}:{name}"
-    return logitstore(
-        "dump", "--teacher", teacher, "--manifest", manifest, "--out", out, *streams, *more, **env
-    )
+@pytest.fixture
+def dump(capsys):
+    """The command line, run here: status, stdout and stderr as a user sees them."""
+
+    def run(name, out, *more, manifest=demo.MANIFEST, streams=BOTH):
+        teacher = name if ":" in name else f"{BROKEN}:{name}"
+        args = ["dump", "--teacher", teacher, "--manifest", manifest, "--out", out, *streams, *more]
+        with pytest.raises(SystemExit) as e:
+            main([str(a) for a in args])
+        said = capsys.readouterr()
+        return CompletedProcess(args, e.value.code, said.out, said.err)
+
+    return run
 
 
 def refused(done, out, *words):
@@ -34,7 +44,7 @@ def refused(done, out, *words):
     assert not (out / "sealed").exists()
 
 
-def test_story_a_reduced_dictionary_renumbered_its_tokens(tmp_path):
+def test_story_a_reduced_dictionary_renumbered_its_tokens(tmp_path, dump):
     """3 % of false rejects became 99 %, without a single error.
 
     The dump's own table is the re-sorted one: the teacher's first words give it away. And where the right
@@ -50,7 +60,7 @@ def test_story_a_reduced_dictionary_renumbered_its_tokens(tmp_path):
     refused(done, tmp_path / "t", "VocabError", "the tokens are the same, in another order")
 
 
-def test_story_a_character_models_weights_moved_under_a_bpe_vocabulary(tmp_path):
+def test_story_a_character_models_weights_moved_under_a_bpe_vocabulary(tmp_path, dump):
     done = dump("characters", tmp_path / "s", streams=["--stream", "ctc=dense"])
     refused(done, tmp_path / "s", "word error rate", "a character model under another vocabulary")
     done = dump("characters_narrow", tmp_path / "t", streams=["--stream", "ctc=dense"])
@@ -86,7 +96,8 @@ def test_story_a_job_that_died_in_ascii_on_an_apostrophe(tmp_path):
     ascii_ = {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     line = {**demo.lines(1)[0], "id": "don’t"}
     manifest = demo.write_manifest(tmp_path / "m.jsonl", [line, *demo.lines(5)[2:]])
-    done = dump(demo.FACTORY, tmp_path / "s", manifest=manifest, **ascii_)
+    args = ["--teacher", demo.FACTORY, "--manifest", manifest, "--out", tmp_path / "s", *BOTH]
+    done = logitstore("dump", *args, **ascii_)
     assert done.returncode == 0, done.stderr
     assert "don’t turn off" in done.stderr
     said = logitstore("transcripts", tmp_path / "s", **ascii_)
@@ -99,6 +110,6 @@ def test_story_a_job_that_died_in_ascii_on_an_apostrophe(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["constant", "one_word"])
-def test_story_a_model_that_output_one_constant_all_day(name, tmp_path):
+def test_story_a_model_that_output_one_constant_all_day(name, tmp_path, dump):
     done = dump(name, tmp_path / "s")
     refused(done, tmp_path / "s", "the ctc branch is constant")
