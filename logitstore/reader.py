@@ -19,6 +19,7 @@ from .storage import Shard, open_storage
 from .target import Rows, Target
 from .vocab import TokenTable, require_same
 from .vocabmap import VocabMap
+from .where import Where
 
 if TYPE_CHECKING:
     from .batch import TargetBatch
@@ -164,6 +165,23 @@ class Store(Mapping[str, Target]):
             labels = np.zeros(0, np.int32)
         target = Target(row.id, t, labels, streams, shapes, row.meta)
         return target if self.vocab_map is None else self.vocab_map.target(target)
+
+    def metas(self) -> Iterator[Mapping[str, Any]]:
+        """What every row says about itself, in stored order: ``id``, ``seconds``, ``text``, ``hyp``, ..."""
+        for name in self.shards:
+            shard = self._open(name)[1]
+            for number in range(len(shard) if shard else 0):
+                assert shard is not None
+                yield shard.meta(number, self._verify)
+
+    def select(self, where: str) -> list[str]:
+        """Ids of the rows that a condition holds for, in stored order; no target is decoded.
+
+        E.g. ``wer <= 0.1 and seconds < 20``, ``rnnt.wer == 0 and hours < 100``; see :mod:`logitstore.where`.
+        Raises ``UsageError`` for what is no condition.
+        """
+        chosen = Where(where, [s.name for s in self.spec.streams])
+        return [meta["id"] for meta in self.metas() if chosen(meta)]
 
     def batch(self, ids: Sequence[str], **options: Any) -> TargetBatch:
         """Padded tensors of several utterances; see :func:`logitstore.batch.collate_targets`."""

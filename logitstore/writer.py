@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from .encoder import RowEncoder
 from .errors import LengthError, ManifestError, UsageError, VocabError
-from .identity import establish
+from .identity import establish, forget_empty, note_gate
 from .layout import columns_of, make_spec
 from .manifest import check_id
 from .places import Place, open_place
@@ -89,6 +89,7 @@ class StoreWriter:
         self._open.enter_context(self.place.lock(self._writer))
         try:
             with self.place.lock("store", wait=True):
+                forget_empty(self.place, self._writer)
                 self.spec = establish(self.place, self.spec, tokens, set(allow_different))
                 if not self.place.exists("index.bin"):
                     self._storage.describe(self.place, {"format": "logitstore", "version": self.spec.version})
@@ -100,6 +101,11 @@ class StoreWriter:
             raise
         self._entry = lru_cache(maxsize=16)(lambda shard: read_entry(self.place, shard))
         return self
+
+    def note_gate(self, gate: str, reason: str) -> None:
+        """Store that a check of the teacher was skipped, and why."""
+        with self.place.lock("store", wait=True):
+            self.spec = note_gate(self.place, gate, reason)
 
     def __contains__(self, utt_id: str) -> bool:
         """Whether an utterance is sealed already, or was added in this session."""

@@ -18,6 +18,7 @@ COMMANDS = {
     "manifest": "check a manifest of any format, and write it as JSON lines",
     "inspect": "show a store, or one utterance of it",
     "verify": "read every byte of a store and check it",
+    "transcripts": "write the teacher's own transcripts as JSON lines",
     "convert": "copy a store into another storage, bit for bit",
     "index": "bring the index and skipped.jsonl up to date with the sealed shards",
 }

@@ -44,6 +44,11 @@ def parse_streams(values: tuple[str, ...]) -> dict[str, str]:
 @click.option("--threads", default=2, show_default=True, type=click.IntRange(1), help="that load audio")
 @click.option("--cpu-threads", default=1, show_default=True, type=click.IntRange(1), help="of a CPU teacher")
 @click.option("--allow-different", multiple=True, metavar="FIELD", help="resume although FIELD differs")
+@click.option(
+    "--max-wer", default=50.0, show_default=True, type=click.FloatRange(0), help="%, of a first look"
+)
+@click.option("--skip-gate", default="", metavar="REASON", help="go on where a gate would stop; stored")
+@click.option("--transcripts/--no-transcripts", default=True, help="keep the teacher's own greedy decode")
 @click.option("--json", "as_json", is_flag=True, help="print the summary as JSON")
 def command(**given: Any) -> None:
     """Run a teacher over a manifest and store what it says.
@@ -73,6 +78,9 @@ def command(**given: Any) -> None:
         allow_different=given["allow_different"],
         threads=given["threads"],
         cpu_threads=given["cpu_threads"],
+        max_wer=given["max_wer"],
+        skip_gate=given["skip_gate"],
+        transcripts=given["transcripts"],
     )
     manifest = read_manifest(
         given["manifest"],
