@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from .digest import open_json
 from .emission import Row
 from .encodings import parse_encoding
-from .errors import FormatError, MissingUtterance, NotAStore
-from .index import Index
+from .errors import CorruptError, FormatError, MissingUtterance, NotAStore, Vanished
+from .index import Index, entries_digest
 from .layout import LABELS, columns_of
 from .places import Place, open_place
-from .sealed import Entry, current_index, read_entry
+from .sealed import Damaged, Entry, current_index, read_entry, shard_names
 from .spec import StoreSpec, StreamSpec
 from .storage import Shard, open_storage
 from .target import Rows, Target
@@ -37,7 +37,14 @@ class Store(Mapping[str, Target]):
         vocab_map: how every target is mapped to a student's table; None where it is not.
     """
 
-    def __init__(self, location: Any, *, vocab_map: VocabMap | None = None, verify: bool = True) -> None:
+    def __init__(
+        self,
+        location: Any,
+        *,
+        vocab_map: VocabMap | None = None,
+        verify: bool = True,
+        damaged: Damaged | None = None,
+    ) -> None:
         self.place: Place = open_place(location)
         self._args = (location, vocab_map, verify)
         if not self.place.exists("logitstore.json"):
@@ -67,7 +74,7 @@ class Store(Mapping[str, Target]):
         self._storage = open_storage(self.spec.storage)
         self._columns = columns_of(self.spec)
         self._encodings = {s.name: parse_encoding(s.encoding) for s in self.spec.streams}
-        self._index: Index = current_index(self.place)
+        self._index: Index = current_index(self.place, damaged=damaged)
         self._shards: OrderedDict[str, tuple[Entry, Shard | None]] = OrderedDict()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -126,10 +133,20 @@ class Store(Mapping[str, Target]):
 
     def rows(self, shard: str) -> Iterator[Row]:
         """Every row of a shard, in order."""
-        opened = self._open(shard)[1]
-        for number in range(len(opened) if opened else 0):
-            assert opened is not None
-            yield opened.row(number, verify=self._verify)
+        for number in range(len(self.entry(shard).ids)):
+            yield self.row_at(shard, number)
+
+    def row_at(self, shard: str, number: int) -> Row:
+        """One row of a shard, by its number."""
+        entry, opened = self._open(shard)
+        assert opened is not None
+        row = opened.row(number, verify=self._verify)
+        if row.id != entry.ids[number]:
+            raise FormatError(
+                f"its row says {row.id!r}, its entry {entry.ids[number]!r} (SPEC C2)",
+                where=f"shard {shard} row {number}",
+            )
+        return row
 
     def decode(self, row: Row) -> Target:
         """The target of a stored row, over the student's classes where the store maps to them."""
@@ -171,11 +188,27 @@ class Store(Mapping[str, Target]):
         require_same(self.tokens, table, where=str(self.place), which=("the store", "the student"))
 
     def _find(self, utt_id: str) -> tuple[Shard, int] | None:
-        for name, number in self._index.find(utt_id):
-            entry, shard = self._open(name)
-            if shard is not None and entry.ids[number : number + 1] == (utt_id,):
-                return shard, number
-        return None
+        while True:
+            hits = self._index.find(utt_id)
+            try:
+                for name, number in hits:
+                    entry, shard = self._open(name)
+                    if shard is not None and entry.ids[number : number + 1] == (utt_id,):
+                        return shard, number
+            except (Vanished, CorruptError):
+                if not self._moved():
+                    raise
+                continue
+            if not hits or not self._moved():
+                return None
+
+    def _moved(self) -> bool:
+        """Whether shards were merged, repaired or removed since the index was read; reads it again then."""
+        if self._index.digest == entries_digest(shard_names(self.place)):
+            return False
+        self._index = current_index(self.place)
+        self._shards.clear()
+        return True
 
     def _open(self, name: str) -> tuple[Entry, Shard | None]:
         if name in self._shards:

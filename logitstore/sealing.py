@@ -7,15 +7,21 @@ entry into ``sealed/``. Until the entry exists, no reader sees any of it.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 
+from . import faults
+from .digest import parse_json
 from .emission import Row
 from .errors import StoreBusy, StoreError
-from .places import Place
+from .places import Place, told
+from .replacing import announce, settle
 from .sealed import Entry, current_index, entry_name, read_entry, shard_names
 from .spec import Column
 from .storage import Storage
 
+_HALF = re.compile(r"\.(logitstore\.json|tokens\.txt|index\.bin|skipped\.jsonl|[\w.-]+\.json)\.\d+", re.ASCII)
 LINE = "ManifestError"  # the reason of a problem that is the line's, not the utterance's
 
 
@@ -27,7 +33,8 @@ class ShardInMaking:
     ) -> None:
         self.place, self.name, self._storage, self._writer = place, name, storage, writer
         self._staged = place.stage(writer) / name
-        self._rows = storage.create(self._staged, name, columns)
+        with told(self._staged, missing_too=True):
+            self._rows = storage.create(self._staged, name, columns)
         self._ids: list[str] = []
         self._seconds, self._frames = 0.0, 0
 
@@ -36,38 +43,67 @@ class ShardInMaking:
 
     def add(self, row: Row) -> None:
         """Append a row; it is on its way to disk at once."""
-        self._rows.add(row)
+        with told(self._staged, missing_too=True):
+            self._rows.add(row)
+        faults.at("row")
         self._ids.append(row.id)
         self._seconds += row.meta.get("seconds", 0.0)
         self._frames += row.meta["T"]
 
-    def seal(self, skipped: Iterable[Mapping[str, str]] = ()) -> Entry | None:
-        """Finish, make durable, rename, write the entry. None where another writer sealed it meanwhile."""
-        sealing = self._rows.finish()
+    def seal(
+        self, skipped: Iterable[Mapping[str, str]] = (), *, replaces: Iterable[str] = ()
+    ) -> Entry | None:
+        """Finish, make durable, rename, write the entry. None where another writer sealed it meanwhile.
+
+        Args:
+            skipped: utterances of this part of the manifest that could not be dumped.
+            replaces: shards that stop existing at the moment this one begins to.
+        """
+        with told(self._staged, missing_too=True):
+            sealing = self._rows.finish()
+        replaced = tuple(replaces)
         entry = Entry(
-            self.name, tuple(self._ids), self._seconds, self._frames, sealing, tuple(map(dict, skipped))
+            self.name,
+            tuple(self._ids),
+            self._seconds,
+            self._frames,
+            sealing,
+            tuple(map(dict, skipped)),
+            replaced,
         )
+        faults.at("finished")
         with self.place.lock("store", wait=True):
+            settle(self.place)  # another writer's that died in the middle: it may have replaced our name
             if self.place.exists(entry_name(self.name)):
                 self.discard()
                 return None
+            if replaced:
+                announce(self.place)
             # An index knows entries by name: one made before a shard was removed and dumped again under
             # the same name would look fresh.
             self.place.remove("index.bin")
+            faults.at("unindexed")
             self.place.publish(self._staged, self._storage.path(self.name))
+            faults.at("published")
             self.place.write(entry_name(self.name), entry.to_bytes())
+            faults.at("sealed")
+            if replaced:
+                settle(self.place)
         self.place.remove(f"partial/{self._writer}")
         return entry
 
     def discard(self) -> None:
         """Forget the shard."""
-        self._rows.close()
+        with suppress(OSError):  # a full disk: what is still in a buffer has nowhere to go, and need not
+            self._rows.close()
         self.place.remove(f"partial/{self._writer}")
 
 
 def finish_store(place: Place) -> None:
     """Bring the index and ``skipped.jsonl`` up to date with the sealed entries."""
     with place.lock("store", wait=True):
+        settle(place)
+        sweep_halves(place)
         index = current_index(place, write=True)
         lines: dict[tuple[str, str], dict[str, str]] = {}
         for shard in shard_names(place):
@@ -84,17 +120,23 @@ def finish_store(place: Place) -> None:
             place.write("skipped.jsonl", data.encode("utf-8"))
 
 
+def sweep_halves(place: Place) -> None:
+    """Remove files that dead writers left under their temporary names; the caller holds the store's lock.
+
+    All of them are written under that lock, so none can belong to a live one.
+    """
+    for folder in ("", "sealed", "shards"):
+        for name in place.names(folder):
+            if _HALF.fullmatch(name):
+                place.remove(f"{folder}/{name}" if folder else name)
+
+
 def sweep(place: Place, writer: str) -> None:
-    """Remove what dead writers left unfinished; ``writer`` is held by the caller."""
-    for name in place.names("partial"):
-        if name == writer:
+    """Remove what dead writers left unfinished, their lock files too; ``writer`` is held by the caller."""
+    place.remove(f"partial/{writer}")
+    for name in {n.removesuffix(".lock") for n in place.names("partial")} - {writer, "store"}:
+        with suppress(StoreBusy), place.lock(name):
             place.remove(f"partial/{name}")
-        elif not name.endswith(".lock"):
-            try:
-                with place.lock(name):
-                    place.remove(f"partial/{name}")
-            except StoreBusy:
-                pass
 
 
 def _key(problem: Mapping[str, str]) -> tuple[str, str]:
@@ -105,5 +147,6 @@ def listed(place: Place) -> frozenset[tuple[str, str]]:
     """Id and reason of every line of ``skipped.jsonl``."""
     if not place.exists("skipped.jsonl"):
         return frozenset()
-    lines = place.read("skipped.jsonl").decode("utf-8").split("\n")
-    return frozenset(_key(json.loads(line)) for line in lines if line)
+    lines = place.read("skipped.jsonl").splitlines()
+    found = (parse_json(line, f"{place}/skipped.jsonl") for line in lines if line)
+    return frozenset(_key(p) for p in found if isinstance(p, dict))

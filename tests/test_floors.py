@@ -24,6 +24,7 @@ FLOORS = [
     "frames",
     "target",
     "emission",
+    "faults",
     "places",
     # 1: meaning
     "manifest",
@@ -38,6 +39,7 @@ FLOORS = [
     # 2: bytes
     "storage",
     "sealed",
+    "replacing",
     "layout",
     # 3: outside
     "audio",
@@ -59,6 +61,7 @@ FLOORS = [
     "probe",
     "reader",
     "decode",
+    "compact",
     "convert",
     "verify",
     "resample",

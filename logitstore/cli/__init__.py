@@ -17,6 +17,7 @@ COMMANDS = {
     "inspect": "show a store, or one utterance of it",
     "verify": "read every byte of a store and check it",
     "convert": "copy a store into another storage, bit for bit",
+    "compact": "merge small shards into large ones",
     "index": "bring the index and skipped.jsonl up to date with the sealed shards",
 }
 
@@ -56,7 +57,7 @@ def cli() -> None:
     Run a trained teacher once, keep what it said, train any number of students from it.
 
     Exit status: 0 good, 1 something given is wrong, 2 wrong usage, 3 done, but some utterances were
-    skipped (see skipped.jsonl).
+    skipped (see skipped.jsonl), 130 or 143 stopped by Ctrl-C or SIGTERM.
     """
 
 

@@ -1,0 +1,28 @@
+"""Every family, with how much of it makes the full form and the short one."""
+
+from . import commit
+from .table import Family, timed
+
+FULL = {
+    "killed at every step": {},
+    "killed at any moment": {"kills": 400},
+    "two jobs killed": {"kills": 60},
+    "merging killed at every step": {},
+}
+SHORT = {
+    "killed at every step": {"times": 1},
+    "killed at any moment": {"kills": 12},
+    "two jobs killed": {"kills": 3},
+    "merging killed at every step": {"times": 1},
+}
+WORK = {
+    "killed at every step": commit.at_every_step,
+    "killed at any moment": commit.at_any_moment,
+    "two jobs killed": commit.two_at_once,
+    "merging killed at every step": commit.merging,
+}
+
+
+def run(name, size, root):
+    """The counted cases of one family."""
+    return timed(Family(name), WORK[name], root, **size)
