@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .digest import open_json
 from .emission import Row
 from .encodings import parse_encoding
-from .errors import CorruptError, FormatError, MissingUtterance, NotAStore, Vanished
+from .errors import FormatError, MissingUtterance, NotAStore, StoreError
 from .index import Index, entries_digest
 from .layout import LABELS, columns_of
 from .places import Place, open_place
@@ -91,7 +91,8 @@ class Store(Mapping[str, Target]):
         return isinstance(utt_id, str) and self._find(utt_id) is not None
 
     def __iter__(self) -> Iterator[str]:
-        """Ids in stored order, shard after shard."""
+        """Ids in stored order, shard after shard; raises ``Vanished`` where shards are merged meanwhile."""
+        self._moved()
         for name in self.shards:
             yield from self.entry(name).ids
 
@@ -123,13 +124,7 @@ class Store(Mapping[str, Target]):
                 do="logitstore inspect STORE --manifest FILE lists what is missing.",
             )
         shard, number = found
-        row = shard.row(number, verify=self._verify, only=only)
-        if row.id != utt_id:
-            raise FormatError(
-                f"its row says {row.id!r}, its entry {utt_id!r} (SPEC C2)",
-                where=f"shard {shard.name} row {number}",
-            )
-        return row
+        return self._checked(shard, number, utt_id, only)
 
     def rows(self, shard: str) -> Iterator[Row]:
         """Every row of a shard, in order."""
@@ -140,11 +135,17 @@ class Store(Mapping[str, Target]):
         """One row of a shard, by its number."""
         entry, opened = self._open(shard)
         assert opened is not None
-        row = opened.row(number, verify=self._verify)
-        if row.id != entry.ids[number]:
+        return self._checked(opened, number, entry.ids[number])
+
+    def _checked(self, shard: Shard, number: int, utt_id: str, only: Sequence[str] | None = None) -> Row:
+        try:
+            row = shard.row(number, verify=self._verify, only=only)
+        except StoreError as e:
+            raise _named(e, shard.name, number, utt_id) from None
+        if row.id != utt_id:
             raise FormatError(
-                f"its row says {row.id!r}, its entry {entry.ids[number]!r} (SPEC C2)",
-                where=f"shard {shard} row {number}",
+                f"its row says {row.id!r}, its entry {utt_id!r} (SPEC C2)",
+                where=f"shard {shard.name} row {number} ({utt_id!r})",
             )
         return row
 
@@ -190,14 +191,15 @@ class Store(Mapping[str, Target]):
     def _find(self, utt_id: str) -> tuple[Shard, int] | None:
         while True:
             hits = self._index.find(utt_id)
+            name, number = "", -1
             try:
                 for name, number in hits:
                     entry, shard = self._open(name)
                     if shard is not None and entry.ids[number : number + 1] == (utt_id,):
                         return shard, number
-            except (Vanished, CorruptError):
+            except StoreError as e:
                 if not self._moved():
-                    raise
+                    raise _named(e, name, number, utt_id) from None
                 continue
             if not hits or not self._moved():
                 return None
@@ -231,6 +233,14 @@ class Store(Mapping[str, Target]):
 
 def _reopen(location: Any, vocab_map: VocabMap | None, verify: bool) -> Store:
     return Store(location, vocab_map=vocab_map, verify=verify)
+
+
+def _named(error: StoreError, shard: str, number: int, utt_id: str) -> StoreError:
+    """The same error, naming the shard, the row and the utterance it was met with."""
+    here = f"shard {shard} row {number} ({utt_id!r})"
+    if here not in error.where:
+        error.where = f"{here}: {error.where}" if error.where else here
+    return error
 
 
 def _shape(spec: StreamSpec, t: int, u: int) -> tuple[int, ...]:

@@ -28,6 +28,14 @@ def announce(place: Place) -> None:
         place.write("logitstore.json", seal_json(now.to_json()))
 
 
+def drop(place: Place, shard: str) -> None:
+    """Make a shard stop existing; the caller holds the store's lock."""
+    path = open_storage(_spec(place).storage).path(shard)
+    place.remove("index.bin")
+    place.remove(entry_name(shard))
+    place.remove(path)
+
+
 def settle(place: Place) -> None:
     """Remove replaced shards, then every trace of the replacement; the caller holds the store's lock.
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 from . import faults
 from .digest import parse_json
 from .emission import Row
-from .errors import StoreBusy, StoreError
+from .errors import FormatError, StoreBusy, StoreError
 from .places import Place, told
 from .replacing import announce, settle
 from .sealed import Entry, current_index, entry_name, read_entry, shard_names
@@ -104,20 +104,26 @@ def finish_store(place: Place) -> None:
     with place.lock("store", wait=True):
         settle(place)
         sweep_halves(place)
-        index = current_index(place, write=True)
-        lines: dict[tuple[str, str], dict[str, str]] = {}
-        for shard in shard_names(place):
-            try:
-                entry = read_entry(place, shard)
-            except StoreError:
-                continue  # verify names it; a finished dump must not fail over a neighbour's shard
-            for problem in entry.skipped:
-                lines[_key(problem)] = dict(problem)
-        for key in [k for k in lines if k[1] != LINE and index.find(k[0])]:
-            del lines[key]  # dumped since; a bad line stays one, whatever its id
-        if lines or place.exists("skipped.jsonl"):
-            data = "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in lines.values())
-            place.write("skipped.jsonl", data.encode("utf-8"))
+        current_index(place, write=True)
+        data = skipped_lines(place)
+        if data or place.exists("skipped.jsonl"):
+            place.write("skipped.jsonl", data)
+
+
+def skipped_lines(place: Place) -> bytes:
+    """What ``skipped.jsonl`` should say: utterances that entries list as skipped and nobody dumped since."""
+    index = current_index(place)
+    lines: dict[tuple[str, str], dict[str, str]] = {}
+    for shard in shard_names(place):
+        try:
+            entry = read_entry(place, shard)
+        except StoreError:
+            continue  # verify names it; a finished dump must not fail over a neighbour's shard
+        for problem in entry.skipped:
+            lines[_key(problem)] = dict(problem)
+    for key in [k for k in lines if k[1] != LINE and index.find(k[0])]:
+        del lines[key]  # dumped since; a bad line stays one, whatever its id
+    return "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in lines.values()).encode("utf-8")
 
 
 def sweep_halves(place: Place) -> None:
@@ -147,6 +153,9 @@ def listed(place: Place) -> frozenset[tuple[str, str]]:
     """Id and reason of every line of ``skipped.jsonl``."""
     if not place.exists("skipped.jsonl"):
         return frozenset()
-    lines = place.read("skipped.jsonl").splitlines()
-    found = (parse_json(line, f"{place}/skipped.jsonl") for line in lines if line)
+    where = f"{place}/skipped.jsonl"
+    try:
+        found = [parse_json(line, where) for line in place.read("skipped.jsonl").splitlines() if line]
+    except FormatError:  # damaged: the entries say the same
+        found = [parse_json(line, where) for line in skipped_lines(place).splitlines()]
     return frozenset(_key(p) for p in found if isinstance(p, dict))

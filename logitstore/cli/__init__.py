@@ -15,8 +15,9 @@ from ..errors import LogitStoreError
 COMMANDS = {
     "dump": "run a teacher over a manifest and store what it says",
     "inspect": "show a store, or one utterance of it",
-    "verify": "read every byte of a store and check it",
+    "verify": "read every byte of a store and check it; --repair drops what is damaged",
     "convert": "copy a store into another storage, bit for bit",
+    "diff": "say in what two stores differ",
     "compact": "merge small shards into large ones",
     "index": "bring the index and skipped.jsonl up to date with the sealed shards",
 }
@@ -78,7 +79,9 @@ def main(args: list[str] | None = None) -> None:
         e.show()
         status = e.exit_code
     except LogitStoreError as e:
-        click.echo(f"logitstore: {type(e).__name__}: {e}", err=True)
+        from .tables import printable
+
+        click.echo(printable(f"logitstore: {type(e).__name__}: {e}", keep="\n"), err=True)
         status = e.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("logitstore: interrupted; what was sealed stays, run it again to go on", err=True)
