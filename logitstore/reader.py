@@ -67,6 +67,12 @@ class Store(Mapping[str, Target]):
                 why="Every id would mean another token.",
                 do="Restore the file from a copy.",
             )
+        odd = [s.name for s in self.spec.streams if s.classes != len(self.tokens)]
+        if odd or self.spec.tokens["size"] != len(self.tokens):
+            raise FormatError(
+                f"{', '.join(odd) or 'it'} has not the {len(self.tokens)} classes of tokens.txt (SPEC F4)",
+                where=where,
+            )
         if vocab_map is not None:
             vocab_map.require_teacher(self.tokens, str(self.place))
         self.vocab_map = vocab_map
@@ -151,7 +157,7 @@ class Store(Mapping[str, Target]):
 
     def decode(self, row: Row) -> Target:
         """The target of a stored row, over the student's classes where the store maps to them."""
-        t, u = int(row.meta["T"]), int(row.meta.get("U", 0))
+        t, u = _lengths(row)
         streams: dict[str, Rows] = {}
         shapes: dict[str, tuple[int, ...]] = {}
         labels: Any = None
@@ -175,6 +181,8 @@ class Store(Mapping[str, Target]):
             import numpy as np
 
             labels = np.zeros(0, np.int32)
+        if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < len(self.tokens)):
+            raise FormatError(f"a label outside of {len(self.tokens)} tokens (SPEC S7)", where=row.id)
         target = Target(row.id, t, labels, streams, shapes, row.meta)
         return target if self.vocab_map is None else self.vocab_map.target(target)
 
@@ -233,6 +241,17 @@ class Store(Mapping[str, Target]):
 
 def _reopen(location: Any, vocab_map: VocabMap | None, verify: bool) -> Store:
     return Store(location, vocab_map=vocab_map, verify=verify)
+
+
+def _lengths(row: Row) -> tuple[int, int]:
+    """T and U; raises ``FormatError`` where a row says anything else of itself than it may."""
+    meta = row.meta
+    t, u, text, seconds = meta.get("T"), meta.get("U", 0), meta.get("text"), meta.get("seconds", 0.0)
+    if not (type(t) is int and type(u) is int and 1 <= t < 1 << 31 and 0 <= u < 1 << 31):
+        raise FormatError(f"T = {t!r} and U = {u!r} (SPEC S7)", where=row.id)
+    if not (text is None or isinstance(text, str)) or type(seconds) not in (int, float):
+        raise FormatError(f"text {text!r:.50}, {seconds!r:.50} seconds (SPEC S3)", where=row.id)
+    return t, u
 
 
 def _named(error: StoreError, shard: str, number: int, utt_id: str) -> StoreError:

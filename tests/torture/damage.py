@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+import time
 
 from logitstore.errors import LogitStoreError, StoreError
 from logitstore.reader import Store
@@ -52,14 +53,15 @@ def delete(dice, data, other):
 HARM = (flip, flip, flip, truncate, zero, double, swap, delete)
 
 
-def rot(family, root, cases, seed=0):
+def rot(family, root, cases, seconds=600, seed=0):
     """One harm a case: read everything, verify, and put the file back."""
     dice = random.Random(seed)
     stores = {s: root / s.replace(":", "-") for s in STORAGES}
     for storage, folder in stores.items():
         work(folder, storage)
     files = {s: sorted(p for p in f.rglob("*") if p.is_file()) for s, f in stores.items()}
-    while family.cases < cases:
+    end = time.monotonic() + seconds
+    while family.cases < cases and time.monotonic() < end:
         storage = dice.choice(STORAGES)
         path, other = dice.choice(files[storage]), dice.choice(files[storage])
         harm, data = dice.choice(HARM), path.read_bytes()
@@ -123,14 +125,15 @@ def _read_all(family, folder):
     return errors
 
 
-def mending(family, root, cases, seed=1):
+def mending(family, root, cases, seconds=600, seed=1):
     """``verify --repair`` after one harm: all that remains is whole, and the same dump makes the rest."""
     dice = random.Random(seed)
     whole = {}
     for storage in ("zarr", "webdataset"):
         whole[storage] = root / storage
         work(whole[storage], storage)
-    while family.cases < cases:
+    end = time.monotonic() + seconds
+    while family.cases < cases and time.monotonic() < end:
         storage, folder = dice.choice(list(whole)), root / "rotten"
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(whole[storage], folder)

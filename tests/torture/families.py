@@ -8,8 +8,8 @@ FULL = {
     "killed at any moment": {"kills": 400},
     "two jobs killed": {"kills": 60},
     "merging killed at every step": {},
-    "rot": {"cases": 2000},
-    "rot repaired": {"cases": 120},
+    "rot": {"cases": 3000, "seconds": 180},
+    "rot repaired": {"cases": 200, "seconds": 60},
 }
 SHORT = {
     "killed at every step": {"times": 1},
