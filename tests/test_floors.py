@@ -24,6 +24,7 @@ FLOORS = [
     "frames",
     "target",
     "emission",
+    "faults",
     "places",
     # 1: meaning
     "manifests",
@@ -40,6 +41,7 @@ FLOORS = [
     # 2: bytes
     "storage",
     "sealed",
+    "replacing",
     "layout",
     # 3: outside
     "audio",
@@ -68,8 +70,13 @@ FLOORS = [
     "probe",
     "reader",
     "transcripts",
+    "decode",
+    "against",
+    "compare",
+    "compact",
     "convert",
     "verify",
+    "repair",
     "resample",
     "batch",
     # 5: faces
@@ -102,9 +109,13 @@ ALLOWED_FOR_TYPES = {
 WITHOUT_TORCH = {
     "encoder",
     "identity",
+    "replacing",
     "sealing",
     "writer",
     "reader",
+    "compare",
+    "compact",
+    "repair",
     "resample",
     "layout",
     "report",
