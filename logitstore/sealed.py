@@ -70,9 +70,15 @@ def read_entry(place: Place, shard: str) -> Entry:
     """Raises ``FormatError`` or ``CorruptError``."""
     where = entry_name(shard)
     try:
-        value: dict[str, Any] = open_json(place.read(where), where)
+        data = place.read(where)
     except FileNotFoundError:
         raise FormatError("the index names a shard without its entry (SPEC C1)", where=where) from None
+    return parse_entry(data, shard, where)
+
+
+def parse_entry(data: bytes, shard: str, where: str) -> Entry:
+    """The entry of a shard; raises ``FormatError`` or ``CorruptError``."""
+    value: dict[str, Any] = open_json(data, where)
     try:
         files = [ShardFile(str(f["path"]), int(f["bytes"]), int(f["crc32c"])) for f in value["files"]]
         entry = Entry(

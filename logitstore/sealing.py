@@ -7,7 +7,9 @@ entry into ``sealed/``. Until the entry exists, no reader sees any of it.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from .emission import Row
 from .errors import StoreBusy, StoreError
@@ -43,26 +45,43 @@ class ShardInMaking:
 
     def seal(self, skipped: Iterable[Mapping[str, str]] = ()) -> Entry | None:
         """Finish, make durable, rename, write the entry. None where another writer sealed it meanwhile."""
-        sealing = self._rows.finish()
-        entry = Entry(
-            self.name, tuple(self._ids), self._seconds, self._frames, sealing, tuple(map(dict, skipped))
-        )
-        with self.place.lock("store", wait=True):
-            if self.place.exists(entry_name(self.name)):
-                self.discard()
-                return None
-            # An index knows entries by name: one made before a shard was removed and dumped again under
-            # the same name would look fresh.
-            self.place.remove("index.bin")
-            self.place.publish(self._staged, self._storage.path(self.name))
-            self.place.write(entry_name(self.name), entry.to_bytes())
+        entry = self._finish(skipped)
+        if not publish(self.place, self._storage, self._staged, entry):
+            self.discard()
+            return None
         self.place.remove(f"partial/{self._writer}")
         return entry
+
+    def set_aside(self, folder: str) -> Entry:
+        """Finish; files wait in ``partial/folder`` for whoever holds the lock of that name to seal them."""
+        entry = self._finish(())
+        os.rename(self._staged, self.place.stage(folder) / self.name)
+        self.place.remove(f"partial/{self._writer}")
+        return entry
+
+    def _finish(self, skipped: Iterable[Mapping[str, str]]) -> Entry:
+        sealing = self._rows.finish()
+        return Entry(
+            self.name, tuple(self._ids), self._seconds, self._frames, sealing, tuple(map(dict, skipped))
+        )
 
     def discard(self) -> None:
         """Forget the shard."""
         self._rows.close()
         self.place.remove(f"partial/{self._writer}")
+
+
+def publish(place: Place, storage: Storage, staged: Path, entry: Entry) -> bool:
+    """Steps 2 to 4 of sealing; False where an entry of that name is there already."""
+    with place.lock("store", wait=True):
+        if place.exists(entry_name(entry.shard)):
+            return False
+        # An index knows entries by name: one made before a shard was removed and dumped again under
+        # the same name would look fresh.
+        place.remove("index.bin")
+        place.publish(staged, storage.path(entry.shard))
+        place.write(entry_name(entry.shard), entry.to_bytes())
+    return True
 
 
 def finish_store(place: Place) -> None:

@@ -13,6 +13,7 @@ from ..errors import LogitStoreError
 
 COMMANDS = {
     "dump": "run a teacher over a manifest and store what it says",
+    "capture": "run a recipe, unmodified, and store what its model says",
     "inspect": "show a store, or one utterance of it",
     "verify": "read every byte of a store and check it",
     "convert": "copy a store into another storage, bit for bit",

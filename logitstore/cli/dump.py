@@ -8,20 +8,8 @@ from typing import Any
 
 import click
 
-from ..errors import UsageError
 from ..world import Part
-
-
-def _streams(values: tuple[str, ...]) -> dict[str, str]:
-    streams: dict[str, str] = {}
-    for value in values:
-        name, found, encoding = value.partition("=")
-        if not found or not encoding or name in streams:
-            raise UsageError(
-                f"--stream {value!r}", do="Give each stream once, as NAME=ENCODING: ctc=dense, rnnt=topk:16."
-            )
-        streams[name] = encoding
-    return streams
+from .streams import parse_streams
 
 
 @click.command("dump")
@@ -59,7 +47,7 @@ def command(**given: Any) -> None:
     part = Part.parse(given["job"])
     ShardSize.parse(given["shard_size"])
     options = DumpOptions(
-        streams=_streams(given["streams"]) or {"ctc": "dense"},
+        streams=parse_streams(given["streams"]) or {"ctc": "dense"},
         storage=given["storage"],
         batch_seconds=given["batch_seconds"],
         device=given["device"],
