@@ -204,10 +204,8 @@ class Capturing:
         self._scribe.put(Heard(tuple(ids), logits.clone(), tuple(lengths), wanted, texts))
 
     def _ids(self, logits: torch.Tensor) -> list[str]:
-        if self.ids is not None:
-            value = self.ids.value(lambda name: self._lookup(name, logits))
-            ids = [value] if isinstance(value, str | int) else list(value)
-            return [str(i) for i in ids]
+        if self.ids is not None and "batch" not in self.ids.names:
+            return self._follow(self.ids, logits)
         if self._batch is None:
             raise UsageError(
                 "no DataLoader of this process has yielded a batch: nothing says whose logits these are",
@@ -222,6 +220,8 @@ class Capturing:
                 "would be a guess.",
                 do="Say it with a variable of your program: --ids EXPR.",
             )
+        if self.ids is not None:
+            return self._follow(self.ids, logits)
         found = find_ids(self._batch, logits.shape[0])
         if not found:
             raise UsageError(
@@ -229,8 +229,11 @@ class Capturing:
                 where=f"--ctc {self.path}",
                 do="Let the dataset return them, or say where they are: --ids EXPR; or the axes: --layout.",
             )
-        self.ids = None
         return list(found[0].values)
+
+    def _follow(self, ids: Expression, logits: torch.Tensor) -> list[str]:
+        value = ids.value(lambda name: self._lookup(name, logits))
+        return [str(i) for i in ([value] if isinstance(value, str | int) else list(value))]
 
     def _lengths(self, logits: torch.Tensor, root: nn.Module) -> list[int]:
         if self.lengths is None:
@@ -265,7 +268,8 @@ class Capturing:
 
     def _again(self, ids: list[str], shape: tuple[int, ...], where: str) -> bool:
         """Whether this call is not the one to keep; raises ``TapFiredTwice`` where nobody said which."""
-        batch: Any = self._serial if self.ids is None else tuple(ids)
+        by_batch = self.ids is None or "batch" in self.ids.names
+        batch: Any = self._serial if by_batch else tuple(ids)
         self._calls = self._calls + 1 if batch == self._ran else 1
         self._ran, self._yielded = batch, 0
         keep = self.job["call"]
