@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import lru_cache
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from .encoder import RowEncoder
 from .errors import LengthError, ManifestError, UsageError, VocabError
@@ -20,6 +20,9 @@ from .sealing import ShardInMaking, finish_store, listed, sweep
 from .spec import StoreSpec, TeacherSpec
 from .storage import parse_storage
 from .vocab import TokenTable
+
+if TYPE_CHECKING:
+    import torch
 
 
 class StoreWriter:
@@ -155,9 +158,11 @@ class StoreWriter:
                 slices = [value] if hasattr(value, "shape") else value
                 frames = 0
                 for piece in slices:
-                    frames += len(piece)
-                    self._encoder.take(stream.name, torch.as_tensor(piece).detach(), utt_id)
-            meta: dict[str, Any] = {"T": frames, "U": len(labels), "seconds": seconds}
+                    tensor = torch.as_tensor(piece).detach()
+                    _check_axes(stream.kind, tensor, len(labels), utt_id)
+                    frames += len(tensor)
+                    self._encoder.take(stream.name, tensor, utt_id)
+            meta: dict[str, Any] = {"T": frames, "U": len(labels), "seconds": float(seconds)}
             if text is not None:
                 meta["text"] = text
             row = self._encoder.finish(utt_id, labels, meta)
@@ -213,3 +218,11 @@ class StoreWriter:
             finish_store(self.place)
         finally:
             self._open.close()
+
+
+def _check_axes(kind: str, logits: torch.Tensor, u: int, utt_id: str) -> None:
+    """A batch axis left in place would pass for frames; raises ``LengthError``."""
+    good = logits.ndim == 3 and logits.shape[1] == u + 1 if kind == "rnnt" else logits.ndim == 2
+    if not good:
+        wanted = f"(T, U+1 = {u + 1}, V)" if kind == "rnnt" else "(T, V)"
+        raise LengthError(f"{kind} logits of shape {tuple(logits.shape)}, not {wanted}", where=utt_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from typing import Any
@@ -15,6 +16,8 @@ COMMANDS = {
     "probe": "find the logits in a recipe or a teacher, and say what to run next",
     "dump": "run a teacher over a manifest and store what it says",
     "capture": "run a recipe, unmodified, and store what its model says",
+    "doctor": "say what would bite later, before a long job",
+    "manifest": "check a manifest of any format, and write it as JSON lines",
     "inspect": "show a store, or one utterance of it",
     "verify": "read every byte of a store and check it",
     "convert": "copy a store into another storage, bit for bit",
@@ -62,7 +65,10 @@ def cli() -> None:
 
 
 def main(args: list[str] | None = None) -> None:
-    """The console script; everything it writes is UTF-8, whatever the locale."""
+    """The console script; everything it reads and writes is UTF-8, whatever the locale."""
+    if args is None and sys.getfilesystemencoding() != "utf-8":
+        # Under LANG=C file names and arguments would be ASCII: begin again in Python's UTF-8 mode.
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     for stream in (sys.stdout, sys.stderr):
         reconfigure: Any = getattr(stream, "reconfigure", None)
         if reconfigure is not None:

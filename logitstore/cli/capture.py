@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ..errors import UsageError
-from .streams import parse_streams
+from .dump import parse_streams
 
 
 @click.command("capture", context_settings={"ignore_unknown_options": False})

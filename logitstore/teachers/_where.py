@@ -9,8 +9,14 @@ from .. import registry
 from ..errors import UsageError
 
 
-def read_where(text: str, first: str, known: Iterable[str] = ()) -> dict[str, str]:
+def read_where(text: str, first: str, known: Iterable[str] = (), free: str = "") -> dict[str, str]:
     """``PATH,key=value,…`` or ``first=PATH,key=value,…`` → the options by name.
+
+    Args:
+        text: what stands after ``FRAMEWORK:``.
+        first: the option that a path alone means.
+        known: the other options.
+        free: options that begin so may have any name.
 
     Raises ``UsageError`` for an option that is unknown, given twice or empty, and where the path is missing.
     """
@@ -20,7 +26,7 @@ def read_where(text: str, first: str, known: Iterable[str] = ()) -> dict[str, st
         name, sign, value = part.partition("=")
         if i == 0 and (not sign or name not in known):
             name, value = first, part
-        if name not in known:
+        if name not in known and not (free and sign and name.startswith(free)):
             raise UsageError(f"no option {part!r}", where="--teacher", do=registry.suggest(name, known))
         if name in found or not value:
             raise UsageError(f"option {name!r} is {'given twice' if value else 'empty'}", where="--teacher")

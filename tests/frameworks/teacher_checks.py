@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from logitstore.tap import Tap
@@ -81,3 +83,11 @@ def check_teacher(teacher: Any, *, rate: int = 16000, leak: float = 1e-4) -> Non
             assert one[0].shape == said.shape
             assert (one[0] - said).abs().max() < leak
             assert abs(len(said) - len(a) / spec.frame_shift) <= 4
+
+
+def framework(name: str) -> None:
+    """Skip the test module unless a framework imports; a broken binary raises more than ImportError."""
+    try:
+        importlib.import_module(name)
+    except (ImportError, OSError, RuntimeError) as e:
+        pytest.skip(f"{name} does not import: {e}", allow_module_level=True)

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from teacher_checks import batched, check_teacher, heard, lattice, recordings
+from teacher_checks import batched, check_teacher, framework, heard, lattice, recordings
 
 from logitstore.errors import TeacherError, UsageError
 from logitstore.tap import Tap
 from logitstore.teachers import load_teacher
 
-transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+framework("transformers")
+import transformers  # noqa: E402
 
 LETTERS = ["<pad>", "<s>", "</s>", "<unk>", "|", *"EATONHI"]
 SMALL: dict[str, Any] = {

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from teacher_checks import batched, check_teacher, heard, lattice, recordings
+from teacher_checks import batched, check_teacher, framework, heard, lattice, recordings
 
 from logitstore.errors import TeacherError, UsageError
 from logitstore.tap import Tap
 from logitstore.teachers import load_teacher
 
-pytest.importorskip("speechbrain", reason="speechbrain is not installed, or its torchaudio does not import")
+framework("speechbrain")
 
 SENTENCES = "the cat sat on the mat\na dog ate that hat\nthe hat sat on a dog\nthat mat the dog ate\n" * 5
 LETTERS = " abdeghmnost"

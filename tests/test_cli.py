@@ -1,0 +1,202 @@
+"""The command line as a user meets it: output, exit status, any locale, several jobs."""
+
+import json
+import os
+import subprocess
+import sys
+
+import demo
+import pytest
+from test_dump import same_tree
+
+DUMP = ["dump", "--teacher", demo.FACTORY, "--manifest", str(demo.MANIFEST), "--stream", "ctc=dense"]
+RNNT = ["--stream", "rnnt=topk:16"]
+
+
+def logitstore(*args, **env):
+    return subprocess.run(
+        [sys.executable, "-m", "logitstore", *map(str, args)],
+        capture_output=True,
+        encoding="utf-8",
+        cwd=demo.ROOT,
+        env={**os.environ, **env},
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    out = tmp_path_factory.mktemp("cli") / "store"
+    done = logitstore(*DUMP, *RNNT, "--tokens", demo.TOKENS, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "20 utterances" in done.stdout
+    assert "self-check: softmax of the tapped logits is the model's own" in done.stderr
+    return out
+
+
+def test_help_loads_neither_torch_nor_webdataset_and_names_every_command():
+    code = (
+        "import sys\nfrom logitstore.cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "print([m for m in ('torch', 'webdataset', 'zarr', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=demo.ROOT, check=True
+    )
+    for name in ("dump", "inspect", "verify", "convert", "index"):
+        assert name in done.stdout
+    assert done.stdout.endswith("[]\n")
+
+
+def test_running_again_says_that_there_is_nothing_to_do(store):
+    done = logitstore(*DUMP, *RNNT, "--out", store)
+    assert done.returncode == 0
+    assert "nothing to do, all 20 utterances are there" in done.stdout
+
+
+def test_inspect_shows_what_the_store_is_and_how_good(store):
+    done = logitstore("inspect", store, "--manifest", demo.MANIFEST)
+    assert done.returncode == 0
+    for text in ("ctc at ctc_output.1", "weights sha256:", "20 utterances", "0 missing, 0 extra", "topk:16"):
+        assert text in done.stdout
+    data = json.loads(logitstore("inspect", store, "--json").stdout)
+    for stream in ("ctc", "rnnt"):
+        assert 0 < data["streams"][stream]["error_rate"] <= 0.05
+        assert data["streams"][stream]["error_reference"] == 299
+    assert data["streams"]["ctc"]["kept_mass"] == pytest.approx(1)
+    assert data["bytes_per_frame"] == pytest.approx(data["bytes"] / data["frames"])
+
+
+def test_inspect_one_utterance_fits_the_terminal_and_decodes_it(store):
+    done = logitstore("inspect", store, "demo-00", COLUMNS="72")
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    assert "reference  don’t turn off the light before half past three" in lines
+    assert "decoded    don’t turn off the light before half past three" in lines
+    frames = [x for x in lines if x[:1].isdigit()]
+    assert len(frames) >= 76
+    assert max(map(len, frames)) <= 72
+    data = json.loads(logitstore("inspect", store, "demo-00", "--json", "--top", "3").stdout)
+    assert len(data["streams"]["ctc"]["frames"]) == data["T"]
+    assert all(len(f["best"]) == 3 for f in data["streams"]["rnnt"]["frames"])
+
+
+def test_inspect_names_holes(store, tmp_path):
+    lines = [*demo.lines(20)[2:], {**demo.lines(1)[0], "id": "new"}, {**demo.lines(1)[0], "id": "new"}]
+    manifest = demo.write_manifest(tmp_path / "m.jsonl", lines)
+    done = logitstore("inspect", store, "--manifest", manifest)
+    assert "19 utterances, 1 missing, 2 extra" in done.stdout
+    for text in ("missing  new", "extra    demo-00", "stands already at line 19"):
+        assert text in done.stdout
+
+
+def test_an_unknown_utterance_or_store_is_an_error_without_a_traceback(store, tmp_path):
+    for args, text in (
+        (["inspect", store, "demo-99"], "MissingUtterance"),
+        (["inspect", tmp_path], "NotAStore"),
+        (["verify", tmp_path / "x"], "NotAStore"),
+    ):
+        done = logitstore(*args)
+        assert done.returncode == 1
+        assert text in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        (["dmp"], "Did you mean 'dump'?"),
+        ([*DUMP, "--out", "x", "--stream", "rnnt=topk"], "topk:16"),
+        ([*DUMP, "--out", "x", "--stream", "rnnt=tpok:3"], "Did you mean 'topk'?"),
+        ([*DUMP, "--out", "x", "--storage", "zar"], "Did you mean 'zarr'?"),
+        ([*DUMP, "--out", "x", "--shard-size", "0"], "shard size"),
+        ([*DUMP, "--out", "x", "--job", "3/3"], "does not exist"),
+        (["dump", "--teacher", "nothing.py:load", "--manifest", "m", "--out", "x"], "cannot be read"),
+    ],
+)
+def test_wrong_usage_says_what_is_known(args, text, tmp_path):
+    done = logitstore(*[tmp_path / "x" if a == "x" else a for a in args])
+    assert done.returncode in (1, 2)
+    assert text in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "x").exists()
+
+
+def test_verify_names_a_flipped_bit_and_exits_1(store, tmp_path):
+    copy = tmp_path / "s"
+    logitstore("convert", store, copy, "--storage", "zarr")
+    assert logitstore("verify", copy).stdout.strip().endswith("good")
+    path = copy / "shards/000000/rnnt/logp/c/0/0"
+    data = bytearray(path.read_bytes())
+    data[12345] ^= 4
+    path.write_bytes(data)
+    done = logitstore("verify", copy)
+    assert done.returncode == 1
+    assert "rnnt/logp/c/0/0" in done.stdout
+    assert "checksum of rnnt.logp does not match" in done.stdout
+    assert "demo-" in done.stdout
+    found = json.loads(logitstore("verify", copy, "--json").stdout)
+    assert sum(len(f["utterances"]) for f in found["findings"]) == 1
+
+
+def test_any_locale_will_do(tmp_path):
+    """A job once died in ASCII on a ’ after hours."""
+    ascii_only = {
+        "LANG": "C",
+        "LC_ALL": "C",
+        "PYTHONIOENCODING": "ascii",
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+    }
+    lines = [{**x, "id": f"{x['id']}’é漢"} for x in demo.lines(2)]
+    lines.append({**lines[0], "id": "schlecht’", "text": "straße"})
+    os.symlink(lines[0]["audio"], tmp_path / "café’.flac")
+    lines[0]["audio"] = "café’.flac"
+    manifest = demo.write_manifest(tmp_path / "m.jsonl", lines)
+    args = ["dump", "--teacher", demo.FACTORY, "--manifest", manifest, "--out", tmp_path / "é’", *RNNT]
+    done = logitstore(*args, "--on-error", "skip", **ascii_only)
+    assert done.returncode == 3, done.stderr
+    assert "1 skipped" in done.stdout
+    assert "schlecht’" in (tmp_path / "é’/skipped.jsonl").read_text("utf-8")
+    shown = logitstore("inspect", tmp_path / "é’", "demo-00’é漢", **ascii_only)
+    assert shown.returncode == 0
+    assert "don’t turn off" in shown.stdout
+    failed = logitstore(*args[:-3], tmp_path / "t", *RNNT, **ascii_only)
+    assert failed.returncode == 1
+    assert "straße" in failed.stderr
+
+
+def test_ids_and_tokens_cannot_write_to_the_terminal():
+    from logitstore.cli.tables import printable
+
+    assert printable("a\x1b[2Jb\u202e\x9b\u2028") == "a\\x1b[2Jb\\u202e\\x9b\\u2028"
+    assert printable("don’t 漢 é") == "don’t 漢 é"
+
+
+def test_the_recipe_script_makes_the_same_store_with_any_number_of_jobs(tmp_path):
+    def script(*args):
+        return subprocess.run(
+            [demo.ROOT / "bin/dump_logits.sh", "--python", sys.executable, *map(str, args)],
+            capture_output=True,
+            encoding="utf-8",
+            cwd=demo.ROOT,
+            check=False,
+        )
+
+    common = ["--teacher", demo.FACTORY, "--manifest", demo.MANIFEST, "--shard-size", 4]
+    common += ["--streams", "ctc=topk:4 rnnt=topk:4", "--stop-stage", 3]
+    for jobs in (1, 3):
+        done = script(*common, "--out", tmp_path / str(jobs), "--nj", jobs)
+        assert done.returncode == 0, done.stderr
+        assert "good" in done.stdout
+    assert same_tree(tmp_path / "1", tmp_path / "3")
+    assert len(list((tmp_path / "3.log").iterdir())) == 3
+
+    missing = script(
+        "--out", tmp_path / "x", "--teacher", demo.FACTORY, "--manifest", tmp_path / "no", "--nj", 2
+    )
+    assert missing.returncode == 1
+    assert "cannot be read" in missing.stderr
+    assert script("--nj", "two", "--out", "x").returncode == 2
+    assert "no option --jobs" in script("--jobs", "2").stderr
+    assert script("--help").returncode == 0
