@@ -7,6 +7,7 @@ import concurrent.futures.thread  # noqa: F401 - registers its end before ours
 import os
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ from .inject.surroundings import follow_loaders, live_modules, outermost, roots,
 from .registry import suggest
 from .scribe import Heard, Scribe
 from .tap import LAYOUTS, find_module
+
+SELDOM = 200  # times longer than a search takes, until the next one
 
 
 def begin(job: dict[str, Any], session: Path) -> None:
@@ -51,6 +54,7 @@ class Capturing:
         self._outputs: dict[str, Any] = {}
         self._batch: Any = None
         self._source: Any = None
+        self._search_again = 0.0
         self._yielded, self._serial = 0, 0  # batches since the module ran; batches in all
         self._begin()
         follow_loaders(self._noted)
@@ -80,7 +84,8 @@ class Capturing:
         """A DataLoader of this process yields a batch."""
         if self._source is None or source is not self._source():
             self._source, self._yielded = weakref.ref(source), 0
-            self._search()
+            if not self._targets or time.monotonic() > self._search_again:
+                self._search()
         self._batch = batch
         self._yielded += 1
         self._serial += 1
@@ -93,6 +98,7 @@ class Capturing:
             self._known.add(module)
 
     def _search(self) -> None:
+        begin = time.monotonic()
         modules = live_modules()
         self._known.update(modules)
         for root, target in outermost(self.path, modules):
@@ -100,6 +106,8 @@ class Capturing:
                 self._targets.add(target)
                 with self._guard():
                     self._tap(root, target)
+        now = time.monotonic()
+        self._search_again = now + SELDOM * (now - begin)  # for a second model, made later
         if self._targets:
             if self._report.said["state"] in ("torch", "looking"):
                 self._report.write(state="found")

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
@@ -51,8 +51,9 @@ class Observing:
         self._batch: Any = None
         self._ids: list[Found] = []  # of the first batch that has any
         self._first: nn.Module | None = None
+        self._notes, self._try_at = 0, self._batches
         self._lengths: dict[nn.Module, list[Lengths]] = {}
-        self._variables: dict[nn.Module, list[Found]] = {}
+        self._variables: dict[nn.Module, dict[str, list[Found]]] = {}
         self._vectors: list[tuple[nn.Module, str, torch.Tensor]] = []
         self._opened: list[str] = []
         self._over = False
@@ -69,35 +70,40 @@ class Observing:
             self._opened.append(str(Path(args[0]).absolute()))
 
     def _noted(self, batch: Any, source: Any) -> None:
-        if self._observer.batch >= self._batches and self._observer.emitted:
+        self._notes += 1
+        if self._notes > self._batches:
             self._enough()
-        self._batch, self._first = batch, None
+        self._batch = batch
         self._ids = self._ids or find_ids(batch)
+        self._next()
+
+    def _next(self) -> None:
         self._observer.batch += 1
         self._vectors.clear()
 
     def _output(self, module: nn.Module, output: Any, said: Emitted | None) -> None:
         if get_worker_info() is not None or self._over:
             return
-        self._vectors += [(module, rest, tensor) for rest, tensor in vectors(output, "")]
-        if said is not None and len(said.shape) >= 3 and module not in self._lengths:
-            self._surroundings(module, said)
-        if (
-            self._batch is None
-        ):  # no DataLoader: whenever the module that ran first runs again, a batch begins
+        if self._batch is None:  # no DataLoader: a batch begins where the module that ran first runs again
             self._first = self._first or module
             if module is self._first:
-                self._observer.batch += 1
-                if self._observer.batch > self._batches:
+                self._next()
+                if self._observer.batch > self._try_at:
+                    self._try_at = 2 * self._observer.batch
                     self._enough()
+        self._vectors += [(module, rest, tensor) for rest, tensor in vectors(output, "")]
+        if said is not None and len(said.shape) >= 3 and said.calls[self._observer.batch] <= 1:
+            self._surroundings(module, said)
 
     def _surroundings(self, module: nn.Module, said: Emitted) -> None:
         """Where lengths and ids are while a module that may be the head runs."""
         shape, count = said.shape, self._count() or said.shape[0]
         t = shape[2] if said.axis == 1 else shape[0] if shape[0] != count == shape[1] else shape[1]
-        returned = ((f"{id(m)}{rest}", v) for m, rest, v in reversed(self._vectors))
-        self._lengths[module] = candidates(in_variables(), count, t) + candidates(returned, count, t)
-        self._variables[module] = list(_id_variables(count))
+        if module not in self._lengths:
+            returned = ((f"{id(m)}{rest}", v) for m, rest, v in reversed(self._vectors))
+            self._lengths[module] = candidates(in_variables(), count, t) + candidates(returned, count, t)
+        for found in _id_variables(count):
+            self._variables.setdefault(module, {}).setdefault(found.expression, []).append(found)
 
     def _count(self) -> int | None:
         return len(self._ids[0].values) if self._ids else None
@@ -107,51 +113,59 @@ class Observing:
             self.say("ended")
 
     def _enough(self) -> None:
-        """Say what was seen, and wait for the parent to end the program."""
-        self.say("enough")
+        """Say what was seen, and wait for the parent to end the program; nothing, where nothing was seen."""
+        if not self.say("enough"):
+            return
+        self._over = True
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         end = time.monotonic() + WAIT
         while time.monotonic() < end:
             time.sleep(0.1)
 
-    def say(self, state: str) -> None:
-        """Write the report."""
-        self._over = True
-        tops = roots(live_modules())
-        names = {id(m): n for top in tops for n, m in top.named_modules()}
-        ids, count = self._ids, self._count()
+    def say(self, state: str) -> bool:
+        """Write the report, if there is any candidate."""
+        tops, count = roots(live_modules()), self._count()
+        paths = {m: n for top in tops for n, m in top.named_modules()}
+        modules = {n: m for m, n in paths.items() if m in self._observer.emitted}
         ranked = rank(list(self._observer.emitted.values()), tops, count, self._classes)
-        modules = {names.get(id(m)): m for m in self._observer.emitted}
+        if not ranked:
+            return False
         told = []
         for candidate in ranked[:64]:
-            module = modules.get(candidate.path)
-            lengths = [_named(f, names) for f in self._lengths.get(module, [])] if module else []
-            variables = self._variables.get(module, []) if module else []
-            told.append(
-                {
-                    **candidate.to_json(),
-                    "lengths": [{"expression": f.expression, "values": f.values[:8]} for f in lengths],
-                    "variables": [{"expression": f.expression, "values": f.values[:8]} for f in variables],
-                }
-            )
-        texts = find_texts(self._batch, count) if count and self._batch is not None else None
+            module = modules[candidate.path]
+            lengths = [_named(f, paths) for f in self._lengths.get(module, [])]
+            variables = _changing(self._variables.get(module, {}))
+            told.append({**candidate.to_json(), "lengths": _told(lengths), "variables": _told(variables)})
+        texts = find_texts(self._batch, count) if count else None
         self._report.write(
             state=state,
-            batches=self._observer.batch,
+            batches=len(self._observer.emitted[modules[ranked[0].path]].calls),
             candidates=told,
-            ids=[{"expression": f.expression, "values": f.values[:4], "count": len(f.values)} for f in ids],
+            ids=_told(self._ids),
             texts=texts.expression if texts else "",
             opened=list(dict.fromkeys(self._opened)),
         )
+        return True
 
 
-def _named(found: Lengths, names: dict[int, str]) -> Lengths:
+def _told(found: Sequence[Found | Lengths]) -> list[dict[str, Any]]:
+    return [{"expression": f.expression, "values": f.values[:8]} for f in found]
+
+
+def _named(found: Lengths, paths: dict[nn.Module, str]) -> Lengths:
     """A module is known by its number while it runs, by its path in the report."""
     match = re.match(r"(\d+)(.*)", found.expression)
     if match is None:
         return found
-    return Lengths(f'modules["{names.get(int(match[1]), "?")}"]{match[2]}', found.values)
+    path = next((n for m, n in paths.items() if id(m) == int(match[1])), "?")
+    return Lengths(f'modules["{path}"]{match[2]}', found.values)
+
+
+def _changing(found: dict[str, list[Found]]) -> list[Found]:
+    """Ids are others in every batch."""
+    batches = max(map(len, found.values()), default=0)
+    return [f[0] for f in found.values() if len({x.values for x in f}) == batches]
 
 
 def _id_variables(count: int) -> Iterator[Found]:
@@ -168,4 +182,5 @@ def _id_variables(count: int) -> Iterator[Found]:
             if all(isinstance(v, str | Path) and str(v) for v in listed):
                 path = any("/" in str(v) for v in listed)
                 one, each = (f"stem({name})", f"[stem(x) for x in {name}]") if path else (name, name)
-                yield Found(one if listed is not value else each, tuple(map(str, listed)))
+                values = tuple(Path(v).stem if path else str(v) for v in listed)
+                yield Found(one if listed is not value else each, values)

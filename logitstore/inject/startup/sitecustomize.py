@@ -22,18 +22,25 @@ JOB = "LOGITSTORE_JOB"
 class _WaitForTorch:
     """A finder that finds nothing itself, but is told when torch has been imported."""
 
+    _asking = False
+
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        if name != "torch":
+        if name != "torch" or self._asking:
             return None
-        sys.meta_path.remove(self)
-        spec: Any = importlib.util.find_spec(name)
+        self._asking = True
+        try:
+            spec: Any = importlib.util.find_spec(name)  # programs ask too, and do not import it
+        finally:
+            self._asking = False
         if spec is None or spec.loader is None or not hasattr(spec.loader, "exec_module"):
             return spec
         run = spec.loader.exec_module
 
         def exec_module(module: Any) -> None:
             run(module)
-            _begin()
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
+                _begin()
 
         spec.loader.exec_module = exec_module
         return spec
