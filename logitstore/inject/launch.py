@@ -60,13 +60,14 @@ def run(command: Sequence[str], started: Session, enough: Callable[[], bool] | N
 
     Raises ``UsageError`` where there is no such program.
     """
-    try:
-        process = subprocess.Popen(
-            list(command), env=started.environment(), start_new_session=enough is not None
-        )
-    except OSError as e:
-        raise UsageError(f"{command[0]!r} cannot be run: {e.strerror}", where="the command") from None
-    with _passing_on(process):
+    with _passing_on() as told:
+        try:
+            process = subprocess.Popen(
+                list(command), env=started.environment(), start_new_session=enough is not None
+            )
+        except OSError as e:
+            raise UsageError(f"{command[0]!r} cannot be run: {e.strerror}", where="the command") from None
+        told(process)
         while True:
             try:
                 status = process.wait(POLL if enough else None)
@@ -78,21 +79,30 @@ def run(command: Sequence[str], started: Session, enough: Callable[[], bool] | N
 
 
 @contextmanager
-def _passing_on(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """What asks us to stop asks the command; we stay until it ended."""
+def _passing_on() -> Iterator[Callable[[subprocess.Popen[bytes]], None]]:
+    """What asks us to stop asks the command that is told here; we stay until it ended."""
+    processes: list[subprocess.Popen[bytes]] = []
+    early: list[int] = []
 
     def pass_on(number: int, frame: Any) -> None:
-        if number == signal.SIGINT and os.isatty(0) and os.getpgid(process.pid) == os.getpgid(0):
-            return  # the terminal told it already
-        with suppress(ProcessLookupError):
-            process.send_signal(number)
+        early.extend([number] if not processes else [])
+        for process in processes:
+            with suppress(ProcessLookupError):
+                if number == signal.SIGINT and os.isatty(0) and os.getpgid(process.pid) == os.getpgid(0):
+                    return  # the terminal told it already
+                process.send_signal(number)
+
+    def tell(process: subprocess.Popen[bytes]) -> None:
+        processes.append(process)
+        for number in early:
+            pass_on(number, None)
 
     before = {}
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         with suppress(ValueError):  # not in the main thread: leave signals alone
             before[number] = signal.signal(number, pass_on)
     try:
-        yield
+        yield tell
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
