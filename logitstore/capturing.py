@@ -51,6 +51,7 @@ class Capturing:
         self.lengths = Expression(job["lengths"], "--lengths") if job["lengths"] else None
         self._known: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._targets: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self._handles: list[Any] = []  # of every hook on a module
         self._outputs: dict[str, Any] = {}
         self._batch: Any = None
         self._source: Any = None
@@ -59,7 +60,11 @@ class Capturing:
         self._begin()
         follow_loaders(self._noted)
         self._finder: Any = nn.modules.module.register_module_forward_pre_hook(self._meet)
-        self._watcher: Any = None if self.lengths else self._watch_all()
+        # until it is known where the lengths are: what every module returned in this batch
+        self._vectors: list[tuple[weakref.ref[nn.Module], str, torch.Tensor]] = []
+        self._watcher: Any = None
+        if self.lengths is None:
+            self._watcher = nn.modules.module.register_module_forward_hook(self._watch)
         os.register_at_fork(after_in_child=self._begin)
         excepthook = sys.excepthook
 
@@ -84,18 +89,24 @@ class Capturing:
         """A DataLoader of this process yields a batch."""
         if self._source is None or source is not self._source():
             self._source, self._yielded = weakref.ref(source), 0
-            if not self._targets or time.monotonic() > self._search_again:
+            if self._finder is not None or time.monotonic() > self._search_again:
                 self._search()
         self._batch = batch
         self._yielded += 1
         self._serial += 1
         self._outputs.clear()
+        self._vectors.clear()
 
     def _meet(self, module: nn.Module, args: Any) -> None:
-        """Any module is called: where it was never seen before, the model may be among the new ones."""
-        if module not in self._known and get_worker_info() is None:
+        """Any module is called: where it was never seen before, the model may be among the new ones.
+
+        Some models make a small module in every forward: one without children makes us look now and then.
+        """
+        if module in self._known or get_worker_info() is not None:
+            return
+        self._known.add(module)
+        if module._modules or time.monotonic() > self._search_again:
             self._search()
-            self._known.add(module)
 
     def _search(self) -> None:
         begin = time.monotonic()
@@ -111,9 +122,6 @@ class Capturing:
         if self._targets:
             if self._report.said["state"] in ("torch", "looking"):
                 self._report.write(state="found")
-            if self._finder is not None:
-                self._finder.remove()
-                self._finder = None
             return
         tops = {type(m).__name__: [n for n, _ in m.named_modules() if n] for m in roots(modules)[:8]}
         self._report.write(
@@ -134,7 +142,7 @@ class Capturing:
                 with self._guard():
                     self._take(top(), module, output)
 
-        target.register_forward_hook(_uncompiled(ran))
+        self._handles.append(target.register_forward_hook(_uncompiled(ran)))
         for path in self.lengths.modules if self.lengths else ():
             self._listen(root, path)
 
@@ -144,18 +152,12 @@ class Capturing:
         def keep(module: nn.Module, args: Any, output: Any) -> None:
             self._outputs[path] = output
 
-        find_module(root, path).register_forward_hook(_uncompiled(keep))
+        self._handles.append(find_module(root, path).register_forward_hook(_uncompiled(keep)))
 
-    def _watch_all(self) -> Any:
-        """Until it is known where the lengths are: what every module returns."""
-        self._vectors: list[tuple[weakref.ref[nn.Module], str, torch.Tensor]] = []
-
-        def keep(module: nn.Module, args: Any, output: Any) -> None:
-            for rest, tensor in vectors(output, ""):
-                self._vectors.append((weakref.ref(module), rest, tensor))
-                del self._vectors[:-256]
-
-        return nn.modules.module.register_module_forward_hook(keep)
+    def _watch(self, module: nn.Module, args: Any, output: Any) -> None:
+        for rest, tensor in vectors(output, ""):
+            self._vectors.append((weakref.ref(module), rest, tensor))
+            del self._vectors[:-256]
 
     # -- taking the logits -------------------------------------------------------------------------------
 
@@ -195,6 +197,16 @@ class Capturing:
             return
         if self._scribe is None:
             self._scribe = self._open(root, logits.shape[-1])
+            if self._finder is not None:
+                self._finder.remove()
+                self._finder = None
+        elif self._scribe.root() is not root:
+            raise TapError(
+                f"a second model ({type(root).__name__}) runs a module at this path",
+                where=where,
+                why="Rows of two models in one store cannot be told apart.",
+                do="Capture a run of the recipe that decodes with one of them.",
+            )
         wanted = self._scribe.wanted(ids)
         lengths = self._lengths(logits, root)
         if max(lengths) > t or len(lengths) != b:
@@ -263,6 +275,7 @@ class Capturing:
         found += candidates(((f'modules["{n}"]{rest}', v) for n, rest, v in reversed(returned)), b, t)
         chosen = choose(found, b, t, f"--ctc {self.path}")
         self._watcher.remove()
+        self._watcher = None
         self._vectors.clear()
         for path in Expression(chosen.expression, "lengths").modules:
             self._listen(root, path)
@@ -304,9 +317,18 @@ class Capturing:
         return scribe
 
     def _close(self, pid: int) -> None:
-        scribe, self._scribe = (self._scribe, None) if pid == os.getpid() else (None, self._scribe)
-        if scribe is not None:
+        if pid == os.getpid() and self._scribe is not None:
+            scribe, self._scribe = self._scribe, None
+            self.stop()
             scribe.close(failed=self._failed)
+
+    def stop(self) -> None:
+        """Remove every hook from every module."""
+        for handle in [*self._handles, self._finder, self._watcher]:
+            if handle is not None:
+                handle.remove()
+        self._handles.clear()
+        self._finder = self._watcher = None
 
 
 def _uncompiled(hook: Any) -> Any:

@@ -16,6 +16,10 @@ from .vocab import TokenTable
 from .vocabs import read_table
 
 SURE = 0.3  # of the rows: a class that is the largest so often, at an end of the table, is a blank
+LOOP = (
+    "{} runs {} times a batch, a decoding loop: this program never makes the lattice of the references; "
+    "a teacher does, slice by slice (logitstore dump)"
+)
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,8 @@ def found_in(
     rnnt = next((c for c in ranked if c["joiner"] or c["layout"] == "BTUV"), None)
     head = ctc or rnnt
     path, table = next(((p, t) for p, t in tables.items() if head and len(t) == head["classes"]), ("", None))
+    loop = next((c for c in ranked if c["joiner"] and c["calls"] > 1), None)
+    notes = (LOOP.format(loop["path"], loop["calls"]),) if loop and command else ()
     return Finding(
         candidates=tuple(ranked),
         ctc=ctc,
@@ -110,6 +116,7 @@ def found_in(
         blank=_blank(head, table),
         batches=report["batches"],
         command=_command(ctc, report, path, _blank(head, table), command, out) if ctc else "",
+        notes=notes,
     )
 
 

@@ -6,6 +6,7 @@ import fcntl
 import os
 import queue
 import threading
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,10 @@ class Claims:
         self._seen: set[bytes] = set()
         self._read = 0
 
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
     def take(self, ids: list[str]) -> list[bool]:
         """Claim ids; True where nobody did before."""
         keys = [id_hash(i).to_bytes(8, "big") for i in ids]
@@ -85,6 +90,7 @@ class Scribe:
         self, job: dict[str, Any], session: Path, root: nn.Module, classes: int, report: Report
     ) -> None:
         self._job, self._report, self._claims = job, report, Claims(session)
+        self.root = weakref.ref(root)
         model = unwrap(root)
         table = table_of(job, classes)
         head = Head("ctc", job["ctc"], table.blank, job["layout"])
@@ -130,6 +136,7 @@ class Scribe:
         """Wait for the thread; set the last shard aside for the parent, or forget it."""
         self._queue.put(None)
         self._thread.join()
+        self._claims.close()
         entry: Entry | None = None
         if failed or self._error is not None:
             self._writer.abandon()
