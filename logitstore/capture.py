@@ -24,6 +24,8 @@ from .sealed import parse_entry
 from .sealing import finish_store, publish
 from .storage import parse_storage
 
+ENCODINGS = {"ctc": "dense", "rnnt": "topk:16"}
+
 
 @dataclass(frozen=True)
 class CaptureOptions:
@@ -31,13 +33,15 @@ class CaptureOptions:
 
     Attributes:
         ctc: path of the module whose output is the CTC logits, below the outermost module that has it.
-        layout: axes of that output: ``BTV``, ``BVT`` or ``TBV``.
+        joiner: path of the module whose output is the whole lattice of logits, (B, T, U+1, V).
+        labels: expression for its labels: rows of ids, padded with the blank or negative ids.
+        layout: axes of the CTC output: ``BTV``, ``BVT`` or ``TBV``.
         call: which call to keep where the module runs several times a batch, from 0; None: it runs once.
         ids: expression for the ids; empty: found in the batch.
         lengths: expression for the valid lengths; empty: found among the tensors of the first batch.
         tokens: the token table; empty: classes are named by their number.
         blank: id of the blank; None: as the table says, or 0.
-        streams: encoding by stream name.
+        streams: encoding by stream name; ``dense`` for ctc and ``topk:16`` for rnnt where it is not given.
         storage: ``zarr``, ``webdataset``, ...
         name: of the teacher; empty: the class of the model.
         sample_rate: Hz, and
@@ -46,14 +50,16 @@ class CaptureOptions:
         allow_different: fields in which a store may differ when it is resumed.
     """
 
-    ctc: str
+    ctc: str = ""
+    joiner: str = ""
+    labels: str = ""
     layout: str = "BTV"
     call: int | None = None
     ids: str = ""
     lengths: str = ""
     tokens: str = ""
     blank: int | None = None
-    streams: dict[str, str] = field(default_factory=lambda: {"ctc": "dense"})
+    streams: dict[str, str] = field(default_factory=dict)
     storage: str = "zarr"
     name: str = ""
     sample_rate: int = 16000
@@ -64,7 +70,18 @@ class CaptureOptions:
     def __post_init__(self) -> None:
         if self.layout not in ("BTV", "BVT", "TBV"):
             raise UsageError(f"no layout {self.layout!r}", do="BTV, BVT or TBV.")
-        for option, text in (("--ids", self.ids), ("--lengths", self.lengths)):
+        asked = {"ctc": self.ctc, "rnnt": self.joiner}
+        if not any(asked.values()) or bool(self.joiner) != bool(self.labels):
+            raise UsageError(
+                "a lattice needs its joiner and its labels" if any(asked.values()) else "nothing to tap",
+                do="--ctc PATH, or --joiner PATH --labels EXPR, or all of them.",
+            )
+        streams = {s: self.streams.get(s, ENCODINGS[s]) for s, path in asked.items() if path}
+        if extra := set(self.streams) - set(streams):
+            raise UsageError(f"no module is tapped for {', '.join(extra)}", where="--stream")
+        object.__setattr__(self, "streams", streams)
+        given = {"--ids": self.ids, "--lengths": self.lengths, "--labels": self.labels}
+        for option, text in given.items():
             if text:
                 Expression(text, option)
         for encoding in self.streams.values():
@@ -143,7 +160,7 @@ def _settle(place: Place, job: dict[str, Any], started: Session, status: int) ->
                 entry = parse_entry(r["entry"].encode("utf-8"), r["shard"], "handover")
                 staged = place.stage(job["handover"]) / entry.shard
                 publish(place, parse_storage(job["storage"]), staged, entry)
-    notes = [f"lengths: {r['lengths']}" for r in reports if r.get("lengths")]
+    notes = [f"{what}: {r[what]}" for r in reports for what in ("ids", "lengths") if r.get(what)]
     return Captured(
         status,
         sum(r["rows"] for r in wrote),
@@ -164,7 +181,7 @@ def _lost(report: dict[str, Any]) -> TeacherError:
 
 
 def _never(job: dict[str, Any], reports: list[dict[str, Any]]) -> TapNeverFired:
-    where = f"--ctc {job['ctc']}"
+    where = " ".join(f"--{o} {job[o]}" for o in ("ctc", "joiner") if job[o])
     if not reports:
         return TapNeverFired(
             "no Python process below the command imported torch with the start-up hook",

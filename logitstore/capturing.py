@@ -7,29 +7,27 @@ import concurrent.futures.thread  # noqa: F401 - registers its end before ours
 import os
 import sys
 import threading
-import time
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import get_worker_info
 
 from .batchids import find_ids, find_texts
-from .errors import LengthError, TapError, TapFiredTwice, UsageError
+from .errors import LengthError, TapError, TapFiredTwice, TapNeverFired, UsageError
 from .expression import Expression
+from .inject.finder import Finder
 from .inject.inside import Report
 from .inject.lengths import Lengths, candidates, choose, in_variables, vectors
-from .inject.surroundings import follow_loaders, live_modules, outermost, roots, variable
-from .registry import suggest
+from .inject.surroundings import follow_loaders, variable
 from .scribe import Heard, Scribe
-from .tap import LAYOUTS, find_module
+from .tap import LAYOUTS
 
-SELDOM = 200  # times longer than a search takes, until the next one
+OPTIONS = {"ctc": "ctc", "rnnt": "joiner"}  # by stream
 
 
 def begin(job: dict[str, Any], session: Path) -> None:
@@ -46,20 +44,18 @@ class Capturing:
     """
 
     def __init__(self, job: dict[str, Any], session: Path) -> None:
-        self.job, self.session, self.path = job, session, str(job["ctc"])
+        self.job, self.session = job, session
+        self.paths = {s: str(job[o]) for s, o in OPTIONS.items() if job[o]}
         self.ids = Expression(job["ids"], "--ids") if job["ids"] else None
         self.lengths = Expression(job["lengths"], "--lengths") if job["lengths"] else None
-        self._known: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-        self._targets: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-        self._handles: list[Any] = []  # of every hook on a module
-        self._outputs: dict[str, Any] = {}
+        self.labels = Expression(job["labels"], "--labels") if job["labels"] else None
         self._batch: Any = None
         self._source: Any = None
-        self._search_again = 0.0
         self._yielded, self._serial = 0, 0  # batches since the module ran; batches in all
         self._begin()
         follow_loaders(self._noted)
-        self._finder: Any = nn.modules.module.register_module_forward_pre_hook(self._meet)
+        keep = self.lengths.modules if self.lengths else ()
+        self._finder = Finder(self.paths, self._take, self._guard, self._tell, keep)
         # until it is known where the lengths are: what every module returned in this batch
         self._vectors: list[tuple[weakref.ref[nn.Module], str, torch.Tensor]] = []
         self._watcher: Any = None
@@ -74,13 +70,17 @@ class Capturing:
 
         sys.excepthook = died
 
+    def _tell(self, **said: Any) -> None:
+        if "state" not in said or self._report.said["state"] in ("torch", "looking"):
+            self._report.write(**said)
+
     def _begin(self) -> None:
         """This process on its own: after a fork, the parent's writer and report stay the parent's."""
         self._inherited = getattr(self, "_scribe", None)  # kept, never closed: its lock is the parent's
         self._scribe: Scribe | None = None
         self._failed = False
-        self._ran: Any = None  # the batch in which the module ran last, and how often
-        self._calls = 0
+        self._ran: dict[str, tuple[Any, int]] = {}  # the batch in which a module ran last, and how often
+        self._heard: Heard | None = None  # a batch of which some stream is still to come
         self._report = Report(self.session, state="torch")
 
     # -- finding the model -------------------------------------------------------------------------------
@@ -89,70 +89,12 @@ class Capturing:
         """A DataLoader of this process yields a batch."""
         if self._source is None or source is not self._source():
             self._source, self._yielded = weakref.ref(source), 0
-            if self._finder is not None or time.monotonic() > self._search_again:
-                self._search()
+            self._finder.search(seldom=True)
         self._batch = batch
         self._yielded += 1
         self._serial += 1
-        self._outputs.clear()
+        self._finder.outputs.clear()
         self._vectors.clear()
-
-    def _meet(self, module: nn.Module, args: Any) -> None:
-        """Any module is called: where it was never seen before, the model may be among the new ones.
-
-        Some models make a small module in every forward: one without children makes us look now and then.
-        """
-        if module in self._known or get_worker_info() is not None:
-            return
-        self._known.add(module)
-        if module._modules or time.monotonic() > self._search_again:
-            self._search()
-
-    def _search(self) -> None:
-        begin = time.monotonic()
-        modules = live_modules()
-        self._known.update(modules)
-        for root, target in outermost(self.path, modules):
-            if target not in self._targets:
-                self._targets.add(target)
-                with self._guard():
-                    self._tap(root, target)
-        now = time.monotonic()
-        self._search_again = now + SELDOM * (now - begin)  # for a second model, made later
-        if self._targets:
-            if self._report.said["state"] in ("torch", "looking"):
-                self._report.write(state="found")
-            return
-        tops = {type(m).__name__: [n for n, _ in m.named_modules() if n] for m in roots(modules)[:8]}
-        self._report.write(
-            state="looking", near={name: suggest(self.path, paths[:60]) for name, paths in tops.items()}
-        )
-
-    def _tap(self, root: nn.Module, target: nn.Module) -> None:
-        if isinstance(target, torch.jit.ScriptModule):
-            raise TapError(
-                "a scripted or traced module runs no Python hook",
-                where=f"--ctc {self.path}",
-                do="Load the model from its Python class instead of torch.jit.",
-            )
-        top = weakref.ref(root)
-
-        def ran(module: nn.Module, args: Any, output: Any) -> None:
-            if module is target and get_worker_info() is None:
-                with self._guard():
-                    self._take(top(), module, output)
-
-        self._handles.append(target.register_forward_hook(_uncompiled(ran)))
-        for path in self.lengths.modules if self.lengths else ():
-            self._listen(root, path)
-
-    def _listen(self, root: nn.Module, path: str) -> None:
-        """Keep the last output of a module that the lengths come from."""
-
-        def keep(module: nn.Module, args: Any, output: Any) -> None:
-            self._outputs[path] = output
-
-        self._handles.append(find_module(root, path).register_forward_hook(_uncompiled(keep)))
 
     def _watch(self, module: nn.Module, args: Any, output: Any) -> None:
         for rest, tensor in vectors(output, ""):
@@ -171,35 +113,29 @@ class Capturing:
             self._report.write(state="failed", error=f"{type(e).__name__}: {e}")
             raise
 
-    def _take(self, root: nn.Module | None, module: nn.Module, output: Any) -> None:
+    def _take(self, stream: str, root: nn.Module | None, module: nn.Module, output: Any) -> None:
         if self._failed or root is None:
             return
-        where = f"--ctc {self.path}"
-        if not isinstance(output, torch.Tensor) or output.dim() != 3:
-            what = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-            raise TapError(f"gives {what}, not (B, T, V)", where=where, do="Ask logitstore probe.")
+        where = f"--{OPTIONS[stream]} {self.paths[stream]}"
+        logits = self._axes(stream, output, where)
         if root.training or module.training:
             raise TapError(
                 "the model is in training mode",
                 where=where,
                 why="Dropout and batch statistics make every forward say something else.",
             )
-        logits = output.detach().permute(LAYOUTS[self.job["layout"]])
-        b, t = logits.shape[:2]
-        ids = self._ids(logits)
-        if len(ids) != b:
+        ids = self._ids(logits, where)
+        if len(ids) != len(logits):
             raise LengthError(
                 f"{len(ids)} ids for an output of {tuple(output.shape)}, layout {self.job['layout']}",
                 where=where,
                 do="Name its axes with --layout, or say where the ids are with --ids EXPR.",
             )
-        if self._again(ids, tuple(output.shape), where):
+        if self._again(stream, ids, tuple(output.shape), where):
             return
         if self._scribe is None:
             self._scribe = self._open(root, logits.shape[-1])
-            if self._finder is not None:
-                self._finder.remove()
-                self._finder = None
+            self._finder.settle()
         elif self._scribe.root() is not root:
             raise TapError(
                 f"a second model ({type(root).__name__}) runs a module at this path",
@@ -207,35 +143,92 @@ class Capturing:
                 why="Rows of two models in one store cannot be told apart.",
                 do="Capture a run of the recipe that decodes with one of them.",
             )
-        wanted = self._scribe.wanted(ids)
-        lengths = self._lengths(logits, root)
-        if max(lengths) > t or len(lengths) != b:
+        heard = self._heard
+        if heard is None or heard.ids != tuple(ids) or stream in heard.logits:
+            self._whole()
+            heard = self._heard = self._hear(ids, self._lengths(logits, root), logits.shape[1], where)
+        if stream == "rnnt":
+            heard.labels = self._labels(logits, where)
+        # A copy: decoders edit logits in place after the layer returns them.
+        heard.logits[stream] = logits.clone() if heard.wanted else logits[:0]
+        if len(heard.logits) == len(self.paths):
+            self._heard = None
+            if heard.wanted:
+                self._scribe.put(heard)
+
+    def _axes(self, stream: str, output: Any, where: str) -> torch.Tensor:
+        """(B, T, V), or (B, T, U+1, V), as the first axes of what a module gave."""
+        shape = tuple(output.shape) if isinstance(output, torch.Tensor) else ()
+        if stream == "rnnt":
+            if len(shape) != 4 or shape[2] == 1 == shape[1]:
+                raise TapError(
+                    f"gives {shape or type(output).__name__}, no lattice (B, T, U+1, V)",
+                    where=where,
+                    why="A decoding loop runs the joiner once a step, on the way of its own hypothesis; "
+                    "the lattice of the references is never made.",
+                    do="Capture a program that computes it whole, or let a teacher drive the joiner "
+                    "(logitstore dump).",
+                )
+            return torch.as_tensor(output).detach()
+        if len(shape) != 3:
+            what = shape or type(output).__name__
+            raise TapError(f"gives {what}, not (B, T, V)", where=where, do="Ask logitstore probe.")
+        return torch.as_tensor(output).detach().permute(LAYOUTS[self.job["layout"]])
+
+    def _hear(self, ids: list[str], lengths: list[int], t: int, where: str) -> Heard:
+        """A batch, nothing of it taken yet; raises ``LengthError``."""
+        assert self._scribe is not None
+        if len(lengths) != len(ids) or max(lengths) > t:
             raise LengthError(
-                f"lengths {lengths[:8]} for an output of {tuple(output.shape)}",
+                f"lengths {lengths[:8]} for {len(ids)} utterances in {t} frames",
                 where=f"{where}, {ids[0]}",
                 why="Lengths in samples or feature frames instead of encoder frames look like this.",
                 do="Say where the encoder's output lengths are: --lengths EXPR.",
             )
-        if not wanted:
-            return
-        found = find_texts(self._batch, b)
+        found = find_texts(self._batch, len(ids))
         texts = found.values if found else None
-        # A copy: decoders edit logits in place after the layer returns them.
-        self._scribe.put(Heard(tuple(ids), logits.clone(), tuple(lengths), wanted, texts))
+        return Heard(tuple(ids), tuple(lengths), self._scribe.wanted(ids), texts)
 
-    def _ids(self, logits: torch.Tensor) -> list[str]:
+    def _whole(self) -> None:
+        """Raise ``TapNeverFired`` where a batch lacks one of its streams."""
+        if self._heard is not None:
+            missing = [self.paths[s] for s in self.paths if s not in self._heard.logits]
+            raise TapNeverFired(
+                f"{', '.join(missing)} did not run in a batch in which the other one did",
+                where=self._heard.ids[0],
+            )
+
+    def _labels(self, logits: torch.Tensor, where: str) -> tuple[tuple[int, ...], ...]:
+        """Labels of every utterance: rows of ids, padded with the blank or negative ids."""
+        assert self.labels is not None
+        assert self._scribe is not None
+        value = self.labels.value(lambda name: self._lookup(name, logits))
+        rows = [list(map(int, row)) for row in (value.tolist() if hasattr(value, "tolist") else value)]
+        for row in rows:
+            while row and (row[-1] < 0 or row[-1] == self._scribe.blank):
+                row.pop()
+        if len(rows) != len(logits) or max(map(len, rows), default=0) + 1 > logits.shape[2]:
+            raise LengthError(
+                f"labels of {len(rows)} utterances, at most {max(map(len, rows), default=0)} each, "
+                f"for a lattice of {tuple(logits.shape)}",
+                where=where,
+                do="Say where the reference labels are: --labels EXPR.",
+            )
+        return tuple(map(tuple, rows))
+
+    def _ids(self, logits: torch.Tensor, where: str) -> list[str]:
         if self.ids is not None and "batch" not in self.ids.names:
             return self._follow(self.ids, logits)
         if self._batch is None:
             raise UsageError(
                 "no DataLoader of this process has yielded a batch: nothing says whose logits these are",
-                where=f"--ctc {self.path}",
+                where=where,
                 do="Say where the ids are: --ids EXPR, e.g. a variable of your program at that moment.",
             )
-        if self._yielded > 1 and self._ran != self._serial:
+        if self._yielded > 1 and all(batch != self._serial for batch, _ in self._ran.values()):
             raise UsageError(
                 f"the loader yielded {self._yielded} batches before the module ran",
-                where=f"--ctc {self.path}",
+                where=where,
                 why="A loader that fetches ahead, or batches that are left out: whose logits these are "
                 "would be a guess.",
                 do="Say it with a variable of your program: --ids EXPR.",
@@ -246,9 +239,11 @@ class Capturing:
         if not found:
             raise UsageError(
                 f"no ids of {logits.shape[0]} utterances in the batch ({_outline(self._batch)})",
-                where=f"--ctc {self.path}",
+                where=where,
                 do="Let the dataset return them, or say where they are: --ids EXPR; or the axes: --layout.",
             )
+        self.ids = Expression(found[0].expression, "ids")  # the same place in every batch
+        self._report.write(ids=found[0].expression)
         return list(found[0].values)
 
     def _follow(self, ids: Expression, logits: torch.Tensor) -> list[str]:
@@ -273,30 +268,31 @@ class Capturing:
         returned = [(names[m], rest, v) for ref, rest, v in self._vectors if (m := ref()) in names]
         found = candidates(in_variables(), b, t)
         found += candidates(((f'modules["{n}"]{rest}', v) for n, rest, v in reversed(returned)), b, t)
-        chosen = choose(found, b, t, f"--ctc {self.path}")
+        chosen = choose(found, b, t, type(root).__name__)
         self._watcher.remove()
         self._watcher = None
         self._vectors.clear()
         for path in Expression(chosen.expression, "lengths").modules:
-            self._listen(root, path)
+            self._finder.listen(root, path)
         return chosen
 
     def _lookup(self, name: str, logits: torch.Tensor) -> Any:
         known = {"batch": self._batch, "output": logits, "B": logits.shape[0], "T": logits.shape[1]}
         if name == "modules":
-            return self._outputs
+            return self._finder.outputs
         return known[name] if name in known and known[name] is not None else variable(name)
 
-    def _again(self, ids: list[str], shape: tuple[int, ...], where: str) -> bool:
+    def _again(self, stream: str, ids: list[str], shape: tuple[int, ...], where: str) -> bool:
         """Whether this call is not the one to keep; raises ``TapFiredTwice`` where nobody said which."""
-        by_batch = self.ids is None or "batch" in self.ids.names
-        batch: Any = self._serial if by_batch else tuple(ids)
-        self._calls = self._calls + 1 if batch == self._ran else 1
-        self._ran, self._yielded = batch, 0
+        batch: Any = self._serial if self.ids is None or "batch" in self.ids.names else tuple(ids)
+        before, calls = self._ran.get(stream, (None, 0))
+        calls = calls + 1 if batch == before else 1
+        self._ran[stream] = batch, calls
+        self._yielded = 0
         keep = self.job["call"]
         if keep is not None:
-            return bool(self._calls - 1 != keep)
-        if self._calls > 1:
+            return bool(calls - 1 != keep)
+        if calls > 1:
             raise TapFiredTwice(
                 f"the module ran again in one batch, giving {shape}",
                 where=f"{where}, {ids[0]}",
@@ -320,21 +316,17 @@ class Capturing:
         if pid == os.getpid() and self._scribe is not None:
             scribe, self._scribe = self._scribe, None
             self.stop()
+            if not self._failed:
+                with suppress(TapNeverFired), self._guard():  # the report says it; nobody hears it here
+                    self._whole()
             scribe.close(failed=self._failed)
 
     def stop(self) -> None:
         """Remove every hook from every module."""
-        for handle in [*self._handles, self._finder, self._watcher]:
-            if handle is not None:
-                handle.remove()
-        self._handles.clear()
-        self._finder = self._watcher = None
-
-
-def _uncompiled(hook: Any) -> Any:
-    """A hook that torch.compile leaves alone; asked only where the program compiles at all."""
-    dynamo = sys.modules.get("torch._dynamo")
-    return dynamo.disable(hook) if dynamo is not None else hook
+        self._finder.stop()
+        if self._watcher is not None:
+            self._watcher.remove()
+            self._watcher = None
 
 
 def _outline(batch: Any) -> str:

@@ -7,7 +7,7 @@ import os
 import queue
 import threading
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +29,33 @@ from .vocabs import read_table
 from .writer import StoreWriter
 
 DEPTH = 4  # batches waiting
+ROWS = 4096  # of each utterance of the first batch that are checked
 
 
-@dataclass(frozen=True)
+@dataclass
 class Heard:
-    """One batch: (B, T, V) logits of ids, their valid frames, which of them to write, their texts."""
+    """One batch.
+
+    Attributes:
+        ids: of its utterances; ``lengths``: valid frames of each; ``texts``: where there are any.
+        wanted: positions of those to write.
+        logits: by stream, (B, T, V) or (B, T, U+1, V).
+        labels: of each utterance, where there is a lattice.
+    """
 
     ids: tuple[str, ...]
-    logits: torch.Tensor
     lengths: tuple[int, ...]
     wanted: tuple[int, ...]
     texts: tuple[str, ...] | None
+    logits: dict[str, torch.Tensor] = field(default_factory=dict)
+    labels: tuple[tuple[int, ...], ...] | None = None
+
+    def part(self, stream: str, i: int) -> torch.Tensor | None:
+        """(T, V) or (T, U+1, V) of one utterance without padding; None where there is no such stream."""
+        if stream not in self.logits:
+            return None
+        logits = self.logits[stream][i, : self.lengths[i]]
+        return logits[:, : len(self.labels[i]) + 1] if stream == "rnnt" and self.labels else logits
 
 
 class Claims:
@@ -93,10 +109,12 @@ class Scribe:
         self.root = weakref.ref(root)
         model = unwrap(root)
         table = table_of(job, classes)
-        head = Head("ctc", job["ctc"], table.blank, job["layout"])
+        self.blank = table.blank
+        heads = [Head("ctc", job["ctc"], table.blank, job["layout"])] if job["ctc"] else []
+        heads += [Head("rnnt", job["joiner"], table.blank)] if job["joiner"] else []
         name = job["name"] or type(model).__name__
         weights = weights_sha256(model)
-        about = TeacherSpec(name, job["sample_rate"], job["frame_shift"], (head,), weights=weights)
+        about = TeacherSpec(name, job["sample_rate"], job["frame_shift"], tuple(heads), weights=weights)
         spec = make_spec(about, table, job["streams"], storage=job["storage"])
         writer = f"capture-{job['session']}-{os.getpid()}"
         self._seconds = about.frame_shift / about.sample_rate
@@ -124,9 +142,12 @@ class Scribe:
         if not self._checked:  # before hours are spent
             self._checked = True
             for i in heard.wanted:
-                rows = heard.logits[i, : heard.lengths[i]].float()
-                if len(rows) and bool(rows.isfinite().all()):
-                    require_logits(rows, "ctc", heard.ids[i])
+                for stream in heard.logits:
+                    part = heard.part(stream, i)
+                    assert part is not None
+                    rows = part.reshape(-1, part.shape[-1])[:ROWS].float()
+                    if len(rows) and bool(rows.isfinite().all()):
+                        require_logits(rows, stream, heard.ids[i])
         if self._error is None:
             self._queue.put(heard)
         if self._error is not None:
@@ -163,7 +184,9 @@ class Scribe:
             frames = heard.lengths[i]
             self._writer.add(
                 heard.ids[i],
-                ctc=heard.logits[i, :frames],
+                ctc=heard.part("ctc", i),
+                rnnt=heard.part("rnnt", i),
+                labels=heard.labels[i] if heard.labels else None,
                 text=heard.texts[i] if heard.texts else None,
                 seconds=round(frames * self._seconds, 6),
             )

@@ -229,7 +229,7 @@ def test_two_passes_store_everything_once(session, model, utterances):
 def test_a_second_model_is_refused(session, model, utterances):
     run = session()
     decode(Program(model, "plain").eval(), loader(utterances[:3]))
-    run.inside._search_again = 0
+    run.inside._finder._again = 0
     with pytest.raises(TapError, match="a second model"):
         decode(Program(copy.deepcopy(model), "plain").eval(), loader(utterances[3:]))
 
@@ -262,8 +262,74 @@ def test_the_recipes_gradient_graph_is_not_kept_and_hooks_go(session, model, utt
         program(batch["feats"], batch["feats_lengths"])  # with gradients
     check(run.store(), model, utterances)
     assert not any(m._forward_hooks for m in program.modules())
+    assert not run.inside._finder.outputs
     assert not nn.modules.module._global_forward_hooks
     assert not nn.modules.module._global_forward_pre_hooks
+
+
+@torch.no_grad()
+def score(model, utterances, batches):
+    """A program that scores references: both branches, the whole lattice, in one call."""
+    labels = {u.id: u.labels for u in utterances}
+    for batch in batches:
+        ys = [torch.tensor(labels[i]) for i in batch["utt_ids"]]
+        y_padded = torch.nn.utils.rnn.pad_sequence(ys, batch_first=True)
+        model(batch["feats"], batch["feats_lengths"], y_padded)
+
+
+BOTH = {"ctc": "ctc_output.1", "joiner": "joiner", "labels": "y_padded"}
+
+
+@pytest.mark.parametrize("options", [BOTH, {**BOTH, "ctc": "", "joiner": "joiner.output_linear"}])
+def test_whole_lattices(session, model, utterances, options):
+    run = session(**options, streams={"rnnt": "dense"})
+    score(model, utterances, loader(utterances))
+    store = run.store()
+    assert [h.stream for h in store.spec.teacher.heads] == (["ctc", "rnnt"] if options["ctc"] else ["rnnt"])
+    if options["ctc"]:
+        check(store, model, utterances)
+    assert set(store) == {u.id for u in utterances}
+    for u in utterances:
+        assert store[u.id].labels.tolist() == u.labels
+        with torch.no_grad():
+            _, joint, _ = model(*collate([u]), torch.tensor([u.labels]))
+        stored = torch.from_numpy(store[u.id]["rnnt"].logits()).reshape(joint[0].shape)
+        torch.testing.assert_close(stored, joint[0], atol=2e-2, rtol=1e-3)
+
+
+def test_a_decoding_loop_is_no_lattice(session, model, utterances):
+    from recipes.demo.decode import token_error
+
+    session(**BOTH, ids="[u.id for u in part]")
+    with pytest.raises(TapError, match=r"(?s)no lattice .*decoding loop runs the joiner once a step"):
+        token_error(model, utterances)
+
+
+def test_labels_that_do_not_fit_the_lattice(session, model, utterances):
+    session(**{**BOTH, "labels": "[row.tolist()[:3] for row in ys][1:]"})
+    with pytest.raises(LengthError, match="labels of 2 utterances"):
+        score(model, utterances, loader(utterances))
+
+
+def test_one_stream_without_the_other(session, model, utterances):
+    run = session(**BOTH)
+    with torch.no_grad():
+        for batch in loader(utterances[:3]):
+            hidden, encoder_out_lens = model.forward_encoder(batch["feats"], batch["feats_lengths"])
+            assert len(encoder_out_lens) == 3
+            model.ctc_output(hidden)
+    run.close()
+    assert run.inside._report.said["state"] == "failed"
+    assert "joiner did not run in a batch in which the other one did" in run.inside._report.said["error"]
+    assert "entry" not in run.inside._report.said
+
+
+@pytest.mark.parametrize(
+    "options", [{"ctc": ""}, {"joiner": "joiner"}, {"ctc": "", "labels": "y"}, {"streams": {"rnnt": "dense"}}]
+)
+def test_what_cannot_be_asked(options):
+    with pytest.raises(UsageError):
+        CaptureOptions(**{"ctc": "ctc_output.1", **options})
 
 
 def test_expressions_name_the_modules_they_look_at():

@@ -8,12 +8,13 @@ from typing import Any
 
 import click
 
-from ..errors import UsageError
 from .dump import parse_streams
 
 
 @click.command("capture", context_settings={"ignore_unknown_options": False})
-@click.option("--ctc", required=True, metavar="PATH", help="module whose output is the CTC logits")
+@click.option("--ctc", default="", metavar="PATH", help="module whose output is the CTC logits")
+@click.option("--joiner", default="", metavar="PATH", help="module whose output is the whole lattice")
+@click.option("--labels", default="", metavar="EXPR", help="label ids of the lattice, padded or not")
 @click.option("--out", required=True, type=click.Path(), help="the store; made, or resumed")
 @click.option("--layout", default="BTV", show_default=True, type=click.Choice(["BTV", "BVT", "TBV"]))
 @click.option("--call", type=click.IntRange(0), help="which call to keep of several a batch, from 0")
@@ -21,7 +22,7 @@ from .dump import parse_streams
 @click.option("--lengths", default="", metavar="EXPR", help="valid frames [default: found in the batch]")
 @click.option("--tokens", default="", type=click.Path(), help="token table, any known format")
 @click.option("--blank", type=click.IntRange(0), help="id of the blank [default: as the table says]")
-@click.option("--stream", "streams", multiple=True, metavar="NAME=ENCODING", help="[default: ctc=dense]")
+@click.option("--stream", "streams", multiple=True, metavar="NAME=ENCODING", help="[ctc=dense, rnnt=topk:16]")
 @click.option("--storage", default="zarr", show_default=True, help="zarr, zarr:zstd, zarr:blosc, webdataset")
 @click.option("--name", default="", help="of the teacher [default: the class of the model]")
 @click.option("--sample-rate", default=16000, show_default=True, type=click.IntRange(1), help="Hz")
@@ -39,9 +40,7 @@ def command(out: str, as_json: bool, command: tuple[str, ...], **given: Any) -> 
     """
     from ..capture import CaptureOptions, capture
 
-    given["streams"] = parse_streams(given["streams"]) or {"ctc": "dense"}
-    if set(given["streams"]) != {"ctc"}:
-        raise UsageError(f"--stream {', '.join(given['streams'])}", do="Capture takes the ctc stream.")
+    given["streams"] = parse_streams(given["streams"])
     done = capture(command, out, CaptureOptions(**given))
     if as_json:
         click.echo(json.dumps({"store": out, **asdict(done)}), err=True)
