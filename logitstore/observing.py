@@ -19,7 +19,7 @@ from torch.utils.data import get_worker_info
 from .batchids import Found, find_ids, find_texts
 from .candidates import rank
 from .inject.inside import Report
-from .inject.lengths import Lengths, candidates, in_variables, vectors
+from .inject.lengths import INTEGERS, Lengths, candidates, in_variables, vectors
 from .inject.surroundings import follow_loaders, frames, live_modules, roots
 from .observe import Emitted, Observer
 
@@ -53,6 +53,7 @@ class Observing:
         self._first: nn.Module | None = None
         self._notes, self._try_at = 0, self._batches
         self._lengths: dict[nn.Module, list[Lengths]] = {}
+        self._labels: dict[nn.Module, list[str]] = {}
         self._variables: dict[nn.Module, dict[str, list[Found]]] = {}
         self._vectors: list[tuple[nn.Module, str, torch.Tensor]] = []
         self._opened: list[str] = []
@@ -102,6 +103,8 @@ class Observing:
         if module not in self._lengths:
             returned = ((f"{id(m)}{rest}", v) for m, rest, v in reversed(self._vectors))
             self._lengths[module] = candidates(in_variables(), count, t) + candidates(returned, count, t)
+        if len(shape) == 4 and module not in self._labels:
+            self._labels[module] = _label_variables(shape[0], shape[2] - 1)
         for found in _id_variables(count):
             self._variables.setdefault(module, {}).setdefault(found.expression, []).append(found)
 
@@ -136,7 +139,9 @@ class Observing:
             module = modules[candidate.path]
             lengths = [_named(f, paths) for f in self._lengths.get(module, [])]
             variables = _changing(self._variables.get(module, {}))
-            told.append({**candidate.to_json(), "lengths": _told(lengths), "variables": _told(variables)})
+            labels = self._labels.get(module, [])
+            seen = {"lengths": _told(lengths), "variables": _told(variables), "labels": labels}
+            told.append({**candidate.to_json(), **seen})
         texts = find_texts(self._batch, count) if count else None
         self._report.write(
             state=state,
@@ -166,6 +171,17 @@ def _changing(found: dict[str, list[Found]]) -> list[Found]:
     """Ids are others in every batch."""
     batches = max(map(len, found.values()), default=0)
     return [f[0] for f in found.values() if len({x.values for x in f}) == batches]
+
+
+def _label_variables(count: int, most: int) -> list[str]:
+    """Variables of the user's program that could be the labels of a lattice: (B, U) integers."""
+    found: dict[str, None] = {}
+    for frame in frames():
+        for name, value in list(frame.f_locals.items()):
+            whole = isinstance(value, torch.Tensor) and value.dtype in INTEGERS
+            if whole and tuple(value.shape) == (count, most) and name.isidentifier():
+                found.setdefault(name)
+    return list(found)
 
 
 def _id_variables(count: int) -> Iterator[Found]:

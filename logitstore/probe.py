@@ -115,7 +115,7 @@ def found_in(
         tables=tuple((p, len(t)) for p, t in tables.items()),
         blank=_blank(head, table),
         batches=report["batches"],
-        command=_command(ctc, report, path, _blank(head, table), command, out) if ctc else "",
+        command=_command((ctc, rnnt), report, path, _blank(head, table), command, out),
         notes=notes,
     )
 
@@ -155,18 +155,32 @@ def _blank(head: dict[str, Any] | None, table: TokenTable | None) -> Blank:
 
 
 def _command(
-    ctc: dict[str, Any], report: dict[str, Any], tokens: str, blank: Blank, command: Sequence[str], out: str
+    heads: tuple[dict[str, Any] | None, dict[str, Any] | None],
+    report: dict[str, Any],
+    tokens: str,
+    blank: Blank,
+    command: Sequence[str],
+    out: str,
 ) -> str:
-    """The capture that this probe calls for."""
-    words = ["logitstore", "capture", "--ctc", ctc["path"]]
-    if ctc["layout"] != "BTV":
-        words += ["--layout", ctc["layout"]]
+    """The capture that this probe calls for; nothing where there is nothing to capture."""
+    ctc, rnnt = heads
+    if rnnt is not None and (rnnt["layout"] != "BTUV" or not rnnt["labels"]):
+        rnnt = None
+    head = ctc or rnnt
+    if head is None:
+        return ""
+    words = ["logitstore", "capture"]
+    if ctc is not None:
+        words += ["--ctc", ctc["path"]]
+        words += ["--layout", ctc["layout"]] if ctc["layout"] != "BTV" else []
+    if rnnt is not None:
+        words += ["--joiner", rnnt["path"], "--labels", rnnt["labels"][0]]
     if report["ids"]:
         words += ["--ids", report["ids"][0]["expression"]]
-    elif ctc["variables"]:
-        words += ["--ids", ctc["variables"][0]["expression"]]
-    if ctc["lengths"]:
-        words += ["--lengths", ctc["lengths"][0]["expression"]]
+    elif head["variables"]:
+        words += ["--ids", head["variables"][0]["expression"]]
+    if head["lengths"]:
+        words += ["--lengths", head["lengths"][0]["expression"]]
     if tokens:
         words += ["--tokens", tokens]
     elif blank.index:

@@ -48,7 +48,7 @@ def probe_teacher(
     ranked = rank(list(observer.emitted.values()), tops, len(lengths[0]), None)
     said = {"expression": "teacher.lengths(output)", "values": lengths[0]}
     report = {
-        "candidates": [{**c.to_json(), "lengths": [said], "variables": []} for c in ranked],
+        "candidates": [{**c.to_json(), "lengths": [said], "variables": [], "labels": []} for c in ranked],
         "ids": [{"expression": "the manifest", "values": [u.id for u in utterances[:4]]}],
         "texts": "the manifest",
         "batches": observer.batch,

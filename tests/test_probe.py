@@ -119,6 +119,44 @@ def test_a_loop_without_any_dataloader(tmp_path, home):
         assert (opened.row(utt_id).arrays["ctc.logp"] == logp).all()
 
 
+SCORE = """
+import sys, torch
+from pathlib import Path
+sys.path[:0] = [{root!r}, {folder!r}]
+from asr_datamodule import test_dataloader
+from decode import load_model
+from recipes.demo.pieces import Pieces
+
+model, root = load_model(Path({root!r}) / "recipes" / "demo"), Path({root!r}) / "manifests"
+pieces = Pieces.read(root / "demo.tokens.txt")
+for batch in test_dataloader(root / "demo.jsonl", 4, 0):
+    texts = [torch.tensor(pieces.encode(text)) for text in batch["supervisions"]["text"]]
+    y = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)
+    with torch.no_grad():
+        ctc, joint, lens = model(batch["inputs"], batch["supervisions"]["num_frames"], y)
+        print(ctc.log_softmax(-1).mean(), joint.log_softmax(-1).mean())
+"""
+
+
+def test_a_program_that_computes_whole_lattices(tmp_path, home):
+    script = tmp_path / "x.py"
+    script.write_text(SCORE.format(root=str(demo.ROOT), folder=str(recipe.FOLDER)))
+    tokens = ["--tokens", demo.TOKENS]
+    ran = recipe.call(*PROBE, *tokens, "--json", "--", sys.executable, script, cwd=tmp_path, env=home)
+    found = json.loads(ran.stdout.decode().splitlines()[-1])
+    assert (found["rnnt"]["path"], found["rnnt"]["layout"]) == ("joiner.output_linear", "BTUV")
+    assert found["rnnt"]["labels"] == ["y"]
+    words = shlex.split(found["command"])
+    assert "--joiner joiner.output_linear --labels y" in found["command"]
+    capture = recipe.call(sys.executable, "-m", *words, cwd=tmp_path, env=home)
+    assert capture.returncode == 0, capture.stderr
+    opened = open_store(tmp_path / "store")
+    assert len(opened) == 20
+    assert {s.name: s.encoding for s in opened.spec.streams} == {"ctc": "dense", "rnnt": "topk:16"}
+    labels = demo.teacher().labels
+    assert all(opened[x["id"]].labels.tolist() == labels(x["text"]) for x in demo.lines())
+
+
 def test_a_transducers_decoding_loop_is_named_for_what_it_is(tmp_path):
     ran = recipe.call(*PROBE, "--json", "--", *recipe.DECODE, "--method", "greedy-search")
     found = json.loads(ran.stdout.decode().splitlines()[-1])

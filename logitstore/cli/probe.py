@@ -66,6 +66,8 @@ def _report(found: Any, rows: int) -> Iterator[str]:
     if found.blank.why:
         index = "unknown" if found.blank.index is None else found.blank.index
         yield f"blank    {index}: {'; '.join(found.blank.why)}"
+    for name in found.rnnt["labels"][:3] if found.rnnt else ():
+        yield f"labels   {name}"
     for f in best["lengths"][:3] if best else ():
         yield f"lengths  {f['expression']} = {list(f['values'])}"
     places = [*found.ids, *(best["variables"] if best else ())]
