@@ -16,7 +16,7 @@ from .layout import columns_of, make_spec
 from .manifest import check_id
 from .places import Place, open_place
 from .replacing import settle
-from .sealed import current_index, read_entry, shard_names
+from .sealed import Entry, current_index, read_entry, shard_names
 from .sealing import ShardInMaking, finish_store, listed, sweep, sweep_halves
 from .spec import StoreSpec, TeacherSpec
 from .storage import parse_storage
@@ -198,6 +198,23 @@ class StoreWriter:
                 self._shard.seal()
                 self._shard = None
             finish_store(self.place)
+        finally:
+            self._open.close()
+
+    def leave(self, folder: str) -> Entry | None:
+        """Set the last shard aside in ``partial/folder`` for another process to seal; drop the lock."""
+        try:
+            shard, self._shard = self._shard, None
+            return shard.set_aside(folder) if shard is not None else None
+        finally:
+            self._open.close()
+
+    def abandon(self) -> None:
+        """Forget the last shard; drop the lock."""
+        try:
+            if self._shard is not None:
+                self._shard.discard()
+                self._shard = None
         finally:
             self._open.close()
 

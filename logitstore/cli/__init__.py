@@ -13,7 +13,9 @@ from .. import __version__
 from ..errors import LogitStoreError
 
 COMMANDS = {
+    "probe": "find the logits in a recipe or a teacher, and say what to run next",
     "dump": "run a teacher over a manifest and store what it says",
+    "capture": "run a recipe, unmodified, and store what its model says",
     "doctor": "say what would bite later, before a long job",
     "manifest": "check a manifest of any format, and write it as JSON lines",
     "inspect": "show a store, or one utterance of it",
