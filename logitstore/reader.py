@@ -6,10 +6,10 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .digest import open_json
+from .digest import open_json, sha256
 from .emission import Row
 from .encodings import parse_encoding
-from .errors import FormatError, MissingUtterance, NotAStore, StoreError
+from .errors import FormatError, MissingUtterance, NotAStore, StoreError, VocabError
 from .index import Index, entries_digest
 from .layout import LABELS, columns_of
 from .places import Place, open_place
@@ -56,18 +56,7 @@ class Store(Mapping[str, Target]):
             )
         where = f"{self.place}/logitstore.json"
         self.spec = StoreSpec.from_json(open_json(self.place.read("logitstore.json"), where))
-        try:
-            table = self.place.read("tokens.txt")
-        except FileNotFoundError:
-            raise FormatError("there is no tokens.txt (SPEC F6)", where=str(self.place)) from None
-        self.tokens = TokenTable.parse(table, blank=self.spec.tokens["blank"], where="tokens.txt")
-        if self.tokens.digest() != self.spec.tokens["sha256"]:
-            raise FormatError(
-                "it is not the token table this store was made with (SPEC F6)",
-                where=f"{self.place}/tokens.txt",
-                why="Every id would mean another token.",
-                do="Restore the file from a copy.",
-            )
+        self.tokens = _tokens(self.place, self.spec)
         odd = [s.name for s in self.spec.streams if s.classes != len(self.tokens)]
         if odd or self.spec.tokens["size"] != len(self.tokens):
             raise FormatError(
@@ -262,6 +251,26 @@ class Store(Mapping[str, Target]):
 
 def _reopen(location: Any, vocab_map: VocabMap | None, verify: bool) -> Store:
     return Store(location, vocab_map=vocab_map, verify=verify)
+
+
+def _tokens(place: Place, spec: StoreSpec) -> TokenTable:
+    """The token table; its bytes are compared before they are read. Raises ``FormatError``."""
+    where = f"{place}/tokens.txt"
+    try:
+        table = place.read("tokens.txt")
+    except FileNotFoundError:
+        raise FormatError("there is no tokens.txt (SPEC F6)", where=str(place)) from None
+    if sha256(table) != spec.tokens["sha256"]:
+        raise FormatError(
+            "it is not the token table this store was made with (SPEC F6)",
+            where=where,
+            why="Every id would mean another token.",
+            do="Restore the file from a copy.",
+        )
+    try:
+        return TokenTable.parse(table, blank=spec.tokens["blank"], where=where)
+    except VocabError as e:
+        raise FormatError(f"{e.what} (SPEC F6)", where=e.where) from None
 
 
 def _lengths(row: Row) -> tuple[int, int]:
