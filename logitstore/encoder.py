@@ -74,15 +74,7 @@ class RowEncoder:
         flat = logits.reshape(-1, spec.classes).float()
         if not len(flat):
             return
-        low, high = flat.aminmax()
-        if not bool(low.isfinite() & high.isfinite()):
-            bad = (~flat.isfinite()).nonzero()[0].tolist()
-            raise NonFinite(
-                f"{stream} holds {flat[bad[0], bad[1]].item()} at row {bad[0]}, class {bad[1]}",
-                where=where,
-                why="A student would learn nothing but NaN from it.",
-                do="Look at this recording; --on-error skip leaves it out and lists it.",
-            )
+        require_finite(flat, stream, where)
         if isinstance(encoding, KeepsAlways):
             arrays = encoding.encode(flat, _always(spec, flat, labels))
         else:
@@ -121,6 +113,19 @@ class RowEncoder:
     def drop(self) -> None:
         """Forget what was taken of an utterance."""
         self._pieces, self._rows = {}, Counter()
+
+
+def require_finite(rows: torch.Tensor, stream: str, where: str) -> None:
+    """Raise ``NonFinite`` naming the first logit of (N, V) rows, N > 0, that is NaN or infinite."""
+    low, high = rows.aminmax()
+    if not bool(low.isfinite() & high.isfinite()):
+        row, column = (~rows.isfinite()).nonzero()[0].tolist()
+        raise NonFinite(
+            f"{stream} holds {rows[row, column].item()} at row {row}, class {column}",
+            where=where,
+            why="A student would learn nothing but NaN from it.",
+            do="Look at this recording; --on-error skip leaves it out and lists it.",
+        )
 
 
 def _always(spec: StreamSpec, rows: torch.Tensor, labels: Sequence[int] | None) -> torch.Tensor:

@@ -25,7 +25,7 @@ class Repaired:
     Attributes:
         findings: what was wrong.
         dropped: utterances that are not in the store any more.
-        shards: dropped as a whole, with utterances nobody can name: their entries could not be read.
+        shards: dropped as a whole, with utterances nobody can name: without an entry that can be read.
     """
 
     findings: list[Finding]
@@ -70,7 +70,7 @@ def repair(location: Any) -> Repaired:
                 with place.lock("store", wait=True):
                     drop(place, name)
         with place.lock("store", wait=True):
-            _sweep(store)
+            done.shards += _sweep(store)
     finish_store(place)
     return done
 
@@ -83,10 +83,13 @@ def _whole(store: Store, shard: str, number: int) -> bool:
     return True
 
 
-def _sweep(store: Store) -> None:
+def _sweep(store: Store) -> list[str]:
     """Remove shards without an entry; the caller holds the store's lock, so nobody is about to write one."""
+    gone = []
     storage = open_storage(store.spec.storage)
     known = {storage.path(n) for n in shard_names(store.place)} | {"shards/zarr.json"}
     for name in store.place.names("shards"):
         if f"shards/{name}" not in known and not name.startswith("."):
             store.place.remove(f"shards/{name}")
+            gone.append(name.removesuffix(".tar"))
+    return gone

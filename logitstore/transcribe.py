@@ -11,6 +11,7 @@ import torch
 
 from .decode import edit_distance, greedy_ctc, words
 from .drive import Driver, Spoken
+from .encoder import require_finite
 
 MAX_SYMBOLS = 10  # tokens a frame; a joiner that never says blank must end
 FRAMES_AT_ONCE = 32  # that the joiner looks through for the next token
@@ -55,25 +56,34 @@ class Scribe:
 
     Args:
         driver: its streams are decoded.
-        keep: put transcripts into the rows; labels that are missing are decoded in any case.
+        keep: put transcripts into the rows: of no stream (``none``), of the ``ctc`` stream, which costs next
+            to nothing, or of ``all``: a transducer is then decoded frame by frame, which can double a
+            dump's time. Labels that are missing are decoded in any case.
     """
 
-    def __init__(self, driver: Driver, *, keep: bool = True) -> None:
-        self._driver, self._keep = driver, keep
+    def __init__(self, driver: Driver, *, keep: str = "ctc") -> None:
+        self._driver = driver
+        self._keep = [s for s in driver.streams if keep in ("all", s)]
         self._blank, self._streams = driver.table.blank, driver.streams
 
     def listen(self, spoken: Spoken, judged: bool = False) -> tuple[Spoken, dict[str, Transcript]]:
         """The transcript of every stream; the utterance with its row's notes, and labels if it had none.
 
-        Nothing is decoded for nobody: not where rows keep nothing, the teacher is ``judged`` already and
-        labels are there. Raises what the teacher raises.
+        Nothing is decoded for nobody: once the teacher is ``judged``, only streams that rows keep, and a
+        transducer whose labels are missing. Raises what the teacher raises.
         """
-        if judged and not self._keep and (spoken.loaded.labels is not None or "rnnt" not in self._streams):
+        loaded = spoken.loaded
+        wanted = [
+            s
+            for s in self._streams
+            if not judged or s in self._keep or (s == "rnnt" and loaded.labels is None)
+        ]
+        if not wanted:
             return spoken, {}
         reference = self._reference(spoken)
-        heard = {s: self._transcript(s, spoken, reference) for s in self._streams}
-        notes: dict[str, Any] = {"hyp": {s: t.to_json() for s, t in heard.items()}} if self._keep else {}
-        loaded = spoken.loaded
+        heard = {s: self._transcript(s, spoken, reference) for s in wanted}
+        kept = {s: heard[s].to_json() for s in self._keep}
+        notes: dict[str, Any] = {"hyp": kept} if kept else {}
         if loaded.labels is None and "rnnt" in heard:
             loaded = replace(loaded, labels=list(heard["rnnt"].tokens))
             notes["labels_from"] = "rnnt"
@@ -108,6 +118,7 @@ class Scribe:
         rows = spoken.ctc.float()
         if not len(rows):
             return [], 0.0
+        require_finite(rows, "ctc", spoken.loaded.utt.id)
         top, best = rows.max(-1)
         score = float((top - rows.logsumexp(-1)).sum())
         return greedy_ctc(np.asarray(best.cpu().numpy(), np.int64), self._blank), score
@@ -121,7 +132,9 @@ class Scribe:
         enc, dec = self._driver.project(spoken, tokens)
         while t < spoken.T:
             logits = self._driver.join(enc[t : t + FRAMES_AT_ONCE], dec[-1:])
-            top, best = _best(logits.reshape(-1, logits.shape[-1]))
+            rows = logits.reshape(-1, logits.shape[-1]).float()
+            require_finite(rows, "rnnt", spoken.loaded.utt.id)
+            top, best = _best(rows)
             ahead = next((i for i, token in enumerate(best) if token != self._blank), len(best))
             score += sum(top[:ahead])
             here = 0 if ahead else here
@@ -138,8 +151,7 @@ class Scribe:
         return tokens, score
 
 
-def _best(logits: torch.Tensor) -> tuple[list[float], list[int]]:
+def _best(rows: torch.Tensor) -> tuple[list[float], list[int]]:
     """Log-probability and class of the best entry of every row."""
-    rows = logits.float()
     top, best = rows.max(-1)
     return (top - rows.logsumexp(-1)).tolist(), best.tolist()

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from test_cli import logitstore
-from test_dump import run, same_tree
+from test_dump import run as run_dump
+from test_dump import same_tree
 
 from logitstore import StoreWriter, open_store
 from logitstore.batches import load
@@ -22,6 +23,11 @@ from logitstore.transcripts import transcripts
 from logitstore.vocab import TokenTable
 from logitstore.where import Where
 from logitstore.world import Part
+
+
+def run(*args, **options):
+    """A dump whose rows keep both branches' transcripts."""
+    return run_dump(*args, **{"transcripts": "all", **options})
 
 
 @pytest.fixture(scope="module")
@@ -110,14 +116,16 @@ def test_labels_come_from_the_teacher_where_nobody_gave_any(tmp_path, store):
 
 
 def test_rows_without_transcripts_when_they_are_not_wanted(tmp_path):
-    done = run(tmp_path / "s", limit=6, transcripts=False)
+    done = run(tmp_path / "s", limit=6, transcripts="none")
     opened = open_store(tmp_path / "s")
     assert all("hyp" not in opened[i].meta for i in opened)
     assert any("greedy ctc" in f for f in done.findings)  # the gate still looks
     with pytest.raises(UsageError, match="no transcript of ctc"):
         list(transcripts(opened))
     lines = [{k: v for k, v in x.items() if k != "text"} for x in demo.lines(3)]
-    run(tmp_path / "t", manifest=read_manifest(demo.write_manifest(tmp_path / "m", lines)), transcripts=False)
+    run(
+        tmp_path / "t", manifest=read_manifest(demo.write_manifest(tmp_path / "m", lines)), transcripts="none"
+    )
     assert {open_store(tmp_path / "t")[x["id"]].meta["labels_from"] for x in lines} == {"rnnt"}
 
 

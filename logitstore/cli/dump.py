@@ -50,6 +50,7 @@ def _kept(out: str) -> str:
 @click.option("--limit", default=0, type=click.IntRange(0), help="only the first N utterances")
 @click.option("--shard-size", default="500", show_default=True, help="utterances, or audio: 90s, 30m, 2h")
 @click.option("--on-error", default="raise", show_default=True, type=click.Choice(["raise", "skip"]))
+@click.option("--max-skipped", default="100%", show_default=True, help="stop at more: a number, or 1%")
 @click.option("--job", default="0/1", show_default=True, metavar="i/N", help="dump part i of N")
 @click.option("--threads", default=2, show_default=True, type=click.IntRange(1), help="that load audio")
 @click.option("--cpu-threads", default=1, show_default=True, type=click.IntRange(1), help="of a CPU teacher")
@@ -58,7 +59,13 @@ def _kept(out: str) -> str:
     "--max-wer", default=50.0, show_default=True, type=click.FloatRange(0), help="%, of a first look"
 )
 @click.option("--skip-gate", default="", metavar="REASON", help="go on where a gate would stop; stored")
-@click.option("--transcripts/--no-transcripts", default=True, help="keep the teacher's own greedy decode")
+@click.option(
+    "--transcripts",
+    default="ctc",
+    show_default=True,
+    type=click.Choice(["none", "ctc", "all"]),
+    help="streams whose greedy decode rows keep",
+)
 @click.option("--json", "as_json", is_flag=True, help="print the summary as JSON")
 def command(**given: Any) -> None:
     """Run a teacher over a manifest and store what it says.
@@ -84,6 +91,7 @@ def command(**given: Any) -> None:
         device=given["device"],
         shard_size=given["shard_size"],
         on_error=given["on_error"],
+        max_skipped=given["max_skipped"],
         part=part,
         tokens=TokenTable.read(given["tokens"]) if given["tokens"] else None,
         allow_different=given["allow_different"],

@@ -79,7 +79,9 @@ def _repair(store: str, as_json: bool) -> None:
     for utt_id in done.dropped:
         click.echo(f"dropped {printable(utt_id)}")
     for shard in done.shards:
-        click.echo(f"dropped shard {shard}: its entry could not be read, so its utterances have no names")
+        click.echo(
+            f"dropped shard {printable(shard)}: no entry of it can be read, its utterances are unknown"
+        )
     again = "; the same dump makes them again" if done.dropped or done.shards else ""
     click.echo(
         f"{store}: {len(done.findings)} things were wrong, {len(done.dropped)} utterances dropped{again}"
