@@ -45,7 +45,7 @@ def self_check(driver: Driver, spoken: Sequence[Spoken], skips: Skips | None = N
             rows = _rows(driver, item, stream)
             if not len(rows) or not bool(rows.isfinite().all()):
                 continue  # the encoder names these, utterance by utterance
-            _require_logits(rows, stream, item.loaded.utt.id)
+            require_logits(rows, stream, item.loaded.utt.id)
     if said := _same_as_model(driver, spoken):
         found.append(said)
     if len(spoken) > 1:
@@ -62,7 +62,8 @@ def _rows(driver: Driver, item: Spoken, stream: str) -> torch.Tensor:
     return item.ctc.float()
 
 
-def _require_logits(rows: torch.Tensor, stream: str, where: str) -> None:
+def require_logits(rows: torch.Tensor, stream: str, where: str) -> None:
+    """Raise ``NotLogits`` for (N, V) rows that are log-probabilities already, or the same everywhere."""
     off = float(rows.logsumexp(-1).abs().max())
     if off < ALREADY_NORMALISED:
         raise NotLogits(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
@@ -11,7 +12,8 @@ from .errors import FormatError
 
 VERSION = "1.0"
 KINDS = ("ctc", "rnnt", "seq2seq", "hidden")
-KNOWN_REQUIREMENTS: frozenset[str] = frozenset()
+REPLACES = "replaces"
+KNOWN_REQUIREMENTS = frozenset({REPLACES})
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Head(Record):
 
     Attributes:
         stream: ``ctc`` or ``rnnt``.
-        module: path below the teacher's model, e.g. ``ctc_output.1`` or ``joiner.output_linear``.
+        module: path below the teacher's model, e.g. ``ctc_output.1`` or ``joiner.output_linear``; a method
+            where it ends in ``()``.
         blank: id of the blank in the teacher's token table.
         layout: axes of the module's output: ``BTV``, ``BVT`` or ``TBV``; a joiner's slices are always TUV.
         normalised: no single logits tensor exists (a HAT joint): log-probabilities are given.
@@ -131,8 +134,14 @@ class StreamSpec(Record):
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"a stream of kind {self.kind!r}")
-        if not (isinstance(self.classes, int) and self.classes > 0):
+        if not (type(self.classes) is int and 0 < self.classes < 1 << 31):
             raise ValueError(f"{self.classes!r} classes")
+        if not (type(self.blank) is int and 0 <= self.blank < self.classes):
+            raise ValueError(f"a blank of {self.blank!r}")
+        if not (isinstance(self.name, str) and re.fullmatch(r"[a-z][a-z0-9_]{0,31}", self.name)):
+            raise ValueError(f"a stream called {self.name!r}")
+        if not (isinstance(self.encoding, str) and isinstance(self.form, str)):
+            raise ValueError(f"an encoding {self.encoding!r} of form {self.form!r}")
 
 
 @dataclass(frozen=True)
