@@ -58,7 +58,10 @@ class Gate:
         """Add a batch; once there is enough of it, judge. Raises ``TeacherError``."""
         if self.open:
             return
-        self._seen.extend((s, h) for s, h in heard)
+        # An utterance that holds NaN is named by the encoder, and judges nobody.
+        self._seen.extend((s, h) for s, h in heard if None not in [t.rounded for t in h.values()])
+        if not self._seen:
+            return
         references = [s.loaded.utt.text for s, _ in self._seen if s.loaded.utt.text]
         enough = sum(len(words(r)) for r in references) >= ENOUGH_WORDS or not references
         if len(self._seen) < ENOUGH_UTTERANCES or not enough:

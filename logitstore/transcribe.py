@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -37,9 +38,14 @@ class Transcript:
     labels: tuple[int, int] | None
     reference: tuple[int, ...] | None = None
 
+    @property
+    def rounded(self) -> float | None:
+        """The score as it is stored; None where NaN or infinity stood on the path."""
+        return round(self.score, 3) if math.isfinite(self.score) else None
+
     def to_json(self) -> dict[str, Any]:
         """What a row keeps of it (SPEC S8)."""
-        value: dict[str, Any] = {"text": self.text, "score": round(self.score, 3)}
+        value: dict[str, Any] = {"text": self.text, "score": self.rounded}
         for name, errors in (("wer", self.words), ("ter", self.labels)):
             if errors is not None:
                 value[name] = rate(*errors)
@@ -87,7 +93,7 @@ class Scribe:
         if loaded.labels is None and "rnnt" in heard:
             loaded = replace(loaded, labels=list(heard["rnnt"].tokens))
             notes["labels_from"] = "rnnt"
-            notes["labels_score"] = round(heard["rnnt"].score, 3)
+            notes["labels_score"] = heard["rnnt"].rounded
         return replace(spoken, loaded=loaded, notes=notes), heard
 
     def _reference(self, spoken: Spoken) -> Sequence[int] | None:

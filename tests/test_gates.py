@@ -68,6 +68,12 @@ def test_upper_case_and_full_stops_alone_stop_nobody(tmp_path):
     assert done.done == 6
 
 
+def test_references_in_upper_case_stop_nobody_either(tmp_path):
+    lines = [{**x, "text": f"{x['text'].upper().replace('’', '')}!"} for x in demo.lines(6)]
+    manifest = demo.read_manifest(demo.write_manifest(tmp_path / "m.jsonl", lines))
+    assert run(tmp_path / "s", manifest=manifest, streams=CTC, max_wer=5.0).done == 6
+
+
 def test_a_gate_waits_until_it_has_seen_enough(tmp_path):
     refused(tmp_path, broken_teachers.renumbered(), "word error rate", batch_seconds=0.0)
 

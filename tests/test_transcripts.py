@@ -12,7 +12,7 @@ from test_cli import logitstore
 from test_dump import run as run_dump
 from test_dump import same_tree
 
-from logitstore import StoreWriter, open_store
+from logitstore import StoreWriter, open_store, transcribe
 from logitstore.batches import load
 from logitstore.decode import edit_distance, plain, words
 from logitstore.drive import Driver
@@ -37,7 +37,7 @@ def store(tmp_path_factory):
     return open_store(out)
 
 
-def slow_search(teacher, utt):
+def slow_search(teacher, utt, most=MAX_SYMBOLS):
     """Frame by frame, joiner call by joiner call, with the model's own modules and nothing of ours."""
     model, loaded = teacher.model, load(utt, teacher, teacher.tokens(), True)
     with torch.inference_mode():
@@ -47,11 +47,11 @@ def slow_search(teacher, utt):
             dec = model.decoder(torch.tensor([[0, *tokens]]))[:, -1]
             logp = model.joiner(enc[0, t], dec[0]).log_softmax(-1)
             best = int(logp.argmax())
-            if best and here < MAX_SYMBOLS:
+            if best and here < most:
                 tokens, here = [*tokens, best], here + 1
             else:
                 t, here = t + 1, 0
-            score += float(logp[best])
+            score += float(logp[best]) if not best or here else 0.0
     return tokens, score
 
 
@@ -62,6 +62,26 @@ def test_the_search_is_the_models_own_frame_by_frame(store):
         said = store[utt.id].meta["hyp"]["rnnt"]
         assert said["text"] == teacher.tokens().text(tokens)
         assert abs(said["score"] - score) < 0.01
+
+
+def test_no_frame_says_more_than_it_may(monkeypatch):
+    """One token a frame, as icefall decodes, of a joiner that is made to say far too much."""
+    teacher = demo.teacher()
+    utt = next(iter(demo.manifest()))
+    monkeypatch.setattr(transcribe, "MAX_SYMBOLS", 1)
+    bias = teacher.model.joiner.output_linear.bias.data
+    before = bias[0].item()
+    try:
+        bias[0] -= 12
+        tokens, score = slow_search(teacher, utt, most=1)
+        driver = Driver(teacher, teacher.tokens(), ["rnnt"], "cpu")
+        (spoken,) = driver.run([load(utt, teacher, teacher.tokens(), True)])
+        _, heard = Scribe(driver).listen(spoken)
+    finally:
+        bias[0] = before
+    assert len(tokens) > 15
+    assert heard["rnnt"].tokens == tuple(tokens)
+    assert abs(heard["rnnt"].score - score) < 0.01
 
 
 def test_the_ctc_transcript_is_the_stored_rows_best_path(store):
