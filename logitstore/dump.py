@@ -204,7 +204,7 @@ class _Dump:
             raise TooManySkipped(
                 f"{count} utterances cannot be dumped, more than --max-skipped {self.options.max_skipped} "
                 f"allows; the last of them:\n{examples}",
-                why="So many at once are rarely the recordings' fault: think of the manifest, --audio-root, a disk.",
+                why="So many are rarely the recordings' fault: think of the manifest, --audio-root, a disk.",
                 do="Mend what they say and run the same command again; what is sealed stays.",
             )
 

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .digest import open_json
+from .digest import open_json, sha256
 from .emission import Row
 from .encodings import parse_encoding
 from .errors import FormatError, MissingUtterance, NotAStore, StoreError
@@ -59,14 +59,14 @@ class Store(Mapping[str, Target]):
             table = self.place.read("tokens.txt")
         except FileNotFoundError:
             raise FormatError("there is no tokens.txt (SPEC F6)", where=str(self.place)) from None
-        self.tokens = TokenTable.parse(table, blank=self.spec.tokens["blank"], where="tokens.txt")
-        if self.tokens.digest() != self.spec.tokens["sha256"]:
+        if sha256(table) != self.spec.tokens["sha256"]:
             raise FormatError(
                 "it is not the token table this store was made with (SPEC F6)",
                 where=f"{self.place}/tokens.txt",
                 why="Every id would mean another token.",
                 do="Restore the file from a copy.",
             )
+        self.tokens = TokenTable.parse(table, blank=self.spec.tokens["blank"], where="tokens.txt")
         odd = [s.name for s in self.spec.streams if s.classes != len(self.tokens)]
         if odd or self.spec.tokens["size"] != len(self.tokens):
             raise FormatError(
