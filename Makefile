@@ -54,6 +54,7 @@ check: install
 
 benchmark: install
 	$(PY) benchmarks/dump.py
+	$(PY) benchmarks/verify.py
 
 clean:
 	rm -rf $(DEMO) $(DEMO)-webdataset build *.egg-info .pytest_cache .mypy_cache .ruff_cache
