@@ -40,6 +40,13 @@ test: install
 torture: install
 	$(PY) -m tests.torture
 
+# atheris wants a Python it has a build for; an environment of its own keeps it away from yours.
+fuzz:
+	@test -x .venv-fuzz/bin/python || python3 -m venv .venv-fuzz
+	@.venv-fuzz/bin/python -c 'import atheris, numpy, google_crc32c, numcodecs' 2>/dev/null || \
+	  .venv-fuzz/bin/python -m pip install -q 'atheris>=2.3' 'numpy>=1.26' 'google-crc32c>=1.5' 'numcodecs>=0.15'
+	PYTHONPATH=. .venv-fuzz/bin/python -m tests.fuzz $(or $(FUZZ_SECONDS),60)
+
 check: install
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -48,6 +55,7 @@ check: install
 benchmark: install
 	$(PY) benchmarks/dump.py
 	$(PY) benchmarks/capture.py
+	$(PY) benchmarks/verify.py
 
 clean:
 	rm -rf $(DEMO) $(DEMO)-webdataset build *.egg-info .pytest_cache .mypy_cache .ruff_cache

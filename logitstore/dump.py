@@ -27,6 +27,7 @@ from .layout import make_spec
 from .manifest import Manifest, Problem, Utterance
 from .pipe import Pipe
 from .places import open_place
+from .sealing import problem_key
 from .selfcheck import self_check
 from .spec import StoreSpec
 from .teachers.base import Teacher, weights_sha256
@@ -241,7 +242,7 @@ class _Dump:
             pipe.finish()
             self._bounded([*problems, *pipe.failed])
             skipped = [p.to_json() for p in (*problems, *pipe.failed)]
-            entry = pipe.seal(s for s in skipped if (s["id"], s["reason"]) not in self.writer.listed)
+            entry = pipe.seal(s for s in skipped if problem_key(s) not in self.writer.listed)
         before.skipped += len(skipped)
         before.done += pipe.utterances
         before.seconds += pipe.seconds

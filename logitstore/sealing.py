@@ -162,14 +162,14 @@ def finish_store(place: Place) -> None:
 def skipped_lines(place: Place) -> bytes:
     """What ``skipped.jsonl`` should say: utterances that entries list as skipped and nobody dumped since."""
     index = current_index(place)
-    lines: dict[tuple[str, str], dict[str, str]] = {}
+    lines: dict[tuple[str, str, str], dict[str, str]] = {}
     for shard in shard_names(place):
         try:
             entry = read_entry(place, shard)
         except StoreError:
             continue  # verify names it; a finished dump must not fail over a neighbour's shard
         for problem in entry.skipped:
-            lines[_key(problem)] = dict(problem)
+            lines[problem_key(problem)] = dict(problem)
     for key in [k for k in lines if k[1] != LINE and index.find(k[0])]:
         del lines[key]  # dumped since; a bad line stays one, whatever its id
     return "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in lines.values()).encode("utf-8")
@@ -194,12 +194,14 @@ def sweep(place: Place, writer: str) -> None:
             place.remove(f"partial/{name}")
 
 
-def _key(problem: Mapping[str, str]) -> tuple[str, str]:
-    return str(problem.get("id")), str(problem.get("reason"))
+def problem_key(problem: Mapping[str, object]) -> tuple[str, str, str]:
+    """What a problem is known again by: id and reason; a manifest line by what it says of its number too."""
+    utt_id, reason = str(problem.get("id")), str(problem.get("reason"))
+    return utt_id, reason, str(problem.get("what")) if reason == LINE else ""
 
 
-def listed(place: Place) -> frozenset[tuple[str, str]]:
-    """Id and reason of every line of ``skipped.jsonl``."""
+def listed(place: Place) -> frozenset[tuple[str, str, str]]:
+    """The key of every line of ``skipped.jsonl``."""
     if not place.exists("skipped.jsonl"):
         return frozenset()
     where = f"{place}/skipped.jsonl"
@@ -207,4 +209,4 @@ def listed(place: Place) -> frozenset[tuple[str, str]]:
         found = [parse_json(line, where) for line in place.read("skipped.jsonl").splitlines() if line]
     except FormatError:  # damaged: the entries say the same
         found = [parse_json(line, where) for line in skipped_lines(place).splitlines()]
-    return frozenset(_key(p) for p in found if isinstance(p, dict))
+    return frozenset(problem_key(p) for p in found if isinstance(p, dict))

@@ -12,7 +12,6 @@ import torch
 
 from .decode import edit_distance, greedy_ctc, words
 from .drive import Driver, Spoken
-from .encoder import require_finite
 
 MAX_SYMBOLS = 10  # tokens a frame; a joiner that never says blank must end
 FRAMES_AT_ONCE = 32  # that the joiner looks through for the next token
@@ -124,7 +123,6 @@ class Scribe:
         rows = spoken.ctc.float()
         if not len(rows):
             return [], 0.0
-        require_finite(rows, "ctc", spoken.loaded.utt.id)
         top, best = rows.max(-1)
         score = float((top - rows.logsumexp(-1)).sum())
         return greedy_ctc(np.asarray(best.cpu().numpy(), np.int64), self._blank), score
@@ -138,9 +136,7 @@ class Scribe:
         enc, dec = self._driver.project(spoken, tokens)
         while t < spoken.T:
             logits = self._driver.join(enc[t : t + FRAMES_AT_ONCE], dec[-1:])
-            rows = logits.reshape(-1, logits.shape[-1]).float()
-            require_finite(rows, "rnnt", spoken.loaded.utt.id)
-            top, best = _best(rows)
+            top, best = _best(logits.reshape(-1, logits.shape[-1]).float())
             ahead = next((i for i, token in enumerate(best) if token != self._blank), len(best))
             score += sum(top[:ahead])
             here = 0 if ahead else here

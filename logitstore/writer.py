@@ -37,7 +37,7 @@ class StoreWriter:
                     w.add(utt_id, ctc=logits)
     """
 
-    listed: frozenset[tuple[str, str]] = frozenset()  # id and reason of each line of skipped.jsonl
+    listed: frozenset[tuple[str, str, str]] = frozenset()  # the key of each line of skipped.jsonl
 
     def __init__(self, place: Place, spec: StoreSpec, *, writer: str = "loop", shard_rows: int = 500) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", writer) or writer == "store":

@@ -41,11 +41,11 @@ class Reporting:
         return target.id, wrong, _handles(), _memory()
 
 
-def epochs(family, root, count, seed=0):
+def epochs(family, root, count, storages=("zarr", "webdataset")):
     """Two workers, ``count`` epochs, fork and spawn."""
     from torch.utils.data import DataLoader
 
-    for storage in ("zarr", "webdataset"):
+    for storage in storages:
         work(root / storage, storage)
         with family.case(f"{storage}: {count} epochs in this process, opened anew each time"):
             store = Store(root / storage)

@@ -1,0 +1,1 @@
+"""Fuzzing of all that reads a store: golden stores with one file replaced, every checksum put right."""
