@@ -49,7 +49,10 @@ class Program(nn.Module):
             for scale in (0.5, 1.0, 2.0):
                 out = self.headed["lo"](hidden * scale)
             return out, lens
-        return self.headed["lo"](hidden), lens
+        out = self.headed["lo"](hidden)
+        if self.way == "edited":  # as decoders with a blank penalty
+            out[:, :, 0] -= 9
+        return out, lens
 
 
 class Way(nn.Module):
@@ -144,6 +147,7 @@ def check(store, model, utterances):
     ("way", "options"),
     [
         ("plain", {}),
+        ("edited", {}),
         ("BVT", {"layout": "BVT"}),
         ("TBV", {"layout": "TBV"}),
         ("thrice", {"call": 1}),
