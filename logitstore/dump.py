@@ -196,7 +196,7 @@ class _Dump:
                     before.findings = self_check(self.driver, said).findings
                     self.checked = True
                 for spoken in said:
-                    pipe.put(spoken, lattice(spoken) if lattice else None)
+                    pipe.put(spoken, partial(lattice, spoken) if lattice else None)
                 self._tell(pipe)
             pipe.finish()
             skipped = [p.to_json() for p in (*problems, *pipe.failed)]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from .emission import Row
 from .encodings import parse_encoding
 from .errors import LengthError, NonFinite, VocabError
-from .lattice import check_nodes
+from .lattice import Form, Nodes, check_nodes, stored
 from .layout import LABELS, columns_of
 from .spec import StoreSpec
 
@@ -57,9 +57,13 @@ class RowEncoder:
         self._dtypes = {c.name: c.dtype for c in self._columns}
         self._pieces: dict[str, Growing] = {}
         self._rows: Counter[str] = Counter()
+        self._nodes: dict[str, Nodes] = {}
 
-    def take(self, stream: str, logits: torch.Tensor, where: str) -> None:
-        """Encode (…, V) logits of one stream; raises ``NonFinite`` or ``VocabError``."""
+    def take(self, stream: str, logits: torch.Tensor, where: str, ids: torch.Tensor | None = None) -> None:
+        """Encode (…, V) logits of one stream, and the classes that ``collapsed`` keeps of each.
+
+        Raises ``NonFinite`` or ``VocabError``.
+        """
         spec, encoding = self._streams[stream]
         if logits.shape[-1] != spec.classes:
             raise VocabError(
@@ -68,20 +72,20 @@ class RowEncoder:
         flat = logits.reshape(-1, spec.classes).float()
         if not len(flat):
             return
-        low, high = flat.aminmax()
-        if not bool(low.isfinite() & high.isfinite()):
-            bad = (~flat.isfinite()).nonzero()[0].tolist()
-            raise NonFinite(
-                f"{stream} holds {flat[bad[0], bad[1]].item()} at row {bad[0]}, class {bad[1]}",
-                where=where,
-                why="A student would learn nothing but NaN from it.",
-                do="Look at this recording; --on-error skip leaves it out and lists it.",
-            )
-        for name, value in encoding.encode(flat).items():
+        require_finite(flat, stream, where)
+        encode: Any = encoding.encode
+        for name, value in (encode(flat) if ids is None else encode(flat, ids)).items():
             full = f"{stream}.{name}"
             array = value.cpu().numpy().astype(self._dtypes[full], copy=False)
             self._pieces.setdefault(full, Growing()).append(array)
         self._rows[stream] += len(flat)
+
+    def choose(self, stream: str, nodes: Nodes) -> None:
+        """Which nodes of the lattice the rows are."""
+        self._nodes[stream] = nodes
+        for name, array in stored(nodes).items():
+            held = self._pieces[f"{stream}.{name}"] = Growing()
+            held.append(array)
 
     def finish(self, utt_id: str, labels: Sequence[int] | None, meta: Mapping[str, Any]) -> Row:
         """The row of all that was taken; T and U are in ``meta``. Raises ``LengthError``."""
@@ -95,11 +99,14 @@ class RowEncoder:
                 if pieces is None:
                     raise LengthError(f"the {stream} stream is empty", where=utt_id)
                 arrays[column.name] = pieces.array()
-        counted = self._rows
+        counted, chosen = self._rows, self._nodes
         self.drop()
         for s in self.spec.streams:
             rows = counted[s.name]
-            if s.kind == "rnnt":
+            if s.kind == "rnnt" and not Form.parse(s.form).whole:
+                if rows != len(chosen[s.name]):
+                    raise LengthError(f"{rows} rows of {len(chosen[s.name])} lattice nodes", where=utt_id)
+            elif s.kind == "rnnt":
                 check_nodes(rows, meta["T"], meta["U"], utt_id)
             elif rows != meta["T"]:
                 raise LengthError(f"{s.name} has {rows} frames, T is {meta['T']}", where=utt_id)
@@ -107,4 +114,17 @@ class RowEncoder:
 
     def drop(self) -> None:
         """Forget what was taken of an utterance."""
-        self._pieces, self._rows = {}, Counter()
+        self._pieces, self._rows, self._nodes = {}, Counter(), {}
+
+
+def require_finite(rows: torch.Tensor, stream: str, where: str) -> None:
+    """Raise ``NonFinite`` naming the first logit of (N, V) that is NaN or infinite."""
+    low, high = rows.aminmax()
+    if not bool(low.isfinite() & high.isfinite()):
+        bad = (~rows.isfinite()).nonzero()[0].tolist()
+        raise NonFinite(
+            f"{stream} holds {rows[bad[0], bad[1]].item()} at row {bad[0]}, class {bad[1]}",
+            where=where,
+            why="A student would learn nothing but NaN from it.",
+            do="Look at this recording; --on-error skip leaves it out and lists it.",
+        )

@@ -6,15 +6,19 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from .digest import open_json
 from .emission import Row
 from .encodings import parse_encoding
+from .encodings.collapsed import Collapsed
 from .errors import FormatError, MissingUtterance, NotAStore
 from .index import Index
+from .lattice import Form, Nodes, restored
 from .layout import LABELS, columns_of
 from .places import Place, open_place
 from .sealed import Entry, current_index, read_entry
-from .spec import StoreSpec, StreamSpec
+from .spec import StoreSpec
 from .storage import Shard, open_storage
 from .target import Rows, Target
 from .vocab import TokenTable, require_same
@@ -67,6 +71,7 @@ class Store(Mapping[str, Target]):
         self._storage = open_storage(self.spec.storage)
         self._columns = columns_of(self.spec)
         self._encodings = {s.name: parse_encoding(s.encoding) for s in self.spec.streams}
+        self._forms = {s.name: Form.parse(s.form) for s in self.spec.streams if s.kind == "rnnt"}
         self._index: Index = current_index(self.place)
         self._shards: OrderedDict[str, tuple[Entry, Shard | None]] = OrderedDict()
 
@@ -141,28 +146,30 @@ class Store(Mapping[str, Target]):
             raise FormatError(f"T is {t!r} and U {u!r}, not integers (SPEC S3)", where=row.id)
         streams: dict[str, Rows] = {}
         shapes: dict[str, tuple[int, ...]] = {}
+        nodes: dict[str, Nodes] = {}
         labels: Any = None
         for spec in self.spec.streams:
             prefix = f"{spec.name}."
             arrays = {n.removeprefix(prefix): a for n, a in row.arrays.items() if n.startswith(prefix)}
             labels = arrays.pop(LABELS, labels)
-            streams[spec.name] = self._encodings[spec.name].decode(arrays, spec.classes)
-            shapes[spec.name] = _shape(spec, t, u)
-            if spec.kind == "rnnt" and len(labels) != u:
-                raise FormatError(
-                    f"{len(labels)} labels, U = {u} (SPEC S7)",
-                    where=row.id,
-                )
-            if len(streams[spec.name]) != _rows(shapes[spec.name]):
-                raise FormatError(
-                    f"{spec.name} has {len(streams[spec.name])} rows, T = {t} and U = {u} (SPEC S7)",
-                    where=row.id,
-                )
+            rows = self._encodings[spec.name].decode(arrays, spec.classes)
+            axes: tuple[int, ...] = (t,)
+            if spec.kind == "rnnt":
+                if len(labels) != u:
+                    raise FormatError(f"{len(labels)} labels, U = {u} (SPEC S7)", where=row.id)
+                form = self._forms[spec.name]
+                kept = restored(form, t, u, len(rows), arrays, row.id)
+                axes = kept.axes
+                if not form.whole:
+                    nodes[spec.name] = kept
+                if isinstance(rows, Collapsed):
+                    rows = rows.between(spec.blank, kept.next_labels(labels, spec.blank))
+            elif len(rows) != t:
+                raise FormatError(f"{spec.name} has {len(rows)} rows, T = {t} (SPEC S7)", where=row.id)
+            streams[spec.name], shapes[spec.name] = rows, (*axes, spec.classes)
         if labels is None:
-            import numpy as np
-
             labels = np.zeros(0, np.int32)
-        target = Target(row.id, t, labels, streams, shapes, row.meta)
+        target = Target(row.id, t, labels, streams, shapes, row.meta, nodes, self.tokens.blank)
         return target if self.vocab_map is None else self.vocab_map.target(target)
 
     def batch(self, ids: Sequence[str], **options: Any) -> TargetBatch:
@@ -203,14 +210,6 @@ class Store(Mapping[str, Target]):
 
 def _reopen(location: Any, vocab_map: VocabMap | None, verify: bool) -> Store:
     return Store(location, vocab_map=vocab_map, verify=verify)
-
-
-def _shape(spec: StreamSpec, t: int, u: int) -> tuple[int, ...]:
-    return (t, u + 1, spec.classes) if spec.kind == "rnnt" else (t, spec.classes)
-
-
-def _rows(shape: tuple[int, ...]) -> int:
-    return shape[0] if len(shape) == 2 else shape[0] * shape[1]
 
 
 def open_store(location: Any, *, vocab: TokenTable | VocabMap | None = None, verify: bool = True) -> Store:

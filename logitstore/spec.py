@@ -11,7 +11,7 @@ from .errors import FormatError
 
 VERSION = "1.0"
 KINDS = ("ctc", "rnnt", "seq2seq", "hidden")
-KNOWN_REQUIREMENTS: frozenset[str] = frozenset()
+KNOWN_REQUIREMENTS = frozenset({"lattice-forms"})
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class StreamSpec(Record):
         classes: V.
         blank: id of the blank.
         encoding: name and settings, e.g. ``topk:16``.
-        form: lattice form, ``full``; empty for other kinds.
+        form: lattice form, ``full``, ``banded:5``, ...; empty for other kinds.
     """
 
     name: str

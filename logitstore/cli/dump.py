@@ -28,7 +28,13 @@ def _streams(values: tuple[str, ...]) -> dict[str, str]:
 @click.option("--teacher", required=True, metavar="FILE.py:NAME", help="factory that returns the teacher")
 @click.option("--manifest", required=True, type=click.Path(), help="JSON lines: id, audio, text, ...")
 @click.option("--out", required=True, type=click.Path(), help="the store; made, or resumed")
-@click.option("--stream", "streams", multiple=True, metavar="NAME=ENCODING", help="[default: ctc=dense]")
+@click.option(
+    "--stream",
+    "streams",
+    multiple=True,
+    metavar="NAME=ENCODING[/FORM]",
+    help="ctc=dense, rnnt=topk:16, rnnt=topk:16/banded:5+occupancy, ... [default: ctc=dense]",
+)
 @click.option("--tokens", type=click.Path(), help="tokens.txt that the teacher's table must equal")
 @click.option("--audio-root", type=click.Path(), help="what relative audio paths are relative to")
 @click.option("--storage", default="zarr", show_default=True, help="zarr, zarr:zstd, zarr:blosc, webdataset")
