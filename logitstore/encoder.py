@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from .emission import Row
 from .encodings import parse_encoding
+from .encodings.base import LOSS, KeepsAlways
 from .errors import LengthError, NonFinite, VocabError
 from .lattice import Form, Nodes, check_nodes, stored
 from .layout import LABELS, columns_of
-from .spec import StoreSpec
+from .spec import StoreSpec, StreamSpec
 
 if TYPE_CHECKING:
     import torch
@@ -59,8 +60,19 @@ class RowEncoder:
         self._rows: Counter[str] = Counter()
         self._nodes: dict[str, Nodes] = {}
 
-    def take(self, stream: str, logits: torch.Tensor, where: str, ids: torch.Tensor | None = None) -> None:
-        """Encode (…, V) logits of one stream, and the classes that ``collapsed`` keeps of each.
+    def take(
+        self,
+        stream: str,
+        logits: torch.Tensor,
+        where: str,
+        labels: Sequence[int] | None = None,
+        always: torch.Tensor | None = None,
+    ) -> None:
+        """Encode (…, V) logits of one stream.
+
+        With a lattice's (t, U+1, V) come its U labels; with (N, V) of some of its nodes the (N, 2) classes
+        that each keeps always: the blank, and the label that comes next (the blank again where none does).
+
 
         Raises ``NonFinite`` or ``VocabError``.
         """
@@ -73,10 +85,13 @@ class RowEncoder:
         if not len(flat):
             return
         require_finite(flat, stream, where)
-        encode: Any = encoding.encode
-        for name, value in (encode(flat) if ids is None else encode(flat, ids)).items():
+        if isinstance(encoding, KeepsAlways):
+            arrays = encoding.encode(flat, _always(spec, flat, labels) if always is None else always)
+        else:
+            arrays = encoding.encode(flat)
+        for name, value in arrays.items():
             full = f"{stream}.{name}"
-            array = value.cpu().numpy().astype(self._dtypes[full], copy=False)
+            array = value.cpu().numpy().astype(self._dtypes.get(full, "float64"), copy=False)
             self._pieces.setdefault(full, Growing()).append(array)
         self._rows[stream] += len(flat)
 
@@ -90,6 +105,7 @@ class RowEncoder:
     def finish(self, utt_id: str, labels: Sequence[int] | None, meta: Mapping[str, Any]) -> Row:
         """The row of all that was taken; T and U are in ``meta``. Raises ``LengthError``."""
         arrays: dict[str, NDArray[Any]] = {}
+        lost = {s.name: p for s in self.spec.streams if (p := self._pieces.get(f"{s.name}.{LOSS}"))}
         for column in self._columns:
             stream, _, name = column.name.partition(".")
             if name == LABELS:
@@ -110,6 +126,8 @@ class RowEncoder:
                 check_nodes(rows, meta["T"], meta["U"], utt_id)
             elif rows != meta["T"]:
                 raise LengthError(f"{s.name} has {rows} frames, T is {meta['T']}", where=utt_id)
+        if lost:
+            meta = {**meta, LOSS: {stream: lost_of(p.array()) for stream, p in lost.items()}}
         return Row(utt_id, dict(meta), arrays)
 
     def drop(self) -> None:
@@ -128,3 +146,19 @@ def require_finite(rows: torch.Tensor, stream: str, where: str) -> None:
             why="A student would learn nothing but NaN from it.",
             do="Look at this recording; --on-error skip leaves it out and lists it.",
         )
+
+
+def _always(spec: StreamSpec, rows: torch.Tensor, labels: Sequence[int] | None) -> torch.Tensor:
+    """(N, F) classes that every row keeps: the blank, and at each lattice node the label that comes next."""
+    blank = rows.new_full((len(rows), 1), spec.blank).long()
+    if spec.kind != "rnnt" or labels is None:
+        return blank
+    nodes = [*labels, spec.blank]  # nothing comes next at the last
+    following = blank.new_tensor(nodes).repeat(len(rows) // len(nodes))
+    return blank.expand(-1, 2).clone().index_copy_(1, blank.new_tensor([1]), following[:, None])
+
+
+def lost_of(nats: NDArray[Any]) -> list[float]:
+    """Mean, 99th percentile and maximum of what the rows of one utterance lose, to three digits."""
+    values = (nats.mean(), np.quantile(nats, 0.99, method="higher"), nats.max())
+    return [float(f"{v:.2e}") for v in values]

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from .alignment import band, best_path, occupancy
 from .encoder import require_finite
+from .encodings import parse_encoding
+from .encodings.base import KeepsAlways
 from .lattice import Form, Nodes, band_size, full, path, ranges, sample
 from .spec import StreamSpec
 
@@ -32,31 +34,31 @@ class Picker:
         self.form = Form.parse(stream.form)
         self.nodes: Nodes | None = None
         self._stream, self._labels, self._id = stream, list(labels), utt_id
-        self._names = stream.encoding == "collapsed"
+        self._names = isinstance(parse_encoding(stream.encoding), KeepsAlways)
 
     def rows(
         self, drive: Callable[[], Slices], frames: int
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-        """(n, V) logits of kept nodes, and the (n, 2) classes that ``collapsed`` keeps of each.
+        """(n, V) logits of kept nodes, or whole slices; and the (n, 2) classes that each keeps always.
 
         Args:
             drive: gives (t, U+1, V) slices, one after the other; called twice where scores are needed first.
             frames: T.
         """
         u = len(self._labels)
-        if self.form.whole and not self._names:
+        if self.form.whole:
             for piece in drive():
-                yield piece.reshape(-1, piece.shape[-1]), None
+                yield piece, None
             return
         nodes = self.nodes = self._choose(drive, frames, u)
-        chosen = np.stack([np.full(len(nodes), self._stream.blank)] * 2, 1)
-        chosen[:, 1] = nodes.next_labels(np.asarray(self._labels, np.int64), self._stream.blank)
+        following = nodes.next_labels(np.asarray(self._labels, np.int64), self._stream.blank)
+        always = np.stack([np.full_like(following, self._stream.blank), following], 1)
         t = 0
         for piece in drive():
             low, high = np.searchsorted(nodes.frame, [t, t + len(piece)])
             at = (nodes.frame[low:high] - t) * (u + 1) + nodes.position[low:high]
             picked = piece.reshape(-1, piece.shape[-1])[_on(piece, at)]
-            yield picked, _on(piece, chosen[low:high]) if self._names else None
+            yield picked, _on(piece, always[low:high]) if self._names else None
             t += len(piece)
 
     def _choose(self, drive: Callable[[], Slices], t: int, u: int) -> Nodes:

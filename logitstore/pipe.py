@@ -83,8 +83,8 @@ class Pipe:
             if lattice is not None:
                 assert self._rnnt is not None
                 picker = Picker(self._rnnt, spoken.loaded.labels or [], spoken.loaded.utt.id)
-                for rows, ids in picker.rows(lattice, spoken.T):
-                    self._send(("rnnt", rows, ids))
+                for rows, always in picker.rows(lattice, spoken.T):
+                    self._send(("rnnt", rows, always))
                 if picker.nodes is not None:
                     self._send(picker.nodes)
         except LogitStoreError as e:
@@ -149,9 +149,9 @@ class Pipe:
                 continue
             assert isinstance(item, tuple)
             if failure is None:
-                stream, rows, ids = item
+                stream, rows, always = item
                 try:
-                    self._encoder.take(stream, rows, loaded.utt.id, ids)
+                    self._encoder.take(stream, rows, loaded.utt.id, loaded.labels, always)
                 except LogitStoreError as e:
                     failure = e
         failure = failure or item.error

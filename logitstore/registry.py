@@ -56,3 +56,5 @@ def needs(name: str, do: str = "") -> Iterator[None]:
             f"{name!r} needs the Python package {e.name!r}, which is not installed",
             do=do or f"pip install 'logitstore[{name}]'",
         ) from e
+    except (ImportError, OSError) as e:  # a version that does not fit; a binary without its libraries
+        raise UsageError(f"what {name!r} needs does not import: {e}", do=do) from e

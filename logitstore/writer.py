@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 from .encoder import RowEncoder
 from .errors import LengthError, ManifestError, UsageError, VocabError
 from .identity import establish
+from .lattice import Form
 from .layout import columns_of, make_spec
 from .manifest import check_id
 from .places import Place, open_place
@@ -155,12 +156,12 @@ class StoreWriter:
                 if value is None:
                     raise LengthError(f"no {stream.name} was given", where=utt_id)
                 frames = 0
-                if stream.kind == "rnnt" and "lattice-forms" in self.spec.requires:
+                if stream.kind == "rnnt" and not Form.parse(stream.form).whole:
                     frames = self._lattice(stream, value, labels, utt_id)
                     continue
                 for piece in _slices(stream.kind, value, len(labels), utt_id):
                     frames += len(piece)
-                    self._encoder.take(stream.name, piece, utt_id)
+                    self._encoder.take(stream.name, piece, utt_id, labels)
             meta: dict[str, Any] = {"T": frames, "U": len(labels), "seconds": float(seconds)}
             if text is not None:
                 meta["text"] = text
@@ -192,8 +193,8 @@ class StoreWriter:
 
         frames = sum(len(piece) for piece in drive())
         picker = Picker(stream, labels, utt_id)
-        for rows, ids in picker.rows(drive, frames):
-            self._encoder.take(stream.name, rows, utt_id, ids)
+        for rows, always in picker.rows(drive, frames):
+            self._encoder.take(stream.name, rows, utt_id, always=always)
         if picker.nodes is not None:
             self._encoder.choose(stream.name, picker.nodes)
         return frames

@@ -27,6 +27,7 @@ FLOORS = [
     "emission",
     "places",
     # 1: meaning
+    "manifests",
     "manifest",
     "vocabdiff",
     "vocab",
@@ -42,6 +43,10 @@ FLOORS = [
     "layout",
     # 3: outside
     "audio",
+    "survey",
+    "gpu",
+    "machine",
+    "doctor",
     "tap",
     "teachers",
     "engines",
@@ -76,6 +81,7 @@ FLOORS = [
 FIRST_WITH_TORCH = "tap"
 # (module, what it imports from above or before its time, why that is allowed)
 ALLOWED_INSIDE_FUNCTIONS = {
+    ("gpu", "torch"): "only looking at GPUs runs torch, judging what was found does not",
     ("writer", "torch"): "the caller's logits are torch's; reading never comes here",
     ("writer", "picker"): "drives the caller's lattices, with torch",
     ("encodings.collapsed", "torch"): "only encoding runs torch, decoding never does",
@@ -87,6 +93,7 @@ ALLOWED_FOR_TYPES = {
     ("encodings.collapsed", "torch"): "encode's tensors",
     ("encodings.dense", "torch"): "encode's tensors",
     ("encodings.topk", "torch"): "encode's tensors",
+    ("encodings.nucleus", "torch"): "encode's tensors",
     ("encoder", "torch"): "encode's tensors",
     ("writer", "torch"): "encode's tensors",
     ("reader", "batch"): "what Store.batch returns",

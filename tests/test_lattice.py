@@ -201,7 +201,7 @@ def make(folder, how):
     return open_store(folder), said
 
 
-@pytest.mark.parametrize("encoding", ["dense", "topk:3", "collapsed"])
+@pytest.mark.parametrize("encoding", ["dense", "topk:3", "nucleus:0.01", "collapsed"])
 @pytest.mark.parametrize("form", ["full", *FORMS])
 def test_rows_are_the_chosen_nodes(tmp_path, encoding, form):
     store, said = make(tmp_path / "s", f"{encoding}/{form}")
@@ -245,7 +245,7 @@ def test_collapsed_is_exact_at_every_stored_temperature(tmp_path, temperature):
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
-@pytest.mark.parametrize("encoding", ["dense", "topk:3", "collapsed"])
+@pytest.mark.parametrize("encoding", ["dense", "topk:3", "nucleus:0.01", "collapsed"])
 @pytest.mark.parametrize("form", ["full", *FORMS])
 def test_losses_of_every_form(tmp_path, encoding, form, direction):
     store, said = make(tmp_path / "s", f"{encoding}/{form}")

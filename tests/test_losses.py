@@ -350,7 +350,7 @@ def test_hidden(kind):
             rows.append(1 - sum(p * q for p, q in zip(x, y, strict=True)) / (math.hypot(*x) * math.hypot(*y)))
     b[~mask] = math.nan
     loss = hidden_kd(a, b, mask, kind=kind)
-    assert float(loss) == pytest.approx(sum(rows) / len(rows), rel=1e-6)
+    assert loss.item() == pytest.approx(sum(rows) / len(rows), rel=1e-6)
     assert torch.autograd.gradcheck(lambda x: hidden_kd(x, b, mask, kind=kind), (a,))
     assert hidden_kd(a.half(), b.half(), mask, kind=kind).dtype == torch.float32
     with pytest.raises(LengthError):
@@ -392,7 +392,7 @@ def test_joint():
     assert not called
     weights = {"rnnt": torch.zeros(made["rnnt"].mask.shape)}
     only = joint_kd(made, logits={"rnnt": logits["rnnt"]}, weights=weights)
-    assert float(only.total) == 0
+    assert only.total.item() == 0
 
 
 def test_joint_refuses_what_is_not_there():

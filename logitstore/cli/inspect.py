@@ -98,6 +98,12 @@ def _summary(d: dict[str, Any]) -> str:
         for name, s in d["streams"].items()
     ]
     lines += ["", *table(head, rows), ""]
+    for name, s in d["streams"].items():
+        if lost := s["lost"]:
+            lines.append(
+                f"{name} loses {lost['mean']:.2e} nats a row on average, {lost['p99']:.2e} in 99 of 100, "
+                f"{lost['max']:.2e} at most (measured by the dump)"
+            )
     unit = next(iter(d["streams"].values()))["error_unit"]
     lines += [
         "entropy: in nats; blank: rows whose best class is the blank; top-1, kept: mean probability;",

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..errors import UsageError
 from ..spec import Column
-from ..target import NOTHING, TEMPERATURES, Sparse, Tempered
+from ..target import TEMPERATURES, Tempered, pruned
 from .base import no_setting
 
 if TYPE_CHECKING:
@@ -49,17 +49,9 @@ class Collapsed:
 
     def at(self, temperature: float = 1.0) -> Tempered:
         """As any pruned rows; a node without a next label keeps one class."""
-        none = np.zeros(len(self), np.float32)
-        last = self.ids[:, 0] == self.ids[:, 1]
-        at = Sparse(self.classes, self.ids, self.logp, self.odds, none).at(temperature)
-        if not last.any():
-            return at
-        alone = Sparse(self.classes, self.ids[last, :1], self.logp[last, :1], self.odds[last], none[last])
-        ends = alone.at(temperature)
-        logp, tail = at.logp.copy(), at.tail.copy()
-        logp[last] = np.concatenate([ends.logp, np.full_like(ends.logp, NOTHING)], axis=1)
-        tail[last] = ends.tail
-        return replace(at, logp=logp, tail=tail)
+        real = np.ones(self.ids.shape, bool)
+        real[:, 1] = self.ids[:, 0] != self.ids[:, 1]
+        return pruned(self.classes, self.ids, self.logp, self.odds, temperature, real)
 
 
 @dataclass(frozen=True)
@@ -69,6 +61,8 @@ class CollapsedEncoding:
     The rest is summed over the other classes themselves. Training against blank, next label and rest is what
     "Efficient knowledge distillation for RNN-transducer models" proposes; it is exact, at 12 bytes a node.
     """
+
+    keeps_always = True
 
     def __str__(self) -> str:
         return "collapsed"
@@ -86,16 +80,16 @@ class CollapsedEncoding:
             ),
         )
 
-    def encode(self, logits: torch.Tensor, ids: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-        """``ids`` (N, 2): the blank and the next label, the blank twice where there is none."""
-        if ids is None:
-            raise UsageError("collapsed keeps nodes of a lattice, and needs their labels")
+    def encode(self, logits: torch.Tensor, always: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        """``always`` (N, 2): the blank and the next label, the blank twice where there is none."""
+        if always is None or always.shape[1] != 2:
+            raise UsageError("collapsed keeps nodes of a lattice, and needs their next labels")
         import torch
 
-        last = ids[:, :1] == ids[:, 1:]
+        last = always[:, :1] == always[:, 1:]
         twice = torch.cat([torch.zeros_like(last), last], 1)
-        got = logits.gather(1, ids).masked_fill(twice, -torch.inf)
-        rest = logits.scatter(1, ids, -torch.inf)
+        got = logits.gather(1, always).masked_fill(twice, -torch.inf)
+        rest = logits.scatter(1, always, -torch.inf)
         odds = [(rest / t).logsumexp(1) - (got / t).logsumexp(1) for t in TEMPERATURES]
         tail = ((torch.stack(odds, 1) - ODDS_OFFSET) / ODDS_STEP).round().clamp(-32768, 32767)
         logz = torch.logaddexp(got.logsumexp(1), rest.logsumexp(1))

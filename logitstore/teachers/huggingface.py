@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from .. import registry
-from ..errors import TeacherError
+from ..errors import TeacherError, UsageError
 from ..vocab import TokenTable
 from ._where import existing, read_where
 from .base import Head, Teacher, TeacherSpec
@@ -50,6 +50,8 @@ def load(where: str) -> Teacher:
         )
         extractor = transformers.AutoFeatureExtractor.from_pretrained(side, **options)
         tokenizer = transformers.AutoTokenizer.from_pretrained(side, **options)
+    except ImportError as e:  # some processors need more than transformers
+        raise UsageError(f"transformers needs more to load it: {str(e).strip()}", where=str(path)) from e
     except (OSError, ValueError, KeyError) as e:
         raise TeacherError(
             f"transformers cannot load it: {e}",

@@ -82,17 +82,19 @@ def wave_model(name: str, folder: Path) -> Any:
     return model.eval()
 
 
+ENCODER: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "subsampling_conv_channels": 8,
+    "num_mel_bins": 80,
+}
+
+
 def parakeet(kind: str, folder: Path, **extra: Any) -> Any:
-    encoder = {
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 64,
-        "subsampling_conv_channels": 8,
-        "num_mel_bins": 80,
-    }
     torch.manual_seed(0)
-    config = getattr(transformers, f"Parakeet{kind}Config")(vocab_size=24, encoder_config=encoder, **extra)
+    config = getattr(transformers, f"Parakeet{kind}Config")(vocab_size=24, encoder_config=ENCODER, **extra)
     model = getattr(transformers, f"ParakeetFor{kind}")(config)
     for name, buffer in model.named_buffers():  # batch norm that has seen nothing would hide a leak
         if name.endswith("running_mean"):
@@ -194,6 +196,35 @@ def test_parakeet_transducers(kind: str, tmp_path: Path) -> None:
         enc, dec = teacher.transducer(teacher.forward(features, lengths), 0, labels)
         out = teacher.join(enc, dec)
         assert torch.equal(tap.take("rnnt").reshape(len(enc), len(dec), -1)[..., :24], out)
+
+
+@pytest.mark.parametrize(
+    ("config", "model", "extractor", "bins", "extra"),
+    [
+        ("LasrCTCConfig", "LasrForCTC", "LasrFeatureExtractor", 128, {"pad_token_id": 23}),
+        (
+            "NemotronAsrStreamingConfig",
+            "NemotronAsrStreamingForRNNT",
+            "NemotronAsrStreamingFeatureExtractor",
+            80,
+            {"pad_token_id": 2, "blank_token_id": 23, "decoder_hidden_size": 20},
+        ),
+    ],
+)
+def test_kin_of_parakeet(
+    config: str, model: str, extractor: str, bins: int, extra: dict[str, Any], tmp_path: Path
+) -> None:
+    if not hasattr(transformers, model):
+        pytest.skip(f"this transformers has no {model}")
+    torch.manual_seed(0)
+    encoder = {**ENCODER, "num_mel_bins": bins}
+    settings = getattr(transformers, config)(vocab_size=24, encoder_config=encoder, **extra)
+    getattr(transformers, model)(settings).save_pretrained(tmp_path)
+    getattr(transformers, extractor)().save_pretrained(tmp_path)
+    pieces(tmp_path, 24, "<blank>")
+    teacher = load_teacher(f"huggingface:{tmp_path}")
+    check_teacher(teacher)
+    assert teacher.tokens().blank == 23
 
 
 def test_text_that_does_not_tokenise(tmp_path: Path) -> None:
