@@ -17,6 +17,7 @@ from logitstore.alignment import band, best_path, occupancy
 from logitstore.convert import convert
 from logitstore.dump import DumpOptions, dump
 from logitstore.errors import FormatError, LengthError, NonFinite, UsageError
+from logitstore.frames import nearest
 from logitstore.lattice import Form, band_size, path, ranges, restored, sample, stored
 from logitstore.losses import rnnt_kd
 from logitstore.report import summary, utterance
@@ -182,6 +183,15 @@ def test_columns_that_break_the_rules_are_refused(text, rows, arrays):
         restored(Form.parse(text), 4, 1, rows, arrays)
 
 
+@pytest.mark.parametrize("begin", [[0, 1, 2, 2], [0, 0, 2, 3], [0, 2, 2, 3], [1, 1, 2, 3], [0, 1, 3, 2]])
+def test_ranges_that_leave_out_a_label_are_refused(begin):
+    """Of U = 4 labels in T = 4 frames, ranges of 2 go from 0 to 3 by steps of at most 1."""
+    good = np.array([0, 1, 2, 3])
+    assert len(restored(Form.parse("banded:2"), 4, 4, 8, {"begin": good})) == 8
+    with pytest.raises(FormatError, match="SPEC S9"):
+        restored(Form.parse("banded:2"), 4, 4, 8, {"begin": np.array(begin)})
+
+
 def lattice(t, u, seed):
     return torch.randn(t, u + 1, V, generator=torch.Generator().manual_seed(seed)) * 3
 
@@ -240,6 +250,7 @@ def test_collapsed_is_exact_at_every_stored_temperature(tmp_path, temperature):
         for row, (ids, logp, tail) in enumerate(zip(at.ids, at.logp, at.tail, strict=True)):
             kept = [0, ids[1]] if row % (len(labels) + 1) < len(labels) else [0]
             wanted = [*p[row, kept].tolist(), 1 - float(p[row, kept].sum())]
+            assert (logp[len(kept) :] == NOTHING).all()
             got = np.exp([*logp[: len(kept)], tail])
             np.testing.assert_allclose(got, wanted, atol=2e-3 if temperature != 3 else 2e-2)
 
@@ -301,6 +312,9 @@ def test_resampling_follows_the_ranges(tmp_path, form, student, method):
     assert bool(some.mask[:, shift:].all())
     assert not bool(some.mask[:, :shift].any())
     grid = store["u0"].grid("rnnt")
+    if form.startswith("banded"):
+        table = store["u0"].nodes["rnnt"].position.reshape(6, -1)
+        assert some.positions[0, shift:].tolist() == table[nearest(6, student)][: student - shift].tolist()
     same = 0
     for t in range(shift, student):
         for s in range(some.mask.shape[2]):
@@ -371,6 +385,11 @@ def test_what_cannot_be_is_refused(tmp_path):
             w.add("a", rnnt=bad, labels=[1])
         w.add("a", rnnt=lattice(3, 1, 0), labels=[1])
     assert list(open_store(tmp_path / "b")) == ["a"]
+    with StoreWriter.open(tmp_path / "c", tokens=TABLE, streams={"rnnt": "dense/banded:2"}) as w:
+        bad = lattice(6, 4, 0)
+        bad[0, 4, 3] = torch.inf  # a corner that no range reaches
+        with pytest.raises(NonFinite, match="inf"):
+            w.add("a", rnnt=bad, labels=[1, 2, 3, 4])
 
 
 def options(how, **other):
