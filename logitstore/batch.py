@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from .errors import LengthError, UsageError
-from .frames import check_ratio
-from .resample import resample
+from .frames import Method, check_ratio
+from .resample import Resampled, resample_stream
 from .target import NOTHING, Target, Tempered
 from .vocabmap import VocabMap
 
@@ -23,13 +23,18 @@ class StreamBatch:
 
     Attributes:
         classes: V.
-        logp: (B, T, K) or (B, T, U+1, K) float32 log-probabilities; K = V where ``ids`` is None. -1e4 in
-            padding and for entries a row does not have.
+        logp: (B, T, K), (B, T, n, K) of stacked frames, (B, T, U+1, K) or (B, T, S, K) of a lattice, or
+            (B, N, K) of a path; float32 log-probabilities; K = V where ``ids`` is None. -1e4 in padding and
+            for entries a row does not have.
         ids: int64, as ``logp``: class of each entry; None when all V classes are there in order.
-        tail: (B, T) or (B, T, U+1) float32 log of the mass of all other classes; -1e4 where there is none.
+        tail: as ``logp`` without K, float32 log of the mass of all other classes; -1e4 where there is none.
             Beside ``ids`` None it is the mass of teacher tokens that the student's table has no class for.
         mask: bool, as ``tail``: True where there is a teacher's row.
         temperature: that probabilities were taken at.
+        positions: int64, as ``tail``: label position of each node, where a lattice keeps some of them;
+            (B, T, S) of a banded one, as the ranges of k2's pruned loss. None where all U + 1 are there.
+        frames: (B, N) int64 frame of each node of a path; None for others.
+        occupancy: float32, as ``tail``: probability that an alignment passes each node; None if not stored.
     """
 
     classes: int
@@ -38,6 +43,9 @@ class StreamBatch:
     tail: torch.Tensor
     mask: torch.Tensor
     temperature: float = 1.0
+    positions: torch.Tensor | None = None
+    frames: torch.Tensor | None = None
+    occupancy: torch.Tensor | None = None
 
     def dense(self) -> torch.Tensor:
         """(B, T[, U+1], V) log-probabilities; see :meth:`logitstore.target.Tempered.dense`.
@@ -131,7 +139,7 @@ def collate_targets(
     Args:
         targets: B of them.
         frames: (B,) valid frames of the student; None keeps the teacher's.
-        method: ``linear`` mixes probabilities, ``nearest`` takes frames.
+        method: ``linear``, ``nearest``, ...: :class:`logitstore.frames.Method`.
         temperature: ≥ 1.
         ratio: student frames per teacher frame as p, q; lengths that do not fit it are refused.
         tolerance: student frames by which they may miss it.
@@ -148,7 +156,8 @@ def collate_targets(
         raise UsageError("a batch of no utterances")
     if vocab is not None:
         targets = [vocab.target(t) for t in targets]
-    lengths = [t.T for t in targets] if frames is None else [int(f) for f in frames]
+    how = Method.parse(method)
+    lengths = [-(-t.T // max(how.size, 1)) for t in targets] if frames is None else [int(f) for f in frames]
     if len(lengths) != len(targets):
         raise LengthError(f"{len(lengths)} frame counts for {len(targets)} utterances")
     if ratio is not None:
@@ -164,13 +173,11 @@ def collate_targets(
     for name in names:
         rows = []
         for target, length in zip(targets, lengths, strict=True):
-            stream, shape = target[name], target.shapes[name]
             try:
-                rows.append(resample(stream, shape, length, method=method, temperature=temperature))
+                rows.append(resample_stream(target, name, length, how, temperature))
             except LengthError as e:
                 raise LengthError(e.what, where=target.id, why=e.why, do=e.do) from None
-        lattice = len(targets[0].shapes[name]) == 3
-        kept[name] = _pad(rows, lengths, [u + 1 for u in label_lengths] if lattice else None)
+        kept[name] = _pad(rows)
     return TargetBatch(
         utt_ids=tuple(t.id for t in targets),
         temperature=float(temperature),
@@ -187,26 +194,36 @@ def _mask(lengths: Sequence[int], width: int) -> torch.Tensor:
     return torch.arange(width)[None, :] < torch.tensor(lengths)[:, None]
 
 
-def _pad(rows: Sequence[Tempered], lengths: Sequence[int], nodes: Sequence[int] | None) -> StreamBatch:
-    """(T·nodes, K) rows of each utterance into (B, T[, nodes], K)."""
+def _pad(sampled: Sequence[Resampled]) -> StreamBatch:
+    """(N, K) rows of each utterance into (B, *axes, K), axes of the largest."""
+    rows = [r.rows for r in sampled]
     if any(r.ids is not None for r in rows):
         rows = [r if r.ids is not None else _listed(r) for r in rows]
     k = max(r.logp.shape[1] for r in rows)
-    grid = (len(rows), max(lengths)) + ((max(nodes),) if nodes else ())
+    grid = (len(rows), *(max(sizes) for sizes in zip(*(s.axes for s in sampled), strict=True)))
     logp = np.full((*grid, k), NOTHING, np.float32)
     tail = np.full(grid, NOTHING, np.float32)
     mask = np.zeros(grid, bool)
     ids: NDArray[np.int64] | None = None if rows[0].ids is None else np.zeros((*grid, k), np.int64)
-    for b, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-        shape = (length, nodes[b]) if nodes else (length,)
-        at: Any = (b, *(slice(n) for n in shape))
-        width = row.logp.shape[1]
-        logp[(*at, slice(width))] = row.logp.reshape(*shape, width)
-        tail[at] = row.tail.reshape(shape)
-        mask[at] = True
+    about = {
+        name: np.zeros(grid, dtype)
+        for name, dtype in (("position", np.int64), ("frame", np.int64), ("occupancy", np.float32))
+        if getattr(sampled[0], name) is not None
+    }
+    for b, (row, one) in enumerate(zip(rows, sampled, strict=True)):
+        at: Any = (b, *(slice(n) for n in one.axes))
+        valid, width = one.valid.reshape(one.axes), row.logp.shape[1]
+        logp[(*at, slice(width))] = np.where(
+            valid[..., None], row.logp.reshape(*one.axes, width), np.float32(NOTHING)
+        )
+        tail[at] = np.where(valid, row.tail.reshape(one.axes), np.float32(NOTHING))
+        mask[at] = valid
         if ids is not None and row.ids is not None:
-            ids[at] = row.ids[:, :1].reshape(*shape, 1)
-            ids[(*at, slice(width))] = row.ids.reshape(*shape, width)
+            ids[at] = row.ids[:, :1].reshape(*one.axes, 1)
+            ids[(*at, slice(width))] = row.ids.reshape(*one.axes, width)
+        for name, array in about.items():
+            array[at] = getattr(one, name).reshape(one.axes)
+    tensors = {name: torch.from_numpy(array) for name, array in about.items()}
     return StreamBatch(
         classes=rows[0].classes,
         logp=torch.from_numpy(logp),
@@ -214,6 +231,9 @@ def _pad(rows: Sequence[Tempered], lengths: Sequence[int], nodes: Sequence[int] 
         tail=torch.from_numpy(tail),
         mask=torch.from_numpy(mask),
         temperature=float(rows[0].temperature),
+        positions=tensors.get("position"),
+        frames=tensors.get("frame"),
+        occupancy=tensors.get("occupancy"),
     )
 
 

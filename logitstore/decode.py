@@ -48,13 +48,18 @@ def forced_rnnt(best: NDArray[np.int64], blank: int) -> Path:
     """Greedy walk through a (T, U+1) lattice whose label context is the reference's own (teacher forcing).
 
     A token other than the blank is emitted and moves on to the next label position, whether or not it is the
-    label that stands there; at the last position it moves on to the next frame.
+    label that stands there; at the last position it moves on to the next frame. Nodes that are not kept are
+    -1: below a frame's nodes it moves up, above them to the next frame, and nothing is emitted.
     """
     t, u, nodes, tokens = 0, 0, [], []
     frames, positions = best.shape
     while t < frames:
-        nodes.append((t, u))
         token = int(best[t, u])
+        if token < 0:
+            up = bool((best[t, u:] >= 0).any())
+            t, u = (t, u + 1) if up else (t + 1, u)
+            continue
+        nodes.append((t, u))
         if token != blank:
             tokens.append(token)
         if token != blank and u + 1 < positions:
@@ -67,10 +72,15 @@ def forced_rnnt(best: NDArray[np.int64], blank: int) -> Path:
 def decode(target: Target, stream: str, blank: int) -> list[int]:
     """Greedy token ids of one stream of a target; an ``rnnt`` stream is walked under teacher forcing."""
     best = best_classes(target[stream])
-    shape = target.shapes[stream]
-    if len(shape) == 3:
-        return list(forced_rnnt(best.reshape(shape[:2]), blank).tokens)
-    return greedy_ctc(best, blank)
+    grid = target.grid(stream)
+    if grid is None:
+        return greedy_ctc(best, blank)
+    return list(forced_rnnt(on_grid(best, grid), blank).tokens)
+
+
+def on_grid(values: NDArray[np.int64], grid: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(N,) values of rows on the (T, U+1) grid that names them; -1 where there is none."""
+    return np.where(grid < 0, -1, values[grid])
 
 
 def words(text: str) -> list[str]:

@@ -236,7 +236,7 @@ class _Dump:
                 said = self.driver.run(batch)
                 heard = self._listen(said, pipe)
                 for spoken, _ in heard:
-                    pipe.put(spoken, lattice(spoken) if lattice else None)
+                    pipe.put(spoken, partial(lattice, spoken) if lattice else None)
                 self._bounded([*problems, *pipe.failed])
                 self._tell(pipe)
             pipe.finish()

@@ -13,7 +13,7 @@ from .emission import Row
 from .encodings import parse_encoding
 from .encodings.base import LOSS, KeepsAlways
 from .errors import LengthError, NonFinite, VocabError
-from .lattice import check_nodes
+from .lattice import Form, Nodes, check_nodes, stored
 from .layout import LABELS, columns_of
 from .spec import StoreSpec, StreamSpec
 
@@ -58,11 +58,20 @@ class RowEncoder:
         self._dtypes = {c.name: c.dtype for c in self._columns}
         self._pieces: dict[str, Growing] = {}
         self._rows: Counter[str] = Counter()
+        self._nodes: dict[str, Nodes] = {}
 
     def take(
-        self, stream: str, logits: torch.Tensor, where: str, labels: Sequence[int] | None = None
+        self,
+        stream: str,
+        logits: torch.Tensor,
+        where: str,
+        labels: Sequence[int] | None = None,
+        always: torch.Tensor | None = None,
     ) -> None:
-        """Encode (…, V) logits of one stream, a lattice's (t, U+1, V) with its U labels.
+        """Encode (…, V) logits of one stream.
+
+        With a lattice's (t, U+1, V) come its U labels; with (N, V) of some of its nodes the (N, 2) classes
+        that each keeps always: the blank, and the label that comes next (the blank again where none does).
 
         Raises ``NonFinite`` or ``VocabError``.
         """
@@ -76,7 +85,7 @@ class RowEncoder:
             return
         require_finite(flat, stream, where)
         if isinstance(encoding, KeepsAlways):
-            arrays = encoding.encode(flat, _always(spec, flat, labels))
+            arrays = encoding.encode(flat, _always(spec, flat, labels) if always is None else always)
         else:
             arrays = encoding.encode(flat)
         for name, value in arrays.items():
@@ -84,6 +93,13 @@ class RowEncoder:
             array = value.cpu().numpy().astype(self._dtypes.get(full, "float64"), copy=False)
             self._pieces.setdefault(full, Growing()).append(array)
         self._rows[stream] += len(flat)
+
+    def choose(self, stream: str, nodes: Nodes) -> None:
+        """Which nodes of the lattice the rows are."""
+        self._nodes[stream] = nodes
+        for name, array in stored(nodes).items():
+            held = self._pieces[f"{stream}.{name}"] = Growing()
+            held.append(array)
 
     def finish(self, utt_id: str, labels: Sequence[int] | None, meta: Mapping[str, Any]) -> Row:
         """The row of all that was taken; T and U are in ``meta``. Raises ``LengthError``."""
@@ -98,11 +114,14 @@ class RowEncoder:
                 if pieces is None:
                     raise LengthError(f"the {stream} stream is empty", where=utt_id)
                 arrays[column.name] = pieces.array()
-        counted = self._rows
+        counted, chosen = self._rows, self._nodes
         self.drop()
         for s in self.spec.streams:
             rows = counted[s.name]
-            if s.kind == "rnnt":
+            if s.kind == "rnnt" and not Form.parse(s.form).whole:
+                if rows != len(chosen[s.name]):
+                    raise LengthError(f"{rows} rows of {len(chosen[s.name])} lattice nodes", where=utt_id)
+            elif s.kind == "rnnt":
                 check_nodes(rows, meta["T"], meta["U"], utt_id)
             elif rows != meta["T"]:
                 raise LengthError(f"{s.name} has {rows} frames, T is {meta['T']}", where=utt_id)
@@ -112,7 +131,7 @@ class RowEncoder:
 
     def drop(self) -> None:
         """Forget what was taken of an utterance."""
-        self._pieces, self._rows = {}, Counter()
+        self._pieces, self._rows, self._nodes = {}, Counter(), {}
 
 
 def require_finite(rows: torch.Tensor, stream: str, where: str) -> None:

@@ -7,12 +7,15 @@ utterance's **own** valid lengths: resampling a padded batch would shift every s
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import LengthError, UsageError
 
-METHODS = ("linear", "nearest")
+METHODS = ("linear", "linear-logit", "nearest", "max-nonblank", "stack:n")
 
 
 def nearest(teacher: int, student: int) -> NDArray[np.int64]:
@@ -35,10 +38,105 @@ def linear(teacher: int, student: int) -> tuple[NDArray[np.int64], NDArray[np.in
     return low, np.minimum(low + (weight > 0), last), weight
 
 
-def check_method(method: str) -> None:
-    """Raises ``UsageError`` for an unknown resampling method."""
-    if method not in METHODS:
-        raise UsageError(f"no resampling method {method!r}", do=f"Known: {', '.join(METHODS)}.")
+@dataclass(frozen=True)
+class Method:
+    """How teacher frames become student frames; ``str()`` of it is how the user writes it.
+
+    Attributes:
+        name: ``linear`` mixes probabilities of the two nearest frames, ``linear-logit`` their logits;
+            ``nearest`` takes frames; ``max-nonblank``, of the frames that fall into a student's, the one
+            with least blank, so that no spike is lost; ``stack`` gives each student frame ``size`` frames.
+        size: of ``stack``; 0 for the others.
+        shift: student frames by which a streaming student may lag: it says at i + shift what others say at i.
+    """
+
+    name: str = "linear"
+    size: int = 0
+    shift: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.name}{f':{self.size}' * bool(self.size)}{f'+shift={self.shift}' * bool(self.shift)}"
+
+    @classmethod
+    def parse(cls, text: str) -> Method:
+        """``linear``, ``stack:4``, ``nearest+shift=2``, ...; raises ``UsageError``."""
+        found = re.fullmatch(r"([a-z-]+)(?::([1-9][0-9]{0,3}))?(?:\+shift=([0-9]{1,4}))?", text)
+        known = found and f"{found[1]}{':n' if found[2] else ''}" in METHODS
+        if not found or not known:
+            raise UsageError(
+                f"no resampling method {text!r}",
+                do=f"Known: {', '.join(METHODS)}; each with +shift=n, e.g. nearest+shift=2.",
+            )
+        return cls(found[1], int(found[2] or 0), int(found[3] or 0))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The teacher frames of every student frame: ``(1 - weight)·low + weight·high``.
+
+    Attributes:
+        low: (S,) or (S, n) int64.
+        high: the same.
+        weight: the same, float32, in [0, 1].
+        valid: the same, bool; False where the teacher says nothing.
+    """
+
+    low: NDArray[np.int64]
+    high: NDArray[np.int64]
+    weight: NDArray[np.float32]
+    valid: NDArray[np.bool_]
+
+
+def plan(teacher: int, student: int, method: Method, nonblank: NDArray[np.floating] | None = None) -> Plan:
+    """Which of T teacher frames each of S student frames looks at.
+
+    ``nonblank`` (T,) is the mass of all classes but the blank, for ``max-nonblank``. Raises ``LengthError``.
+    """
+    weight: NDArray[np.float32]
+    if method.name == "stack":
+        if student != -(-teacher // method.size):
+            raise LengthError(
+                f"{student} student frames for {teacher} teacher frames in stacks of {method.size}",
+                why="A stack of another size would move every label.",
+                do=f"The student has {-(-teacher // method.size)} frames of this utterance.",
+            )
+        low = np.arange(student * method.size).reshape(student, method.size)
+        valid = low < teacher
+        low = np.minimum(low, max(teacher - 1, 0))
+        high = low
+        weight = np.zeros(low.shape, np.float32)
+    else:
+        if method.name.startswith("linear"):
+            low, high, weight = linear(teacher, student)
+        else:
+            low = nearest(teacher, student)
+            if method.name == "max-nonblank":
+                assert nonblank is not None
+                low = spikes(nonblank, low, student)
+            high, weight = low, np.zeros(student, np.float32)
+        valid = np.ones(student, bool)
+    n = min(method.shift, student)
+    if n:
+        low, high, weight, valid = (
+            np.concatenate([np.repeat(x[:1], n, axis=0), x[: student - n]])
+            for x in (low, high, weight, valid)
+        )
+        valid[:n] = False
+    return Plan(low, high, weight, valid)
+
+
+def spikes(nonblank: NDArray[np.floating], near: NDArray[np.int64], student: int) -> NDArray[np.int64]:
+    """(S,) the frame of most non-blank mass of those whose centres fall into each student frame.
+
+    Frame i of S holds the centres (2j + 1)/2T in [i/S, (i + 1)/S): every teacher frame falls into exactly
+    one. Where none does, ``near`` is taken. Of equal masses the first.
+    """
+    teacher = len(nonblank)
+    edges = -(-(2 * np.arange(student + 1) * teacher - student) // (2 * student))  # first centre at or after
+    best = near.copy()
+    for i in np.flatnonzero(edges[1:] > edges[:-1]):
+        best[i] = edges[i] + int(np.argmax(nonblank[edges[i] : edges[i + 1]]))
+    return best
 
 
 def check_ratio(teacher: int, student: int, ratio: tuple[int, int], tolerance: int, where: str) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .encodings import parse_encoding
-from .errors import UnknownName, VocabError
-from .lattice import check_form
+from .errors import UnknownName, UsageError, VocabError
+from .lattice import Form
 from .registry import suggest
-from .spec import Column, Head, StoreSpec, StreamSpec, TeacherSpec
+from .spec import LATTICE_FORMS, Column, Head, StoreSpec, StreamSpec, TeacherSpec
 from .storage import parse_storage
 from .vocab import TokenTable
 
@@ -32,7 +32,8 @@ def make_spec(
     Args:
         teacher: who speaks; a stream without a head of its own takes the table's blank.
         tokens: the token table of all streams.
-        streams: encoding by stream name, e.g. ``{"ctc": "dense", "rnnt": "topk:16"}``.
+        streams: encoding by stream name, e.g. ``{"ctc": "dense", "rnnt": "topk:16"}``; of a lattice with its
+            form, e.g. ``topk:16/banded:5`` (:class:`logitstore.lattice.Form`).
         storage: ``zarr``, ``zarr:zstd``, ``webdataset``, ...
         manifest: what to keep of the manifest.
     """
@@ -46,9 +47,13 @@ def make_spec(
                 f"the {name} head says blank is {head.blank}, the token table says {tokens.blank}",
                 where=teacher.name,
             )
-        parsed = parse_encoding(encoding)
+        how, found, form = encoding.partition("/")
+        parsed = parse_encoding(how)
         parsed.columns(len(tokens))  # refuses what does not fit V
-        form = check_form("full") if name == "rnnt" else ""
+        if name == "rnnt":
+            form = str(Form.parse(form if found else "full"))
+        elif found or how == "collapsed":
+            raise UsageError(f"{name}={encoding}: only an rnnt stream has lattice nodes to choose from")
         kept.append(StreamSpec(name, name, len(tokens), tokens.blank, str(parsed), form))
     return StoreSpec(
         teacher=teacher,
@@ -56,8 +61,15 @@ def make_spec(
         streams=tuple(kept),
         storage={"name": str(parse_storage(storage))},
         manifest=dict(manifest or {}),
+        requires=tuple(sorted({r for s in kept for r in _requires(s)})),
         made_with={name: version for name in MADE_WITH if (version := _version(name))},
     )
+
+
+def _requires(stream: StreamSpec) -> Iterator[str]:
+    """What a reader of version 1.0's first rules would misread (SPEC F5)."""
+    if stream.kind == "rnnt" and (stream.encoding == "collapsed" or not Form.parse(stream.form).whole):
+        yield LATTICE_FORMS
 
 
 def _version(package: str) -> str:
@@ -74,6 +86,8 @@ def columns_of(spec: StoreSpec) -> tuple[Column, ...]:
         for c in parse_encoding(stream.encoding).columns(stream.classes):
             found.append(Column(f"{stream.name}.{c.name}", c.dtype, c.shape, c.about))
         if stream.kind == "rnnt":
-            about = "token ids the lattice was driven with; node (t, u) is row t·(U+1) + u"
+            about = "token ids the lattice was driven with; node (t, u) of a full one is row t·(U+1) + u"
             found.append(Column(f"{stream.name}.{LABELS}", "int32", (), about))
+            for name, dtype, about in Form.parse(stream.form).columns:
+                found.append(Column(f"{stream.name}.{name}", dtype, (), about))
     return tuple(found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,7 +13,9 @@ import torch
 from .drive import Spoken
 from .encoder import RowEncoder
 from .errors import LengthError, LogitStoreError
+from .lattice import Nodes
 from .manifest import Problem, Utterance
+from .picker import Picker
 from .sealed import Entry
 from .sealing import ShardInMaking
 from .spec import StoreSpec
@@ -32,6 +34,10 @@ class _Stop(Exception):
     """Ends the thread."""
 
 
+_Slice = tuple[str, torch.Tensor, torch.Tensor | None]
+_Item = Spoken | _Slice | Nodes | _LastSlice | _Stop
+
+
 class Pipe:
     """Encodes what the teacher says and appends it to a shard.
 
@@ -46,7 +52,8 @@ class Pipe:
         self.utterances, self.seconds, self.frames = 0, 0.0, 0
         self._shard, self._skip = shard, skip
         self._encoder = RowEncoder(spec)
-        self._queue: queue.Queue[Spoken | tuple[str, torch.Tensor] | _LastSlice | _Stop] = queue.Queue(DEPTH)
+        self._queue: queue.Queue[_Item] = queue.Queue(DEPTH)
+        self._rnnt = next((s for s in spec.streams if s.kind == "rnnt"), None)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="encode and write", daemon=True)
 
@@ -61,17 +68,25 @@ class Pipe:
             self._stop()
             self._shard.discard()
 
-    def put(self, spoken: Spoken, lattice: Iterable[torch.Tensor] | None) -> None:
-        """Hand over one utterance; its lattice is driven here, in the caller's thread, slice by slice."""
+    def put(self, spoken: Spoken, lattice: Callable[[], Iterable[torch.Tensor]] | None) -> None:
+        """Hand over one utterance; its lattice is driven here, in the caller's thread, slice by slice.
+
+        ``lattice`` is called twice by forms that follow the teacher's own alignment.
+        """
         self._send(spoken)
         error = None
         try:
             if spoken.T < 1:
                 raise LengthError("no valid frame: the recording is too short", where=spoken.loaded.utt.id)
             if spoken.ctc is not None:
-                self._send(("ctc", spoken.ctc))
-            for piece in lattice or ():
-                self._send(("rnnt", piece))
+                self._send(("ctc", spoken.ctc, None))
+            if lattice is not None:
+                assert self._rnnt is not None
+                picker = Picker(self._rnnt, spoken.loaded.labels or [], spoken.loaded.utt.id)
+                for rows, always in picker.rows(lattice, spoken.T):
+                    self._send(("rnnt", rows, always))
+                if picker.nodes is not None:
+                    self._send(picker.nodes)
         except LogitStoreError as e:
             error = e
         self._send(_LastSlice(error))
@@ -129,10 +144,14 @@ class Pipe:
         while not isinstance(item := self._queue.get(), _LastSlice):
             if isinstance(item, _Stop):
                 raise item
+            if isinstance(item, Nodes):
+                self._encoder.choose("rnnt", item)
+                continue
             assert isinstance(item, tuple)
             if failure is None:
+                stream, rows, always = item
                 try:
-                    self._encoder.take(*item, loaded.utt.id, loaded.labels)
+                    self._encoder.take(stream, rows, loaded.utt.id, loaded.labels, always)
                 except LogitStoreError as e:
                     failure = e
         failure = failure or item.error

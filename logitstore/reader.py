@@ -6,15 +6,19 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from .digest import open_json, sha256
 from .emission import Row
 from .encodings import parse_encoding
+from .encodings.collapsed import Collapsed
 from .errors import FormatError, MissingUtterance, NotAStore, StoreError, VocabError
 from .index import Index, entries_digest
+from .lattice import Form, Nodes, restored
 from .layout import LABELS, columns_of
 from .places import Place, open_place
 from .sealed import Damaged, Entry, current_index, read_entry, shard_names
-from .spec import StoreSpec, StreamSpec
+from .spec import StoreSpec
 from .storage import Shard, open_storage
 from .target import Rows, Target
 from .vocab import TokenTable, require_same
@@ -70,6 +74,7 @@ class Store(Mapping[str, Target]):
         self._storage = open_storage(self.spec.storage)
         self._columns = columns_of(self.spec)
         self._encodings = {s.name: parse_encoding(s.encoding) for s in self.spec.streams}
+        self._forms = {s.name: Form.parse(s.form) for s in self.spec.streams if s.kind == "rnnt"}
         self._index: Index = current_index(self.place, damaged=damaged)
         self._shards: OrderedDict[str, tuple[Entry, Shard | None]] = OrderedDict()
 
@@ -153,30 +158,32 @@ class Store(Mapping[str, Target]):
         t, u = _lengths(row)
         streams: dict[str, Rows] = {}
         shapes: dict[str, tuple[int, ...]] = {}
+        nodes: dict[str, Nodes] = {}
         labels: Any = None
         for spec in self.spec.streams:
             prefix = f"{spec.name}."
             arrays = {n.removeprefix(prefix): a for n, a in row.arrays.items() if n.startswith(prefix)}
             labels = arrays.pop(LABELS, labels)
-            streams[spec.name] = self._encodings[spec.name].decode(arrays, spec.classes)
-            shapes[spec.name] = _shape(spec, t, u)
-            if spec.kind == "rnnt" and len(labels) != u:
-                raise FormatError(
-                    f"{len(labels)} labels, U = {u} (SPEC S7)",
-                    where=row.id,
-                )
-            if len(streams[spec.name]) != _rows(shapes[spec.name]):
-                raise FormatError(
-                    f"{spec.name} has {len(streams[spec.name])} rows, T = {t} and U = {u} (SPEC S7)",
-                    where=row.id,
-                )
+            rows = self._encodings[spec.name].decode(arrays, spec.classes)
+            axes: tuple[int, ...] = (t,)
+            if spec.kind == "rnnt":
+                if len(labels) != u:
+                    raise FormatError(f"{len(labels)} labels, U = {u} (SPEC S7)", where=row.id)
+                form = self._forms[spec.name]
+                kept = restored(form, t, u, len(rows), arrays, row.id)
+                axes = kept.axes
+                if not form.whole:
+                    nodes[spec.name] = kept
+                if isinstance(rows, Collapsed):
+                    rows = rows.between(spec.blank, kept.next_labels(labels, spec.blank))
+            elif len(rows) != t:
+                raise FormatError(f"{spec.name} has {len(rows)} rows, T = {t} (SPEC S7)", where=row.id)
+            streams[spec.name], shapes[spec.name] = rows, (*axes, spec.classes)
         if labels is None:
-            import numpy as np
-
             labels = np.zeros(0, np.int32)
         if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < len(self.tokens)):
             raise FormatError(f"a label outside of {len(self.tokens)} tokens (SPEC S7)", where=row.id)
-        target = Target(row.id, t, labels, streams, shapes, row.meta)
+        target = Target(row.id, t, labels, streams, shapes, row.meta, nodes, self.tokens.blank)
         return target if self.vocab_map is None else self.vocab_map.target(target)
 
     def metas(self) -> Iterator[Mapping[str, Any]]:
@@ -290,14 +297,6 @@ def _named(error: StoreError, shard: str, number: int, utt_id: str) -> StoreErro
     if here not in error.where:
         error.where = f"{here}: {error.where}" if error.where else here
     return error
-
-
-def _shape(spec: StreamSpec, t: int, u: int) -> tuple[int, ...]:
-    return (t, u + 1, spec.classes) if spec.kind == "rnnt" else (t, spec.classes)
-
-
-def _rows(shape: tuple[int, ...]) -> int:
-    return shape[0] if len(shape) == 2 else shape[0] * shape[1]
 
 
 def open_store(location: Any, *, vocab: TokenTable | VocabMap | None = None, verify: bool = True) -> Store:

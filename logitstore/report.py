@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .decode import best_classes, decode, edit_distance, forced_rnnt, greedy_ctc
+from .decode import best_classes, decode, edit_distance, forced_rnnt, greedy_ctc, on_grid
 from .encodings.base import LOSS
 from .errors import UsageError
 from .manifest import Manifest
@@ -16,6 +16,12 @@ from .spec import StreamSpec
 from .target import NOTHING, Target
 
 SAMPLE = 200
+AXES = {
+    "full": "(T, U+1, V)",
+    "banded": "(T, S, V)",
+    "path": "(T+U, V)",
+    "sample": "(T, N, V)",
+}  # by lattice form
 
 
 def summary(store: Store, *, sample: int = SAMPLE) -> dict[str, Any]:
@@ -65,7 +71,7 @@ def _stream(store: Store, spec: StreamSpec, targets: list[Target]) -> dict[str, 
         kept_bytes += sum(a.nbytes for n, a in arrays.items() if n.startswith(f"{spec.name}."))
         wrong, of = errors_of(store, target, spec)
         errors, reference = errors + wrong, reference + of
-    shape = "(T, U+1, V)" if spec.kind == "rnnt" else "(T, V)"
+    shape = AXES.get(spec.form.partition("+")[0].partition(":")[0], "(T, V)")
     n = max(rows, 1)
     return {
         "kind": spec.kind,
@@ -147,9 +153,10 @@ def utterance(store: Store, utt_id: str, *, top: int = 5) -> dict[str, Any]:
         at = target[spec.name].at(1.0)
         shape = target.shapes[spec.name]
         best = best_classes(target[spec.name])
-        if len(shape) == 3:
-            path = forced_rnnt(best.reshape(shape[:2]), spec.blank)
-            nodes = [(t, u, t * shape[1] + u) for t, u in path.nodes]
+        grid = target.grid(spec.name)
+        if grid is not None:
+            path = forced_rnnt(on_grid(best, grid), spec.blank)
+            nodes = [(t, u, int(grid[t, u])) for t, u in path.nodes]
             tokens = list(path.tokens)
         else:
             nodes = [(t, -1, t) for t in range(shape[0])]

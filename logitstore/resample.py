@@ -2,43 +2,166 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import numpy as np
 from numpy.typing import NDArray
 
 from . import frames
-from .target import NOTHING, Rows, Tempered
+from .errors import UsageError
+from .lattice import Nodes
+from .target import NOTHING, Float, Rows, Target, Tempered, logsumexp
 from .vocabmap import Mapped
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """One stream of one utterance at a student's frames.
+
+    Attributes:
+        rows: N rows, N being the product of ``axes``.
+        axes: (S,), (S, n) of stacked frames, (S, U+1) or (S, W) of a lattice, (N,) of a path.
+        valid: (N,) bool, False where the teacher says nothing.
+        position: (N,) label position of lattice nodes; None where all U + 1 of a frame are there.
+        frame: (N,) frame of a path's nodes; None for the others.
+        occupancy: (N,) float32; None where it is not stored.
+    """
+
+    rows: Tempered
+    axes: tuple[int, ...]
+    valid: NDArray[np.bool_]
+    position: NDArray[np.int64] | None = None
+    frame: NDArray[np.int64] | None = None
+    occupancy: NDArray[np.float32] | None = None
+
+
+def resample_stream(
+    target: Target, stream: str, student: int, method: frames.Method, temperature: float
+) -> Resampled:
+    """One stream of a target at ``student`` frames instead of T, at a temperature.
+
+    Label positions of a lattice stay apart. A banded lattice's ranges follow the nearest frame; where only
+    one of two frames holds a node, that one is taken. Raises ``UsageError`` for what a form has no answer to.
+    """
+    rows, nodes, axes = target[stream], target.nodes.get(stream), target.shapes[stream][:-1]
+    lattice = target.grid(stream) is not None
+    if lattice and method.name in ("max-nonblank", "stack"):
+        raise UsageError(
+            f"{method} of the lattice {stream!r}",
+            where=target.id,
+            why="Which label position a frame belongs to depends on the frames before it.",
+            do="Resample lattices with linear, linear-logit or nearest.",
+        )
+    if nodes is not None and not nodes.width:
+        return _path(target, nodes, rows, student, method, temperature)
+    width = axes[1] if lattice else 1
+    mass = None
+    if method.name == "max-nonblank":
+        mass = nonblank(rows, target.blank)
+    plan = frames.plan(target.T, student, method, mass)
+    low, high = (np.repeat(x.reshape(-1), width) for x in (plan.low, plan.high))
+    weight = np.repeat(plan.weight.reshape(-1), width)
+    offset = np.tile(np.arange(width), plan.low.size)
+    position = None
+    at_low, at_high = offset, offset
+    if nodes is not None:
+        table = nodes.position.reshape(-1, width)
+        position = table[np.where(weight > 0.5, high, low), offset]
+        if nodes.form.name == "banded":
+            at_low, at_high = position - table[low, 0], position - table[high, 0]
+    row_low, row_high = low * width + at_low, high * width + at_high
+    row_low, row_high = (
+        np.where((at_low >= 0) & (at_low < width), row_low, row_high),
+        np.where((at_high >= 0) & (at_high < width), row_high, row_low),
+    )
+    occupied = None
+    if nodes is not None and nodes.occupancy is not None:
+        occupied = (1 - weight) * nodes.occupancy[row_low] + weight * nodes.occupancy[row_high]
+    same = len(row_low) == target.T * width and bool((row_low == np.arange(len(row_low))).all())
+    if same and not weight.any():
+        mixed = rows.at(temperature)
+    else:
+        mixed = _rows(rows, row_low, row_high, weight, method, temperature)
+    return Resampled(
+        rows=mixed,
+        axes=(*plan.low.shape, width) if lattice else plan.low.shape,
+        valid=np.repeat(plan.valid.reshape(-1), width),
+        position=position,
+        occupancy=occupied,
+    )
+
+
+def _path(
+    target: Target, nodes: Nodes, rows: Rows, student: int, method: frames.Method, temperature: float
+) -> Resampled:
+    if student != target.T or method.shift:
+        raise UsageError(
+            f"a path of {target.T} frames at {student} frames{f', {method}' * bool(method.shift)}",
+            where=target.id,
+            why="Its T + U nodes are one alignment at the teacher's own frames; other frames have others.",
+            do="Give the student the teacher's frame rate, or dump rnnt=ENCODING/banded:S.",
+        )
+    every = np.ones(len(nodes), bool)
+    at = rows.at(temperature)
+    return Resampled(at, nodes.axes, every, nodes.position, nodes.frame, nodes.occupancy)
+
+
+def _rows(
+    rows: Rows,
+    low: NDArray[np.int64],
+    high: NDArray[np.int64],
+    weight: NDArray[np.float32],
+    method: frames.Method,
+    temperature: float,
+) -> Tempered:
+    """Rows mixed of two each. Mapped rows are mixed as the teacher's, and mapped then.
+
+    Dense rows come out the same either way, and pruned rows mix while their entries are still the teacher's.
+    """
+    if isinstance(rows, Mapped):
+        return rows.map.apply(_rows(rows.rows, low, high, weight, method, temperature))
+    if not weight.any():
+        return rows.take(low).at(temperature)
+    a, b = rows.take(low).at(temperature), rows.take(high).at(temperature)
+    return mix_logits(a, b, weight) if method.name == "linear-logit" else mix(a, b, weight)
 
 
 def resample(
     rows: Rows, shape: tuple[int, ...], student: int, *, method: str, temperature: float
 ) -> Tempered:
-    """Rows of a (T, V) or (T, U+1, V) stream at ``student`` frames instead of T, at a temperature.
+    """Rows of a (T, V) or whole (T, U+1, V) stream at ``student`` frames instead of T, at a temperature."""
+    target = Target("", shape[0], np.zeros(0, np.int32), {"": rows}, {"": shape})
+    return resample_stream(target, "", student, frames.Method.parse(method), temperature).rows
 
-    ``nearest`` takes rows; ``linear`` mixes probabilities of two neighbouring frames (label positions of a
-    lattice stay apart). Where pruned rows keep different classes, a class that one of them left out counts
-    there with an equal share of its tail, so every mixture still sums to one. Rows mapped to a student's
-    token table are resampled first and mapped then: dense rows come out the same either way, and pruned
-    rows mix while their entries are still those of the teacher.
+
+def nonblank(rows: Rows, blank: int) -> Float:
+    """(N,) mass, 0 to 1, of all classes but the blank at temperature 1, in the teacher's own table.
+
+    A blank that a pruned row left out counts with an equal share of the tail.
     """
     if isinstance(rows, Mapped):
-        found = resample(rows.rows, shape, student, method=method, temperature=temperature)
-        return rows.map.apply(found)
-    frames.check_method(method)
-    t, nodes = shape[0], shape[1] if len(shape) == 3 else 1
-    if t == student:
-        return rows.at(temperature)
-    if method == "nearest":
-        return rows.take(_nodes(frames.nearest(t, student), nodes)).at(temperature)
-    low, high, weight = frames.linear(t, student)
-    a = rows.take(_nodes(low, nodes)).at(temperature)
-    b = rows.take(_nodes(high, nodes)).at(temperature)
-    return mix(a, b, np.repeat(weight, nodes))
+        return nonblank(rows.rows, rows.map.teacher.blank)
+    at = rows.at(1.0)
+    if at.ids is None:
+        return np.asarray(-np.expm1(at.logp[:, blank]))
+    kept = at.logp > NOTHING
+    left = np.maximum(at.classes - kept.sum(axis=1), 1)
+    share = at.tail - np.log(left)
+    own = np.where((at.ids == blank) & kept, at.logp, -np.inf).max(axis=1)
+    return np.asarray(-np.expm1(np.minimum(np.where(np.isfinite(own), own, share), 0)), np.float32)
 
 
-def _nodes(frame: NDArray[np.int64], nodes: int) -> NDArray[np.int64]:
-    """Row numbers of whole frames of a lattice with so many nodes a frame."""
-    return (frame[:, None] * nodes + np.arange(nodes)).reshape(-1)
+def mix_logits(a: Tempered, b: Tempered, weight: NDArray[np.float32]) -> Tempered:
+    """softmax((1 - weight)·a + weight·b) of dense rows' logits; raises ``UsageError`` for pruned ones."""
+    if a.ids is not None or b.ids is not None:
+        raise UsageError(
+            "linear-logit of pruned rows",
+            why="The logits of the classes that they left out are not known one by one.",
+            do="Use linear, or a store that keeps every class.",
+        )
+    w = weight[:, None]
+    logp = (1 - w) * a.logp + w * b.logp
+    return replace(a, logp=(logp - logsumexp(logp)[:, None]).astype(np.float32))
 
 
 def mix(a: Tempered, b: Tempered, weight: NDArray[np.float32]) -> Tempered:

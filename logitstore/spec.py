@@ -12,8 +12,8 @@ from .errors import FormatError
 
 VERSION = "1.0"
 KINDS = ("ctc", "rnnt", "seq2seq", "hidden")
-REPLACES = "replaces"
-KNOWN_REQUIREMENTS = frozenset({REPLACES})
+REPLACES, LATTICE_FORMS = "replaces", "lattice-forms"
+KNOWN_REQUIREMENTS = frozenset({REPLACES, LATTICE_FORMS})
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class StreamSpec(Record):
         classes: V.
         blank: id of the blank.
         encoding: name and settings, e.g. ``topk:16``.
-        form: lattice form, ``full``; empty for other kinds.
+        form: lattice form, ``full``, ``banded:5``, ...; empty for other kinds.
     """
 
     name: str

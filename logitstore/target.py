@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import MissingUtterance, UsageError
+from .lattice import Nodes
 
 Float = NDArray[np.float32]
 NOTHING = (
@@ -166,7 +167,7 @@ class Sparse:
         The curve is log Σ exp(logp/τ) over the left-out classes; four points are stored, and at 1/τ = 0 it
         is the logarithm of how many there are.
         """
-        return _pruned(self.classes, self.ids, self.logp, self.odds, temperature)
+        return pruned(self.classes, self.ids, self.logp, self.odds, temperature)
 
 
 @dataclass(frozen=True)
@@ -207,10 +208,10 @@ class Ragged:
         place = np.arange(int(counts.max(initial=1)))
         real = place < counts[:, None]
         where = self.start[:-1, None] + np.where(real, place, 0)  # what is not there repeats the first
-        return _pruned(self.classes, self.ids[where], self.logp[where], self.odds, temperature, real)
+        return pruned(self.classes, self.ids[where], self.logp[where], self.odds, temperature, real)
 
 
-def _pruned(
+def pruned(
     classes: int,
     ids: NDArray[Any],
     stored: NDArray[Any],
@@ -264,8 +265,11 @@ class Target:
         T: valid teacher frames.
         labels: (U,) int32 token ids that the lattice was driven with; empty where there are none.
         streams: decoded rows by stream name.
-        shapes: axes of each stream, e.g. ``(T, V)`` or ``(T, U+1, V)``.
+        shapes: axes of each stream: ``(T, V)``; ``(T, U+1, V)``, or ``(T, S, V)`` or ``(N, V)`` where a
+            lattice keeps some of its nodes.
         meta: everything else that was stored: text, seconds, ...
+        nodes: by stream, which nodes its rows are; not for lattices that keep all and nothing else.
+        blank: id of the blank among the classes.
     """
 
     id: str
@@ -274,6 +278,8 @@ class Target:
     streams: Mapping[str, Rows]
     shapes: Mapping[str, tuple[int, ...]]
     meta: Mapping[str, Any] = field(default_factory=dict)
+    nodes: Mapping[str, Nodes] = field(default_factory=dict)
+    blank: int = 0
 
     @property
     def U(self) -> int:
@@ -294,6 +300,13 @@ class Target:
                 f"no stream {stream!r}", where=self.id, do=f"It has: {', '.join(self.streams)}."
             ) from None
 
+    def grid(self, stream: str) -> NDArray[np.int64] | None:
+        """(T, U+1) row of each node of a lattice, -1 where it is not kept; None for a stream that is none."""
+        if stream in self.nodes:
+            return self.nodes[stream].grid()
+        axes = self.shapes[stream][:-1]
+        return np.arange(axes[0] * axes[1]).reshape(axes) if len(axes) == 2 else None
+
     def log_probs(self, stream: str, temperature: float = 1.0) -> Float:
-        """Dense float32 log-probabilities in the stream's own axes: (T, V) or (T, U+1, V)."""
+        """Dense float32 log-probabilities in the stream's own axes, :attr:`shapes`."""
         return self[stream].at(temperature).dense().reshape(self.shapes[stream])

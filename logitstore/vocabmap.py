@@ -155,6 +155,7 @@ class VocabMap:
             labels=labels,
             streams={name: Mapped(rows, self) for name, rows in target.streams.items()},
             shapes={name: (*shape[:-1], len(self.student)) for name, shape in target.shapes.items()},
+            blank=self.student.blank,
         )
 
     def require_teacher(self, table: TokenTable, where: str) -> None:

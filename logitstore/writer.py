@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import lru_cache
 from types import TracebackType
@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, Self
 from .encoder import RowEncoder
 from .errors import LengthError, LogitStoreError, ManifestError, UsageError, Vanished, VocabError
 from .identity import establish, forget_empty, note_gate
+from .lattice import Form
 from .layout import columns_of, make_spec
 from .manifest import check_id
 from .places import Place, open_place
 from .replacing import settle
 from .sealed import Entry, current_index, read_entry, shard_names
 from .sealing import ShardInMaking, finish_store, listed, sweep, sweep_halves
-from .spec import StoreSpec, TeacherSpec
+from .spec import StoreSpec, StreamSpec, TeacherSpec
 from .storage import parse_storage
 from .vocab import TokenTable
 
@@ -143,7 +144,8 @@ class StoreWriter:
         Args:
             utt_id: unique in the store.
             ctc: (T, V) logits, torch or numpy, valid frames only.
-            rnnt: (T, U+1, V) logits, or an iterable of its slices along T.
+            rnnt: (T, U+1, V) logits, or an iterable of its slices along T; or a function that gives them, for
+                forms that go through them twice.
             labels: (U,) token ids of the lattice.
             text: reference text.
             seconds: of audio.
@@ -157,8 +159,6 @@ class StoreWriter:
             raise ManifestError(
                 "this id is in the store already", where=utt_id, do="Ask `id in writer` first."
             )
-        import torch
-
         given = {"ctc": ctc, "rnnt": rnnt}
         labels = [] if labels is None else [int(i) for i in labels]
         if any(not 0 <= i < self.spec.tokens["size"] for i in labels):
@@ -169,13 +169,13 @@ class StoreWriter:
                 value = given[stream.name]
                 if value is None:
                     raise LengthError(f"no {stream.name} was given", where=utt_id)
-                slices = [value] if hasattr(value, "shape") else value
                 frames = 0
-                for piece in slices:
-                    tensor = torch.as_tensor(piece).detach()
-                    _check_axes(stream.kind, tensor, len(labels), utt_id)
-                    frames += len(tensor)
-                    self._encoder.take(stream.name, tensor, utt_id, labels)
+                if stream.kind == "rnnt" and not Form.parse(stream.form).whole:
+                    frames = self._lattice(stream, value, labels, utt_id)
+                    continue
+                for piece in _slices(stream.kind, value, len(labels), utt_id):
+                    frames += len(piece)
+                    self._encoder.take(stream.name, piece, utt_id, labels)
             meta: dict[str, Any] = {"T": frames, "U": len(labels), "seconds": float(seconds)}
             if text is not None:
                 meta["text"] = text
@@ -190,6 +190,28 @@ class StoreWriter:
         if len(self._shard) >= self._rows:
             self._shard.seal()
             self._shard = None
+
+    def _lattice(self, stream: StreamSpec, value: Any, labels: list[int], utt_id: str) -> int:
+        """Encode the nodes that a form keeps; gives T."""
+        from .picker import Picker
+
+        if not hasattr(value, "shape") and not callable(value) and iter(value) is value:
+            raise UsageError(
+                f"{stream.encoding}/{stream.form} goes through a lattice more than once",
+                where=utt_id,
+                do="Give it whole, or a function that returns its slices.",
+            )
+
+        def drive() -> Iterator[torch.Tensor]:
+            return _slices("rnnt", value, len(labels), utt_id)
+
+        frames = sum(len(piece) for piece in drive())
+        picker = Picker(stream, labels, utt_id)
+        for rows, always in picker.rows(drive, frames):
+            self._encoder.take(stream.name, rows, utt_id, always=always)
+        if picker.nodes is not None:
+            self._encoder.choose(stream.name, picker.nodes)
+        return frames
 
     def close(self) -> None:
         """Seal the last shard, bring the index and ``skipped.jsonl`` up to date, drop the lock."""
@@ -233,6 +255,16 @@ class StoreWriter:
                 finish_store(self.place)
         finally:
             self._open.close()
+
+
+def _slices(kind: str, value: Any, u: int, utt_id: str) -> Iterator[torch.Tensor]:
+    """Logits as the caller gave them, as tensors with the right axes."""
+    import torch
+
+    for piece in [value] if hasattr(value, "shape") else value() if callable(value) else value:
+        tensor = torch.as_tensor(piece).detach()
+        _check_axes(kind, tensor, u, utt_id)
+        yield tensor
 
 
 def _check_axes(kind: str, logits: torch.Tensor, u: int, utt_id: str) -> None:

@@ -36,7 +36,9 @@ BOUNDS = {
 
 
 def test_every_encoding_is_tried():
-    assert set(registry.names("logitstore.encodings")) <= set(CASES), "give it CASES and BOUNDS above"
+    nodes_only = {"collapsed"}  # needs the labels of a lattice: tests/test_lattice.py
+    found = set(registry.names("logitstore.encodings")) - nodes_only
+    assert found <= set(CASES), "give it CASES and BOUNDS above"
 
 
 @pytest.mark.parametrize("check", suite.CHECKS, ids=lambda c: c.__name__)

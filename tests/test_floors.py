@@ -22,6 +22,7 @@ FLOORS = [
     "world",
     "spec",
     "frames",
+    "lattice",
     "target",
     "emission",
     "faults",
@@ -38,8 +39,8 @@ FLOORS = [
     "vocabmap",
     "index",
     "encodings",
-    "lattice",
     "where",
+    "alignment",
     # 2: bytes
     "storage",
     "sealed",
@@ -56,6 +57,7 @@ FLOORS = [
     "engines",
     # 4: stories
     "encoder",
+    "picker",
     "identity",
     "sealing",
     "writer",
@@ -101,11 +103,14 @@ FIRST_WITH_TORCH = "tap"
 ALLOWED_INSIDE_FUNCTIONS = {
     ("gpu", "torch"): "only looking at GPUs runs torch, judging what was found does not",
     ("writer", "torch"): "the caller's logits are torch's; reading never comes here",
+    ("writer", "picker"): "drives the caller's lattices, with torch",
+    ("encodings.collapsed", "torch"): "only encoding runs torch, decoding never does",
     ("encodings.topk", "torch"): "only encoding runs torch, decoding never does",
     ("reader", "batch"): "Store.batch is the door to tensors; opening a store stays free of torch",
 }
 ALLOWED_FOR_TYPES = {
     ("encodings.base", "torch"): "encode's tensors",
+    ("encodings.collapsed", "torch"): "encode's tensors",
     ("encodings.dense", "torch"): "encode's tensors",
     ("encodings.topk", "torch"): "encode's tensors",
     ("encodings.nucleus", "torch"): "encode's tensors",

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from logitstore.errors import LengthError, UsageError
-from logitstore.frames import check_method, check_ratio, linear, nearest
+from logitstore.frames import Method, check_ratio, linear, nearest
 from logitstore.resample import mix, resample
 from logitstore.target import NOTHING, Dense, Sparse, Tempered, logsumexp
 
@@ -78,7 +78,7 @@ def test_ratios():
     with pytest.raises(LengthError, match="200 student frames, but 204"):
         check_ratio(100, 204, (2, 1), 3, "u")
     with pytest.raises(UsageError, match="linear"):
-        check_method("cubic")
+        Method.parse("cubic")
 
 
 def pruned(n, classes, k, seed):

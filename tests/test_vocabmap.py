@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logitstore import StoreWriter, TokenTable, VocabMap, collate_targets, open_store, read_table
+from logitstore.batch import _pad
 from logitstore.errors import TokenError, UsageError, VocabError
-from logitstore.resample import resample
+from logitstore.resample import Resampled, resample
 from logitstore.target import NOTHING, Dense, Sparse, Tempered, logsumexp
 
 TEACHER = TokenTable(("<blk>", "a", "b", "c", "d", "e", "f", "<unk>"), 0)
@@ -348,26 +349,26 @@ def test_a_label_that_the_student_lacks_names_utterance_and_token(tmp_path):
         store["u0"]
 
 
+def frame_of(rows):
+    return Resampled(rows, (1,), np.ones(1, bool))
+
+
 def test_utterances_that_mix_to_different_widths_share_a_batch():
     """Mixing rows of a small table may make some of them complete."""
     full = Tempered(3, 1.0, np.log([[0.5, 0.3, 0.2]]).astype("f4"), None, np.full(1, NOTHING, "f4"))
     part = Tempered(
         3, 1.0, np.log([[0.6, 0.3]]).astype("f4"), np.array([[2, 0]], "i4"), np.log([0.1]).astype("f4")
     )
-    from logitstore.batch import _pad
-
-    batch = _pad([full, part], [1, 1], None)
+    batch = _pad([frame_of(full), frame_of(part)])
     expected = torch.tensor([[[0.5, 0.3, 0.2]], [[0.3, 0.1, 0.6]]])
     torch.testing.assert_close(batch.dense().exp(), expected)
 
 
 def test_a_batch_of_rows_with_every_class_kept_beside_a_tail():
-    from logitstore.batch import _pad
-
     row = Tempered(
         2, 1.0, np.log([[0.3, 0.1]]).astype("f4"), np.array([[1, 0]], "i4"), np.log([0.6]).astype("f4")
     )
-    torch.testing.assert_close(_pad([row], [1], None).dense().exp(), torch.tensor([[[0.25, 0.75]]]))
+    torch.testing.assert_close(_pad([frame_of(row)]).dense().exp(), torch.tensor([[[0.25, 0.75]]]))
     np.testing.assert_allclose(np.exp(row.dense()), [[0.25, 0.75]], atol=1e-6)
 
 

@@ -41,7 +41,13 @@ def _kept(out: str) -> str:
 @click.option("--manifest-format", metavar="FORMAT", help="jsonl, nemo, kaldi, lhotse, huggingface")
 @click.option("--allow-pipes", is_flag=True, help="run shell commands that stand for recordings")
 @click.option("--out", required=True, type=click.Path(), help="the store; made, or resumed")
-@click.option("--stream", "streams", multiple=True, metavar="NAME=ENCODING", help="[default: ctc=dense]")
+@click.option(
+    "--stream",
+    "streams",
+    multiple=True,
+    metavar="NAME=ENCODING[/FORM]",
+    help="ctc=dense, rnnt=topk:16, rnnt=topk:16/banded:5+occupancy, ... [default: ctc=dense]",
+)
 @click.option("--tokens", type=click.Path(), help="tokens.txt that the teacher's table must equal")
 @click.option("--audio-root", type=click.Path(), help="what relative audio paths are relative to")
 @click.option("--storage", default="zarr", show_default=True, help="zarr, zarr:zstd, zarr:blosc, webdataset")

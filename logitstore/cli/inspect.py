@@ -87,7 +87,7 @@ def _summary(d: dict[str, Any]) -> str:
         [
             name,
             s["shape"].replace("V", str(s["classes"])),
-            s["encoding"],
+            s["encoding"] if s["form"] in ("", "full") else f"{s['encoding']}/{s['form']}",
             f"{s['bytes_per_row']:.1f}",
             f"{100 * s['of_dense_fp16']:.1f} %",
             f"{s['entropy']:.3f}",

@@ -40,7 +40,7 @@ class Encoding(Protocol):
 class KeepsAlways(Protocol):
     """An encoding that drops classes, but never some: the blank, and in a lattice the next label."""
 
-    budget: float
+    keeps_always: bool
 
     def encode(self, logits: torch.Tensor, always: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         """As :meth:`Encoding.encode`; ``always`` is (N, F) int64 classes to keep in any case."""

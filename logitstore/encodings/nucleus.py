@@ -39,6 +39,7 @@ class Nucleus:
     temperature: float = 1.0
 
     ragged = frozenset({"ids", "below"})
+    keeps_always = True
 
     def __str__(self) -> str:
         at = "" if self.temperature == 1 else f"@{self.temperature:g}"

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from ..batch import StreamBatch
-from ..errors import LengthError
+from ..errors import LengthError, UsageError
 from .rows import Divergence, Viewed, reduce, view
 
 
@@ -71,14 +71,16 @@ def rnnt_kd(
     weights: torch.Tensor | None = None,
     reduction: str = "mean",
 ) -> torch.Tensor:
-    """Node-wise KL over an RNN-T lattice (Panchapagesan et al. 2021, all classes or the kept ones).
+    """Node-wise KL over an RNN-T lattice, or the nodes of it that were kept (Panchapagesan et al. 2021).
 
     Args:
-        logits: (B, T, U+1, V) of the student's joiner, or its slices along T one after the other, each
-            (B, t, U+1, V): with those, no more than one slice's teacher rows are looked at at a time.
-        target: the lattice, at the student's frames.
+        logits: (B, T, U+1, V) of the student's joiner; or its slices along T one after the other, each
+            (B, t, U+1, V). Of kept nodes also those alone: (B, T, S, V) at ``target.positions``, ranges of
+            k2's pruned loss, or (B, N, V) at a path's ``target.frames`` and ``target.positions``.
+        target: the lattice, at the student's frames. What ``collapsed`` keeps is compared as it should be,
+            blank, next label and the rest, with ``tail="class"``.
         temperature, direction, tail, scale, reduction: as in :func:`ctc_kd`.
-        weights: (B, T, U+1) of nodes, ≥ 0.
+        weights: of nodes, ≥ 0, as ``target.mask``: e.g. ``target.occupancy``.
 
     Raises:
         VocabError, LengthError, UsageError: the two do not belong together.
@@ -86,22 +88,56 @@ def rnnt_kd(
     rows = view(target)
     divergence = Divergence(temperature, direction, tail, scale)
     if isinstance(logits, torch.Tensor):
-        return reduce(divergence(logits, rows), rows.mask, weights, reduction)
+        return reduce(divergence(at_nodes(logits, rows), rows), rows.mask, weights, reduction)
+    if rows.frames is not None:
+        raise UsageError(
+            "slices along T for a path",
+            why="Its nodes are not frame by frame.",
+            do="Give the student's logits at its nodes: (B, N, V) at target.frames and target.positions.",
+        )
     pieces, t = [], 0
     for piece in logits:
-        pieces.append(divergence(piece, frames_of(rows, t, t + piece.shape[1])))
+        part = frames_of(rows, t, t + piece.shape[1])
+        pieces.append(divergence(at_nodes(piece, part), part))
         t += piece.shape[1]
     if t != rows.mask.shape[1]:
         raise LengthError(f"slices of {t} frames in all for a target of {rows.mask.shape[1]}")
     return reduce(torch.cat(pieces, 1), rows.mask, weights, reduction)
 
 
+def at_nodes(logits: torch.Tensor, rows: StreamBatch) -> torch.Tensor:
+    """The student's logits at the target's nodes, where it gives those of the whole lattice."""
+    if rows.positions is None or logits.shape[:-1] == rows.mask.shape:
+        return logits
+    if logits.dim() != 4 or len(logits) != len(rows.mask):
+        return logits  # refused as of another shape
+    b, t, u = logits.shape[:3]
+    if int(torch.where(rows.mask, rows.positions, 0).max()) >= u:
+        raise LengthError(f"{u} label positions of the student, where the teacher's go beyond")
+    batch = torch.arange(b, device=logits.device)
+    position = rows.positions.clamp(max=u - 1)
+    if rows.frames is not None:
+        if int(rows.frames.max()) >= t:
+            raise LengthError(f"{t} frames of the student, where the teacher's path goes beyond")
+        return logits[batch[:, None], rows.frames, position]
+    if t != rows.mask.shape[1]:
+        return logits
+    frame = torch.arange(t, device=logits.device)
+    return logits[batch[:, None, None], frame[None, :, None], position]
+
+
 def frames_of(rows: StreamBatch, start: int, stop: int) -> StreamBatch:
     """Some frames of every utterance."""
+
+    def cut(tensor: torch.Tensor | None) -> torch.Tensor | None:
+        return None if tensor is None else tensor[:, start:stop]
+
     return replace(
         rows,
         logp=rows.logp[:, start:stop],
-        ids=None if rows.ids is None else rows.ids[:, start:stop],
+        ids=cut(rows.ids),
         tail=rows.tail[:, start:stop],
         mask=rows.mask[:, start:stop],
+        positions=cut(rows.positions),
+        occupancy=cut(rows.occupancy),
     )

@@ -1,0 +1,104 @@
+"""Takes the nodes that a form keeps out of a lattice that is driven slice by slice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .alignment import band, best_path, occupancy
+from .encoder import require_finite
+from .encodings import parse_encoding
+from .encodings.base import KeepsAlways
+from .lattice import Form, Nodes, band_size, full, path, ranges, sample
+from .spec import StreamSpec
+
+Slices = Iterable[torch.Tensor]
+
+
+class Picker:
+    """Which nodes of one utterance's lattice are kept, and their logits.
+
+    A form that follows the teacher's own alignment drives the joiner twice: for the scores of blank and next
+    label, (T, U+1) numbers each, and for the rows. [T, U+1, V] never exists.
+
+    Args:
+        stream: of the store.
+        labels: (U,) token ids that drive the lattice.
+        utt_id: the utterance.
+    """
+
+    def __init__(self, stream: StreamSpec, labels: Sequence[int], utt_id: str) -> None:
+        self.form = Form.parse(stream.form)
+        self.nodes: Nodes | None = None
+        self._stream, self._labels, self._id = stream, list(labels), utt_id
+        self._names = isinstance(parse_encoding(stream.encoding), KeepsAlways)
+
+    def rows(
+        self, drive: Callable[[], Slices], frames: int
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        """(n, V) logits of kept nodes, or whole slices; and the (n, 2) classes that each keeps always.
+
+        Args:
+            drive: gives (t, U+1, V) slices, one after the other; called twice where scores are needed first.
+            frames: T.
+        """
+        u = len(self._labels)
+        if self.form.whole:
+            for piece in drive():
+                yield piece, None
+            return
+        nodes = self.nodes = self._choose(drive, frames, u)
+        following = nodes.next_labels(np.asarray(self._labels, np.int64), self._stream.blank)
+        always = np.stack([np.full_like(following, self._stream.blank), following], 1)
+        t = 0
+        for piece in drive():
+            low, high = np.searchsorted(nodes.frame, [t, t + len(piece)])
+            at = (nodes.frame[low:high] - t) * (u + 1) + nodes.position[low:high]
+            picked = piece.reshape(-1, piece.shape[-1])[_on(piece, at)]
+            yield picked, _on(piece, always[low:high]) if self._names else None
+            t += len(piece)
+
+    def _choose(self, drive: Callable[[], Slices], t: int, u: int) -> Nodes:
+        form = self.form
+        blank = label = occupied = None
+        if form.aligned:
+            blank, label = self._scores(drive())
+        if form.occupancy or form.name == "banded":
+            assert blank is not None
+            assert label is not None
+            occupied = occupancy(blank, label)
+        if form.name == "banded":
+            assert occupied is not None
+            width = band_size(form.size, t, u)
+            nodes = ranges(form, t, u, band(occupied, width), width)
+        elif form.name == "path":
+            assert blank is not None
+            assert label is not None
+            nodes = path(form, t, u, best_path(blank, label))
+        elif form.name == "sample":
+            nodes = sample(form, t, u, self._id)
+        else:
+            nodes = full(t, u, form)
+        if not form.occupancy or occupied is None:
+            return nodes
+        kept = occupied[nodes.frame, nodes.position].astype(np.float32)
+        return Nodes(form, t, u, nodes.frame, nodes.position, kept)
+
+    def _scores(self, slices: Slices) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(T, U+1) log-probabilities of the blank and of the next label; raises ``NonFinite``."""
+        blanks, labels = [], []
+        for piece in slices:
+            require_finite(piece.reshape(-1, piece.shape[-1]), self._stream.name, self._id)
+            logp = piece.float().log_softmax(-1)
+            following = _on(piece, np.array([*self._labels, self._stream.blank], np.int64))
+            index = following.expand(len(piece), -1)[..., None]
+            blanks.append(logp[..., self._stream.blank].cpu().numpy())
+            labels.append(logp.gather(-1, index)[..., 0].cpu().numpy())
+        return np.concatenate(blanks).astype(np.float64), np.concatenate(labels).astype(np.float64)
+
+
+def _on(like: torch.Tensor, index: NDArray[np.int64]) -> torch.Tensor:
+    return torch.from_numpy(index).to(like.device)

@@ -1,0 +1,175 @@
+"""Teacher frames into student frames: spikes kept, logits mixed, frames stacked, students that lag."""
+
+from fractions import Fraction
+
+import demo
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from logitstore import TokenTable, VocabMap, collate_targets, open_store
+from logitstore.decode import edit_distance, greedy_ctc
+from logitstore.dump import DumpOptions, dump
+from logitstore.encodings import parse_encoding
+from logitstore.errors import LengthError, UsageError
+from logitstore.frames import Method, nearest, plan, spikes
+from logitstore.losses import ctc_kd
+from logitstore.resample import nonblank
+from logitstore.target import NOTHING, Target
+from logitstore.testing.encoding import decoded
+
+V, BLANK = 9, 2
+TEXTS = ["linear", "linear-logit", "nearest", "max-nonblank", "stack:4", "nearest+shift=3", "stack:2+shift=1"]
+
+
+def target(t, encoding="dense", seed=0, scale=3.0):
+    logits = torch.randn(t, V, generator=torch.Generator().manual_seed(seed)) * scale
+    none = np.zeros(0, np.int32)
+    rows = decoded(parse_encoding(encoding), logits)
+    return Target(f"u{seed}", t, none, {"ctc": rows}, {"ctc": (t, V)}, blank=BLANK), logits.double()
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_methods_are_written_as_read(text):
+    assert str(Method.parse(text)) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["", "cubic", "stack", "stack:0", "linear:2", "max_nonblank", "nearest+shift", "linear+shift=-1"]
+)
+def test_unknown_methods_list_the_known(text):
+    with pytest.raises(UsageError, match="max-nonblank"):
+        Method.parse(text)
+
+
+lengths = st.integers(1, 60)
+
+
+@given(lengths, lengths, st.integers(0, 2**16))
+def test_spikes_are_the_largest_of_the_frames_that_fall_in(t, s, seed):
+    mass = np.random.default_rng(seed).integers(0, 6, t) / 6  # with ties
+    found = spikes(mass, nearest(t, s), s)
+    inside = [[] for _ in range(s)]
+    for j in range(t):
+        inside[int(Fraction(2 * j + 1, 2 * t) * s)].append(j)
+    for i, frames in enumerate(inside):
+        wanted = max(frames, key=lambda j: (mass[j], -j)) if frames else nearest(t, s)[i]
+        assert found[i] == wanted
+    if s <= t:
+        assert mass[found].max() == mass.max()  # the sharpest spike of all is never lost
+
+
+@pytest.mark.parametrize("encoding", ["dense", "topk:3", "topk:9", "nucleus:0.01"])
+def test_nonblank_mass(encoding):
+    made, logits = target(40, encoding)
+    wanted = 1 - torch.softmax(logits, -1)[:, BLANK].numpy()
+    found = nonblank(made["ctc"], BLANK)
+    at = made["ctc"].at(1.0)
+    kept = np.ones(40, bool) if at.ids is None else ((at.ids == BLANK) & (at.logp > NOTHING)).any(1)
+    np.testing.assert_allclose(found[kept], wanted[kept], atol=4e-3)
+    assert ((found >= 0) & (found <= 1)).all()
+    assert (found[~kept] > 0.5).all()  # a blank that is not among the best has little
+
+
+@pytest.mark.parametrize("student", [5, 13, 30])
+def test_max_nonblank_takes_rows(student):
+    made, logits = target(13)
+    stream = collate_targets([made], frames=[student], method="max-nonblank")["ctc"]
+    frames = spikes(1 - torch.softmax(logits, -1)[:, BLANK].numpy(), nearest(13, student), student)
+    wanted = torch.log_softmax(logits, -1)[torch.from_numpy(frames)]
+    torch.testing.assert_close(stream.logp[0].double(), wanted, atol=5e-3, rtol=2e-3)
+
+
+def test_the_blank_is_the_teachers_own_where_a_student_has_it_elsewhere():
+    names = ["a", "b", "<blk>", *"cdefgh"]
+    teacher, student = TokenTable(tuple(names), BLANK), TokenTable(tuple(sorted(names)), 0)
+    made, _ = target(20)
+    vocab = VocabMap.by_token(teacher, student)
+    one = collate_targets([made], frames=[7], method="max-nonblank")["ctc"]
+    two = collate_targets([made], frames=[7], method="max-nonblank", vocab=vocab)["ctc"]
+    torch.testing.assert_close(two.logp[..., [student.id(n) for n in names]], one.logp)
+
+
+@settings(max_examples=30)
+@given(st.integers(2, 20), st.integers(1, 30), st.floats(1, 6), st.integers(0, 999))
+def test_linear_logit_mixes_logits(t, s, temperature, seed):
+    made, logits = target(t, seed=seed)
+    how = Method("linear-logit")
+    stream = collate_targets([made], frames=[s], method=str(how), temperature=temperature)["ctc"]
+    p = plan(t, s, how)
+    w = torch.from_numpy(p.weight).double()[:, None]
+    mixed = (1 - w) * logits[p.low] + w * logits[p.high]
+    wanted = torch.log_softmax(mixed / temperature, -1)
+    torch.testing.assert_close(stream.logp[0].double(), wanted, atol=2e-2, rtol=2e-3)
+    torch.testing.assert_close(stream.logp[0].exp().sum(-1), torch.ones(s), atol=1e-5, rtol=0)
+
+
+def test_linear_logit_needs_every_class():
+    made, _ = target(6, "topk:3")
+    with pytest.raises(UsageError, match="pruned"):
+        collate_targets([made], frames=[4], method="linear-logit")
+    collate_targets([made], frames=[6], method="linear-logit")  # nothing to mix
+
+
+def test_stacked_frames():
+    made = [target(t, "topk:3", seed=t)[0] for t in (7, 3)]
+    batch = collate_targets(made, method="stack:3", temperature=2.0)
+    whole = collate_targets(made, temperature=2.0)["ctc"]
+    assert batch.lengths.tolist() == [3, 1]
+    stream = batch["ctc"]
+    assert stream.logp.shape == (2, 3, 3, 3)
+    assert stream.mask.sum((1, 2)).tolist() == [7, 3]
+    assert torch.equal(stream.logp[stream.mask], whole.logp[whole.mask])
+    assert torch.equal(stream.ids[stream.mask], whole.ids[whole.mask])
+    logits = torch.randn(2, 9, V)
+    stacked = ctc_kd(logits.reshape(2, 3, 3, V), stream)
+    torch.testing.assert_close(stacked, ctc_kd(logits[:, :7], whole))
+    with pytest.raises(LengthError, match="3 frames of this"):
+        collate_targets(made, frames=[2, 1], method="stack:3")
+
+
+@pytest.mark.parametrize("method", ["linear", "nearest", "max-nonblank"])
+def test_a_student_that_lags(method):
+    made = [target(t, "topk:3", seed=t)[0] for t in (12, 7)]
+    frames = [6, 9]
+    plain = collate_targets(made, frames=frames, method=method)["ctc"]
+    late = collate_targets(made, frames=frames, method=f"{method}+shift=2")["ctc"]
+    assert not bool(late.mask[:, :2].any())
+    for b, length in enumerate(frames):
+        assert bool(late.mask[b, 2:length].all())
+        assert torch.equal(late.dense()[b, 2:length], plain.dense()[b, : length - 2])
+    gone = collate_targets(made, frames=frames, method=f"{method}+shift=9")["ctc"]
+    assert not bool(gone.mask.any())
+    logits = torch.randn(2, 9, V, requires_grad=True)
+    loss = ctc_kd(logits, gone)
+    loss.backward()
+    assert float(loss.detach()) == 0
+    assert not bool(logits.grad.any())
+
+
+def test_shift_of_stacks():
+    made = [target(8, seed=1)[0]]
+    stream = collate_targets(made, method="stack:2+shift=1")["ctc"]
+    plain = collate_targets(made, method="stack:2")["ctc"]
+    assert torch.equal(stream.logp[:, 1:], plain.logp[:, :3])
+    assert stream.mask[0, :, 0].tolist() == [False, True, True, True]
+
+
+def test_spikes_of_the_trained_teacher_survive_a_slow_student(tmp_path):
+    """At a third of the frame rate, taking the nearest frame loses more tokens than max-nonblank does.
+
+    It cannot keep all: two tokens that fall into one student frame are still one too many.
+    """
+    dump(demo.teacher(), demo.manifest(6), tmp_path / "s", DumpOptions(streams={"ctc": "topk:4"}))
+    store = open_store(tmp_path / "s")
+    errors = {}
+    for method in ("nearest", "max-nonblank"):
+        errors[method] = 0
+        for made in store.values():
+            rows = collate_targets([made], frames=[-(-made.T // 3)], method=method)["ctc"]
+            said = greedy_ctc(rows.dense()[0].argmax(-1).numpy(), store.tokens.blank)
+            whole = greedy_ctc(made["ctc"].at(1.0).dense().argmax(-1), store.tokens.blank)
+            errors[method] += edit_distance(whole, said)
+    assert errors["max-nonblank"] < errors["nearest"]
