@@ -20,6 +20,9 @@ shard_size=500      # utterances, or audio: 90s, 30m, 2h
 device=cpu          # "cuda" gives job i the device cuda:(i mod number of GPUs)
 on_error=raise      # raise | skip
 limit=0
+manifest_format=    # jsonl, nemo, kaldi, lhotse, huggingface; recognised when empty
+max_wer=50          # percent of the first words that the teacher may get wrong
+skip_gate=          # why a teacher that a gate would stop is right; stored
 tokens=
 audio_root=
 threads=2
@@ -34,7 +37,7 @@ while [ $# -gt 0 ]; do
     -h|--help) usage; exit 0 ;;
     --*)
       name=$(printf %s "${1#--}" | tr - _)
-      case " stage stop_stage nj teacher manifest out streams storage batch_seconds shard_size device on_error limit tokens audio_root threads logdir python " in
+      case " stage stop_stage nj teacher manifest out streams storage batch_seconds shard_size device on_error limit manifest_format max_wer skip_gate tokens audio_root threads logdir python " in
         *" $name "*) ;;
         *) echo "$0: no option $1 (try --help)" >&2; exit 2 ;;
       esac
@@ -59,8 +62,10 @@ if [ "$stage" -le 1 ] && [ "$stop_stage" -ge 1 ]; then
   mkdir -p "$logdir"
   args=(dump --teacher "$teacher" --manifest "$manifest" --out "$out" --storage "$storage"
         --batch-seconds "$batch_seconds" --shard-size "$shard_size" --on-error "$on_error"
-        --limit "$limit" --threads "$threads")
+        --limit "$limit" --threads "$threads" --max-wer "$max_wer")
   for s in $streams; do args+=(--stream "$s"); done
+  [ -z "$manifest_format" ] || args+=(--manifest-format "$manifest_format")
+  [ -z "$skip_gate" ] || args+=(--skip-gate "$skip_gate")
   [ -z "$tokens" ] || args+=(--tokens "$tokens")
   [ -z "$audio_root" ] || args+=(--audio-root "$audio_root")
   gpus=0

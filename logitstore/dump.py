@@ -6,8 +6,9 @@ and a third thread encodes and writes what the teacher said.
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,8 +19,9 @@ import torch
 from .audio import seconds_of
 from .batches import Loaded, ahead, by_length, load
 from .blocks import DEFAULT_SHARD_SIZE, Block, ShardSize, blocks
-from .drive import Driver
-from .errors import LogitStoreError, ManifestError, UsageError
+from .drive import Driver, Spoken
+from .errors import LogitStoreError, ManifestError, TooManySkipped, UsageError
+from .gates import Gate, Skips, lines
 from .gpu import require_device
 from .layout import make_spec
 from .manifest import Manifest, Problem, Utterance
@@ -28,6 +30,7 @@ from .places import open_place
 from .selfcheck import self_check
 from .spec import StoreSpec
 from .teachers.base import Teacher, weights_sha256
+from .transcribe import Scribe, Transcript
 from .vocab import TokenTable, require_same
 from .world import Part
 from .writer import StoreWriter
@@ -44,12 +47,16 @@ class DumpOptions:
         device: where the teacher runs.
         shard_size: what one shard holds; see :class:`logitstore.blocks.ShardSize`.
         on_error: ``raise``, or ``skip`` to leave an utterance out and list it.
+        max_skipped: stop once more are skipped than this: ``1%`` of the job's utterances, or a number.
         part: job i of N.
         tokens: a table to compare the teacher's with.
         allow_different: fields in which a store may differ when it is resumed.
         threads: that load audio.
         cpu_threads: of a teacher on the CPU. Matrix products round differently with another number of
             threads, so it is fixed: the same bytes come out however many jobs share the machine.
+        max_wer: percent of the first references' words that the teacher's greedy decode may get wrong.
+        skip_gate: why a teacher that a gate would stop is right; stored. Empty: gates stop it.
+        transcripts: whose greedy decode rows keep: ``none``, ``ctc`` or ``all``.
     """
 
     streams: dict[str, str] = field(default_factory=lambda: {"ctc": "dense"})
@@ -58,18 +65,31 @@ class DumpOptions:
     device: str = "cpu"
     shard_size: str = DEFAULT_SHARD_SIZE
     on_error: str = "raise"
+    max_skipped: str = "100%"
     part: Part = field(default_factory=Part)
     tokens: TokenTable | None = None
     allow_different: tuple[str, ...] = ()
     threads: int = 2
     cpu_threads: int = 1
+    max_wer: float = 50.0
+    skip_gate: str = ""
+    transcripts: str = "ctc"
 
     def __post_init__(self) -> None:
         if self.on_error not in ("raise", "skip"):
             raise UsageError(f"on_error is {self.on_error!r}", do="raise or skip.")
+        if self.transcripts not in ("none", "ctc", "all"):
+            raise UsageError(f"transcripts is {self.transcripts!r}", do="none, ctc or all.")
         require_device(self.device)
+        if not re.fullmatch(r"\d{1,9}|\d{1,3}(\.\d{1,6})?%", self.max_skipped):
+            raise UsageError(f"max_skipped is {self.max_skipped!r}", do="Give a number or a share: 50, 1%.")
         if not self.streams:
             raise UsageError("no stream to dump", do="E.g. --stream ctc=dense.")
+
+    def may_skip(self, utterances: int) -> int:
+        """How many of so many utterances may be skipped."""
+        number = float(self.max_skipped.rstrip("%"))
+        return int(number * utterances / 100 if self.max_skipped.endswith("%") else number)
 
 
 @dataclass
@@ -172,6 +192,12 @@ class _Dump:
         self.load = partial(load, teacher=teacher, table=table, needs_labels="rnnt" in options.streams)
         self.progress = Progress(total=manifest.utterances)
         self.checked = False
+        reason = options.skip_gate
+        self.skips = Skips(reason, lambda gate: writer.note_gate(gate, reason))
+        self.gate = Gate(table, options.max_wer, self.skips)
+        self.scribe = Scribe(self.driver, keep=options.transcripts)
+        asked = manifest.utterances + len(manifest.problems)
+        self.may_skip = options.may_skip(-(-asked // options.part.count))
         self.begin = time.perf_counter()
 
     def run(self) -> Progress:
@@ -186,21 +212,34 @@ class _Dump:
             self._tell()
         return self.progress
 
+    def _bounded(self, problems: Sequence[Problem]) -> None:
+        """Raise ``TooManySkipped`` where more than allowed are; ``problems`` are those of the open shard."""
+        count = self.progress.skipped + len(problems)
+        if count > self.may_skip:
+            examples = "\n".join(f"  {p.what.splitlines()[0]}" for p in problems[-3:])
+            raise TooManySkipped(
+                f"{count} utterances cannot be dumped, more than --max-skipped {self.options.max_skipped} "
+                f"allows; the last of them:\n{examples}",
+                why="So many are rarely the recordings' fault: think of the manifest, --audio-root, a disk.",
+                do="Mend what they say and run the same command again; what is sealed stays.",
+            )
+
     def _block(self, block: Block, problems: list[Problem]) -> None:
         """Dump the missing utterances of one block into one shard and seal it."""
         before = self.progress
         lattice = self.driver.lattice if "rnnt" in self.options.streams else None
         shard, skip = self.writer.shard(block.name), self.options.on_error == "skip"
         with Pipe(shard, self.writer.spec, skip=skip) as pipe:
+            self._bounded(problems)
             for batch in self._batches(block, pipe):
                 said = self.driver.run(batch)
-                if not self.checked:
-                    before.findings = self_check(self.driver, said).findings
-                    self.checked = True
-                for spoken in said:
+                heard = self._listen(said, pipe)
+                for spoken, _ in heard:
                     pipe.put(spoken, partial(lattice, spoken) if lattice else None)
+                self._bounded([*problems, *pipe.failed])
                 self._tell(pipe)
             pipe.finish()
+            self._bounded([*problems, *pipe.failed])
             skipped = [p.to_json() for p in (*problems, *pipe.failed)]
             entry = pipe.seal(s for s in skipped if (s["id"], s["reason"]) not in self.writer.listed)
         before.skipped += len(skipped)
@@ -210,6 +249,25 @@ class _Dump:
         if entry is not None:
             before.bytes += entry.bytes
             before.shards += 1
+
+    def _listen(self, said: list[Spoken], pipe: Pipe) -> list[tuple[Spoken, dict[str, Transcript]]]:
+        """What the teacher would write down, and whether that lets the dump go on."""
+        first, self.checked = not self.checked, True
+        if first:
+            checks = self_check(self.driver, said, self.skips).findings
+        heard = []
+        for spoken in said:
+            try:
+                heard.append(self.scribe.listen(spoken, self.gate.open))
+            except LogitStoreError as e:
+                pipe.fail(spoken.loaded.utt, e)
+        if first:
+            self.progress.findings = (*checks, *lines(heard))
+            self._tell()
+        self.gate.see(heard)
+        while self.skips.said:
+            self.progress.findings += (self.skips.said.pop(0),)
+        return heard
 
     def _tell(self, pipe: Pipe | None = None) -> None:
         """Report where it stands, the shard in the making included."""

@@ -136,12 +136,12 @@ class RowEncoder:
 
 
 def require_finite(rows: torch.Tensor, stream: str, where: str) -> None:
-    """Raise ``NonFinite`` naming the first logit of (N, V) that is NaN or infinite."""
+    """Raise ``NonFinite`` naming the first logit of (N, V) rows, N > 0, that is NaN or infinite."""
     low, high = rows.aminmax()
     if not bool(low.isfinite() & high.isfinite()):
-        bad = (~rows.isfinite()).nonzero()[0].tolist()
+        row, column = (~rows.isfinite()).nonzero()[0].tolist()
         raise NonFinite(
-            f"{stream} holds {rows[bad[0], bad[1]].item()} at row {bad[0]}, class {bad[1]}",
+            f"{stream} holds {rows[row, column].item()} at row {row}, class {column}",
             where=where,
             why="A student would learn nothing but NaN from it.",
             do="Look at this recording; --on-error skip leaves it out and lists it.",

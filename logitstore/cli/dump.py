@@ -25,6 +25,16 @@ def parse_streams(values: tuple[str, ...]) -> dict[str, str]:
     return streams
 
 
+def _kept(out: str) -> str:
+    from ..reader import Store
+
+    store = Store(out)
+    return (
+        f"{out}: stopped; {len(store)} utterances in {len(store.shards)} sealed shards are kept, the shard "
+        "in the making is not. The same command goes on from here."
+    )
+
+
 @click.command("dump")
 @click.option("--teacher", required=True, metavar="FILE.py:NAME", help="factory that returns the teacher")
 @click.option("--manifest", required=True, type=click.Path(), help="JSON lines, NeMo, Kaldi, ...")
@@ -46,10 +56,22 @@ def parse_streams(values: tuple[str, ...]) -> dict[str, str]:
 @click.option("--limit", default=0, type=click.IntRange(0), help="only the first N utterances")
 @click.option("--shard-size", default="500", show_default=True, help="utterances, or audio: 90s, 30m, 2h")
 @click.option("--on-error", default="raise", show_default=True, type=click.Choice(["raise", "skip"]))
+@click.option("--max-skipped", default="100%", show_default=True, help="stop at more: a number, or 1%")
 @click.option("--job", default="0/1", show_default=True, metavar="i/N", help="dump part i of N")
 @click.option("--threads", default=2, show_default=True, type=click.IntRange(1), help="that load audio")
 @click.option("--cpu-threads", default=1, show_default=True, type=click.IntRange(1), help="of a CPU teacher")
 @click.option("--allow-different", multiple=True, metavar="FIELD", help="resume although FIELD differs")
+@click.option(
+    "--max-wer", default=50.0, show_default=True, type=click.FloatRange(0), help="%, of a first look"
+)
+@click.option("--skip-gate", default="", metavar="REASON", help="go on where a gate would stop; stored")
+@click.option(
+    "--transcripts",
+    default="ctc",
+    show_default=True,
+    type=click.Choice(["none", "ctc", "all"]),
+    help="streams whose greedy decode rows keep",
+)
 @click.option("--json", "as_json", is_flag=True, help="print the summary as JSON")
 def command(**given: Any) -> None:
     """Run a teacher over a manifest and store what it says.
@@ -59,11 +81,12 @@ def command(**given: Any) -> None:
     # Features made with numpy run in loader threads: BLAS threads below them only fight the teacher's.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from ..blocks import ShardSize
-    from ..dump import DumpOptions, dump
+    from ..dump import DumpOptions, Progress, dump
     from ..manifest import read_manifest
     from ..teachers import load_teacher
     from ..vocab import TokenTable
     from .progress import Meter, clock, size
+    from .signals import Signals, Stopped
 
     part = Part.parse(given["job"])
     ShardSize.parse(given["shard_size"])
@@ -74,11 +97,15 @@ def command(**given: Any) -> None:
         device=given["device"],
         shard_size=given["shard_size"],
         on_error=given["on_error"],
+        max_skipped=given["max_skipped"],
         part=part,
         tokens=TokenTable.read(given["tokens"]) if given["tokens"] else None,
         allow_different=given["allow_different"],
         threads=given["threads"],
         cpu_threads=given["cpu_threads"],
+        max_wer=given["max_wer"],
+        skip_gate=given["skip_gate"],
+        transcripts=given["transcripts"],
     )
     manifest = read_manifest(
         given["manifest"],
@@ -89,8 +116,17 @@ def command(**given: Any) -> None:
     )
     teacher = load_teacher(given["teacher"])
     share = -(-manifest.utterances // part.count)
-    with Meter(share) as meter:
-        done = dump(teacher, manifest, given["out"], options, report=meter)
+    with Signals() as signals, Meter(share) as meter:
+
+        def report(progress: Progress) -> None:
+            meter(progress)
+            signals.check()
+
+        try:
+            done = dump(teacher, manifest, given["out"], options, report=report)
+        except Stopped as stopped:
+            click.echo(_kept(given["out"]), err=True)
+            raise click.exceptions.Exit(stopped.exit_code) from None
     speed = done.seconds / done.elapsed if done.elapsed else 0.0
     if given["as_json"]:
         click.echo(

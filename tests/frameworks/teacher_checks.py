@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import json
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from logitstore.spec import TeacherSpec
 from logitstore.tap import Tap
-from logitstore.teachers.base import check_protocol, check_steady
+from logitstore.teachers.base import check_protocol, check_steady, weights_sha256
+from logitstore.vocab import TokenTable
 
 LENGTHS = (16000, 9000, 12345)
 
@@ -74,6 +77,10 @@ def check_teacher(teacher: Any, *, rate: int = 16000, leak: float = 1e-4) -> Non
     assert spec.sample_rate == rate
     assert all(h.blank == table.blank for h in spec.heads)
     assert not teacher.model.training
+    # What goes into a store comes back out of it.
+    assert TeacherSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+    assert TokenTable.parse(table.to_bytes(), blank=table.blank) == table
+    assert weights_sha256(teacher.model) == weights_sha256(teacher.model)
     audio = recordings(rate)
     check_steady(teacher, *batched(teacher, audio))
     for stream in (h.stream for h in spec.heads):
