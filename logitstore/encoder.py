@@ -73,7 +73,6 @@ class RowEncoder:
         With a lattice's (t, U+1, V) come its U labels; with (N, V) of some of its nodes the (N, 2) classes
         that each keeps always: the blank, and the label that comes next (the blank again where none does).
 
-
         Raises ``NonFinite`` or ``VocabError``.
         """
         spec, encoding = self._streams[stream]
