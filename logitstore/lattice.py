@@ -58,7 +58,7 @@ class Form:
 
     @property
     def columns(self) -> tuple[tuple[str, str, str], ...]:
-        """Name, dtype and meaning of what is stored beside rows and labels (SPEC S9)."""
+        """Name, dtype and meaning of what is stored beside rows and labels (SPEC S10)."""
         found = []
         if self.name in ("banded", "path"):
             found.append((BEGIN, "int32", "first label position of each frame's nodes"))
@@ -142,7 +142,7 @@ def path(form: Form, t: int, u: int, begin: NDArray[Any]) -> Nodes:
 def sample(form: Form, t: int, u: int, utt_id: str) -> Nodes:
     """``form.size`` of the U + 1 label positions (all where there are fewer), the same whoever draws them.
 
-    A position's rank is the BLAKE2b hash of the id, a line feed and the position in decimal (SPEC S9).
+    A position's rank is the BLAKE2b hash of the id, a line feed and the position in decimal (SPEC S11).
     """
     ranks = [hashlib.blake2b(f"{utt_id}\n{i}".encode(), digest_size=8).digest() for i in range(u + 1)]
     chosen = sorted(range(u + 1), key=lambda i: ranks[i])[: form.size]
@@ -169,9 +169,9 @@ def stored(nodes: Nodes) -> dict[str, NDArray[Any]]:
 def restored(
     form: Form, t: int, u: int, rows: int, arrays: Mapping[str, NDArray[Any]], where: str = ""
 ) -> Nodes:
-    """The nodes of ``rows`` stored rows; raises ``FormatError`` where they break SPEC S7 or S9."""
+    """The nodes of ``rows`` stored rows; raises ``FormatError`` where they break SPEC S7 or S11."""
 
-    def require(right: bool, what: str, rule: str = "S9") -> None:
+    def require(right: bool, what: str, rule: str = "S11") -> None:
         if not right:
             raise FormatError(f"{what} (SPEC {rule})", where=where)
 
@@ -184,6 +184,7 @@ def restored(
         require(len(positions) == min(form.size, u + 1), f"{len(positions)} label positions of {u + 1}")
         rising = bool((np.diff(positions) > 0).all())
         require(rising and positions[0] >= 0 and positions[-1] <= u, "label positions that are none")
+        require(rows == t * len(positions), f"{rows} rows of T = {t} frames at {len(positions)} positions")
         nodes = _tiled(form, t, u, positions)
     else:
         begin = arrays[BEGIN].astype(np.int64)
@@ -191,6 +192,7 @@ def restored(
         step = np.diff(begin)
         if form.name == "path":
             require(bool((step >= 0).all()) and begin[-1] <= u, "a path that goes back")
+            require(rows == t + u, f"{rows} rows of a path of T + U = {t + u}")
             nodes = path(form, t, u, begin)
         else:
             width = rows // t
@@ -199,7 +201,6 @@ def restored(
             whole = bool(((step >= 0) & (step < width)).all()) and begin[-1] == u + 1 - width
             require(whole, f"ranges of {width} that do not lead to U = {u}")
             nodes = ranges(form, t, u, begin, width)
-    require(len(nodes) == rows, f"{rows} rows for {len(nodes)} nodes")
     if not form.occupancy:
         return nodes
     occupied = arrays[OCCUPANCY].astype(np.float32)

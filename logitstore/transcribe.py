@@ -43,7 +43,7 @@ class Transcript:
         return round(self.score, 3) if math.isfinite(self.score) else None
 
     def to_json(self) -> dict[str, Any]:
-        """What a row keeps of it (SPEC S10)."""
+        """What a row keeps of it (SPEC S8)."""
         value: dict[str, Any] = {"text": self.text, "score": self.rounded}
         for name, errors in (("wer", self.words), ("ter", self.labels)):
             if errors is not None:

@@ -1,6 +1,6 @@
 """Conditions on rows, e.g. ``wer <= 0.1 and seconds < 20``: a few operators of Python's, read, never run.
 
-Names are what a row says about itself (SPEC S3, S10): ``id``, ``T``, ``U``, ``seconds``, ``text``, ...;
+Names are what a row says about itself (SPEC S3, S8): ``id``, ``T``, ``U``, ``seconds``, ``text``, ...;
 ``wer``, ``ter``, ``score`` and ``hyp`` are of the store's first stream, ``rnnt.wer`` of the one named.
 ``hours`` is the audio of all rows chosen so far and this one. A comparison with something a row does not have
 is false.

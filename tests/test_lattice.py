@@ -188,7 +188,7 @@ def test_ranges_that_leave_out_a_label_are_refused(begin):
     """Of U = 4 labels in T = 4 frames, ranges of 2 go from 0 to 3 by steps of at most 1."""
     good = np.array([0, 1, 2, 3])
     assert len(restored(Form.parse("banded:2"), 4, 4, 8, {"begin": good})) == 8
-    with pytest.raises(FormatError, match="SPEC S9"):
+    with pytest.raises(FormatError, match="SPEC S11"):
         restored(Form.parse("banded:2"), 4, 4, 8, {"begin": np.array(begin)})
 
 
