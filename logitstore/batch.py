@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from .errors import LengthError, UsageError
 from .frames import check_ratio
-from .resample import resample
-from .target import NOTHING, Target, Tempered
+from .resample import factored_rows, resample
+from .target import NOTHING, Factored, Target, Tempered, check_temperature
 from .vocabmap import VocabMap
 
 
@@ -61,6 +61,73 @@ class StreamBatch:
 
 
 @dataclass(frozen=True)
+class FactoredBatch:
+    """One stream of a batch as its head sees it, for the device that the student is on.
+
+    Nothing V wide is copied there: ``dense()`` and ``top()`` are one product with the weight, there. It reads
+    as a :class:`StreamBatch` that holds every class does, ``logp``, ``ids``, ``tail`` and all.
+
+    Attributes:
+        h: (B, T, D) or (B, T, U+1, D) float32, 0 in padding.
+        weight: (V, D) float32.
+        bias: (V,) float32.
+        mask: bool, as ``h`` without D: True where there is a teacher's row.
+        temperature: that probabilities are served at.
+    """
+
+    h: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor
+    mask: torch.Tensor
+    temperature: float
+
+    ids = None
+
+    @property
+    def classes(self) -> int:
+        """V."""
+        return len(self.bias)
+
+    def logits(self) -> torch.Tensor:
+        """(B, T[, U+1], V) the teacher's logits, 0 in padding; float32."""
+        rows = torch.addmm(self.bias, self.h.flatten(0, -2), self.weight.T)
+        return rows.view(*self.mask.shape, -1) * self.mask[..., None]
+
+    def dense(self) -> torch.Tensor:
+        """(B, T[, U+1], V) log-probabilities at the temperature; even in padding."""
+        return (self.logits() / self.temperature).log_softmax(-1)
+
+    @property
+    def logp(self) -> torch.Tensor:
+        """As :attr:`StreamBatch.logp`: made anew each time."""
+        return self.dense().masked_fill(~self.mask[..., None], NOTHING)
+
+    @property
+    def tail(self) -> torch.Tensor:
+        """As :attr:`StreamBatch.tail`: nothing is left out."""
+        return torch.full_like(self.h[..., 0], NOTHING)
+
+    def top(self, k: int) -> StreamBatch:
+        """The K best classes of every row, best first, and the exact mass of all others."""
+        if not 1 <= k <= self.classes:
+            raise UsageError(f"the best {k} of {self.classes} classes")
+        logp = self.dense()
+        best, ids = logp.topk(k, dim=-1)
+        rest = logp.scatter(-1, ids, NOTHING).logsumexp(-1) if k < self.classes else self.tail
+        return StreamBatch(
+            classes=self.classes,
+            logp=best.masked_fill(~self.mask[..., None], NOTHING),
+            ids=ids,
+            tail=rest.masked_fill(~self.mask, NOTHING),
+            mask=self.mask,
+        )
+
+    def map(self, f: Any) -> Self:
+        """The same with ``f`` applied to every tensor."""
+        return replace(self, **_mapped(self, f))
+
+
+@dataclass(frozen=True)
 class TargetBatch:
     """Targets of B utterances.
 
@@ -82,12 +149,12 @@ class TargetBatch:
     labels: torch.Tensor
     label_lengths: torch.Tensor
     label_mask: torch.Tensor
-    streams: dict[str, StreamBatch]
+    streams: dict[str, StreamBatch | FactoredBatch]
 
     def __len__(self) -> int:
         return len(self.utt_ids)
 
-    def __getitem__(self, stream: str) -> StreamBatch:
+    def __getitem__(self, stream: str) -> StreamBatch | FactoredBatch:
         return self.streams[stream]
 
     def to(self, device: Any, non_blocking: bool = False) -> Self:
@@ -158,8 +225,15 @@ def collate_targets(
     for b, target in enumerate(targets):
         labels[b, : target.U] = torch.from_numpy(target.labels.astype(np.int64))
     names = list(targets[0].streams) if streams is None else list(streams)
-    kept = {}
+    kept: dict[str, StreamBatch | FactoredBatch] = {}
     for name in names:
+        pairs = list(zip(targets, lengths, strict=True))
+        found = [factored_rows(t[name], t.shapes[name], n, method) for t, n in pairs]
+        heads = [h for h in found if h is not None]
+        if len(heads) == len(found):
+            check_temperature(temperature)
+            kept[name] = _pad_heads(heads, lengths, temperature)
+            continue
         rows = []
         for target, length in zip(targets, lengths, strict=True):
             stream, shape = target[name], target.shapes[name]
@@ -211,6 +285,20 @@ def _pad(rows: Sequence[Tempered], lengths: Sequence[int], nodes: Sequence[int] 
         ids=None if ids is None else torch.from_numpy(ids),
         tail=torch.from_numpy(tail),
         mask=torch.from_numpy(mask),
+    )
+
+
+def _pad_heads(rows: Sequence[Factored], lengths: Sequence[int], temperature: float) -> FactoredBatch:
+    """(T, D) rows of each utterance into (B, T, D)."""
+    h = np.zeros((len(rows), max(lengths), rows[0].h.shape[1]), np.float32)
+    for b, row in enumerate(rows):
+        h[b, : len(row)] = row.h
+    return FactoredBatch(
+        h=torch.from_numpy(h),
+        weight=torch.from_numpy(np.array(rows[0].weight)),
+        bias=torch.from_numpy(np.array(rows[0].bias)),
+        mask=_mask(lengths, max(lengths)),
+        temperature=float(temperature),
     )
 
 

@@ -20,6 +20,7 @@ from .batches import Loaded, ahead, by_length, load
 from .blocks import DEFAULT_SHARD_SIZE, Block, ShardSize, blocks
 from .drive import Driver
 from .errors import LogitStoreError, ManifestError, UsageError
+from .factor import factored, once_per_store
 from .layout import make_spec
 from .manifest import Manifest, Problem, Utterance
 from .pipe import Pipe
@@ -131,9 +132,13 @@ def dump(
     if options.tokens is not None:
         require_same(options.tokens, table, where="--tokens", which=("the given table", "the teacher"))
     spec = spec_of(teacher, table, manifest, options)
-    writer = StoreWriter(open_place(out), spec, writer=f"job-{options.part.index}-of-{options.part.count}")
-    with writer.begin(table, options.allow_different), _cpu_threads(options.cpu_threads):
-        return _Dump(teacher, table, manifest, options, writer, report).run()
+    place = open_place(out)
+    driver = Driver(teacher, table, list(options.streams), options.device, factored=factored(spec))
+    with _cpu_threads(options.cpu_threads):
+        spec, constants = once_per_store(place, spec, driver, manifest, options.batch_seconds)
+        writer = StoreWriter(place, spec, writer=f"job-{options.part.index}-of-{options.part.count}")
+        with writer.begin(table, options.allow_different, constants=constants):
+            return _Dump(driver, manifest, options, writer, report).run()
 
 
 def spec_of(teacher: Teacher, table: TokenTable, manifest: Manifest, options: DumpOptions) -> StoreSpec:
@@ -158,16 +163,17 @@ class _Dump:
 
     def __init__(
         self,
-        teacher: Teacher,
-        table: TokenTable,
+        driver: Driver,
         manifest: Manifest,
         options: DumpOptions,
         writer: StoreWriter,
         report: Callable[[Progress], None],
     ) -> None:
         self.manifest, self.options, self.writer, self.report = manifest, options, writer, report
-        self.driver = Driver(teacher, table, list(options.streams), options.device)
-        self.load = partial(load, teacher=teacher, table=table, needs_labels="rnnt" in options.streams)
+        self.driver = driver
+        self.load = partial(
+            load, teacher=driver.teacher, table=driver.table, needs_labels="rnnt" in options.streams
+        )
         self.progress = Progress(total=manifest.utterances)
         self.checked = False
         self.begin = time.perf_counter()
@@ -189,7 +195,7 @@ class _Dump:
         before = self.progress
         lattice = self.driver.lattice if "rnnt" in self.options.streams else None
         shard, skip = self.writer.shard(block.name), self.options.on_error == "skip"
-        with Pipe(shard, self.writer.spec, skip=skip) as pipe:
+        with Pipe(shard, self.writer.encoder, skip=skip) as pipe:
             for batch in self._batches(block, pipe):
                 said = self.driver.run(batch)
                 if not self.checked:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .constants import Constants
 from .emission import Row
-from .encodings import parse_encoding
-from .encodings.base import LOSS, KeepsAlways
-from .errors import LengthError, NonFinite, VocabError
+from .encodings.base import LOSS, HeadRows, KeepsAlways
+from .errors import LengthError, NonFinite, UsageError, VocabError
 from .lattice import check_nodes
-from .layout import LABELS, columns_of
+from .layout import LABELS, columns_of, encoding_of
 from .spec import StoreSpec, StreamSpec
 
 if TYPE_CHECKING:
@@ -24,20 +24,27 @@ if TYPE_CHECKING:
 class RowEncoder:
     """Builds one row: takes logits slice by slice, encodes each where it lies, keeps only the result."""
 
-    def __init__(self, spec: StoreSpec) -> None:
+    def __init__(self, spec: StoreSpec, constants: Constants | None = None) -> None:
         self.spec = spec
-        self._streams = {s.name: (s, parse_encoding(s.encoding)) for s in spec.streams}
+        given = constants or {}
+        self._streams = {s.name: (s, encoding_of(s, given.get(s.name))) for s in spec.streams}
         self._columns = columns_of(spec)
         self._dtypes = {c.name: c.dtype for c in self._columns}
         self._pieces: dict[str, list[NDArray[Any]]] = {}
         self._rows: Counter[str] = Counter()
 
     def take(
-        self, stream: str, logits: torch.Tensor, where: str, labels: Sequence[int] | None = None
+        self,
+        stream: str,
+        logits: torch.Tensor,
+        where: str,
+        labels: Sequence[int] | None = None,
+        inputs: torch.Tensor | None = None,
     ) -> None:
         """Encode (…, V) logits of one stream, a lattice's (t, U+1, V) with its U labels.
 
-        Raises ``NonFinite`` or ``VocabError``.
+        ``inputs`` is what went into the head, (…, D), where the encoding stores that instead. Raises
+        ``NonFinite``, ``VocabError`` or ``UsageError``.
         """
         spec, encoding = self._streams[stream]
         if logits.shape[-1] != spec.classes:
@@ -47,24 +54,29 @@ class RowEncoder:
         flat = logits.reshape(-1, spec.classes).float()
         if not len(flat):
             return
-        low, high = flat.aminmax()
-        if not bool(low.isfinite() & high.isfinite()):
-            bad = (~flat.isfinite()).nonzero()[0].tolist()
-            raise NonFinite(
-                f"{stream} holds {flat[bad[0], bad[1]].item()} at row {bad[0]}, class {bad[1]}",
-                where=where,
-                why="A student would learn nothing but NaN from it.",
-                do="Look at this recording; --on-error skip leaves it out and lists it.",
-            )
-        if isinstance(encoding, KeepsAlways):
+        _require_finite(flat, stream, where)
+        if isinstance(encoding, HeadRows):
+            if inputs is None or not encoding.constants:
+                raise UsageError(
+                    f"{spec.encoding} stores what goes into the {stream} head, and was given logits",
+                    where=where,
+                    do="Let logitstore dump drive the teacher, or store dense, topk or nucleus.",
+                )
+            rows = inputs.reshape(len(flat), -1).float()
+            _require_finite(rows, f"what goes into the {stream} head", where)
+            arrays = encoding.encode(rows, flat)
+        elif isinstance(encoding, KeepsAlways):
             arrays = encoding.encode(flat, _always(spec, flat, labels))
         else:
             arrays = encoding.encode(flat)
+        self._keep(stream, arrays)
+        self._rows[stream] += len(flat)
+
+    def _keep(self, stream: str, arrays: Mapping[str, torch.Tensor]) -> None:
         for name, value in arrays.items():
             full = f"{stream}.{name}"
             array = value.cpu().numpy().astype(self._dtypes.get(full, "float64"), copy=False)
             self._pieces.setdefault(full, []).append(array)
-        self._rows[stream] += len(flat)
 
     def finish(self, utt_id: str, labels: Sequence[int] | None, meta: Mapping[str, Any]) -> Row:
         """The row of all that was taken; T and U are in ``meta``. Raises ``LengthError``."""
@@ -94,6 +106,18 @@ class RowEncoder:
     def drop(self) -> None:
         """Forget what was taken of an utterance."""
         self._pieces, self._rows = {}, Counter()
+
+
+def _require_finite(rows: torch.Tensor, what: str, where: str) -> None:
+    low, high = rows.aminmax()
+    if not bool(low.isfinite() & high.isfinite()):
+        row, column = (~rows.isfinite()).nonzero()[0].tolist()
+        raise NonFinite(
+            f"{what} holds {rows[row, column].item()} at row {row}, class {column}",
+            where=where,
+            why="A student would learn nothing but NaN from it.",
+            do="Look at this recording; --on-error skip leaves it out and lists it.",
+        )
 
 
 def _always(spec: StreamSpec, rows: torch.Tensor, labels: Sequence[int] | None) -> torch.Tensor:

@@ -6,7 +6,9 @@ import importlib.metadata
 from collections.abc import Mapping
 from typing import Any
 
-from .encodings import parse_encoding
+from numpy.typing import NDArray
+
+from .encodings import Encoding, HeadEncoding, parse_encoding
 from .errors import UnknownName, VocabError
 from .lattice import check_form
 from .registry import suggest
@@ -47,7 +49,8 @@ def make_spec(
                 where=teacher.name,
             )
         parsed = parse_encoding(encoding)
-        parsed.columns(len(tokens))  # refuses what does not fit V
+        if not isinstance(parsed, HeadEncoding):
+            parsed.columns(len(tokens))  # refuses what does not fit V
         form = check_form("full") if name == "rnnt" else ""
         kept.append(StreamSpec(name, name, len(tokens), tokens.blank, str(parsed), form))
     return StoreSpec(
@@ -67,11 +70,20 @@ def _version(package: str) -> str:
         return ""
 
 
+def encoding_of(stream: StreamSpec, constants: Mapping[str, NDArray[Any]] | None = None) -> Encoding:
+    """The encoding of a stream; one that stores its head needs the stream's constants to do more than
+    name its columns."""
+    encoding = parse_encoding(stream.encoding)
+    if isinstance(encoding, HeadEncoding):
+        return encoding.bound(stream.width, constants or {})
+    return encoding
+
+
 def columns_of(spec: StoreSpec) -> tuple[Column, ...]:
     """Every column of a store's shards, in order (SPEC S2)."""
     found: list[Column] = []
     for stream in spec.streams:
-        for c in parse_encoding(stream.encoding).columns(stream.classes):
+        for c in encoding_of(stream).columns(stream.classes):
             found.append(Column(f"{stream.name}.{c.name}", c.dtype, c.shape, c.about))
         if stream.kind == "rnnt":
             about = "token ids the lattice was driven with; node (t, u) is row t·(U+1) + u"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterable
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,9 +17,17 @@ from .errors import LengthError, LogitStoreError
 from .manifest import Problem, Utterance
 from .sealed import Entry
 from .sealing import ShardInMaking
-from .spec import StoreSpec
 
 DEPTH = 8  # slices waiting: what bounds memory
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """Some rows of a stream: logits, and what went into their head where that is stored."""
+
+    stream: str
+    logits: torch.Tensor
+    inputs: torch.Tensor | None = None
 
 
 class _LastSlice:
@@ -37,16 +46,16 @@ class Pipe:
 
     Args:
         shard: to write to.
-        spec: of the store.
+        encoder: of the store.
         skip: leave out utterances that fail and list them in ``failed``; otherwise the first failure raises.
     """
 
-    def __init__(self, shard: ShardInMaking, spec: StoreSpec, *, skip: bool) -> None:
+    def __init__(self, shard: ShardInMaking, encoder: RowEncoder, *, skip: bool) -> None:
         self.failed: list[Problem] = []
         self.utterances, self.seconds, self.frames = 0, 0.0, 0
         self._shard, self._skip = shard, skip
-        self._encoder = RowEncoder(spec)
-        self._queue: queue.Queue[Spoken | tuple[str, torch.Tensor] | _LastSlice | _Stop] = queue.Queue(DEPTH)
+        self._encoder = encoder
+        self._queue: queue.Queue[Spoken | _Slice | _LastSlice | _Stop] = queue.Queue(DEPTH)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="encode and write", daemon=True)
 
@@ -69,9 +78,9 @@ class Pipe:
             if spoken.T < 1:
                 raise LengthError("no valid frame: the recording is too short", where=spoken.loaded.utt.id)
             if spoken.ctc is not None:
-                self._send(("ctc", spoken.ctc))
+                self._send(_Slice("ctc", spoken.ctc, spoken.hidden))
             for piece in lattice or ():
-                self._send(("rnnt", piece))
+                self._send(_Slice("rnnt", piece))
         except LogitStoreError as e:
             error = e
         self._send(_LastSlice(error))
@@ -129,10 +138,10 @@ class Pipe:
         while not isinstance(item := self._queue.get(), _LastSlice):
             if isinstance(item, _Stop):
                 raise item
-            assert isinstance(item, tuple)
+            assert isinstance(item, _Slice)
             if failure is None:
                 try:
-                    self._encoder.take(*item, loaded.utt.id, loaded.labels)
+                    self._encoder.take(item.stream, item.logits, loaded.utt.id, loaded.labels, item.inputs)
                 except LogitStoreError as e:
                     failure = e
         failure = failure or item.error

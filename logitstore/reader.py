@@ -6,12 +6,12 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from . import constants
 from .digest import open_json
 from .emission import Row
-from .encodings import parse_encoding
 from .errors import FormatError, MissingUtterance, NotAStore
 from .index import Index
-from .layout import LABELS, columns_of
+from .layout import LABELS, columns_of, encoding_of
 from .places import Place, open_place
 from .sealed import Entry, current_index, read_entry
 from .spec import StoreSpec, StreamSpec
@@ -34,6 +34,7 @@ class Store(Mapping[str, Target]):
     Attributes:
         spec: what the store says about itself.
         tokens: its token table, the teacher's.
+        constants: what its streams store once, by stream and name.
         vocab_map: how every target is mapped to a student's table; None where it is not.
     """
 
@@ -66,7 +67,8 @@ class Store(Mapping[str, Target]):
         self._verify = verify
         self._storage = open_storage(self.spec.storage)
         self._columns = columns_of(self.spec)
-        self._encodings = {s.name: parse_encoding(s.encoding) for s in self.spec.streams}
+        self.constants = constants.read(self.place, self.spec)
+        self._encodings = {s.name: encoding_of(s, self.constants[s.name]) for s in self.spec.streams}
         self._index: Index = current_index(self.place)
         self._shards: OrderedDict[str, tuple[Entry, Shard | None]] = OrderedDict()
 

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import frames
-from .target import NOTHING, Rows, Tempered
+from .target import NOTHING, Factored, Rows, Tempered
 from .vocabmap import Mapped
 
 
@@ -34,6 +34,16 @@ def resample(
     a = rows.take(_nodes(low, nodes)).at(temperature)
     b = rows.take(_nodes(high, nodes)).at(temperature)
     return mix(a, b, np.repeat(weight, nodes))
+
+
+def factored_rows(rows: Rows, shape: tuple[int, ...], student: int, method: str) -> Factored | None:
+    """Rows at ``student`` frames that still are what goes into a head: where frames are taken, not mixed."""
+    frames.check_method(method)
+    if not isinstance(rows, Factored) or len(shape) == 3:
+        return None
+    if shape[0] == student:
+        return rows
+    return rows.take(frames.nearest(shape[0], student)) if method == "nearest" else None
 
 
 def _nodes(frame: NDArray[np.int64], nodes: int) -> NDArray[np.int64]:

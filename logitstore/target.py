@@ -210,6 +210,46 @@ class Ragged:
         return _pruned(self.classes, self.ids[where], self.logp[where], self.odds, temperature, real)
 
 
+@dataclass(frozen=True, eq=False)
+class Factored:
+    """Rows as a linear head sees them, and the head: every class, at every temperature.
+
+    Attributes:
+        h: (N, D) numbers.
+        weight: (V, D) float32.
+        bias: (V,) float32.
+    """
+
+    h: NDArray[Any]
+    weight: Float
+    bias: Float
+
+    @property
+    def classes(self) -> int:
+        return len(self.bias)
+
+    def __len__(self) -> int:
+        return len(self.h)
+
+    def take(self, index: NDArray[np.int64]) -> Factored:
+        return Factored(self.h[index], self.weight, self.bias)
+
+    def logits(self) -> Float:
+        """(N, V) float32 logits."""
+        return np.asarray(self.h.astype(np.float32) @ self.weight.T + self.bias, np.float32)
+
+    def at(self, temperature: float = 1.0) -> Tempered:
+        return _every_class(self.logits(), temperature)
+
+
+def _every_class(logits: Float, temperature: float) -> Tempered:
+    """(N, V) logits as rows at a temperature."""
+    check_temperature(temperature)
+    logp = logits / np.float32(temperature)
+    logp = (logp - logsumexp(logp)[:, None]).astype(np.float32)
+    return Tempered(logp.shape[1], temperature, logp, None, np.full(len(logp), NOTHING, np.float32))
+
+
 def _pruned(
     classes: int,
     ids: NDArray[Any],

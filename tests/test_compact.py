@@ -3,15 +3,21 @@
 import filecmp
 import json
 import os
+import shutil
+from contextlib import contextmanager
 
 import demo
 import numpy as np
 import pytest
 import torch
 
-from logitstore import open_store
+from logitstore import StoreWriter, open_store
+from logitstore.batch import FactoredBatch, StreamBatch
+from logitstore.batches import load
 from logitstore.convert import convert
 from logitstore.dump import DumpOptions, dump
+from logitstore.errors import CorruptError, TapError, TeacherError, UsageError
+from logitstore.head import linear_head
 from logitstore.report import summary
 from logitstore.verify import verify
 from logitstore.vocab import TokenTable
@@ -138,3 +144,157 @@ def test_inspect_prints_what_was_lost(nucleus, capsys):
         main(["inspect", str(nucleus.place), "--json"])
     said = json.loads(capsys.readouterr().out)["streams"]["ctc"]["lost"]
     assert 0 < said["mean"] < said["max"] <= 1e-3
+
+
+FACTORED = {"factored": 1e-6, "factored:int8": 1e-4, "factored:int6": 1e-3, "factored:0.001": 1.3e-3}
+
+
+@pytest.fixture(scope="module", params=list(FACTORED))
+def factored(request, tmp_path_factory):
+    return run(tmp_path_factory.mktemp("compact") / "factored", {"ctc": request.param, "rnnt": "topk:4"})
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0, 3.3])
+def test_factored_rows_are_the_teachers_at_every_temperature(own_logits, factored, temperature):
+    lost = []
+    for utt_id in factored:
+        exact = (own_logits[utt_id].double() / temperature).log_softmax(-1).numpy()
+        lost.append(divergence(exact, factored[utt_id].log_probs("ctc", temperature)))
+    encoding = factored.spec.stream("ctc").encoding
+    assert np.concatenate(lost).mean() < FACTORED[encoding]
+    if temperature == 1:
+        said = summary(factored)["streams"]["ctc"]["lost"]
+        assert said["mean"] == pytest.approx(np.concatenate(lost).mean(), rel=0.02, abs=5e-7)
+        assert said["max"] == pytest.approx(np.concatenate(lost).max(), rel=0.02, abs=2e-6)
+
+
+@pytest.fixture(scope="module")
+def own_logits():
+    """The model's own CTC logits, utterance by utterance, without any hook."""
+    teacher, said = demo.teacher(), {}
+    for utt in demo.manifest(UTTERANCES):
+        features = load(utt, teacher, teacher.tokens(), False).features
+        with torch.inference_mode():
+            hidden, _ = teacher.model.forward_encoder(features[None], torch.tensor([len(features)]))
+            said[utt.id] = teacher.model.ctc_output[1](hidden)[0]
+    return said
+
+
+def test_factored_stores_are_the_same_for_any_number_of_jobs_and_after_conversion(factored, tmp_path):
+    streams = {s.name: s.encoding for s in factored.spec.streams}
+    for index in (2, 0, 1):
+        run(tmp_path / "s", streams, part=Part(index, 3))
+    assert same_tree(str(factored.place), tmp_path / "s")
+    assert convert(factored.place, tmp_path / "b", "webdataset") == UTTERANCES
+    assert convert(tmp_path / "b", tmp_path / "c", "zarr") == UTTERANCES
+    assert not verify(tmp_path / "b").findings
+    assert same_tree(str(factored.place), tmp_path / "c")
+
+
+def test_a_factored_store_grows_with_its_own_constants(factored, tmp_path):
+    streams = {s.name: s.encoding for s in factored.spec.streams}
+    run(tmp_path / "s", streams, limit=3)
+    before = {p.name: p.read_bytes() for p in (tmp_path / "s" / "constants").iterdir()}
+    assert len(run(tmp_path / "s", streams)) == UTTERANCES
+    assert before == {p.name: p.read_bytes() for p in (tmp_path / "s" / "constants").iterdir()}
+
+
+def test_factored_batches_are_made_where_the_student_is(factored):
+    ids = list(factored)[:4]
+    for temperature in (1.0, 2.0):
+        batch = factored.batch(ids, temperature=temperature).map(lambda x: x.clone())["ctc"]
+        assert isinstance(batch, FactoredBatch)
+        assert not any(t.shape[-1] == 150 for t in (batch.h, batch.mask))  # nothing V wide is moved
+        dense, logp = batch.dense(), batch.logp
+        for b, utt_id in enumerate(ids):
+            exact = factored[utt_id].log_probs("ctc", temperature)
+            np.testing.assert_allclose(dense[b, : len(exact)], exact, atol=2e-4)
+            np.testing.assert_allclose(logp[b, : len(exact)], exact, atol=2e-4)
+            assert (logp[b, len(exact) :] == -1e4).all()
+        top = batch.top(8)
+        np.testing.assert_allclose(top.logp[batch.mask], dense.topk(8)[0][batch.mask])
+        mass = top.logp.exp().sum(-1) + top.tail.exp()
+        assert (mass[batch.mask] - 1).abs().max() < 1e-5
+        assert (top.tail[~batch.mask] == -1e4).all()
+
+
+def test_factored_rows_at_another_frame_rate_are_those_of_dense(dense, factored):
+    ids = list(factored)[:3]
+    frames = [t // 2 for t in (dense[i].T for i in ids)]
+    for method, kind in (("nearest", FactoredBatch), ("linear", StreamBatch)):
+        one = dense.batch(ids, frames=frames, method=method, temperature=2.0)["ctc"]
+        two = factored.batch(ids, frames=frames, method=method, temperature=2.0)["ctc"]
+        assert isinstance(two, kind)
+        a, b = one.dense()[one.mask], two.dense()[two.mask]
+        assert (a.exp() * (a - b)).sum(-1).mean() < 2e-3
+
+
+def test_constants_are_checked(factored, tmp_path):
+    shutil.copytree(str(factored.place), tmp_path / "s")
+    path = tmp_path / "s" / "constants" / "ctc.weight.npy"
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CorruptError, match="E13"):
+        open_store(tmp_path / "s")
+    path.unlink()
+    with pytest.raises(CorruptError, match="missing"):
+        open_store(tmp_path / "s")
+
+
+def spoiled_head(change):
+    """The demo teacher whose CTC head was changed for the time of a test."""
+
+    @contextmanager
+    def spoil():
+        model = demo.teacher().model
+        before = model.ctc_output[1]
+        model.ctc_output[1] = change(before)
+        try:
+            yield
+        finally:
+            model.ctc_output[1] = before
+
+    return spoil()
+
+
+class Scaled(torch.nn.Linear):
+    def forward(self, x):
+        return 1.5 * super().forward(x)
+
+
+def scaled(linear):
+    new = Scaled(linear.in_features, linear.out_features)
+    new.load_state_dict(linear.state_dict())
+    return new
+
+
+def test_heads_that_do_not_factor_are_refused_with_the_reason(tmp_path):
+    with (
+        spoiled_head(lambda m: torch.nn.Sequential(m)),
+        pytest.raises(TapError, match="Sequential is not one"),
+    ):
+        run(tmp_path / "a", {"ctc": "factored"})
+    with spoiled_head(scaled), pytest.raises(TeacherError, match="miss its own log-probabilities"):
+        run(tmp_path / "b", {"ctc": "factored"})
+    assert not (tmp_path / "b" / "sealed").exists()
+
+
+def test_a_convolution_over_one_frame_is_a_head_too():
+    linear = torch.nn.Linear(6, 4)
+    conv = torch.nn.Conv1d(6, 4, 1, bias=False)
+    conv.weight.data = linear.weight.data[:, :, None]
+    head = linear_head(conv, "x")
+    assert np.array_equal(head.weight, linear_head(linear, "x").weight)
+    assert not head.bias.any()
+    with pytest.raises(TapError, match="over 3 frames"):
+        linear_head(torch.nn.Conv1d(6, 4, 3), "x")
+
+
+def test_ones_own_loop_is_told_that_it_has_no_head(tmp_path):
+    table = demo.teacher().tokens()
+    with (
+        pytest.raises(UsageError, match="stores what goes into the ctc head"),
+        StoreWriter.open(tmp_path / "s", tokens=table, streams={"ctc": "factored"}) as w,
+    ):
+        w.add("a", ctc=torch.zeros(3, len(table)))

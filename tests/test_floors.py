@@ -39,9 +39,11 @@ FLOORS = [
     "storage",
     "sealed",
     "layout",
+    "constants",
     # 3: outside
     "audio",
     "tap",
+    "head",
     "teachers",
     "engines",
     # 4: stories
@@ -52,6 +54,7 @@ FLOORS = [
     "blocks",
     "batches",
     "drive",
+    "factor",
     "selfcheck",
     "pipe",
     "dump",
@@ -76,6 +79,9 @@ FIRST_WITH_TORCH = "tap"
 ALLOWED_INSIDE_FUNCTIONS = {
     ("writer", "torch"): "the caller's logits are torch's; reading never comes here",
     ("encodings.topk", "torch"): "only encoding runs torch, decoding never does",
+    ("encodings.factored", "torch"): "only encoding runs torch, decoding never does",
+    ("encodings._narrow", "torch"): "only encoding runs torch, decoding never does",
+    ("encodings._transform", "torch"): "only encoding runs torch, decoding never does",
     ("reader", "batch"): "Store.batch is the door to tensors; opening a store stays free of torch",
 }
 ALLOWED_FOR_TYPES = {
@@ -83,6 +89,9 @@ ALLOWED_FOR_TYPES = {
     ("encodings.dense", "torch"): "encode's tensors",
     ("encodings.topk", "torch"): "encode's tensors",
     ("encodings.nucleus", "torch"): "encode's tensors",
+    ("encodings.factored", "torch"): "encode's tensors",
+    ("encodings._narrow", "torch"): "encode's tensors",
+    ("encodings._transform", "torch"): "encode's tensors",
     ("encoder", "torch"): "encode's tensors",
     ("writer", "torch"): "encode's tensors",
     ("reader", "batch"): "what Store.batch returns",
