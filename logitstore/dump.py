@@ -21,6 +21,7 @@ from .blocks import DEFAULT_SHARD_SIZE, Block, ShardSize, blocks
 from .drive import Driver
 from .errors import LogitStoreError, ManifestError, UsageError
 from .factor import factored, once_per_store
+from .gpu import require_device
 from .layout import make_spec
 from .manifest import Manifest, Problem, Utterance
 from .pipe import Pipe
@@ -67,6 +68,7 @@ class DumpOptions:
     def __post_init__(self) -> None:
         if self.on_error not in ("raise", "skip"):
             raise UsageError(f"on_error is {self.on_error!r}", do="raise or skip.")
+        require_device(self.device)
         if not self.streams:
             raise UsageError("no stream to dump", do="E.g. --stream ctc=dense.")
 

@@ -21,6 +21,33 @@ if TYPE_CHECKING:
     import torch
 
 
+class Growing:
+    """Items appended into one block that doubles.
+
+    A list of small arrays would pin the heap between the large blocks of every slice: resident memory then
+    grows with T·U·V although nothing of that size is held.
+    """
+
+    def __init__(self) -> None:
+        self._block: NDArray[Any] | None = None
+        self._used = 0
+
+    def append(self, items: NDArray[Any]) -> None:
+        """Copy items behind those there are."""
+        need = self._used + len(items)
+        if self._block is None or need > len(self._block):
+            block = np.empty((need if self._block is None else 2 * need, *items.shape[1:]), items.dtype)
+            block[: self._used] = self.array() if self._block is not None else items[:0]
+            self._block = block
+        self._block[self._used : need] = items
+        self._used = need
+
+    def array(self) -> NDArray[Any]:
+        """All of them."""
+        assert self._block is not None
+        return self._block[: self._used]
+
+
 class RowEncoder:
     """Builds one row: takes logits slice by slice, encodes each where it lies, keeps only the result."""
 
@@ -30,7 +57,7 @@ class RowEncoder:
         self._streams = {s.name: (s, encoding_of(s, given.get(s.name))) for s in spec.streams}
         self._columns = columns_of(spec)
         self._dtypes = {c.name: c.dtype for c in self._columns}
-        self._pieces: dict[str, list[NDArray[Any]]] = {}
+        self._pieces: dict[str, Growing] = {}
         self._rows: Counter[str] = Counter()
 
     def take(
@@ -76,7 +103,7 @@ class RowEncoder:
         for name, value in arrays.items():
             full = f"{stream}.{name}"
             array = value.cpu().numpy().astype(self._dtypes.get(full, "float64"), copy=False)
-            self._pieces.setdefault(full, []).append(array)
+            self._pieces.setdefault(full, Growing()).append(array)
 
     def finish(self, utt_id: str, labels: Sequence[int] | None, meta: Mapping[str, Any]) -> Row:
         """The row of all that was taken; T and U are in ``meta``. Raises ``LengthError``."""
@@ -90,7 +117,7 @@ class RowEncoder:
                 pieces = self._pieces.get(column.name)
                 if pieces is None:
                     raise LengthError(f"the {stream} stream is empty", where=utt_id)
-                arrays[column.name] = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+                arrays[column.name] = pieces.array()
         counted = self._rows
         self.drop()
         for s in self.spec.streams:
@@ -100,7 +127,7 @@ class RowEncoder:
             elif rows != meta["T"]:
                 raise LengthError(f"{s.name} has {rows} frames, T is {meta['T']}", where=utt_id)
         if lost:
-            meta = {**meta, LOSS: {stream: lost_of(np.concatenate(p)) for stream, p in lost.items()}}
+            meta = {**meta, LOSS: {stream: lost_of(p.array()) for stream, p in lost.items()}}
         return Row(utt_id, dict(meta), arrays)
 
     def drop(self) -> None:

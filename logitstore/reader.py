@@ -75,6 +75,9 @@ class Store(Mapping[str, Target]):
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, self._args
 
+    __eq__ = object.__eq__  # a Mapping would decode every target to compare
+    __hash__ = object.__hash__
+
     def __repr__(self) -> str:
         streams = ", ".join(f"{s.name}={s.encoding}" for s in self.spec.streams)
         return f"<Store {self.place}: {len(self)} utterances, {streams}>"
@@ -135,7 +138,9 @@ class Store(Mapping[str, Target]):
 
     def decode(self, row: Row) -> Target:
         """The target of a stored row, over the student's classes where the store maps to them."""
-        t, u = int(row.meta["T"]), int(row.meta.get("U", 0))
+        t, u = row.meta.get("T"), row.meta.get("U", 0)
+        if type(t) is not int or type(u) is not int:
+            raise FormatError(f"T is {t!r} and U {u!r}, not integers (SPEC S3)", where=row.id)
         streams: dict[str, Rows] = {}
         shapes: dict[str, tuple[int, ...]] = {}
         labels: Any = None

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping
 
 from .emission import Row
-from .errors import StoreBusy, StoreError
+from .errors import LogitStoreError, StoreBusy, StoreError
 from .places import Place
 from .sealed import Entry, current_index, entry_name, read_entry, shard_names
 from .spec import Column
@@ -29,24 +29,51 @@ class ShardInMaking:
         self._staged = place.stage(writer) / name
         self._rows = storage.create(self._staged, name, columns)
         self._ids: list[str] = []
+        self._torn: str | None = None
         self._seconds, self._frames = 0.0, 0
 
     def __len__(self) -> int:
         return len(self._ids)
 
     def add(self, row: Row) -> None:
-        """Append a row; it is on its way to disk at once."""
-        self._rows.add(row)
+        """Append a row; it is on its way to disk at once.
+
+        A row that is refused leaves no trace. Where writing itself fails, half a row may be there: the shard
+        can no longer be sealed, whatever the caller makes of the error.
+        """
+        self._whole()
+        try:
+            self._rows.add(row)
+        except LogitStoreError:
+            raise
+        except BaseException:
+            self._torn = row.id
+            raise
         self._ids.append(row.id)
         self._seconds += row.meta.get("seconds", 0.0)
         self._frames += row.meta["T"]
 
     def seal(self, skipped: Iterable[Mapping[str, str]] = ()) -> Entry | None:
         """Finish, make durable, rename, write the entry. None where another writer sealed it meanwhile."""
+        try:
+            self._whole()
+            return self._seal(tuple(map(dict, skipped)))
+        except BaseException:
+            self.discard()
+            raise
+
+    def _whole(self) -> None:
+        if self._torn is not None:
+            raise StoreError(
+                f"writing {self._torn!r} failed half way, so its shard cannot be sealed",
+                where=f"shard {self.name}",
+                why="Its rows would no longer lie where its table says; shards sealed before are safe.",
+                do="Open the store again: it goes on with what is missing.",
+            )
+
+    def _seal(self, skipped: tuple[dict[str, str], ...]) -> Entry | None:
         sealing = self._rows.finish()
-        entry = Entry(
-            self.name, tuple(self._ids), self._seconds, self._frames, sealing, tuple(map(dict, skipped))
-        )
+        entry = Entry(self.name, tuple(self._ids), self._seconds, self._frames, sealing, skipped)
         with self.place.lock("store", wait=True):
             if self.place.exists(entry_name(self.name)):
                 self.discard()

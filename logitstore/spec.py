@@ -40,12 +40,14 @@ class Head(Record):
         module: path below the teacher's model, e.g. ``ctc_output.1`` or ``joiner.output_linear``.
         blank: id of the blank in the teacher's token table.
         layout: axes of the module's output: ``BTV``, ``BVT`` or ``TBV``; a joiner's slices are always TUV.
+        normalised: no single logits tensor exists (a HAT joint): log-probabilities are given.
     """
 
     stream: str
     module: str
     blank: int
     layout: str = "BTV"
+    normalised: bool = False
 
 
 @dataclass(frozen=True)

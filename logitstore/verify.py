@@ -68,7 +68,7 @@ def verify(location: Any) -> Verdict:
         verdict.findings += _rows(store, name, entry, verdict)
         for utt_id in entry.ids:
             if utt_id in seen:
-                what = f"{utt_id!r} stands in shard {seen[utt_id]} as well (SPEC C4)"
+                what = f"{utt_id!r} stands in shard {seen[utt_id]} as well (SPEC S3)"
                 verdict.findings.append(Finding(f"shard {name}", what, (utt_id,)))
             seen[utt_id] = name
     verdict.findings += _orphans(place, set(names))
@@ -94,7 +94,7 @@ def _rows(store: Store, name: str, entry: Entry, verdict: Verdict) -> Iterator[F
             target = store[utt_id]
             for stream in target.streams.values():
                 if not (stream.at(1.0).logp <= 1e-3).all():
-                    raise CorruptError("a log-probability above 0 (SPEC E1)", where=where)
+                    raise CorruptError("a log-probability above 0 (SPEC E2)", where=where)
             verdict.rows += 1
         except LogitStoreError as e:
             yield Finding(where, str(e), (utt_id,))

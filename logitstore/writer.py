@@ -169,7 +169,7 @@ class StoreWriter:
                     _check_axes(stream.kind, tensor, len(labels), utt_id)
                     frames += len(tensor)
                     self.encoder.take(stream.name, tensor, utt_id, labels)
-            meta: dict[str, Any] = {"T": frames, "U": len(labels), "seconds": seconds}
+            meta: dict[str, Any] = {"T": frames, "U": len(labels), "seconds": float(seconds)}
             if text is not None:
                 meta["text"] = text
             row = self.encoder.finish(utt_id, labels, meta)

@@ -14,6 +14,8 @@ from ..errors import LogitStoreError
 
 COMMANDS = {
     "dump": "run a teacher over a manifest and store what it says",
+    "doctor": "say what would bite later, before a long job",
+    "manifest": "check a manifest of any format, and write it as JSON lines",
     "inspect": "show a store, or one utterance of it",
     "verify": "read every byte of a store and check it",
     "convert": "copy a store into another storage, bit for bit",

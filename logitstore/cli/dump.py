@@ -12,7 +12,8 @@ from ..errors import UsageError
 from ..world import Part
 
 
-def _streams(values: tuple[str, ...]) -> dict[str, str]:
+def parse_streams(values: tuple[str, ...]) -> dict[str, str]:
+    """``NAME=ENCODING`` of every --stream; raises ``UsageError``."""
     streams: dict[str, str] = {}
     for value in values:
         name, found, encoding = value.partition("=")
@@ -26,7 +27,9 @@ def _streams(values: tuple[str, ...]) -> dict[str, str]:
 
 @click.command("dump")
 @click.option("--teacher", required=True, metavar="FILE.py:NAME", help="factory that returns the teacher")
-@click.option("--manifest", required=True, type=click.Path(), help="JSON lines: id, audio, text, ...")
+@click.option("--manifest", required=True, type=click.Path(), help="JSON lines, NeMo, Kaldi, ...")
+@click.option("--manifest-format", metavar="FORMAT", help="jsonl, nemo, kaldi, lhotse, huggingface")
+@click.option("--allow-pipes", is_flag=True, help="run shell commands that stand for recordings")
 @click.option("--out", required=True, type=click.Path(), help="the store; made, or resumed")
 @click.option("--stream", "streams", multiple=True, metavar="NAME=ENCODING", help="[default: ctc=dense]")
 @click.option("--tokens", type=click.Path(), help="tokens.txt that the teacher's table must equal")
@@ -59,7 +62,7 @@ def command(**given: Any) -> None:
     part = Part.parse(given["job"])
     ShardSize.parse(given["shard_size"])
     options = DumpOptions(
-        streams=_streams(given["streams"]) or {"ctc": "dense"},
+        streams=parse_streams(given["streams"]) or {"ctc": "dense"},
         storage=given["storage"],
         batch_seconds=given["batch_seconds"],
         device=given["device"],
@@ -71,7 +74,13 @@ def command(**given: Any) -> None:
         threads=given["threads"],
         cpu_threads=given["cpu_threads"],
     )
-    manifest = read_manifest(given["manifest"], audio_root=given["audio_root"], limit=given["limit"])
+    manifest = read_manifest(
+        given["manifest"],
+        audio_root=given["audio_root"],
+        limit=given["limit"],
+        format=given["manifest_format"],
+        allow_pipes=given["allow_pipes"],
+    )
     teacher = load_teacher(given["teacher"])
     share = -(-manifest.utterances // part.count)
     with Meter(share) as meter:

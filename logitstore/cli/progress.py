@@ -38,10 +38,10 @@ def line(p: Progress, of: int) -> str:
     behind = p.done + p.skipped
     left = max(of - p.present - behind, 0)
     eta = clock(p.elapsed / behind * left) if behind else "-:--:--"
-    skipped = f"  {p.skipped} skipped" if p.skipped else ""
+    skipped = f" ({p.skipped} skipped)" if p.skipped else ""
     return (
-        f"{p.present + p.done}/{of} utterances{skipped}  {p.seconds / 3600:.3f} h of audio  "
-        f"{speed:.1f} × real time  {size(p.bytes)} sealed  ETA {eta}"
+        f"{p.present + p.done}/{of} utterances{skipped}, {p.seconds / 3600:.3f} h, "
+        f"{speed:.0f} × real time, {size(p.bytes)}, ETA {eta}"
     )
 
 
@@ -74,7 +74,7 @@ class Meter:
             for finding in progress.findings:
                 self._print(f"self-check: {finding}")
         if self._live is not None:
-            self._live.update(Text(line(progress, self._share)))
+            self._live.update(Text(line(progress, self._share), no_wrap=True, overflow="ellipsis"))
         elif time.monotonic() - self._last >= EVERY:
             self._last = time.monotonic()
             self._print(line(progress, self._share))
