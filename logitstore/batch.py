@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from .errors import LengthError, UsageError
 from .frames import check_ratio
 from .resample import factored_rows, resample
-from .target import NOTHING, Factored, Target, Tempered, check_temperature
+from .target import NOTHING, Factored, FactoredLattice, Target, Tempered, check_temperature
 from .vocabmap import VocabMap
+
+ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu}
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,13 @@ class FactoredBatch:
     as a :class:`StreamBatch` that holds every class does, ``logp``, ``ids``, ``tail`` and all.
 
     Attributes:
-        h: (B, T, D) or (B, T, U+1, D) float32, 0 in padding.
+        h: (B, T, D) float32, 0 in padding.
         weight: (V, D) float32.
         bias: (V,) float32.
         mask: bool, as ``h`` without D: True where there is a teacher's row.
         temperature: that probabilities are served at.
+        dec: (B, U+1, D) float32 of a lattice, whose nodes are activation(h[t] + dec[u]).
+        activation: ``tanh`` or ``relu``, with ``dec``.
     """
 
     h: torch.Tensor
@@ -82,6 +86,8 @@ class FactoredBatch:
     bias: torch.Tensor
     mask: torch.Tensor
     temperature: float
+    dec: torch.Tensor | None = None
+    activation: str = ""
 
     ids = None
 
@@ -92,7 +98,10 @@ class FactoredBatch:
 
     def logits(self) -> torch.Tensor:
         """(B, T[, U+1], V) the teacher's logits, 0 in padding; float32."""
-        rows = torch.addmm(self.bias, self.h.flatten(0, -2), self.weight.T)
+        h = self.h
+        if self.dec is not None:
+            h = ACTIVATIONS[self.activation](h[:, :, None] + self.dec[:, None])
+        rows = torch.addmm(self.bias, h.flatten(0, -2), self.weight.T)
         return rows.view(*self.mask.shape, -1) * self.mask[..., None]
 
     def dense(self) -> torch.Tensor:
@@ -107,7 +116,7 @@ class FactoredBatch:
     @property
     def tail(self) -> torch.Tensor:
         """As :attr:`StreamBatch.tail`: nothing is left out."""
-        return torch.full_like(self.h[..., 0], NOTHING)
+        return torch.full_like(self.mask, NOTHING, dtype=torch.float32)
 
     def top(self, k: int) -> StreamBatch:
         """The K best classes of every row, best first, and the exact mass of all others."""
@@ -292,18 +301,33 @@ def _pad(rows: Sequence[Tempered], lengths: Sequence[int], nodes: Sequence[int] 
     )
 
 
-def _pad_heads(rows: Sequence[Factored], lengths: Sequence[int], temperature: float) -> FactoredBatch:
-    """(T, D) rows of each utterance into (B, T, D)."""
-    h = np.zeros((len(rows), max(lengths), rows[0].h.shape[1]), np.float32)
-    for b, row in enumerate(rows):
-        h[b, : len(row)] = row.h
+def _pad_heads(
+    rows: Sequence[Factored | FactoredLattice], lengths: Sequence[int], temperature: float
+) -> FactoredBatch:
+    """Rows of each utterance, or both sides of its lattice, padded."""
+    first, mask = rows[0], _mask(lengths, max(lengths))
+    dec, activation = None, ""
+    if isinstance(first, FactoredLattice):
+        sides = [r.dec for r in rows if isinstance(r, FactoredLattice)]
+        dec, activation = _stacked(sides), first.activation
+        mask = mask[:, :, None] & _mask([len(s) for s in sides], dec.shape[1])[:, None]
     return FactoredBatch(
-        h=torch.from_numpy(h),
-        weight=torch.from_numpy(np.array(rows[0].weight)),
-        bias=torch.from_numpy(np.array(rows[0].bias)),
-        mask=_mask(lengths, max(lengths)),
+        h=_stacked([r.enc if isinstance(r, FactoredLattice) else r.h for r in rows]),
+        weight=torch.from_numpy(np.array(first.weight)),
+        bias=torch.from_numpy(np.array(first.bias)),
+        mask=mask,
         temperature=float(temperature),
+        dec=dec,
+        activation=activation,
     )
+
+
+def _stacked(rows: Sequence[NDArray[Any]]) -> torch.Tensor:
+    """(B, n, D) float32 of (n, D) each, 0 in padding."""
+    out = np.zeros((len(rows), max(map(len, rows)), rows[0].shape[1]), np.float32)
+    for b, row in enumerate(rows):
+        out[b, : len(row)] = row
+    return torch.from_numpy(out)
 
 
 def _listed(row: Tempered) -> Tempered:

@@ -99,6 +99,7 @@ class Driver:
             side="input",
         )
         self._joint = Tap(teacher.model, {n: h.module for n, h in heads.items() if n == "rnnt"})
+        self._joint_inputs = Tap(teacher.model, {n: p for n, p in paths.items() if n == "rnnt"}, side="input")
         kind = "cpu" if self.device.type == "cpu" else "other"
         self.slice_elements = SLICE_ELEMENTS[kind]
 
@@ -164,14 +165,8 @@ class Driver:
 
         The joiner runs on slices of a fixed number of logits, so memory does not grow with T·U·V.
         """
-        labels, where = spoken.loaded.labels or [], spoken.loaded.utt.id
-        enc, dec = self._project(spoken, labels)
-        if len(enc) != spoken.T or len(dec) != len(labels) + 1:
-            raise LengthError(
-                f"transducer() gives {len(enc)} × {len(dec)} nodes, "
-                f"where T × (U+1) is {spoken.T} × {len(labels) + 1}",
-                where=where,
-            )
+        where = spoken.loaded.utt.id
+        enc, dec = self.sides(spoken)
         step = max(1, self.slice_elements // (len(dec) * len(self.table)))
         for t in range(0, spoken.T, step):
             piece = enc[t : t + step]
@@ -186,6 +181,25 @@ class Driver:
                     f"the joiner gives {tuple(logits.shape)} for {len(piece)} × {len(dec)} nodes", where=where
                 )
             yield logits.reshape(len(piece), len(dec), len(self.table))
+
+    def sides(self, spoken: Spoken) -> tuple[torch.Tensor, torch.Tensor]:
+        """(T, J) and (U+1, J) that the joiner of one utterance adds; raises ``LengthError``."""
+        labels = spoken.loaded.labels or []
+        enc, dec = self._project(spoken, labels)
+        if len(enc) != spoken.T or len(dec) != len(labels) + 1:
+            raise LengthError(
+                f"transducer() gives {len(enc)} × {len(dec)} nodes, "
+                f"where T × (U+1) is {spoken.T} × {len(labels) + 1}",
+                where=spoken.loaded.utt.id,
+            )
+        return enc, dec
+
+    def joined(self, enc: torch.Tensor, dec: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What goes into the joiner's head and what comes out, flat, and what join() makes of it."""
+        teacher: Any = self.teacher
+        with self._quiet(), self._joint as outputs, self._joint_inputs as inputs:
+            said = teacher.join(enc, dec)
+            return inputs.take("rnnt").flatten(0, -2), outputs.take("rnnt").flatten(0, -2), said
 
     def _project(self, spoken: Spoken, labels: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         teacher: Any = self.teacher

@@ -195,7 +195,9 @@ class _Dump:
     def _block(self, block: Block, problems: list[Problem]) -> None:
         """Dump the missing utterances of one block into one shard and seal it."""
         before = self.progress
-        lattice = self.driver.lattice if "rnnt" in self.options.streams else None
+        stored = "rnnt" in self.driver.heads
+        sides = self.driver.sides if stored else None
+        lattice = self.driver.lattice if "rnnt" in self.options.streams and not stored else None
         shard, skip = self.writer.shard(block.name), self.options.on_error == "skip"
         with Pipe(shard, self.writer.encoder, skip=skip) as pipe:
             for batch in self._batches(block, pipe):
@@ -204,7 +206,7 @@ class _Dump:
                     before.findings = self_check(self.driver, said).findings
                     self.checked = True
                 for spoken in said:
-                    pipe.put(spoken, lattice(spoken) if lattice else None)
+                    pipe.put(spoken, lattice, sides)
                 self._tell(pipe)
             pipe.finish()
             skipped = [p.to_json() for p in (*problems, *pipe.failed)]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .constants import Constants
 from .emission import Row
-from .encodings.base import LOSS, HeadRows, KeepsAlways
+from .encodings.base import LOSS, HeadRows, KeepsAlways, LatticeSides
 from .errors import LengthError, NonFinite, UsageError, VocabError
 from .lattice import check_nodes
 from .layout import LABELS, columns_of, encoding_of
@@ -70,10 +70,13 @@ class RowEncoder:
     ) -> None:
         """Encode (…, V) logits of one stream, a lattice's (t, U+1, V) with its U labels.
 
-        ``inputs`` is what went into the head, (…, D), where the encoding stores that instead. Raises
-        ``NonFinite``, ``VocabError`` or ``UsageError``.
+        ``inputs`` is what went into the head, (…, D), where the encoding stores that instead; of a lattice
+        whose sides are stored, these come instead: (T, J) and, as ``inputs``, (U+1, J). Raises ``NonFinite``,
+        ``VocabError`` or ``UsageError``.
         """
         spec, encoding = self._streams[stream]
+        if isinstance(encoding, LatticeSides):
+            return self._take_sides(spec, encoding, logits, inputs, where)
         if logits.shape[-1] != spec.classes:
             raise VocabError(
                 f"{stream} gives {logits.shape[-1]} classes, the token table has {spec.classes}", where=where
@@ -84,11 +87,7 @@ class RowEncoder:
         _require_finite(flat, stream, where)
         if isinstance(encoding, HeadRows):
             if inputs is None or not encoding.constants:
-                raise UsageError(
-                    f"{spec.encoding} stores what goes into the {stream} head, and was given logits",
-                    where=where,
-                    do="Let logitstore dump drive the teacher, or store dense, topk or nucleus.",
-                )
+                raise _wants_inputs(spec, where)
             rows = inputs.reshape(len(flat), -1).float()
             _require_finite(rows, f"what goes into the {stream} head", where)
             arrays = encoding.encode(rows, flat)
@@ -98,6 +97,21 @@ class RowEncoder:
             arrays = encoding.encode(flat)
         self._keep(stream, arrays)
         self._rows[stream] += len(flat)
+
+    def _take_sides(
+        self,
+        spec: StreamSpec,
+        encoding: LatticeSides,
+        enc: torch.Tensor,
+        dec: torch.Tensor | None,
+        where: str,
+    ) -> None:
+        if dec is None or not spec.constants:
+            raise _wants_inputs(spec, where)
+        for side in (enc, dec):
+            _require_finite(side, f"a side of the {spec.name} lattice", where)
+        self._keep(spec.name, encoding.encode_sides(enc.float(), dec.float()))
+        self._rows[spec.name] += len(enc) * len(dec)
 
     def _keep(self, stream: str, arrays: Mapping[str, torch.Tensor]) -> None:
         for name, value in arrays.items():
@@ -133,6 +147,14 @@ class RowEncoder:
     def drop(self) -> None:
         """Forget what was taken of an utterance."""
         self._pieces, self._rows = {}, Counter()
+
+
+def _wants_inputs(spec: StreamSpec, where: str) -> UsageError:
+    return UsageError(
+        f"{spec.encoding} stores what goes into the {spec.name} head, and was given logits",
+        where=where,
+        do="Let logitstore dump drive the teacher, or store dense, topk or nucleus.",
+    )
 
 
 def _require_finite(rows: torch.Tensor, what: str, where: str) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import torch
@@ -18,6 +19,8 @@ from .places import Place
 from .spec import StoreSpec
 
 SAMPLE_UTTERANCES, SAMPLE_FRAMES = 64, 20_000
+CHECKED, FRAMES = 4, 50  # utterances of the first batch, and frames of each, that a joiner is checked on
+ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu}
 SAME = 1e-3  # nats: between the model's own log-probabilities and the head's
 
 
@@ -43,8 +46,15 @@ def once_per_store(
     if any(e.needs_sample for e in encodings.values()):
         sample = _sample(driver, manifest, batch_seconds)
     made = {n: e.prepare(driver.heads[n], sample) for n, e in encodings.items()}
+    activation = _activation(driver, manifest, batch_seconds) if "rnnt" in made else ""
     streams = [
-        replace(declared(s, made[s.name]), width=driver.heads[s.name].width) if s.name in made else s
+        replace(
+            declared(s, made[s.name]),
+            width=driver.heads[s.name].width,
+            activation=activation if s.kind == "rnnt" else "",
+        )
+        if s.name in made
+        else s
         for s in spec.streams
     ]
     return replace(spec, streams=tuple(streams)), made
@@ -52,37 +62,90 @@ def once_per_store(
 
 def _as_stored(place: Place, spec: StoreSpec, driver: Driver) -> StoreSpec:
     was = StoreSpec.from_json(open_json(place.read("logitstore.json"), "logitstore.json"))
-    stored: Mapping[str, tuple[dict[str, object], ...]] = {s.name: s.constants for s in was.streams}
+    stored = {s.name: s for s in was.streams}
     streams = [
-        replace(s, width=driver.heads[s.name].width, constants=stored.get(s.name, ()))
-        if s.name in driver.heads
+        replace(
+            s,
+            width=driver.heads[s.name].width,
+            constants=stored[s.name].constants,
+            activation=stored[s.name].activation,
+        )
+        if s.name in driver.heads and s.name in stored
         else s
         for s in spec.streams
     ]
     return replace(spec, streams=tuple(streams))
 
 
-def _sample(driver: Driver, manifest: Manifest, batch_seconds: float) -> torch.Tensor:
-    """(N, D) rows of utterances spread over the manifest; what cannot be loaded or run is left out."""
-    every = max(1, manifest.utterances // SAMPLE_UTTERANCES)
+def _spoken(driver: Driver, manifest: Manifest, batch_seconds: float) -> Iterator[Spoken]:
+    """Utterances spread over the manifest; what cannot be loaded is left out. None at all is an error."""
+    every, some = max(1, manifest.utterances // SAMPLE_UTTERANCES), False
     chosen = [u for n, u in enumerate(manifest) if n % every == 0][:SAMPLE_UTTERANCES]
-    rows: list[torch.Tensor] = []
     for batch in by_length(chosen, batch_seconds, _ignore):
         loaded = []
         for utt in batch:
-            try:
-                loaded.append(load(utt, driver.teacher, driver.table, False))
-            except LogitStoreError:
-                continue
-        if loaded:
-            rows += [s.hidden.float() for s in driver.run(loaded) if s.hidden is not None and s.T]
-    rows = [r for r in rows if bool(r.isfinite().all())]
-    if not rows:
+            with suppress(LogitStoreError):
+                loaded.append(load(utt, driver.teacher, driver.table, "rnnt" in driver.streams))
+        for spoken in driver.run(loaded) if loaded else ():
+            if spoken.T:
+                some = True
+                yield spoken
+    if not some:
         raise TeacherError(
             "not one utterance to measure its head on", do="Look at the manifest: nothing could be loaded."
         )
+
+
+def _sample(driver: Driver, manifest: Manifest, batch_seconds: float) -> torch.Tensor:
+    """(N, D) rows of the ctc head's input."""
+    spoken = _spoken(driver, manifest, batch_seconds)
+    rows = [s.hidden.float() for s in spoken if s.hidden is not None]
     found = torch.cat(rows)
+    found = found[found.isfinite().all(1)]
     return found[:: -(-len(found) // SAMPLE_FRAMES)]
+
+
+def _activation(driver: Driver, manifest: Manifest, batch_seconds: float) -> str:
+    """The function in front of the joiner's head, found on one utterance; raises ``TeacherError``."""
+    spoken = next(_spoken(driver, manifest, batch_seconds))
+    enc, dec = driver.sides(spoken)
+    inputs, _, _ = driver.joined(enc[:FRAMES], dec)
+    added = (enc[:FRAMES, None] + dec[None]).flatten(0, 1).float()
+    if inputs.shape == added.shape:
+        for name, function in ACTIVATIONS.items():
+            if bool(torch.isclose(function(added), inputs.float(), atol=1e-5, rtol=1e-5).all()):
+                return name
+    raise TeacherError(
+        f"what goes into the joiner's head is not {' or '.join(ACTIVATIONS)} of enc + dec",
+        where=spoken.loaded.utt.id,
+        why="A joiner that multiplies, gates or normalises does not come back from its two sides.",
+        do="Store the lattice as topk or nucleus.",
+    )
+
+
+def require_lattice_factors(driver: Driver, spoken: Sequence[Spoken]) -> str:
+    """Prove that both sides and the stored head give the model's own lattice; raises ``TeacherError``."""
+    head, worst = driver.heads["rnnt"], 0.0
+    for item in spoken[:CHECKED]:
+        enc, dec = driver.sides(item)
+        inputs, logits, said = driver.joined(enc[:FRAMES], dec)
+        weight, bias = (inputs.new_tensor(x) for x in (head.weight, head.bias))
+        ours = (inputs @ weight.T + bias).float().log_softmax(-1)
+        own = [("the joiner's head", logits)]
+        if isinstance(said, torch.Tensor) and said.numel() == logits.numel():
+            own.append(("join()", said.reshape(logits.shape)))
+        for what, value in own:
+            exact = value.float().log_softmax(-1)
+            gap = float(torch.where(exact > -30, ours - exact, 0).abs().max()) if ours.numel() else 0.0
+            worst = max(worst, gap)
+            if not gap <= SAME:
+                raise TeacherError(
+                    f"weight and bias of the joiner's head miss what {what} says by {gap:.3g}",
+                    where=item.loaded.utt.id,
+                    why="Something follows the layer or lies in it: a blank apart (HAT), dropout, a scale.",
+                    do="Store the lattice as topk or nucleus.",
+                )
+    return f"the joiner's two sides and its head give its own log-probabilities, within {worst:.1e}"
 
 
 def _ignore(utt: Utterance, error: LogitStoreError) -> None:

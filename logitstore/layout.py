@@ -9,6 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from .encodings import Encoding, HeadEncoding, parse_encoding
+from .encodings.base import LatticeSides
 from .errors import UnknownName, VocabError
 from .lattice import check_form
 from .registry import suggest
@@ -49,10 +50,9 @@ def make_spec(
                 where=teacher.name,
             )
         parsed = parse_encoding(encoding)
-        if not isinstance(parsed, HeadEncoding):
-            parsed.columns(len(tokens))  # refuses what does not fit V
         form = check_form("full") if name == "rnnt" else ""
         kept.append(StreamSpec(name, name, len(tokens), tokens.blank, str(parsed), form))
+        encoding_of(kept[-1]).columns(len(tokens))  # refuses what does not fit
     return StoreSpec(
         teacher=teacher,
         tokens={"sha256": tokens.digest(), "size": len(tokens), "blank": tokens.blank},
@@ -70,12 +70,14 @@ def _version(package: str) -> str:
         return ""
 
 
-def encoding_of(stream: StreamSpec, constants: Mapping[str, NDArray[Any]] | None = None) -> Encoding:
+def encoding_of(
+    stream: StreamSpec, constants: Mapping[str, NDArray[Any]] | None = None
+) -> Encoding | LatticeSides:
     """The encoding of a stream; one that stores its head needs the stream's constants to do more than
     name its columns."""
     encoding = parse_encoding(stream.encoding)
     if isinstance(encoding, HeadEncoding):
-        return encoding.bound(stream.width, constants or {})
+        return encoding.bound(stream, constants or {})
     return encoding
 
 

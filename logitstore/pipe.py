@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -70,8 +70,16 @@ class Pipe:
             self._stop()
             self._shard.discard()
 
-    def put(self, spoken: Spoken, lattice: Iterable[torch.Tensor] | None) -> None:
-        """Hand over one utterance; its lattice is driven here, in the caller's thread, slice by slice."""
+    def put(
+        self,
+        spoken: Spoken,
+        lattice: Callable[[Spoken], Iterable[torch.Tensor]] | None = None,
+        sides: Callable[[Spoken], tuple[torch.Tensor, torch.Tensor]] | None = None,
+    ) -> None:
+        """Hand over one utterance; its lattice is driven here, in the caller's thread, slice by slice.
+
+        ``lattice`` gives its slices, or ``sides`` its two sides, where these are stored.
+        """
         self._send(spoken)
         error = None
         try:
@@ -79,8 +87,10 @@ class Pipe:
                 raise LengthError("no valid frame: the recording is too short", where=spoken.loaded.utt.id)
             if spoken.ctc is not None:
                 self._send(_Slice("ctc", spoken.ctc, spoken.hidden))
-            for piece in lattice or ():
+            for piece in lattice(spoken) if lattice else ():
                 self._send(_Slice("rnnt", piece))
+            if sides:
+                self._send(_Slice("rnnt", *sides(spoken)))
         except LogitStoreError as e:
             error = e
         self._send(_LastSlice(error))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
 from . import frames
-from .target import NOTHING, Factored, Rows, Tempered
+from .target import NOTHING, Factored, FactoredLattice, Rows, Tempered
 from .vocabmap import Mapped
 
 
@@ -36,14 +38,17 @@ def resample(
     return mix(a, b, np.repeat(weight, nodes))
 
 
-def factored_rows(rows: Rows, shape: tuple[int, ...], student: int, method: str) -> Factored | None:
+def factored_rows(
+    rows: Rows, shape: tuple[int, ...], student: int, method: str
+) -> Factored | FactoredLattice | None:
     """Rows at ``student`` frames that still are what goes into a head: where frames are taken, not mixed."""
     frames.check_method(method)
-    if not isinstance(rows, Factored) or len(shape) == 3:
+    if not isinstance(rows, Factored | FactoredLattice) or shape[0] == student:
+        return rows if isinstance(rows, Factored | FactoredLattice) else None
+    if method != "nearest":
         return None
-    if shape[0] == student:
-        return rows
-    return rows.take(frames.nearest(shape[0], student)) if method == "nearest" else None
+    chosen = frames.nearest(shape[0], student)
+    return rows.take(chosen) if isinstance(rows, Factored) else replace(rows, enc=rows.enc[chosen])
 
 
 def _nodes(frame: NDArray[np.int64], nodes: int) -> NDArray[np.int64]:

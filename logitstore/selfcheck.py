@@ -9,7 +9,7 @@ import torch
 
 from .drive import Driver, Spoken
 from .errors import NotLogits, TeacherError
-from .factor import require_factors
+from .factor import require_factors, require_lattice_factors
 
 ALREADY_NORMALISED = 1e-3  # nats: |log Σ exp| of a row of log-probabilities
 SAME_DISTRIBUTION = 1e-3
@@ -43,6 +43,8 @@ def self_check(driver: Driver, spoken: Sequence[Spoken]) -> SelfCheck:
             _require_logits(rows, stream, item.loaded.utt.id)
     if "ctc" in driver.heads:
         found.append(require_factors(driver, list(spoken)))
+    if "rnnt" in driver.heads:
+        found.append(require_lattice_factors(driver, spoken))
     if said := _same_as_model(driver, spoken):
         found.append(said)
     if len(spoken) > 1:

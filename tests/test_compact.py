@@ -298,3 +298,173 @@ def test_ones_own_loop_is_told_that_it_has_no_head(tmp_path):
         StoreWriter.open(tmp_path / "s", tokens=table, streams={"ctc": "factored"}) as w,
     ):
         w.add("a", ctc=torch.zeros(3, len(table)))
+
+
+@pytest.fixture(scope="module")
+def lattice(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("compact") / "lattice", {"ctc": "factored:int8", "rnnt": "factored"})
+
+
+def test_a_factored_lattice_is_the_models_full_joint(lattice):
+    teacher, worst = demo.teacher(), 0.0
+    for utt in demo.manifest(UTTERANCES):
+        item = load(utt, teacher, teacher.tokens(), True)
+        with torch.inference_mode():
+            output = teacher.forward(item.features[None], torch.tensor([len(item.features)]))
+            joint = teacher.join(*teacher.transducer(output, 0, item.labels)).log_softmax(-1).numpy()
+        target = lattice[utt.id]
+        assert target.labels.tolist() == item.labels
+        ours = target.log_probs("rnnt")
+        assert ours.shape == joint.shape
+        worst = max(worst, np.abs(ours - joint)[joint > -20].max())
+    assert worst < 1e-3
+
+
+def test_a_factored_lattice_is_small(lattice):
+    stored = dense = 0
+    for utt_id in lattice:
+        row, target = lattice.row(utt_id), lattice[utt_id]
+        size = sum(a.nbytes for n, a in row.arrays.items() if n.startswith("rnnt."))
+        assert size == (2 * 112 + 4) * target.T + 4 * 112 * (target.U + 1) + 4 * target.U
+        stored += size
+        dense += 2 * target["rnnt"].classes * len(target["rnnt"])
+    assert stored / dense < 0.12  # of V = 150; the share falls as V and U grow
+
+
+def test_the_joiner_runs_for_the_self_check_only(tmp_path):
+    joined = []
+
+    def join(teacher, *sides):
+        joined.append(1)
+        return teacher.join(*sides)
+
+    teacher = demo.Spoiled(join=join)
+    run(tmp_path / "a", {"rnnt": "factored"}, limit=4, teacher=teacher, shard_size="1")
+    few = len(joined)
+    run(tmp_path / "b", {"rnnt": "factored"}, limit=12, teacher=teacher, shard_size="1")
+    assert len(joined) - few == few > 0
+
+
+@pytest.mark.parametrize("method", ["linear", "nearest"])
+def test_factored_lattices_make_batches(dense, lattice, method):
+    ids = list(lattice)[:3]
+    for frames in (None, [dense[i].T // 2 for i in ids]):
+        one = dense.batch(ids, frames=frames, method=method, temperature=2.0)["rnnt"]
+        two = lattice.batch(ids, frames=frames, method=method, temperature=2.0)["rnnt"]
+        assert isinstance(two, StreamBatch if frames and method == "linear" else FactoredBatch)
+        assert torch.equal(one.mask, two.mask)
+        a, b = one.dense()[one.mask], two.dense()[two.mask]
+        assert (a.exp() - b.exp()).abs().max() < 2e-3
+        moved = two.map(lambda t: t.clone())
+        assert torch.equal(moved.logp, two.logp)
+        assert (two.logp[~two.mask] == -1e4).all()
+        if isinstance(two, FactoredBatch):
+            assert torch.equal(two.top(4).mask, one.mask)
+
+
+def test_factored_lattices_survive_jobs_and_conversion(lattice, tmp_path):
+    for index in (1, 0):
+        run(tmp_path / "s", {"ctc": "factored:int8", "rnnt": "factored"}, part=Part(index, 2))
+    assert same_tree(str(lattice.place), tmp_path / "s")
+    assert convert(lattice.place, tmp_path / "b", "webdataset") == UTTERANCES
+    assert not verify(tmp_path / "b").findings
+    assert verify(tmp_path / "b").rows == UTTERANCES
+    summary(lattice)
+
+
+def test_losses_take_factored_rows_as_dense_ones(dense, lattice):
+    from logitstore.losses import ctc_kd, rnnt_kd
+
+    ids = list(lattice)[:3]
+    one, two = (s.batch(ids, temperature=2.0) for s in (dense, lattice))
+    generator = torch.Generator().manual_seed(1)
+    for stream, loss in (("ctc", ctc_kd), ("rnnt", rnnt_kd)):
+        logits = torch.randn(*one[stream].mask.shape, 150, generator=generator)
+        assert loss(logits, two[stream]) == pytest.approx(loss(logits, one[stream]).item(), rel=1e-3)
+
+
+class Multiplied(torch.nn.Module):
+    """A joiner that multiplies its sides."""
+
+    def __init__(self, joiner, function):
+        super().__init__()
+        self.encoder_proj, self.decoder_proj = joiner.encoder_proj, joiner.decoder_proj
+        self.output_linear, self.function = joiner.output_linear, function
+
+    def forward(self, enc, dec, project_input=True):
+        return self.function(self.output_linear, enc, dec)
+
+
+JOINERS = {
+    "multiplied": (lambda out, e, d: out(torch.tanh(e * d)), "not tanh or relu of enc . dec"),
+    "gelu": (lambda out, e, d: out(torch.nn.functional.gelu(e + d)), "not tanh or relu"),
+    "a blank apart": (
+        lambda out, e, d: torch.cat([x := out(torch.tanh(e + d)), x[..., :0]], -1) * 1.2,
+        r"what join\(\) says",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(JOINERS))
+def test_joiners_that_do_not_factor_are_refused(name, tmp_path):
+    function, message = JOINERS[name]
+    model = demo.teacher().model
+    before = model.joiner
+    model.joiner = Multiplied(before, function)
+    try:
+        with pytest.raises(TeacherError, match=message):
+            run(tmp_path / "s", {"rnnt": "factored"})
+    finally:
+        model.joiner = before
+    assert not (tmp_path / "s" / "sealed").exists()
+
+
+def test_relu_joiners_factor_too(tmp_path):
+    model = demo.teacher().model
+    before = model.joiner
+    model.joiner = Multiplied(before, lambda out, e, d: out(torch.relu(e + d)))
+    try:
+        store = run(tmp_path / "s", {"rnnt": "factored"}, limit=2)
+        exact = run(tmp_path / "d", {"rnnt": "dense"}, limit=2)
+    finally:
+        model.joiner = before
+    assert store.spec.stream("rnnt").activation == "relu"
+    for utt_id in store:
+        a, b = (np.exp(s[utt_id].log_probs("rnnt")) for s in (store, exact))
+        assert np.abs(a - b).max() < 1e-3
+
+
+def test_lattices_have_one_form_of_it(tmp_path):
+    with pytest.raises(UsageError, match="rnnt=factored"):
+        run(tmp_path / "s", {"rnnt": "factored:int8"})
+
+
+def test_a_factored_lattice_of_600_classes_is_a_fiftieth_of_dense(tmp_path):
+    """The demo teacher's joiner in front of four times as many classes, each like one of its own."""
+    model = demo.teacher().model
+    table = demo.teacher().tokens()
+    tokens = TokenTable((*table.tokens, *(f"{t}+{n}" for n in "abc" for t in table.tokens)), blank=0)
+    before = model.joiner.output_linear
+    wide = torch.nn.Linear(before.in_features, 600)
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(600, before.in_features, generator=generator) * before.weight.std() / 4
+    wide.weight.data = before.weight.data.repeat(4, 1) + noise
+    wide.bias.data = before.bias.data.repeat(4)
+    model.joiner.output_linear = wide
+    try:
+        teacher = demo.Spoiled(tokens=lambda t: tokens)
+        store = run(tmp_path / "s", {"rnnt": "factored"}, teacher=teacher)
+        exact = run(tmp_path / "d", {"rnnt": "dense"}, teacher=teacher)
+        item = load(next(iter(demo.manifest(1))), demo.teacher(), table, True)
+        with torch.inference_mode():
+            output = teacher.forward(item.features[None], torch.tensor([len(item.features)]))
+            joint = teacher.join(*teacher.transducer(output, 0, item.labels)).log_softmax(-1).numpy()
+    finally:
+        model.joiner.output_linear = before
+    ours = store[item.utt.id].log_probs("rnnt")
+    assert np.abs(ours - joint)[joint > -20].max() < 1e-3
+    sizes = [
+        sum(store.row(i).arrays[n].nbytes for i in store for n in ("rnnt.enc", "rnnt.scale", "rnnt.dec"))
+    ]
+    sizes.append(sum(exact.row(i).arrays["rnnt.logp"].nbytes for i in exact))
+    assert sizes[0] <= 0.03 * sizes[1]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .. import registry
 from ..errors import UsageError
-from ..spec import Column
+from ..spec import Column, StreamSpec
 from ..target import Rows
 
 if TYPE_CHECKING:  # only encoding runs torch; reading a store never loads it
@@ -81,8 +81,8 @@ class HeadEncoding(Protocol):
     def prepare(self, head: LinearHead, sample: torch.Tensor | None) -> dict[str, NDArray[Any]]:
         """What is stored once, by name."""
 
-    def bound(self, width: int, constants: Mapping[str, NDArray[Any]]) -> Encoding:
-        """The encoding of rows; without constants it knows its columns, and no more."""
+    def bound(self, stream: StreamSpec, constants: Mapping[str, NDArray[Any]]) -> Encoding | LatticeSides:
+        """The encoding of a stream's rows; without constants it knows its columns, and no more."""
 
 
 @runtime_checkable
@@ -93,6 +93,20 @@ class HeadRows(Protocol):
 
     def encode(self, rows: torch.Tensor, own: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         """(N, D) rows; ``own`` (N, V) logits, where what is lost is to be measured."""
+
+
+@runtime_checkable
+class LatticeSides(Protocol):
+    """What :meth:`HeadEncoding.bound` gives for a lattice: both sides of it, not its nodes."""
+
+    def columns(self, classes: int) -> tuple[Column, ...]:
+        """The arrays."""
+
+    def encode_sides(self, enc: torch.Tensor, dec: torch.Tensor) -> dict[str, torch.Tensor]:
+        """(T, J) and (U+1, J) numbers, which an activation of their sums and the head join."""
+
+    def decode(self, arrays: Mapping[str, NDArray[Any]], classes: int) -> Rows:
+        """The rows of all T · (U+1) nodes."""
 
 
 def parse_encoding(text: str) -> Encoding | HeadEncoding:

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import NonFinite, UsageError
-from ..spec import Column
-from ..target import Factored
+from ..spec import Column, StreamSpec
+from ..target import Factored, FactoredLattice
 from . import _rice, _transform
 from ._narrow import narrow, widen
-from .base import LOSS, Encoding, LinearHead, row_loss
+from .base import LOSS, Encoding, LatticeSides, LinearHead, row_loss
 
 if TYPE_CHECKING:
     import torch
@@ -62,11 +62,21 @@ class FactoredEncoding:
         weight = (head.weight.astype(np.float64) @ axes).astype(np.float32)
         return {"axes": axes.astype(np.float32), "weight": weight, "bias": head.bias}
 
-    def bound(self, width: int, constants: Constants) -> Encoding:
-        """The encoding of rows of ``width`` D; without constants it knows its columns and nothing else."""
+    def bound(self, stream: StreamSpec, constants: Constants) -> Encoding | LatticeSides:
+        """The encoding of a stream's rows; without constants it knows its columns and nothing else."""
+        if stream.kind == "rnnt":
+            if self.setting:
+                raise UsageError(
+                    f"{self} of a lattice",
+                    why="An activation stands between its two sides and the head: they are kept at 16 bits.",
+                    do="rnnt=factored.",
+                )
+            return Sides(stream.width, stream.activation, constants)
         if self.budget is not None:
             return Coded(constants)
-        return Narrow(NARROW[self.setting], width, constants) if self.setting else Half(width, constants)
+        if self.setting:
+            return Narrow(NARROW[self.setting], stream.width, constants)
+        return Half(stream.width, constants)
 
 
 class _Head:
@@ -170,6 +180,38 @@ class Coded(_Head):
     def decode(self, arrays: Mapping[str, NDArray[Any]], classes: int) -> Factored:
         codes = _rice.unpack(arrays["code"], self.constants["rice"])
         return self.rows(codes.astype(np.int16))
+
+
+@dataclass(frozen=True, eq=False)
+class Sides:
+    """Both sides of a lattice: (T, J) as 16-bit integers with a scale a row, (U+1, J) as they are.
+
+    Logits of node (t, u) are head(activation(enc[t] + dec[u])), as in an RNN transducer's additive joiner
+    (Graves 2012; Graves, Mohamed and Hinton 2013). There are many frames to a label, so that exact labels
+    cost little, and half of the error goes.
+    """
+
+    width: int
+    activation: str
+    constants: Constants = field(default_factory=dict)
+
+    def columns(self, classes: int) -> tuple[Column, ...]:
+        return (
+            Column("enc", "int16", (self.width,), "what each frame gives to the joiner, over its scale"),
+            Column("scale", "float32", (), "of each frame"),
+            Column("dec", "float32", (self.width,), "what each label position gives to the joiner"),
+        )
+
+    def encode_sides(self, enc: torch.Tensor, dec: torch.Tensor) -> dict[str, torch.Tensor]:
+        """(T, J) and (U+1, J) float32."""
+        scale = (enc.abs().amax(-1) / 32767).clamp(min=1e-30)
+        code = (enc / scale[:, None]).round().clamp(-32767, 32767).short()
+        return {"enc": code, "scale": scale, "dec": dec}
+
+    def decode(self, arrays: Mapping[str, NDArray[Any]], classes: int) -> FactoredLattice:
+        enc = arrays["enc"].astype(np.float32) * arrays["scale"][:, None]
+        weight, bias = self.constants["weight"], self.constants["bias"]
+        return FactoredLattice(enc, arrays["dec"], self.activation, weight, bias)
 
 
 def parse(setting: str | None) -> FactoredEncoding:

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..encodings import Encoding, HeadEncoding
+from ..encodings import HeadEncoding
 from ..encodings.base import LOSS, LinearHead
 from ..errors import UsageError
+from ..spec import StreamSpec
 from ..storage.base import DTYPES
 from ..target import logsumexp
 from . import expect
@@ -40,10 +41,14 @@ def rows(seed: int = 1) -> torch.Tensor:
     return x
 
 
-def bound(encoding: HeadEncoding) -> Encoding:
+def bound(encoding: HeadEncoding) -> Any:
     """The encoding of rows, its constants as a store gives them back."""
     made = encoding.prepare(a_head(), rows(2) if encoding.needs_sample else None)
-    return encoding.bound(WIDTH, {n: np.array(a) for n, a in made.items()})
+    return encoding.bound(_stream(encoding), {n: np.array(a) for n, a in made.items()})
+
+
+def _stream(encoding: HeadEncoding) -> StreamSpec:
+    return StreamSpec("ctc", "ctc", CLASSES, 0, str(encoding), width=WIDTH)
 
 
 def _encode(encoding: Any, x: torch.Tensor) -> tuple[dict[str, NDArray[Any]], NDArray[Any]]:
@@ -58,7 +63,10 @@ def _encode(encoding: Any, x: torch.Tensor) -> tuple[dict[str, NDArray[Any]], ND
 def check_columns(encoding: HeadEncoding, most: float) -> None:
     """Arrays have the names, dtypes and trailing axes of the columns, with constants or without."""
     ready = bound(encoding)
-    expect(ready.columns(CLASSES) == encoding.bound(WIDTH, {}).columns(CLASSES), "columns need constants")
+    expect(
+        ready.columns(CLASSES) == encoding.bound(_stream(encoding), {}).columns(CLASSES),
+        "columns need constants",
+    )
     for n in (1, ROWS):
         given = ready.encode(rows()[:n])
         expect(set(given) - {LOSS} == {c.name for c in ready.columns(CLASSES)}, f"arrays {set(given)}")
