@@ -1,6 +1,8 @@
 # make demo    the main job: a trained teacher and real audio into a store, inspected, read back
 # make test    the tests
 # make check   ruff and mypy
+# make torture kills, disk faults, rot and hostile input, thousands of cases in under ten minutes; one table
+# make fuzz    coverage-guided fuzzing of everything that reads a store, for FUZZ_SECONDS (60)
 # Each makes its own virtual environment in .venv when none is active.
 
 SHELL := /bin/bash
@@ -8,9 +10,9 @@ VENV := $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv)
 PY := $(VENV)/bin/python
 DEMO := demo-store
 
-.PHONY: demo test check install benchmark clean help
+.PHONY: demo test torture fuzz check install benchmark clean help
 help:
-	@sed -n '1,4s/^# //p' Makefile
+	@sed -n '1,6s/^# //p' Makefile
 
 # torch is left alone where there is one: a user's own CUDA build stays theirs.
 $(VENV)/.logitstore: setup.cfg pyproject.toml
@@ -35,6 +37,9 @@ demo: install
 test: install
 	$(PY) -m pytest
 
+torture: install
+	$(PY) -m tests.torture
+
 check: install
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -42,6 +47,7 @@ check: install
 
 benchmark: install
 	$(PY) benchmarks/dump.py
+	$(PY) benchmarks/capture.py
 
 clean:
 	rm -rf $(DEMO) $(DEMO)-webdataset build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .errors import CorruptError, FormatError
 
-MAX_JSON_BYTES = 256 << 20
+MAX_JSON_BYTES = 64 << 20
 
 
 def crc32c(data: bytes | NDArray[Any], before: int = 0) -> int:
@@ -90,7 +90,7 @@ def open_json(data: bytes, where: str) -> dict[str, Any]:
     said = value.pop("crc32c")
     try:
         found = crc32c(canonical(value))
-    except ValueError as e:  # half of a surrogate pair
+    except (ValueError, RecursionError) as e:  # half of a surrogate pair; too deep
         raise FormatError(f"not valid JSON: {e}", where=where) from None
     if found != said:
         raise CorruptError(

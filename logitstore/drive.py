@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ class Spoken:
         ctc: (T, V) logits on the device; None where there is no such stream.
         hidden: (T, D) what went into the ctc head, where that is stored; else None.
         output: what ``forward`` gave for its batch, and ``b``, its place in it: for the joiner.
+        notes: what else its row will say.
     """
 
     loaded: Loaded
@@ -39,6 +40,7 @@ class Spoken:
     output: Any
     b: int
     hidden: torch.Tensor | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
 
 
 class Driver:
@@ -170,7 +172,7 @@ class Driver:
         step = max(1, self.slice_elements // (len(dec) * len(self.table)))
         for t in range(0, spoken.T, step):
             piece = enc[t : t + step]
-            logits = self._join(piece, dec)
+            logits = self.join(piece, dec)
             if logits.shape[-1] != len(self.table):
                 raise VocabError(
                     f"the joiner gives {logits.shape[-1]} classes, the token table has {len(self.table)}",
@@ -185,7 +187,7 @@ class Driver:
     def sides(self, spoken: Spoken) -> tuple[torch.Tensor, torch.Tensor]:
         """(T, J) and (U+1, J) that the joiner of one utterance adds; raises ``LengthError``."""
         labels = spoken.loaded.labels or []
-        enc, dec = self._project(spoken, labels)
+        enc, dec = self.project(spoken, labels)
         if len(enc) != spoken.T or len(dec) != len(labels) + 1:
             raise LengthError(
                 f"transducer() gives {len(enc)} × {len(dec)} nodes, "
@@ -201,13 +203,15 @@ class Driver:
             said = teacher.join(enc, dec)
             return inputs.take("rnnt").flatten(0, -2), outputs.take("rnnt").flatten(0, -2), said
 
-    def _project(self, spoken: Spoken, labels: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def project(self, spoken: Spoken, labels: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Projected encoder (T, J) and decoder (U+1, J) of one utterance under these labels."""
         teacher: Any = self.teacher
         with self._quiet():
             enc, dec = teacher.transducer(spoken.output, spoken.b, labels)
         return enc, dec
 
-    def _join(self, enc: torch.Tensor, dec: torch.Tensor) -> torch.Tensor:
+    def join(self, enc: torch.Tensor, dec: torch.Tensor) -> torch.Tensor:
+        """What the joiner's head says of (t, J) frames against (u, J) label positions: t · u rows of V."""
         teacher: Any = self.teacher
         with self._quiet(), self._joint as tap:
             teacher.join(enc, dec)

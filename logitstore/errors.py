@@ -10,6 +10,7 @@
         ├── AudioError        a recording
         ├── TokenError        text that does not tokenise; a label outside the table
         ├── VocabError        two token tables that should be one
+        ├── TooManySkipped    more utterances could not be dumped than allowed
         ├── TeacherError      the teacher breaks its protocol
         │   ├── TapError      the hooks on a teacher's module
         │   │   ├── TapPathError    no module at that path
@@ -21,7 +22,9 @@
         └── StoreError        a store on disk
             ├── NotAStore     no logitstore.json there
             ├── FormatError   a rule of SPEC.md is broken (the rule is named)
+            │   └── Vanished  a shard that was there is not any more
             ├── CorruptError  bytes differ from their checksum
+            ├── DiskError     the disk is full, fails, or may not be written
             ├── IdentityError the store was made with other answers
             ├── StoreBusy     another live process writes there
             └── MissingUtterance  no row of that id (also a KeyError)
@@ -93,6 +96,10 @@ class VocabError(DataError):
     """Two token tables that should be one differ."""
 
 
+class TooManySkipped(DataError):
+    """More utterances of a manifest could not be dumped than the user allows."""
+
+
 class TeacherError(DataError):
     """The teacher does not keep the protocol of ``logitstore.teachers.base``."""
 
@@ -137,8 +144,16 @@ class FormatError(StoreError):
     """A rule of SPEC.md is broken; the message names the rule."""
 
 
+class Vanished(FormatError):
+    """A shard was removed or replaced since its name was read."""
+
+
 class CorruptError(StoreError):
     """Stored bytes differ from their checksum."""
+
+
+class DiskError(StoreError):
+    """The file system under a store says no: full, failing, read-only, no permission, too many files."""
 
 
 class IdentityError(StoreError):

@@ -16,6 +16,7 @@ from .encodings import HeadEncoding, parse_encoding
 from .errors import LogitStoreError, TeacherError
 from .manifest import Manifest, Utterance
 from .places import Place
+from .sealed import shard_names
 from .spec import StoreSpec
 
 SAMPLE_UTTERANCES, SAMPLE_FRAMES = 64, 20_000
@@ -40,7 +41,7 @@ def once_per_store(
     encodings = factored(spec)
     if not encodings:
         return spec, {}
-    if place.exists("logitstore.json"):
+    if place.exists("logitstore.json") and shard_names(place):  # without shards, its answers may be forgotten
         return _as_stored(place, spec, driver), {}
     sample = None
     if any(e.needs_sample for e in encodings.values()):

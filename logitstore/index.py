@@ -89,12 +89,17 @@ def entries_digest(names: Iterable[str]) -> int:
     return id_hash("\n".join(sorted(names)))
 
 
-def build(shards: Sequence[str], ids: Iterable[Sequence[str]], digest: int) -> bytes:
-    """The bytes of an index over shards and the ids of each."""
+def hashes(ids: Sequence[str]) -> NDArray[np.uint64]:
+    """(N,) what the index finds ids by."""
+    return np.fromiter(map(id_hash, ids), np.uint64, len(ids))
+
+
+def build(shards: Sequence[str], ids: Iterable[Sequence[str] | NDArray[np.uint64]], digest: int) -> bytes:
+    """The bytes of an index over shards and the ids of each, or their hashes."""
     parts = []
     for number, names in enumerate(ids):
         part = np.zeros(len(names), ROW)
-        part["hash"] = np.fromiter((id_hash(n) for n in names), np.uint64, len(names))
+        part["hash"] = names if isinstance(names, np.ndarray) else hashes(names)
         part["shard"], part["row"] = number, np.arange(len(names))
         parts.append(part)
     table = np.concatenate(parts) if parts else np.zeros(0, ROW)

@@ -165,6 +165,7 @@ class Pipe:
         }
         if loaded.utt.text is not None:
             meta["text"] = loaded.utt.text
+        meta.update(spoken.notes)
         self._shard.add(self._encoder.finish(loaded.utt.id, loaded.labels, meta))
         self.utterances += 1
         self.seconds += loaded.seconds

@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any
 from . import constants
 from .digest import open_json
 from .emission import Row
-from .errors import FormatError, MissingUtterance, NotAStore
-from .index import Index
+from .errors import FormatError, MissingUtterance, NotAStore, StoreError
+from .index import Index, entries_digest
 from .layout import LABELS, columns_of, encoding_of
 from .places import Place, open_place
-from .sealed import Entry, current_index, read_entry
+from .sealed import Damaged, Entry, current_index, read_entry, shard_names
 from .spec import StoreSpec, StreamSpec
 from .storage import Shard, open_storage
 from .target import Rows, Target
 from .vocab import TokenTable, require_same
 from .vocabmap import VocabMap
+from .where import Where
 
 if TYPE_CHECKING:
     from .batch import TargetBatch
@@ -38,7 +39,14 @@ class Store(Mapping[str, Target]):
         vocab_map: how every target is mapped to a student's table; None where it is not.
     """
 
-    def __init__(self, location: Any, *, vocab_map: VocabMap | None = None, verify: bool = True) -> None:
+    def __init__(
+        self,
+        location: Any,
+        *,
+        vocab_map: VocabMap | None = None,
+        verify: bool = True,
+        damaged: Damaged | None = None,
+    ) -> None:
         self.place: Place = open_place(location)
         self._args = (location, vocab_map, verify)
         if not self.place.exists("logitstore.json"):
@@ -61,6 +69,12 @@ class Store(Mapping[str, Target]):
                 why="Every id would mean another token.",
                 do="Restore the file from a copy.",
             )
+        odd = [s.name for s in self.spec.streams if s.classes != len(self.tokens)]
+        if odd or self.spec.tokens["size"] != len(self.tokens):
+            raise FormatError(
+                f"{', '.join(odd) or 'it'} has not the {len(self.tokens)} classes of tokens.txt (SPEC F4)",
+                where=where,
+            )
         if vocab_map is not None:
             vocab_map.require_teacher(self.tokens, str(self.place))
         self.vocab_map = vocab_map
@@ -69,7 +83,7 @@ class Store(Mapping[str, Target]):
         self._columns = columns_of(self.spec)
         self.constants = constants.read(self.place, self.spec)
         self._encodings = {s.name: encoding_of(s, self.constants[s.name]) for s in self.spec.streams}
-        self._index: Index = current_index(self.place)
+        self._index: Index = current_index(self.place, damaged=damaged)
         self._shards: OrderedDict[str, tuple[Entry, Shard | None]] = OrderedDict()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -89,7 +103,8 @@ class Store(Mapping[str, Target]):
         return isinstance(utt_id, str) and self._find(utt_id) is not None
 
     def __iter__(self) -> Iterator[str]:
-        """Ids in stored order, shard after shard."""
+        """Ids in stored order, shard after shard; raises ``Vanished`` where shards are merged meanwhile."""
+        self._moved()
         for name in self.shards:
             yield from self.entry(name).ids
 
@@ -121,26 +136,34 @@ class Store(Mapping[str, Target]):
                 do="logitstore inspect STORE --manifest FILE lists what is missing.",
             )
         shard, number = found
-        row = shard.row(number, verify=self._verify, only=only)
-        if row.id != utt_id:
-            raise FormatError(
-                f"its row says {row.id!r}, its entry {utt_id!r} (SPEC C2)",
-                where=f"shard {shard.name} row {number}",
-            )
-        return row
+        return self._checked(shard, number, utt_id, only)
 
     def rows(self, shard: str) -> Iterator[Row]:
         """Every row of a shard, in order."""
-        opened = self._open(shard)[1]
-        for number in range(len(opened) if opened else 0):
-            assert opened is not None
-            yield opened.row(number, verify=self._verify)
+        for number in range(len(self.entry(shard).ids)):
+            yield self.row_at(shard, number)
+
+    def row_at(self, shard: str, number: int) -> Row:
+        """One row of a shard, by its number."""
+        entry, opened = self._open(shard)
+        assert opened is not None
+        return self._checked(opened, number, entry.ids[number])
+
+    def _checked(self, shard: Shard, number: int, utt_id: str, only: Sequence[str] | None = None) -> Row:
+        try:
+            row = shard.row(number, verify=self._verify, only=only)
+        except StoreError as e:
+            raise _named(e, shard.name, number, utt_id) from None
+        if row.id != utt_id:
+            raise FormatError(
+                f"its row says {row.id!r}, its entry {utt_id!r} (SPEC C2)",
+                where=f"shard {shard.name} row {number} ({utt_id!r})",
+            )
+        return row
 
     def decode(self, row: Row) -> Target:
         """The target of a stored row, over the student's classes where the store maps to them."""
-        t, u = row.meta.get("T"), row.meta.get("U", 0)
-        if type(t) is not int or type(u) is not int:
-            raise FormatError(f"T is {t!r} and U {u!r}, not integers (SPEC S3)", where=row.id)
+        t, u = _lengths(row)
         streams: dict[str, Rows] = {}
         shapes: dict[str, tuple[int, ...]] = {}
         labels: Any = None
@@ -164,8 +187,27 @@ class Store(Mapping[str, Target]):
             import numpy as np
 
             labels = np.zeros(0, np.int32)
+        if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < len(self.tokens)):
+            raise FormatError(f"a label outside of {len(self.tokens)} tokens (SPEC S7)", where=row.id)
         target = Target(row.id, t, labels, streams, shapes, row.meta)
         return target if self.vocab_map is None else self.vocab_map.target(target)
+
+    def metas(self) -> Iterator[Mapping[str, Any]]:
+        """What every row says about itself, in stored order: ``id``, ``seconds``, ``text``, ``hyp``, ..."""
+        for name in self.shards:
+            shard = self._open(name)[1]
+            for number in range(len(shard) if shard else 0):
+                assert shard is not None
+                yield shard.meta(number, self._verify)
+
+    def select(self, where: str) -> list[str]:
+        """Ids of the rows that a condition holds for, in stored order; no target is decoded.
+
+        E.g. ``wer <= 0.1 and seconds < 20``, ``rnnt.wer == 0 and hours < 100``; see :mod:`logitstore.where`.
+        Raises ``UsageError`` for what is no condition.
+        """
+        chosen = Where(where, [s.name for s in self.spec.streams])
+        return [meta["id"] for meta in self.metas() if chosen(meta)]
 
     def batch(self, ids: Sequence[str], **options: Any) -> TargetBatch:
         """Padded tensors of several utterances; see :func:`logitstore.batch.collate_targets`."""
@@ -178,11 +220,28 @@ class Store(Mapping[str, Target]):
         require_same(self.tokens, table, where=str(self.place), which=("the store", "the student"))
 
     def _find(self, utt_id: str) -> tuple[Shard, int] | None:
-        for name, number in self._index.find(utt_id):
-            entry, shard = self._open(name)
-            if shard is not None and entry.ids[number : number + 1] == (utt_id,):
-                return shard, number
-        return None
+        while True:
+            hits = self._index.find(utt_id)
+            name, number = "", -1
+            try:
+                for name, number in hits:
+                    entry, shard = self._open(name)
+                    if shard is not None and entry.ids[number : number + 1] == (utt_id,):
+                        return shard, number
+            except StoreError as e:
+                if not self._moved():
+                    raise _named(e, name, number, utt_id) from None
+                continue
+            if not hits or not self._moved():
+                return None
+
+    def _moved(self) -> bool:
+        """Whether shards were merged, repaired or removed since the index was read; reads it again then."""
+        if self._index.digest == entries_digest(shard_names(self.place)):
+            return False
+        self._index = current_index(self.place)
+        self._shards.clear()
+        return True
 
     def _open(self, name: str) -> tuple[Entry, Shard | None]:
         if name in self._shards:
@@ -205,6 +264,25 @@ class Store(Mapping[str, Target]):
 
 def _reopen(location: Any, vocab_map: VocabMap | None, verify: bool) -> Store:
     return Store(location, vocab_map=vocab_map, verify=verify)
+
+
+def _lengths(row: Row) -> tuple[int, int]:
+    """T and U; raises ``FormatError`` where a row says anything else of itself than it may."""
+    meta = row.meta
+    t, u, text, seconds = meta.get("T"), meta.get("U", 0), meta.get("text"), meta.get("seconds", 0.0)
+    if not (type(t) is int and type(u) is int and 1 <= t < 1 << 31 and 0 <= u < 1 << 31):
+        raise FormatError(f"T = {t!r} and U = {u!r} (SPEC S3, S7)", where=row.id)
+    if not (text is None or isinstance(text, str)) or type(seconds) not in (int, float):
+        raise FormatError(f"text {text!r:.50}, {seconds!r:.50} seconds (SPEC S3)", where=row.id)
+    return t, u
+
+
+def _named(error: StoreError, shard: str, number: int, utt_id: str) -> StoreError:
+    """The same error, naming the shard, the row and the utterance it was met with."""
+    here = f"shard {shard} row {number} ({utt_id!r})"
+    if here not in error.where:
+        error.where = f"{here}: {error.where}" if error.where else here
+    return error
 
 
 def _shape(spec: StreamSpec, t: int, u: int) -> tuple[int, ...]:

@@ -34,6 +34,7 @@ def summary(store: Store, *, sample: int = SAMPLE) -> dict[str, Any]:
         "storage": store.spec.storage["name"],
         "made_with": store.spec.made_with,
         "allowed": list(store.spec.allowed),
+        "gates": list(store.spec.gates),
         "utterances": len(ids),
         "hours": sum(e.seconds for e in entries) / 3600,
         "frames": frames,

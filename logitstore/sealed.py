@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .digest import open_json, seal_json
-from .errors import CorruptError, FormatError, ManifestError
-from .index import Index, build, entries_digest, open_index
+from .errors import CorruptError, FormatError, ManifestError, StoreError, Vanished
+from .index import Index, build, entries_digest, hashes, open_index
 from .manifest import check_id
 from .places import Place
 from .storage.base import Sealing, ShardFile
@@ -27,6 +30,7 @@ class Entry:
         frames: teacher frames, summed.
         sealing: files with sizes and checksums, and the storage's layout; no files where nothing was kept.
         skipped: utterances of this part of the manifest that could not be dumped: id, reason, what.
+        replaces: shards that stopped existing when this one began to (SPEC C6).
     """
 
     shard: str
@@ -35,6 +39,7 @@ class Entry:
     frames: int
     sealing: Sealing
     skipped: tuple[dict[str, str], ...] = field(default=())
+    replaces: tuple[str, ...] = ()
 
     def to_bytes(self) -> bytes:
         return seal_json(
@@ -47,6 +52,7 @@ class Entry:
                 "layout": self.sealing.layout,
                 "ids": list(self.ids),
                 "skipped": list(self.skipped),
+                **({"replaces": list(self.replaces)} if self.replaces else {}),
             }
         )
 
@@ -62,17 +68,39 @@ def entry_name(shard: str) -> str:
 
 
 def shard_names(place: Place) -> list[str]:
-    """Names of all sealed shards, sorted."""
-    return [n.removesuffix(".json") for n in place.names("sealed") if n.endswith(".json") and n[0] != "."]
+    """Names of all sealed shards, sorted; those that another one replaces are among them (SPEC C6)."""
+    found = (n.removesuffix(".json") for n in place.names("sealed") if n.endswith(".json"))
+    return [n for n in found if is_name(n)]
+
+
+def is_name(shard: object) -> bool:
+    """Whether a shard may be called so (SPEC S1)."""
+    return isinstance(shard, str) and re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}", shard) is not None
 
 
 def read_entry(place: Place, shard: str) -> Entry:
-    """Raises ``FormatError`` or ``CorruptError``."""
+    """Raises ``FormatError`` or ``CorruptError``; ``Vanished`` where there is none."""
     where = entry_name(shard)
+    if not is_name(shard):
+        raise FormatError(f"{shard!r} cannot be a shard's name (SPEC S1)", where=where)
     try:
-        value: dict[str, Any] = open_json(place.read(where), where)
+        data = place.read(where)
     except FileNotFoundError:
-        raise FormatError("the index names a shard without its entry (SPEC C1)", where=where) from None
+        raise Vanished(
+            "there is no such entry: the shard was removed or replaced (SPEC C1)", where=where
+        ) from None
+    return parse_entry(data, shard, where)
+
+
+def parse_entry(data: bytes, shard: str, where: str) -> Entry:
+    """The entry of a shard; raises ``FormatError`` or ``CorruptError``."""
+    try:
+        value: dict[str, Any] = open_json(data, where)
+    except CorruptError as e:
+        e.do = (
+            "Restore it from a copy, or drop the shard and dump it again: logitstore verify STORE --repair."
+        )
+        raise
     try:
         files = [ShardFile(str(f["path"]), int(f["bytes"]), int(f["crc32c"])) for f in value["files"]]
         entry = Entry(
@@ -81,32 +109,70 @@ def read_entry(place: Place, shard: str) -> Entry:
             seconds=float(value["seconds"]),
             frames=int(value["frames"]),
             sealing=Sealing(files, dict(value["layout"])),
-            skipped=tuple(value.get("skipped", ())),
+            skipped=tuple({str(k): str(v) for k, v in s.items()} for s in value.get("skipped", ())),
+            replaces=tuple(value.get("replaces", ())),
         )
-    except (KeyError, TypeError, ValueError, ManifestError) as e:
+    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, ManifestError) as e:
         raise FormatError(f"not a sealed entry: {e!r} (SPEC C2)", where=where) from None
     if entry.shard != shard or value.get("rows") != len(entry.ids):
         raise FormatError(f"it is about shard {entry.shard!r} (SPEC C2)", where=where)
+    if not all(map(is_name, entry.replaces)):
+        raise FormatError(f"it replaces {entry.replaces!r} (SPEC C6)", where=where)
     for f in files:
-        if not f.path.startswith("shards/") or ".." in f.path.split("/") or f.bytes < 0:
+        parts = f.path.split("/")
+        if parts[0] != "shards" or {"", ".", ".."} & set(parts) or "\0" in f.path or f.bytes < 0:
             raise FormatError(f"a file {f.path!r} outside of shards/ (SPEC C2)", where=where)
     return entry
 
 
-def current_index(place: Place, *, write: bool = False) -> Index:
+Damaged = Callable[[str, StoreError], None]
+
+
+def read_ids(place: Place, damaged: Damaged | None = None) -> tuple[dict[str, NDArray[np.uint64]], int]:
+    """The id hashes of every shard that counts, by its name, and the digest of all entries (SPEC I5).
+
+    What it gives was true at one moment: entries that come and go while it reads are looked at again.
+
+    Args:
+        place: of the store.
+        damaged: told of an entry that cannot be read, which is left out then; otherwise it raises.
+    """
+    known: dict[str, tuple[NDArray[np.uint64], tuple[str, ...]]] = {}
+    names = shard_names(place)
+    while True:
+        known = {n: known[n] for n in names if n in known}
+        for name in names:
+            if name not in known:
+                try:
+                    entry = read_entry(place, name)
+                    known[name] = hashes(entry.ids), entry.replaces
+                except Vanished:
+                    continue
+                except StoreError as e:
+                    if damaged is None:
+                        raise
+                    damaged(name, e)
+                    known[name] = hashes(()), ()
+        before, names = names, shard_names(place)
+        if before == names and len(known) == len(names):
+            break
+    gone = {n for _, replaces in known.values() for n in replaces}
+    return {n: known[n][0] for n in names if n not in gone}, entries_digest(names)
+
+
+def current_index(place: Place, *, write: bool = False, damaged: Damaged | None = None) -> Index:
     """The index over all sealed entries; made anew, and with ``write`` kept, where it is missing or stale.
 
-    A damaged one is made anew as well: entries are the truth, the index only finds them faster.
+    A damaged one is made anew as well: entries are the truth, the index only finds them faster. An index
+    without an entry that cannot be read (``damaged``) is never kept.
     """
-    names = shard_names(place)
-    digest = entries_digest(names)
     if place.exists("index.bin"):
-        with suppress(CorruptError, FormatError):
+        with suppress(CorruptError, FormatError, FileNotFoundError):
             index = open_index(place.map("index.bin"))
-            if index.digest == digest and (not write or index.intact()):
+            if index.digest == entries_digest(shard_names(place)) and (not write or index.intact()):
                 return index
-    entries = (read_entry(place, n).ids for n in names)
-    data = build(names, entries, digest)
+    ids, digest = read_ids(place, damaged)
+    data = build(list(ids), ids.values(), digest)
     if write:
         place.write("index.bin", data)
     return open_index(np.frombuffer(data, np.uint8))

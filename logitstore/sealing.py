@@ -7,15 +7,23 @@ entry into ``sealed/``. Until the entry exists, no reader sees any of it.
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
 
+from . import faults
+from .digest import parse_json
 from .emission import Row
-from .errors import LogitStoreError, StoreBusy, StoreError
-from .places import Place
+from .errors import FormatError, StoreBusy, StoreError
+from .places import Place, told
+from .replacing import announce, settle
 from .sealed import Entry, current_index, entry_name, read_entry, shard_names
 from .spec import Column
 from .storage import Storage
 
+_HALF = re.compile(r"\.(logitstore\.json|tokens\.txt|index\.bin|skipped\.jsonl|[\w.-]+\.json)\.\d+", re.ASCII)
 LINE = "ManifestError"  # the reason of a problem that is the line's, not the utterance's
 
 
@@ -27,7 +35,8 @@ class ShardInMaking:
     ) -> None:
         self.place, self.name, self._storage, self._writer = place, name, storage, writer
         self._staged = place.stage(writer) / name
-        self._rows = storage.create(self._staged, name, columns)
+        with told(self._staged, missing_too=True):
+            self._rows = storage.create(self._staged, name, columns)
         self._ids: list[str] = []
         self._torn: str | None = None
         self._seconds, self._frames = 0.0, 0
@@ -43,24 +52,49 @@ class ShardInMaking:
         """
         self._whole()
         try:
-            self._rows.add(row)
-        except LogitStoreError:
+            with told(self._staged, missing_too=True):
+                self._rows.add(row)
+        except FormatError:
             raise
         except BaseException:
             self._torn = row.id
             raise
+        faults.at("row")
         self._ids.append(row.id)
         self._seconds += row.meta.get("seconds", 0.0)
         self._frames += row.meta["T"]
 
-    def seal(self, skipped: Iterable[Mapping[str, str]] = ()) -> Entry | None:
-        """Finish, make durable, rename, write the entry. None where another writer sealed it meanwhile."""
+    def seal(
+        self, skipped: Iterable[Mapping[str, str]] = (), *, replaces: Iterable[str] = ()
+    ) -> Entry | None:
+        """Finish, make durable, rename, write the entry. None where another writer sealed it meanwhile.
+
+        Args:
+            skipped: utterances of this part of the manifest that could not be dumped.
+            replaces: shards that stop existing at the moment this one begins to.
+        """
         try:
-            self._whole()
-            return self._seal(tuple(map(dict, skipped)))
+            entry = self._finish(skipped, replaces)
+            sealed = publish(self.place, self._storage, self._staged, entry)
         except BaseException:
             self.discard()
             raise
+        if not sealed:
+            self.discard()
+            return None
+        self.place.remove(f"partial/{self._writer}")
+        return entry
+
+    def set_aside(self, folder: str) -> Entry:
+        """Finish; files wait in ``partial/folder`` for whoever holds the lock of that name to seal them."""
+        try:
+            entry = self._finish((), ())
+            os.rename(self._staged, self.place.stage(folder) / self.name)
+        except BaseException:
+            self.discard()
+            raise
+        self.place.remove(f"partial/{self._writer}")
+        return entry
 
     def _whole(self) -> None:
         if self._torn is not None:
@@ -71,57 +105,93 @@ class ShardInMaking:
                 do="Open the store again: it goes on with what is missing.",
             )
 
-    def _seal(self, skipped: tuple[dict[str, str], ...]) -> Entry | None:
-        sealing = self._rows.finish()
-        entry = Entry(self.name, tuple(self._ids), self._seconds, self._frames, sealing, skipped)
-        with self.place.lock("store", wait=True):
-            if self.place.exists(entry_name(self.name)):
-                self.discard()
-                return None
-            # An index knows entries by name: one made before a shard was removed and dumped again under
-            # the same name would look fresh.
-            self.place.remove("index.bin")
-            self.place.publish(self._staged, self._storage.path(self.name))
-            self.place.write(entry_name(self.name), entry.to_bytes())
-        self.place.remove(f"partial/{self._writer}")
-        return entry
+    def _finish(self, skipped: Iterable[Mapping[str, str]], replaces: Iterable[str]) -> Entry:
+        self._whole()
+        with told(self._staged, missing_too=True):
+            sealing = self._rows.finish()
+        faults.at("finished")
+        return Entry(
+            self.name,
+            tuple(self._ids),
+            self._seconds,
+            self._frames,
+            sealing,
+            tuple(map(dict, skipped)),
+            tuple(replaces),
+        )
 
     def discard(self) -> None:
         """Forget the shard."""
-        self._rows.close()
+        with suppress(OSError):  # a full disk: what is still in a buffer has nowhere to go, and need not
+            self._rows.close()
         self.place.remove(f"partial/{self._writer}")
+
+
+def publish(place: Place, storage: Storage, staged: Path, entry: Entry) -> bool:
+    """Steps 2 to 4 of sealing; False where an entry of that name is there already."""
+    with place.lock("store", wait=True):
+        settle(place)  # another writer's that died in the middle: it may have replaced our name
+        if place.exists(entry_name(entry.shard)):
+            return False
+        if entry.replaces:
+            announce(place)
+        # An index knows entries by name: one made before a shard was removed and dumped again under
+        # the same name would look fresh.
+        place.remove("index.bin")
+        faults.at("unindexed")
+        place.publish(staged, storage.path(entry.shard))
+        faults.at("published")
+        place.write(entry_name(entry.shard), entry.to_bytes())
+        faults.at("sealed")
+        if entry.replaces:
+            settle(place)
+    return True
 
 
 def finish_store(place: Place) -> None:
     """Bring the index and ``skipped.jsonl`` up to date with the sealed entries."""
     with place.lock("store", wait=True):
-        index = current_index(place, write=True)
-        lines: dict[tuple[str, str], dict[str, str]] = {}
-        for shard in shard_names(place):
-            try:
-                entry = read_entry(place, shard)
-            except StoreError:
-                continue  # verify names it; a finished dump must not fail over a neighbour's shard
-            for problem in entry.skipped:
-                lines[_key(problem)] = dict(problem)
-        for key in [k for k in lines if k[1] != LINE and index.find(k[0])]:
-            del lines[key]  # dumped since; a bad line stays one, whatever its id
-        if lines or place.exists("skipped.jsonl"):
-            data = "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in lines.values())
-            place.write("skipped.jsonl", data.encode("utf-8"))
+        settle(place)
+        sweep_halves(place)
+        current_index(place, write=True)
+        data = skipped_lines(place)
+        if data or place.exists("skipped.jsonl"):
+            place.write("skipped.jsonl", data)
+
+
+def skipped_lines(place: Place) -> bytes:
+    """What ``skipped.jsonl`` should say: utterances that entries list as skipped and nobody dumped since."""
+    index = current_index(place)
+    lines: dict[tuple[str, str], dict[str, str]] = {}
+    for shard in shard_names(place):
+        try:
+            entry = read_entry(place, shard)
+        except StoreError:
+            continue  # verify names it; a finished dump must not fail over a neighbour's shard
+        for problem in entry.skipped:
+            lines[_key(problem)] = dict(problem)
+    for key in [k for k in lines if k[1] != LINE and index.find(k[0])]:
+        del lines[key]  # dumped since; a bad line stays one, whatever its id
+    return "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in lines.values()).encode("utf-8")
+
+
+def sweep_halves(place: Place) -> None:
+    """Remove files that dead writers left under their temporary names; the caller holds the store's lock.
+
+    All of them are written under that lock, so none can belong to a live one.
+    """
+    for folder in ("", "sealed", "shards"):
+        for name in place.names(folder):
+            if _HALF.fullmatch(name):
+                place.remove(f"{folder}/{name}" if folder else name)
 
 
 def sweep(place: Place, writer: str) -> None:
-    """Remove what dead writers left unfinished; ``writer`` is held by the caller."""
-    for name in place.names("partial"):
-        if name == writer:
+    """Remove what dead writers left unfinished, their lock files too; ``writer`` is held by the caller."""
+    place.remove(f"partial/{writer}")
+    for name in {n.removesuffix(".lock") for n in place.names("partial")} - {writer, "store"}:
+        with suppress(StoreBusy), place.lock(name):
             place.remove(f"partial/{name}")
-        elif not name.endswith(".lock"):
-            try:
-                with place.lock(name):
-                    place.remove(f"partial/{name}")
-            except StoreBusy:
-                pass
 
 
 def _key(problem: Mapping[str, str]) -> tuple[str, str]:
@@ -132,5 +202,9 @@ def listed(place: Place) -> frozenset[tuple[str, str]]:
     """Id and reason of every line of ``skipped.jsonl``."""
     if not place.exists("skipped.jsonl"):
         return frozenset()
-    lines = place.read("skipped.jsonl").decode("utf-8").split("\n")
-    return frozenset(_key(json.loads(line)) for line in lines if line)
+    where = f"{place}/skipped.jsonl"
+    try:
+        found = [parse_json(line, where) for line in place.read("skipped.jsonl").splitlines() if line]
+    except FormatError:  # damaged: the entries say the same
+        found = [parse_json(line, where) for line in skipped_lines(place).splitlines()]
+    return frozenset(_key(p) for p in found if isinstance(p, dict))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
@@ -11,7 +12,8 @@ from .errors import FormatError
 
 VERSION = "1.0"
 KINDS = ("ctc", "rnnt", "seq2seq", "hidden")
-KNOWN_REQUIREMENTS: frozenset[str] = frozenset()
+REPLACES = "replaces"
+KNOWN_REQUIREMENTS = frozenset({REPLACES})
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Head(Record):
 
     Attributes:
         stream: ``ctc`` or ``rnnt``.
-        module: path below the teacher's model, e.g. ``ctc_output.1`` or ``joiner.output_linear``.
+        module: path below the teacher's model, e.g. ``ctc_output.1`` or ``joiner.output_linear``; a method
+            where it ends in ``()``.
         blank: id of the blank in the teacher's token table.
         layout: axes of the module's output: ``BTV``, ``BVT`` or ``TBV``; a joiner's slices are always TUV.
         normalised: no single logits tensor exists (a HAT joint): log-probabilities are given.
@@ -141,8 +144,14 @@ class StreamSpec(Record):
         object.__setattr__(self, "constants", tuple(self.constants))
         if self.kind not in KINDS:
             raise ValueError(f"a stream of kind {self.kind!r}")
-        if not (isinstance(self.classes, int) and self.classes > 0):
+        if not (type(self.classes) is int and 0 < self.classes < 1 << 31):
             raise ValueError(f"{self.classes!r} classes")
+        if not (type(self.blank) is int and 0 <= self.blank < self.classes):
+            raise ValueError(f"a blank of {self.blank!r}")
+        if not (isinstance(self.name, str) and re.fullmatch(r"[a-z][a-z0-9_]{0,31}", self.name)):
+            raise ValueError(f"a stream called {self.name!r}")
+        if not (isinstance(self.encoding, str) and isinstance(self.form, str)):
+            raise ValueError(f"an encoding {self.encoding!r} of form {self.form!r}")
 
 
 @dataclass(frozen=True)
@@ -157,6 +166,7 @@ class StoreSpec(Record):
         manifest: ``sha256`` and ``utterances`` of the manifest it was made from; empty for one's own loop.
         made_with: versions of the libraries that made it.
         allowed: differences that the user allowed while resuming.
+        gates: checks of the teacher that the user skipped, each with ``gate`` and ``reason``.
         requires: features a reader must know, or refuse.
         version: of the format, ``major.minor``.
     """
@@ -168,6 +178,7 @@ class StoreSpec(Record):
     manifest: dict[str, Any] = field(default_factory=dict)
     made_with: dict[str, str] = field(default_factory=dict)
     allowed: tuple[dict[str, Any], ...] = ()
+    gates: tuple[dict[str, Any], ...] = ()
     requires: tuple[str, ...] = ()
     version: str = VERSION
 
@@ -178,6 +189,7 @@ class StoreSpec(Record):
         streams = tuple(s if isinstance(s, StreamSpec) else StreamSpec.from_json(s) for s in self.streams)
         object.__setattr__(self, "streams", streams)
         object.__setattr__(self, "allowed", tuple(self.allowed))
+        object.__setattr__(self, "gates", tuple(self.gates))
         object.__setattr__(self, "requires", tuple(self.requires))
         sha256, size, blank = (self.tokens.get(k) for k in ("sha256", "size", "blank"))
         if not (isinstance(sha256, str) and isinstance(size, int) and isinstance(blank, int)):
@@ -186,14 +198,18 @@ class StoreSpec(Record):
             raise ValueError(f"a storage {self.storage!r} without its name")
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        value = {
             "format": "logitstore",
             **asdict(self),
             "teacher": self.teacher.to_json(),
             "streams": [s.to_json() for s in self.streams],
             "allowed": list(self.allowed),
+            "gates": list(self.gates),
             "requires": list(self.requires),
         }
+        if not self.gates:
+            del value["gates"]
+        return value
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:

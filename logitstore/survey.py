@@ -117,12 +117,20 @@ def to_line(utt: Utterance, beside: Path) -> bytes:
 
 def write_lines(utterances: Iterator[Utterance], to: Path) -> None:
     """Write JSON lines; the file appears under its name when it is whole."""
+    write_bytes((to_line(utt, to.parent) for utt in utterances), to)
+
+
+def write_bytes(lines: Iterator[bytes], to: Path) -> int:
+    """Write lines and say how many; the file appears under its name when it is whole."""
+    count = 0
     partial = to.with_name(f".{to.name}.{os.getpid()}")
     to.parent.mkdir(parents=True, exist_ok=True)
     try:
         with open(partial, "wb") as f:
-            for utt in utterances:
-                f.write(to_line(utt, to.parent))
+            for line in lines:
+                f.write(line)
+                count += 1
         partial.replace(to)
     finally:
         partial.unlink(missing_ok=True)
+    return count

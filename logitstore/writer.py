@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import lru_cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, Self
 from .constants import Constants
 from .constants import read as read_constants
 from .encoder import RowEncoder
-from .errors import LengthError, ManifestError, UsageError, VocabError
-from .identity import establish
+from .errors import LengthError, LogitStoreError, ManifestError, UsageError, Vanished, VocabError
+from .identity import establish, forget_empty, note_gate
 from .layout import columns_of, make_spec
 from .manifest import check_id
 from .places import Place, open_place
-from .sealed import current_index, read_entry, shard_names
-from .sealing import ShardInMaking, finish_store, listed, sweep
+from .replacing import settle
+from .sealed import Entry, current_index, read_entry, shard_names
+from .sealing import ShardInMaking, finish_store, listed, sweep, sweep_halves
 from .spec import StoreSpec, TeacherSpec
 from .storage import parse_storage
 from .vocab import TokenTable
@@ -95,6 +96,9 @@ class StoreWriter:
         self._open.enter_context(self.place.lock(self._writer))
         try:
             with self.place.lock("store", wait=True):
+                forget_empty(self.place, self._writer)
+                settle(self.place)
+                sweep_halves(self.place)
                 self.spec = establish(self.place, self.spec, tokens, set(allow_different), constants)
                 if not self.place.exists("index.bin"):
                     self._storage.describe(self.place, {"format": "logitstore", "version": self.spec.version})
@@ -108,11 +112,21 @@ class StoreWriter:
         self._entry = lru_cache(maxsize=16)(lambda shard: read_entry(self.place, shard))
         return self
 
+    def note_gate(self, gate: str, reason: str) -> None:
+        """Store that a check of the teacher was skipped, and why."""
+        with self.place.lock("store", wait=True):
+            self.spec = note_gate(self.place, gate, reason)
+
     def __contains__(self, utt_id: str) -> bool:
         """Whether an utterance is sealed already, or was added in this session."""
         if utt_id in self._fresh:
             return True
-        return any(self._entry(shard).ids[row] == utt_id for shard, row in self._index.find(utt_id))
+        while True:
+            try:
+                found = self._index.find(utt_id)
+                return any(self._entry(shard).ids[row : row + 1] == (utt_id,) for shard, row in found)
+            except Vanished:  # merged or repaired since; entries are the truth
+                self._index = current_index(self.place)
 
     def shard(self, name: str) -> ShardInMaking:
         """Begin a shard under the first free of ``name``, ``name-1``, ``name-2``, ..."""
@@ -194,6 +208,23 @@ class StoreWriter:
         finally:
             self._open.close()
 
+    def leave(self, folder: str) -> Entry | None:
+        """Set the last shard aside in ``partial/folder`` for another process to seal; drop the lock."""
+        try:
+            shard, self._shard = self._shard, None
+            return shard.set_aside(folder) if shard is not None else None
+        finally:
+            self._open.close()
+
+    def abandon(self) -> None:
+        """Forget the last shard; drop the lock."""
+        try:
+            if self._shard is not None:
+                self._shard.discard()
+                self._shard = None
+        finally:
+            self._open.close()
+
     def __enter__(self) -> Self:
         return self
 
@@ -203,9 +234,10 @@ class StoreWriter:
         if error is None:
             return self.close()
         try:
-            if self._shard is not None:
-                self._shard.discard()
-            finish_store(self.place)
+            with suppress(LogitStoreError):  # the error that is on its way says more than what it left
+                if self._shard is not None:
+                    self._shard.discard()
+                finish_store(self.place)
         finally:
             self._open.close()
 

@@ -339,9 +339,10 @@ def test_the_joiner_runs_for_the_self_check_only(tmp_path):
         return teacher.join(*sides)
 
     teacher = demo.Spoiled(join=join)
-    run(tmp_path / "a", {"rnnt": "factored"}, limit=4, teacher=teacher, shard_size="1")
+    options = {"teacher": teacher, "shard_size": "1", "transcripts": False}
+    run(tmp_path / "a", {"rnnt": "factored"}, limit=4, **options)
     few = len(joined)
-    run(tmp_path / "b", {"rnnt": "factored"}, limit=12, teacher=teacher, shard_size="1")
+    run(tmp_path / "b", {"rnnt": "factored"}, limit=12, **options)
     assert len(joined) - few == few > 0
 
 
@@ -450,17 +451,20 @@ def test_a_factored_lattice_of_600_classes_is_a_fiftieth_of_dense(tmp_path):
     noise = torch.randn(600, before.in_features, generator=generator) * before.weight.std() / 4
     wide.weight.data = before.weight.data.repeat(4, 1) + noise
     wide.bias.data = before.bias.data.repeat(4)
-    model.joiner.output_linear = wide
+    model.joiner.output_linear, embedding = wide, model.decoder.embedding
+    model.decoder.embedding = torch.nn.Embedding.from_pretrained(embedding.weight.repeat(4, 1))
     try:
         teacher = demo.Spoiled(tokens=lambda t: tokens)
-        store = run(tmp_path / "s", {"rnnt": "factored"}, teacher=teacher)
-        exact = run(tmp_path / "d", {"rnnt": "dense"}, teacher=teacher)
+        store, exact = (
+            run(tmp_path / e, {"rnnt": e}, teacher=teacher, transcripts=False, skip_gate="no table of words")
+            for e in ("factored", "dense")
+        )
         item = load(next(iter(demo.manifest(1))), demo.teacher(), table, True)
         with torch.inference_mode():
             output = teacher.forward(item.features[None], torch.tensor([len(item.features)]))
             joint = teacher.join(*teacher.transducer(output, 0, item.labels)).log_softmax(-1).numpy()
     finally:
-        model.joiner.output_linear = before
+        model.joiner.output_linear, model.decoder.embedding = before, embedding
     ours = store[item.utt.id].log_probs("rnnt")
     assert np.abs(ours - joint)[joint > -20].max() < 1e-3
     sizes = [

@@ -9,7 +9,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from logitstore.errors import StoreBusy, UnknownName
+from logitstore.errors import DiskError, StoreBusy, UnknownName
 from logitstore.places import local as module
 from logitstore.places import open_place
 
@@ -86,7 +86,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(place, monkeypatch,
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module.os, fails, fail)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(DiskError, match="No space"):
         place.write("x", b"new")
     monkeypatch.undo()
     assert place.read("x") == b"old"

@@ -326,3 +326,25 @@ def test_a_copied_head_shares_weights_but_not_calls(x: torch.Tensor) -> None:
         said = model.final(model.encoder(x))
         assert torch.equal(tap.take("ctc"), said)
     assert model.final.weight is model.ctc_lo.weight
+
+
+def test_the_durations_of_a_tdt_joint_are_no_classes() -> None:
+    from types import SimpleNamespace
+
+    from logitstore.teachers.huggingface import HuggingFaceTransducer
+
+    class Joint(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(D, V + 5)  # five durations behind the tokens
+
+        def forward(self, *, encoder_hidden_states: Any, decoder_hidden_states: Any) -> torch.Tensor:
+            return self.head((encoder_hidden_states + decoder_hidden_states).relu())
+
+    teacher = HuggingFaceTransducer.__new__(HuggingFaceTransducer)
+    teacher.model = nn.ModuleDict({"joint": Joint()}).eval()
+    teacher.model.joint, teacher.model.config = teacher.model["joint"], SimpleNamespace(vocab_size=V)
+    enc, dec = torch.randn(T, D), torch.randn(3, D)
+    with torch.inference_mode():
+        out = teacher.join(enc, dec)
+        assert torch.equal(out, teacher.model.joint.head((enc[:, None] + dec[None]).relu())[..., :V])

@@ -13,12 +13,17 @@ from .. import __version__
 from ..errors import LogitStoreError
 
 COMMANDS = {
+    "probe": "find the logits in a recipe or a teacher, and say what to run next",
     "dump": "run a teacher over a manifest and store what it says",
+    "capture": "run a recipe, unmodified, and store what its model says",
     "doctor": "say what would bite later, before a long job",
     "manifest": "check a manifest of any format, and write it as JSON lines",
     "inspect": "show a store, or one utterance of it",
-    "verify": "read every byte of a store and check it",
+    "verify": "read every byte of a store and check it; --repair drops what is damaged",
+    "transcripts": "write the teacher's own transcripts as JSON lines",
     "convert": "copy a store into another storage, bit for bit",
+    "diff": "say in what two stores differ",
+    "compact": "merge small shards into large ones",
     "index": "bring the index and skipped.jsonl up to date with the sealed shards",
 }
 
@@ -58,7 +63,7 @@ def cli() -> None:
     Run a trained teacher once, keep what it said, train any number of students from it.
 
     Exit status: 0 good, 1 something given is wrong, 2 wrong usage, 3 done, but some utterances were
-    skipped (see skipped.jsonl).
+    skipped (see skipped.jsonl), 130 or 143 stopped by Ctrl-C or SIGTERM.
     """
 
 
@@ -79,7 +84,9 @@ def main(args: list[str] | None = None) -> None:
         e.show()
         status = e.exit_code
     except LogitStoreError as e:
-        click.echo(f"logitstore: {type(e).__name__}: {e}", err=True)
+        from .tables import printable
+
+        click.echo(printable(f"logitstore: {type(e).__name__}: {e}", keep="\n"), err=True)
         status = e.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("logitstore: interrupted; what was sealed stays, run it again to go on", err=True)

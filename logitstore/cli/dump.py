@@ -25,6 +25,16 @@ def parse_streams(values: tuple[str, ...]) -> dict[str, str]:
     return streams
 
 
+def _kept(out: str) -> str:
+    from ..reader import Store
+
+    store = Store(out)
+    return (
+        f"{out}: stopped; {len(store)} utterances in {len(store.shards)} sealed shards are kept, the shard "
+        "in the making is not. The same command goes on from here."
+    )
+
+
 @click.command("dump")
 @click.option("--teacher", required=True, metavar="FILE.py:NAME", help="factory that returns the teacher")
 @click.option("--manifest", required=True, type=click.Path(), help="JSON lines, NeMo, Kaldi, ...")
@@ -44,6 +54,11 @@ def parse_streams(values: tuple[str, ...]) -> dict[str, str]:
 @click.option("--threads", default=2, show_default=True, type=click.IntRange(1), help="that load audio")
 @click.option("--cpu-threads", default=1, show_default=True, type=click.IntRange(1), help="of a CPU teacher")
 @click.option("--allow-different", multiple=True, metavar="FIELD", help="resume although FIELD differs")
+@click.option(
+    "--max-wer", default=50.0, show_default=True, type=click.FloatRange(0), help="%, of a first look"
+)
+@click.option("--skip-gate", default="", metavar="REASON", help="go on where a gate would stop; stored")
+@click.option("--transcripts/--no-transcripts", default=True, help="keep the teacher's own greedy decode")
 @click.option("--json", "as_json", is_flag=True, help="print the summary as JSON")
 def command(**given: Any) -> None:
     """Run a teacher over a manifest and store what it says.
@@ -53,11 +68,12 @@ def command(**given: Any) -> None:
     # Features made with numpy run in loader threads: BLAS threads below them only fight the teacher's.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from ..blocks import ShardSize
-    from ..dump import DumpOptions, dump
+    from ..dump import DumpOptions, Progress, dump
     from ..manifest import read_manifest
     from ..teachers import load_teacher
     from ..vocab import TokenTable
     from .progress import Meter, clock, size
+    from .signals import Signals, Stopped
 
     part = Part.parse(given["job"])
     ShardSize.parse(given["shard_size"])
@@ -73,6 +89,9 @@ def command(**given: Any) -> None:
         allow_different=given["allow_different"],
         threads=given["threads"],
         cpu_threads=given["cpu_threads"],
+        max_wer=given["max_wer"],
+        skip_gate=given["skip_gate"],
+        transcripts=given["transcripts"],
     )
     manifest = read_manifest(
         given["manifest"],
@@ -83,8 +102,17 @@ def command(**given: Any) -> None:
     )
     teacher = load_teacher(given["teacher"])
     share = -(-manifest.utterances // part.count)
-    with Meter(share) as meter:
-        done = dump(teacher, manifest, given["out"], options, report=meter)
+    with Signals() as signals, Meter(share) as meter:
+
+        def report(progress: Progress) -> None:
+            meter(progress)
+            signals.check()
+
+        try:
+            done = dump(teacher, manifest, given["out"], options, report=report)
+        except Stopped as stopped:
+            click.echo(_kept(given["out"]), err=True)
+            raise click.exceptions.Exit(stopped.exit_code) from None
     speed = done.seconds / done.elapsed if done.elapsed else 0.0
     if given["as_json"]:
         click.echo(

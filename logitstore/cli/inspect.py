@@ -68,6 +68,7 @@ def _summary(d: dict[str, Any]) -> str:
         f"on disk    {size(d['bytes'])}, {d['bytes_per_frame']:.1f} bytes a frame",
     ]
     lines += [f"allowed    {a['field']}: {a['was']} → {a['now']}" for a in d["allowed"]]
+    lines += [f"skipped    gate {g['gate']}: {printable(g['reason'])}" for g in d["gates"]]
     if d["skipped"]:
         lines.append(f"skipped    {d['skipped']}: see skipped.jsonl")
     head = [

@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from ..dump import Progress
+from .tables import printable
 
 EVERY = 10.0  # seconds between plain lines
 
@@ -50,7 +51,7 @@ class Meter:
 
     def __init__(self, share: int) -> None:
         self._share = share
-        self._said = False
+        self._said = 0
         self._last = time.monotonic()
         console = Console(stderr=True)
         self._live = (
@@ -69,10 +70,9 @@ class Meter:
             self._live.stop()
 
     def __call__(self, progress: Progress) -> None:
-        if progress.findings and not self._said:
-            self._said = True
-            for finding in progress.findings:
-                self._print(f"self-check: {finding}")
+        for finding in progress.findings[self._said :]:
+            self._print(f"self-check: {printable(finding)}")
+        self._said = max(self._said, len(progress.findings))
         if self._live is not None:
             self._live.update(Text(line(progress, self._share), no_wrap=True, overflow="ellipsis"))
         elif time.monotonic() - self._last >= EVERY:

@@ -8,10 +8,14 @@ from collections.abc import Sequence
 from rich.cells import cell_len, set_cell_size
 
 
-def printable(text: str) -> str:
-    """Text with control, format and surrogate characters written as escapes: no terminal acts on them."""
+def printable(text: str, keep: str = "") -> str:
+    """Text with control, format and surrogate characters written as escapes: no terminal acts on them.
+
+    ``keep`` holds characters that stay, e.g. a line feed.
+    """
     return "".join(
-        c if unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Zl", "Zp") else ascii(c)[1:-1] for c in text
+        c if c in keep or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Zl", "Zp") else ascii(c)[1:-1]
+        for c in text
     )
 
 

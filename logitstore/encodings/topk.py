@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UsageError
+from ..errors import FormatError, UsageError
 from ..spec import Column
 from ..target import TEMPERATURES, Sparse
 
@@ -67,6 +67,8 @@ class TopK:
         }
 
     def decode(self, arrays: Mapping[str, NDArray[Any]], classes: int) -> Sparse:
+        if arrays["ids"].size and int(arrays["ids"].max()) >= classes:
+            raise FormatError(f"an id of {int(arrays['ids'].max())} among {classes} classes (SPEC E5)")
         odds = (arrays["tail"] * np.float32(ODDS_STEP) + np.float32(ODDS_OFFSET)).astype(np.float32)
         return Sparse(classes, arrays["ids"], arrays["logp"], odds, arrays["logz"])
 

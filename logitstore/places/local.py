@@ -6,6 +6,7 @@ import fcntl
 import mmap
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -14,7 +15,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import StoreBusy
+from .. import faults
+from ..errors import FormatError, StoreBusy
+from ._trouble import told
+
+MAX_READ_BYTES = 1 << 30  # of a file read as a whole; larger ones are mapped
 
 
 def fsync(path: Path) -> None:
@@ -39,7 +44,11 @@ def fsync_tree(path: Path) -> None:
 
 @dataclass(frozen=True)
 class LocalPlace:
-    """A directory. Renames inside it are atomic; every durable step is an fsync."""
+    """A directory. Renames inside it are atomic; every durable step is an fsync.
+
+    Nothing is read or written through a symbolic link that leads out of it, and nothing but regular files
+    is read (SPEC F7). What the file system refuses is a ``DiskError``.
+    """
 
     root: Path
 
@@ -50,64 +59,76 @@ class LocalPlace:
         return self.root / name
 
     def exists(self, name: str = "") -> bool:
-        return (self.root / name).exists()
+        with told(self.root / name):
+            return (self.root / name).exists()
 
     def names(self, folder: str) -> list[str]:
         try:
-            return sorted(os.listdir(self.root / folder))
+            with told(self.root / folder):
+                return sorted(os.listdir(self.root / folder))
         except FileNotFoundError:
             return []
 
     def size(self, name: str) -> int:
-        return (self.root / name).stat().st_size
+        with told(self.root / name):
+            return self._inside(name).stat().st_size
 
     def read(self, name: str) -> bytes:
-        return (self.root / name).read_bytes()
+        with self._reading(name) as fd:
+            if os.fstat(fd).st_size > MAX_READ_BYTES:
+                raise FormatError("too large to be what it should be", where=str(self.root / name))
+            with open(fd, "rb", closefd=False) as f:
+                return f.read()
 
     def map(self, name: str) -> NDArray[np.uint8]:
-        with open(self.root / name, "rb") as f:
-            if os.fstat(f.fileno()).st_size == 0:  # an empty file cannot be mapped
+        with self._reading(name) as fd:
+            if os.fstat(fd).st_size == 0:  # an empty file cannot be mapped
                 return np.zeros(0, np.uint8)
-            return np.frombuffer(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+            return np.frombuffer(mmap.mmap(fd, 0, access=mmap.ACCESS_READ), np.uint8)
 
     def write(self, name: str, data: bytes) -> None:
-        path = self.root / name
-        self._folder(path.parent)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with open(partial, "wb") as f:
-                f.write(data)
-                f.flush()
-                os.fsync(f.fileno())
-            os.rename(partial, path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
-        fsync(path.parent)
+        with told(self.root / name, missing_too=True):
+            path = self._parent_of(name)
+            partial = path.with_name(f".{path.name}.{os.getpid()}")
+            try:
+                partial.unlink(missing_ok=True)  # of a dead process that had our number; or a link
+                with open(partial, "xb") as f:
+                    f.write(data)
+                    f.flush()
+                    os.fsync(f.fileno())
+                faults.at(f"write:{name.partition('/')[0]}")
+                os.rename(partial, path)
+            except BaseException:
+                with suppress(OSError):
+                    partial.unlink(missing_ok=True)
+                raise
+            fsync(path.parent)
 
     def remove(self, name: str) -> None:
         path = self.root / name
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        elif path.exists() or path.is_symlink():
-            path.unlink(missing_ok=True)
-        else:
-            return
-        fsync(path.parent)
+        with told(path, missing_too=True):
+            if path.is_symlink() or path.exists():
+                self._check(path.parent)
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+                fsync(path.parent)
 
     def stage(self, writer: str) -> Path:
         path = self.root / "partial" / writer
-        path.mkdir(parents=True, exist_ok=True)
-        return path
+        with told(path, missing_too=True):
+            path.mkdir(parents=True, exist_ok=True)
+            return self._check(path)
 
     def publish(self, staged: Path, name: str) -> None:
-        fsync_tree(staged)
-        path = self.root / name
-        self._folder(path.parent)
-        if path.exists():
-            self.remove(name)  # left by a crash between rename and entry: no reader knows it
-        os.rename(staged, path)
-        fsync(path.parent)
+        with told(self.root / name, missing_too=True):
+            fsync_tree(staged)
+            path = self._parent_of(name)
+            if path.exists() or path.is_symlink():
+                self.remove(name)  # left by a crash between rename and entry: no reader knows it
+            os.rename(staged, path)
+            fsync(path.parent)
 
     @contextmanager
     def lock(self, writer: str, wait: bool = False) -> Iterator[None]:
@@ -115,22 +136,27 @@ class LocalPlace:
         path = self.root / "partial" / f"{writer}.lock"
         while True:
             try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                f = open(path, "wb")
-            except (FileNotFoundError, FileExistsError):  # the last holder just removed the folder
-                if path.parent.exists() and not path.parent.is_dir():
-                    raise
+                with told(path):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    self._check(path.parent)
+                    f = open(
+                        os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "wb"
+                    )
+            except FileNotFoundError:  # the last holder just removed the folder
                 continue
             try:
-                fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
+                with told(path):
+                    fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BaseException as e:
                 f.close()
-                raise StoreBusy(
-                    f"another live process writes as {writer!r}",
-                    where=str(self.root),
-                    why="Two writers of one name would write the same shards.",
-                    do="Wait for it, or give this one another part (--job i/N).",
-                ) from None
+                if isinstance(e.__cause__, BlockingIOError):
+                    raise StoreBusy(
+                        f"another live process writes as {writer!r}",
+                        where=str(self.root),
+                        why="Two writers of one name would write the same shards.",
+                        do="Wait for it, or give this one another part (--job i/N).",
+                    ) from None
+                raise
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(f.fileno()), path.stat()):
                     break
@@ -138,10 +164,48 @@ class LocalPlace:
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # a disk that has become read-only keeps the file; the lock itself ends
+                path.unlink(missing_ok=True)
             f.close()
             with suppress(OSError):
                 path.parent.rmdir()  # the last one out; not empty while others work
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[int]:
+        """A file opened for reading; a device or a pipe is refused before it can block."""
+        path = self.root / name
+        with told(path):
+            self._inside(name)
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                if not stat.S_ISREG(os.fstat(fd).st_mode):
+                    raise FormatError("not a regular file (SPEC F7)", where=str(path))
+                yield fd
+            finally:
+                os.close(fd)
+
+    def _inside(self, name: str) -> Path:
+        path = self.root / name
+        return self._check(path) if path.is_symlink() or path.parent != self.root else path
+
+    def _check(self, path: Path) -> Path:
+        """The path itself; raises ``FormatError`` where links lead out of the store."""
+        real, root = os.path.realpath(path), os.path.realpath(self.root)
+        if real != root and not real.startswith(root.rstrip("/") + "/"):
+            raise FormatError(
+                f"a symbolic link that leads out of the store, to {real} (SPEC F7)",
+                where=str(path),
+                why="A store from a stranger could read or overwrite any file with it.",
+                do="Put the files themselves there; a link may point to the store as a whole.",
+            )
+        return path
+
+    def _parent_of(self, name: str) -> Path:
+        """The path of a name, its folder made and inside the store."""
+        path = self.root / name
+        self._folder(path.parent)
+        self._check(path.parent)
+        return path
 
     def _folder(self, path: Path) -> None:
         """Make a folder below the root, each new level durable in its parent."""

@@ -1,8 +1,8 @@
-"""Reading a Zarr shard: mapped where arrays lie uncompressed, through zarr where they do not."""
+"""Reading a Zarr shard: mapped where arrays lie uncompressed, decoded chunk by chunk where they do not."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from ..spec import Column
 from .base import DTYPES, ROW, Sealing, Shard, ShardFile, check_file
 
 _TABLE = ("table/start", "table/crc32c")
+MAX_CHUNK_BYTES = 64 << 20  # of a compressed inner chunk; writers make them of one mebibyte, or one item
 _CODECS = {"none": [], "zstd": ["zstd"], "blosc": ["blosc"]}  # behind the codec "bytes"
 
 
@@ -57,7 +58,8 @@ class _View:
         if (self._file is None) != (self.items == 0):
             raise FormatError("data without items, or items without data (SPEC S2)", where=self._data_name)
         self._mapped: NDArray[Any] | None = None
-        self._zarr: Any = None
+        self._dtype = np.dtype(column.dtype).newbyteorder("<")
+        self._item = int(self._dtype.itemsize * np.prod(column.shape, dtype=int))
         if self._file is not None and _size(place, self._file) != self._file.bytes:
             raise CorruptError(
                 f"its size is not the {self._file.bytes} bytes sealed (SPEC S6)", where=self._data_name
@@ -66,49 +68,103 @@ class _View:
     def all(self) -> NDArray[Any]:
         """The whole array, its file checked: for the row table."""
         if self._file is not None:
-            check_file(_read(self._place, self._file), self._file)
+            check_file(self._raw(), self._file)
         return self.items_of(0, self.items)
 
     def items_of(self, a: int, b: int) -> NDArray[Any]:
         if b > self.items:
             raise FormatError(f"a row ends at item {b} of {self.items} (SPEC S4)", where=self._path)
         if self._compressor != "none" and self._file is not None:
-            try:
-                array = np.ascontiguousarray(self._through_zarr()[a:b])
-            except Exception as e:  # every codec has errors of its own
-                raise CorruptError(f"zarr cannot read it: {e} (SPEC S6)", where=self._data_name) from e
-            array.flags.writeable = False  # as a mapped one
-            return array
+            return self._decoded(a, b)
         if self._mapped is None:
             self._mapped = self._map()
         return self._mapped[a:b]
 
-    def _map(self) -> NDArray[Any]:
-        """Prove from the shard's own index that inner chunks lie one after the other, then map them."""
-        dtype, shape = np.dtype(self.column.dtype).newbyteorder("<"), self.column.shape
-        if self._file is None:
-            return np.zeros((0, *shape), dtype)
+    def _raw(self) -> NDArray[np.uint8]:
         raw = self._place.map(self._data_name)
+        if self._file is None or len(raw) != self._file.bytes:
+            raise CorruptError(f"{len(raw)} bytes, not those sealed (SPEC S6)", where=self._data_name)
+        return raw
+
+    def _pairs(self, raw: NDArray[np.uint8]) -> tuple[NDArray[np.uint64], int]:
+        """Offset and length of every inner chunk, and where the last one must end; the index is checked."""
         count = -(-self.items // self._chunk)
-        item = int(dtype.itemsize * np.prod(shape, dtype=int))
         end = len(raw) - 16 * count - 4
-        if end != count * self._chunk * item:
+        if end < 0:
             raise FormatError(f"{len(raw)} bytes for {count} inner chunks (SPEC Z2)", where=self._data_name)
         index = raw[end:-4]
         if crc32c(index) != int.from_bytes(raw[-4:].tobytes(), "little"):
             raise CorruptError("the shard index does not match its checksum (SPEC Z2)", where=self._data_name)
-        pairs = index.view("<u8").reshape(count, 2)
-        size = self._chunk * item
-        if (pairs[:, 1] != size).any() or (pairs[:, 0] != np.arange(count, dtype="<u8") * size).any():
+        return index.view("<u8").reshape(count, 2), end
+
+    def _map(self) -> NDArray[Any]:
+        """Prove from the shard's own index that inner chunks lie one after the other, then map them."""
+        if self._file is None:
+            return np.zeros((0, *self.column.shape), self._dtype)
+        raw = self._raw()
+        pairs, end = self._pairs(raw)
+        size = self._chunk * self._item
+        if end != len(pairs) * size:
+            raise FormatError(
+                f"{len(raw)} bytes for {len(pairs)} inner chunks (SPEC Z2)", where=self._data_name
+            )
+        if (pairs[:, 1] != size).any() or (pairs[:, 0] != np.arange(len(pairs), dtype="<u8") * size).any():
             raise FormatError("inner chunks are not one after the other (SPEC Z2)", where=self._data_name)
-        return raw[: self.items * item].view(dtype).reshape(self.items, *shape)
+        return raw[: self.items * self._item].view(self._dtype).reshape(self.items, *self.column.shape)
 
-    def _through_zarr(self) -> Any:
-        if self._zarr is None:
-            import zarr
+    def _decoded(self, a: int, b: int) -> NDArray[Any]:
+        """Items [a, b) of compressed inner chunks; each is decoded into the room it may take, and no more."""
+        raw = self._raw()
+        pairs, end = self._pairs(raw)
+        size = self._chunk * self._item
+        if size > max(MAX_CHUNK_BYTES, self._item):
+            raise FormatError(f"inner chunks of {size} bytes (SPEC Z1)", where=self._data_name)
+        first, last = a // self._chunk, -(-b // self._chunk)
+        out = np.empty(max(last - first, 0) * size, np.uint8)
+        for n, (at, length) in enumerate(pairs[first:last].tolist()):
+            if not 0 < length <= end or at + length > end:
+                raise FormatError("an inner chunk outside of its file (SPEC Z1)", where=self._data_name)
+            room = out[n * size : (n + 1) * size]
+            try:
+                written = decoder(self._compressor)(raw[at : at + length].tobytes(), room)
+            except Exception as e:  # every codec has errors of its own
+                raise CorruptError(f"it cannot be decoded: {e} (SPEC S6)", where=self._data_name) from e
+            if written != size:
+                raise CorruptError(
+                    f"{written} bytes in an inner chunk of {size} (SPEC Z1)", where=self._data_name
+                )
+        items = out.view(self._dtype).reshape(-1, *self.column.shape)[a - first * self._chunk :][: b - a]
+        items.flags.writeable = False  # as a mapped one
+        return items
 
-            self._zarr = zarr.open_array(str(self._place.local(self._path)), mode="r")
-        return self._zarr
+
+def decoder(compressor: str) -> Callable[[bytes, NDArray[np.uint8]], int]:
+    """What decodes a chunk into the room given, refuses one that needs more, and says how much it wrote."""
+    from numcodecs import blosc, zstd
+
+    codec = zstd if compressor == "zstd" else blosc
+
+    def decode(data: bytes, room: NDArray[np.uint8]) -> int:
+        declared = _zstd_size(data) if compressor == "zstd" else int.from_bytes(data[4:8], "little")
+        if declared != len(room):
+            return declared
+        codec.decompress(data, room)
+        return len(room)
+
+    return decode
+
+
+def _zstd_size(frame: bytes) -> int:
+    """The content size a Zstandard frame declares (RFC 8878, section 3.1.1.1); -1 where it declares none."""
+    if frame[:4] != b"\x28\xb5\x2f\xfd" or len(frame) < 6:
+        return -1
+    flags = frame[4]
+    single = flags >> 5 & 1
+    at = 5 + (1 - single) + (0, 1, 2, 4)[flags & 3]  # behind the window descriptor and the dictionary id
+    width = (1 if single else 0, 2, 4, 8)[flags >> 6]
+    if not width:
+        return -1
+    return int.from_bytes(frame[at : at + width], "little") + (256 if width == 2 else 0)
 
 
 def _read(place: Place, file: ShardFile) -> bytes:

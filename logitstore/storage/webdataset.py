@@ -146,24 +146,50 @@ def _open(place: Place, shard: str, sealing: Sealing, columns: Sequence[Column])
     if len(raw) != file.bytes:
         raise CorruptError(f"{len(raw)} bytes, not the {file.bytes} sealed (SPEC S6)", where=file.path)
 
-    width, rows = 1 + len(columns), int(sealing.layout["rows"])
+    width = 1 + len(columns)
+    rows = _number(sealing.layout["rows"], where)
 
     def table(name: str, dtype: str, length: int) -> NDArray[Any]:
         at = sealing.layout[name]
-        data = _slice(raw, int(at["offset"]), length * width * np.dtype(dtype).itemsize, where)
+        if not isinstance(at, dict) or "crc32c" not in at:
+            raise FormatError(f"no place of the table {name} (SPEC W4)", where=where)
+        size = length * width * np.dtype(dtype).itemsize
+        data = _slice(raw, _number(at.get("offset"), where), size, where)
         if crc32c(data) != at["crc32c"]:
             raise CorruptError(f"the table of row {name}s is damaged (SPEC S5)", where=where)
         return data.view(dtype).reshape(length, width)
 
-    offset = table("offset", "<i8", rows)
+    offset, start = table("offset", "<i8", rows), table("start", "<i8", rows + 1)
     dtypes = [(np.dtype(c.dtype).newbyteorder("<"), c.shape) for c in (ROW, *columns)]
+    sizes = np.array([int(d.itemsize * np.prod(s, dtype=int)) for d, s in dtypes])
+    _check_offsets(offset, start, sizes, len(raw), where)
 
     def load(i: int, c: int, a: int, b: int) -> NDArray[Any]:
         dtype, shape = dtypes[c]
-        size = (b - a) * int(dtype.itemsize * np.prod(shape, dtype=int))
-        return _slice(raw, int(offset[i, c]), size, where).view(dtype).reshape(b - a, *shape)
+        data = _slice(raw, int(offset[i, c]), (b - a) * int(sizes[c]), where)
+        return data.view(dtype).reshape(b - a, *shape)
 
-    return Shard(shard, columns, table("start", "<i8", rows + 1), table("crc32c", "<u4", rows), load)
+    return Shard(shard, columns, start, table("crc32c", "<u4", rows), load)
+
+
+def _number(value: Any, where: str) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 62:
+        raise FormatError(f"{value!r} where its layout has a number (SPEC W4)", where=where)
+    return value
+
+
+def _check_offsets(
+    offset: NDArray[np.int64], start: NDArray[np.int64], sizes: NDArray[np.int64], end: int, where: str
+) -> None:
+    """Arrays stand one behind the other, none over another (SPEC W4); raises ``FormatError``."""
+    counts = np.diff(start, axis=0)
+    good = bool((offset >= 0).all() and (counts >= 0).all() and (counts <= end // sizes).all())
+    if good and offset.size:
+        ends = (offset + counts * sizes).reshape(-1)
+        begins = offset.reshape(-1)
+        good = bool((begins[1:] >= ends[:-1]).all() and ends[-1] <= end)
+    if not good:
+        raise FormatError("arrays over one another, or outside of the file (SPEC W4)", where=where)
 
 
 def _slice(raw: NDArray[np.uint8], at: int, size: int, where: str) -> NDArray[np.uint8]:

@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.nn.utils.rnn import pad_sequence
 
 from .. import registry
 from ..errors import TeacherError, UsageError
 from ..vocab import TokenTable
+from ._alone import measured_shift, one_by_one, read_alone
 from ._weights import fill, read_checkpoint
 from ._where import existing, read_where
 from .base import Head, Teacher, TeacherSpec, twin
@@ -45,8 +45,6 @@ def load(where: str) -> Teacher:
     exp = existing(asked["exp"], "an ESPnet experiment folder")
     config = existing(asked.get("config", exp / "config.yaml"), "its config.yaml")
     weights = existing(asked["model"], "the weights") if "model" in asked else _weights_in(exp)
-    if asked.get("batch", "alone") not in ("alone", "together"):
-        raise UsageError(f"batch={asked['batch']} is neither alone nor together", where="--teacher")
     with registry.needs("espnet"):
         import yaml
         from espnet2.tasks.asr import ASRTask
@@ -62,7 +60,7 @@ def load(where: str) -> Teacher:
     state = read_checkpoint(weights)
     fill(model, state.get("module", state), str(weights))
     kind = EspnetTeacher if getattr(model, "joint_network", None) is None else EspnetTransducer
-    return kind(model, said, alone=asked.get("batch") != "together")
+    return kind(model, said, alone=read_alone(asked))
 
 
 def refuse_live_dropout(ctc: Any) -> None:
@@ -110,18 +108,8 @@ class EspnetTeacher:
         fs = str(frontend.get("fs", 16000)).lower()
         self.rate = round(float(fs.removesuffix("k")) * (1000 if fs.endswith("k") else 1))
         self.volume = config.get("speech_volume_normalize")
-        self._frame_shift = self._shift()
-
-    def _shift(self) -> int:
-        """Samples a teacher frame, measured on 8 and 16 s of noise."""
-        noise = np.random.default_rng(0).standard_normal(16 * self.rate).astype(np.float32) * 0.1
-        device = next(self.asr.parameters()).device
-        with torch.inference_mode():
-            found = [
-                self._encode(x[None].to(device), torch.tensor([len(x)], device=device))[0].shape[1]
-                for x in (torch.from_numpy(noise[: n * self.rate]) for n in (8, 16))
-            ]
-        return round(8 * self.rate / (found[1] - found[0]))
+        self._frame_shift = 1
+        self._frame_shift = measured_shift(self, self.rate)
 
     def describe(self) -> TeacherSpec:
         keep = ("frontend", "frontend_conf", "normalize", "speech_volume_normalize", "preencoder")
@@ -143,19 +131,16 @@ class EspnetTeacher:
             audio = audio * np.float32(self.volume / peak)
         return torch.from_numpy(audio)[:, None]
 
-    def _encode(self, speech: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        enc, frames = self.asr.encode(speech, lengths)
+    def _encode(self, features: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        enc, frames = self.asr.encode(features[..., 0], lengths)
         enc = enc[0] if isinstance(enc, tuple) else enc  # with the outputs of its middle layers
         return enc, frames.long().clamp(max=enc.shape[1])
 
     def forward(self, features: torch.Tensor, lengths: torch.Tensor) -> Any:
-        speech = features[..., 0]
         if self.alone:
-            rows = [self._encode(s[None, :n], n[None])[0][0] for s, n in zip(speech, lengths, strict=True)]
-            enc = pad_sequence(rows, batch_first=True)
-            frames = torch.tensor([len(r) for r in rows], device=enc.device)
+            enc, frames = one_by_one(lambda x, n: self._encode(x, n)[0], features, lengths)
         else:
-            enc, frames = self._encode(speech, lengths)
+            enc, frames = self._encode(features, lengths)
         output = {"enc": enc, "lengths": frames}
         if self.ctc is not None:  # not ctc.forward, which is the loss
             output["ctc"] = self.model.get_submodule(self._ctc_path)(enc)

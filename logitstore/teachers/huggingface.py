@@ -18,6 +18,7 @@ from torch import nn
 from .. import registry
 from ..errors import TeacherError, UsageError
 from ..vocab import TokenTable
+from ._alone import measured_shift, one_by_one
 from ._where import existing, read_where
 from .base import Head, Teacher, TeacherSpec
 
@@ -28,6 +29,7 @@ LENGTHS = ("_get_feat_extract_output_lengths", "_get_subsampling_output_length")
 MASKED = ("wav2vec2", "wav2vec2-bert", "hubert", "wavlm", "unispeech", "unispeech-sat", "parakeet_ctc")
 UNTRAINED = ("masked_spec_embed",)  # used in training alone: old checkpoints lack it
 PAD = "⟨unused {}⟩"
+BREAKS = str.maketrans({"\n": "\\n", "\r": "\\r", "\t": "\\t"})  # tokens.txt cannot hold them
 
 
 def load(where: str) -> Teacher:
@@ -86,6 +88,8 @@ def _factory(transformers: Any, config: Any, where: str) -> Any:
 class _HuggingFace:
     """What CTC models and transducers share: features, lengths, tokens."""
 
+    _frame_shift: int
+
     def __init__(self, model: nn.Module, extractor: Any, tokenizer: Any) -> None:
         self.model: Any = model
         self.extractor, self.tokenizer = extractor, tokenizer
@@ -99,13 +103,7 @@ class _HuggingFace:
     def _spec(self, head: Head) -> TeacherSpec:
         said = json.loads(self.extractor.to_json_string())
         features = {k: v for k, v in said.items() if k not in ("processor_class", "mel_filters")}
-        return TeacherSpec(type(self.model).__name__, self.rate, self._shift(), (head,), features)
-
-    def _shift(self) -> int:
-        """Samples a teacher frame, measured: no two models name all their strides the same."""
-        noise = np.random.default_rng(0).standard_normal(32 * self.rate).astype(np.float32)
-        more = [self._out(self.features(noise[: n * self.rate]).shape[0]) for n in (16, 32)]
-        return round(16 * self.rate / (more[1] - more[0]))
+        return TeacherSpec(type(self.model).__name__, self.rate, self._frame_shift, (head,), features)
 
     def _out(self, length: int) -> int:
         return int(self._frames(torch.tensor([length]))[0])
@@ -114,8 +112,8 @@ class _HuggingFace:
         head: Any = self.model.get_submodule(self.describe().heads[0].module)
         size = min(int(head.weight.shape[0]), int(self.model.config.vocab_size))
         by_id = {i: t for t, i in self.tokenizer.get_vocab().items() if i < size}
-        tokens = (by_id.get(i, PAD.format(i)) for i in range(size))
-        return TokenTable(tuple(t.replace("\n", "\\n") for t in tokens), self.blank)
+        tokens = (by_id.get(i) or PAD.format(i) for i in range(size))
+        return TokenTable(tuple(t.translate(BREAKS) for t in tokens), self.blank)
 
     @property
     def blank(self) -> int:
@@ -165,26 +163,23 @@ class HuggingFaceCTC(_HuggingFace):
             or getattr(config, "feat_extract_norm", "layer") == "group"
             or getattr(config, "add_adapter", False)
         )
+        self._frame_shift = measured_shift(self, self.rate)
 
     def describe(self) -> TeacherSpec:
         return self._spec(Head("ctc", self.head, self.blank))
 
     def forward(self, features: torch.Tensor, lengths: torch.Tensor) -> Any:
         if self.alone:
-            logits = self._one_by_one(features, lengths)
+            hidden, _ = one_by_one(self._hidden, features, lengths)
+            logits = getattr(self.model, self.head)(hidden)
         else:
             logits = self.model(**self._inputs(features, lengths)).logits
         return {"logits": logits, "lengths": self._frames(lengths).long().clamp(max=logits.shape[1])}
 
-    def _one_by_one(self, features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """Encoder utterance by utterance, head once: it must fire once a batch."""
+    def _hidden(self, features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         encoder = self.model.encoder if hasattr(self.model, "encoder") else self.model.base_model
-        hidden = [
-            encoder(**self._inputs(f[None, :n], n[None])).last_hidden_state[0]
-            for f, n in zip(features, lengths, strict=True)
-        ]
-        logits: torch.Tensor = getattr(self.model, self.head)(nn.utils.rnn.pad_sequence(hidden, True))
-        return logits
+        hidden: torch.Tensor = encoder(**self._inputs(features, lengths)).last_hidden_state
+        return hidden
 
     def lengths(self, output: Any) -> torch.Tensor:
         lengths: torch.Tensor = output["lengths"]
@@ -197,6 +192,10 @@ class HuggingFaceCTC(_HuggingFace):
 
 class HuggingFaceTransducer(_HuggingFace):
     """A ``...ForRNNT`` or ``...ForTDT`` model; the durations of a TDT joint are left out of V."""
+
+    def __init__(self, model: nn.Module, extractor: Any, tokenizer: Any) -> None:
+        super().__init__(model, extractor, tokenizer)
+        self._frame_shift = measured_shift(self, self.rate)
 
     def describe(self) -> TeacherSpec:
         return self._spec(Head("rnnt", "joint.head", self.blank))

@@ -25,11 +25,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.nn.utils.rnn import pad_sequence
 
 from .. import registry
 from ..errors import TeacherError, UsageError
 from ..vocab import TokenTable
+from ._alone import measured_shift, one_by_one, read_alone
 from ._fbank import Fbank
 from ._weights import State, between, fill, mean_of, read_checkpoint
 from ._where import existing, read_where
@@ -67,14 +67,12 @@ def load(where: str) -> Teacher:
     bpe = _beside(exp, asked, "bpe", "bpe.model")
     rate = int(asked.get("sample_rate", 16000))
     bins = int(said.get("feature_dim", 80))
-    if asked.get("batch", "alone") not in ("alone", "together"):
-        raise UsageError(f"batch={asked['batch']} is neither alone nor together", where="--teacher")
     return teacher_of(
         model,
         tokens,
         features=Fbank(rate, bins, high_freq=-400.0, snip_edges=False),
         encode_text=_sentencepiece(bpe) if bpe else None,
-        alone=asked.get("batch") != "together",
+        alone=read_alone(asked),
     )
 
 
@@ -124,7 +122,8 @@ class IcefallTeacher:
         self.table = TokenTable(tokens.tokens[: linear.out_features], tokens.blank)
         settings = self.compute.to_json() if hasattr(self.compute, "to_json") else {}
         settings = {**settings, "batch": "alone" if alone else "together"}
-        self.spec = TeacherSpec(type(model).__name__, self.rate, self._shift(), heads, settings)
+        shift = measured_shift(self, self.rate)
+        self.spec = TeacherSpec(type(model).__name__, self.rate, shift, heads, settings)
 
     def _refuse_random_chunks(self) -> None:
         encoder = getattr(self.model, "encoder", None)
@@ -138,17 +137,6 @@ class IcefallTeacher:
 
     def _heads(self, blank: int) -> tuple[Head, ...]:
         return (Head("ctc", self.ctc_path, blank),) if self.ctc_path else ()
-
-    def _shift(self) -> int:
-        """Samples a teacher frame, measured on 8 and 16 s of noise."""
-        noise = np.random.default_rng(0).standard_normal(16 * self.rate).astype(np.float32) * 0.1
-        device = next(self.model.parameters()).device
-        found = []
-        with torch.inference_mode():
-            for n in (8, 16):
-                x = self.features(noise[: n * self.rate])[None].to(device)
-                found.append(int(self._encode(x, torch.tensor([x.shape[1]], device=device))[1][0]))
-        return round(8 * self.rate / (found[1] - found[0]))
 
     def describe(self) -> TeacherSpec:
         return self.spec
@@ -169,9 +157,7 @@ class IcefallTeacher:
 
     def forward(self, features: torch.Tensor, lengths: torch.Tensor) -> Any:
         if self.alone:
-            rows = [self._encode(f[None, :n], n[None])[0][0] for f, n in zip(features, lengths, strict=True)]
-            enc = pad_sequence(rows, batch_first=True)
-            frames = torch.tensor([len(r) for r in rows], device=enc.device)
+            enc, frames = one_by_one(lambda x, n: self._encode(x, n)[0], features, lengths)
         else:
             outside = torch.arange(features.shape[1], device=lengths.device)[None] >= lengths[:, None]
             # As in training: convolutions see the padding.

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from .. import registry
-from ..errors import TeacherError, UsageError
+from ..errors import TeacherError
 from ..vocab import TokenTable
+from ._alone import measured_shift, one_by_one, read_alone
 from ._where import existing, read_where
 from .base import Head, Teacher, TeacherSpec
 
@@ -34,15 +35,13 @@ def load(where: str) -> Teacher:
     """
     asked = read_where(where, "model", ("batch",))
     path = existing(asked["model"], "a .nemo file")
-    if asked.get("batch", "together") not in ("alone", "together"):
-        raise UsageError(f"batch={asked['batch']} is neither alone nor together", where="--teacher")
     with registry.needs("nemo"):
         from nemo.collections.asr.models import ASRModel
     try:
         model = ASRModel.restore_from(str(path), map_location="cpu")
     except Exception as e:
         raise TeacherError(f"NeMo cannot restore it: {type(e).__name__}: {e}", where=str(path)) from e
-    return teacher_of(model, alone=asked.get("batch") == "alone")
+    return teacher_of(model, alone=read_alone(asked, "together"))
 
 
 def teacher_of(model: Any, *, alone: bool = False) -> Teacher:
@@ -68,21 +67,12 @@ class NemoTeacher:
         featurizer: Any = getattr(self.preprocessor, "featurizer", None)
         if featurizer is not None:
             featurizer.dither, featurizer.pad_to = 0.0, 0
-        self._frame_shift = self._shift()
+        self._frame_shift = measured_shift(self, self.rate)
 
     @property
     def classes(self) -> int:
         """V, the blank included, the durations of a TDT joint not."""
         return int(getattr(self.model, self.ctc).num_classes_with_blank)
-
-    def _shift(self) -> int:
-        noise = np.random.default_rng(0).standard_normal(16 * self.rate).astype(np.float32) * 0.1
-        with torch.inference_mode():
-            found = [
-                int(self.lengths(self.forward(x[None], torch.tensor([len(x)])))[0])
-                for x in (self.features(noise[: n * self.rate]) for n in (8, 16))
-            ]
-        return round(8 * self.rate / (found[1] - found[0]))
 
     def describe(self) -> TeacherSpec:
         from omegaconf import OmegaConf
@@ -120,11 +110,10 @@ class NemoTeacher:
     def forward(self, features: torch.Tensor, lengths: torch.Tensor) -> Any:
         # The encoder, then the head: a transducer's own forward runs the encoder alone.
         if self.alone:
-            rows = [self._encode(f[None, :n], n[None]) for f, n in zip(features, lengths, strict=True)]
-            enc = nn.utils.rnn.pad_sequence([r[0][0].T for r in rows], True).transpose(1, 2)
-            frames = torch.cat([r[1] for r in rows])
+            enc, frames = one_by_one(lambda x, n: self._encode(x, n)[0], features, lengths)
         else:
             enc, frames = self._encode(features, lengths)
+        enc = enc.transpose(1, 2)  # NeMo's heads want (B, D, T)
         output = {"enc": enc, "lengths": frames.long().clamp(max=enc.shape[2])}
         if self.ctc:
             output["ctc"] = getattr(self.model, self.ctc)(encoder_output=enc)
@@ -132,7 +121,7 @@ class NemoTeacher:
 
     def _encode(self, features: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         said = self.model.encoder(audio_signal=features.transpose(1, 2), length=lengths)
-        return said[0], said[1]
+        return said[0].transpose(1, 2), said[1]
 
     def lengths(self, output: Any) -> torch.Tensor:
         lengths: torch.Tensor = output["lengths"]

@@ -27,6 +27,7 @@ from ..digest import sha256
 from ..errors import TeacherError, UsageError
 from ..tap import Tap, find_module
 from ..vocab import TokenTable
+from ._alone import measured_shift, read_alone
 from ._where import existing, read_where
 from .base import Head, Teacher, TeacherSpec, twin
 
@@ -43,9 +44,9 @@ def load(where: str) -> Teacher:
     asked = read_where(where, "model", OPTIONS)
     folder = existing(asked["model"], "a SpeechBrain inference folder").resolve()
     file = existing(folder / asked.get("hparams", "hyperparams.yaml"), "its hyperparams file")
-    if asked.get("batch", "alone") not in ("alone", "together"):
-        raise UsageError(f"batch={asked['batch']} is neither alone nor together", where="--teacher")
+    alone = read_alone(asked)
     with registry.needs("speechbrain"):
+        import speechbrain  # noqa: F401 - with a torchaudio that does not fit, this is what fails
         from hyperpyyaml import load_hyperpyyaml
     text = file.read_text(encoding="utf-8")
     try:
@@ -63,10 +64,21 @@ def load(where: str) -> Teacher:
             where=str(file),
             do="Use an inference yaml like those of EncoderASR: modules: {encoder: ...}.",
         )
-    settings = {"hyperparams": sha256(text.encode()), "batch": asked.get("batch", "alone")}
+    settings = {"hyperparams": sha256(text.encode()), "batch": "alone" if alone else "together"}
     blank = int(asked["blank"]) if "blank" in asked else None
     kind = SpeechBrainTeacher if _searcher(hparams) is None else SpeechBrainTransducer
-    return kind(hparams, settings, ctc=asked.get("ctc", ""), blank=blank)
+    teacher = kind(hparams, settings, ctc=asked.get("ctc", ""), blank=blank)
+    loaded = [m for m in hparams["pretrainer"].loadables.values() if isinstance(m, nn.Module)]
+    filled = {id(p) for m in loaded for p in m.parameters()}
+    for head in teacher.describe().heads:
+        if any(id(p) not in filled for p in find_module(teacher.model, head.module).parameters()):
+            raise TeacherError(
+                f"no checkpoint fills the {head.stream} head",
+                where=str(file),
+                why="Its weights would be random.",
+                do="Put the layer into a module that the pretrainer loads.",
+            )
+    return teacher
 
 
 def _fill(hparams: dict[str, Any], folder: Path) -> None:
@@ -124,7 +136,8 @@ class SpeechBrainTeacher:
             )
         self.blank = self._find_blank() if blank is None else blank
         self.model.eval().requires_grad_(False)
-        self._frame_shift = self._shift()
+        self._frame_shift = 1
+        self._frame_shift = measured_shift(self, self.rate)
 
     def _add_transducer(self) -> None:
         pass
@@ -134,14 +147,6 @@ class SpeechBrainTeacher:
             return int(self.searcher.blank_id)
         given = getattr(self.hparams.get("decoding_function"), "keywords", {})
         return int(given.get("blank_id", self.hparams.get("blank_index", 0)))
-
-    def _shift(self) -> int:
-        """Samples a teacher frame, measured: a yaml states no stride."""
-        noise = torch.randn(1, 3 * self.rate, generator=torch.Generator().manual_seed(0))
-        one = torch.ones(1)
-        with torch.inference_mode():
-            short, long = (self._encode(noise[:, : n * self.rate], one).shape[1] for n in (1, 3))
-        return round(2 * self.rate / (long - short))
 
     def describe(self) -> TeacherSpec:
         heads = [Head("ctc", "ctc_head", self.blank)] if self.ctc_path else []

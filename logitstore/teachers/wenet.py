@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn.utils.rnn import pad_sequence
 
 from .. import registry
 from ..errors import TeacherError, UsageError
 from ..vocab import TokenTable
+from ._alone import measured_shift, one_by_one, read_alone
 from ._fbank import Fbank
 from ._weights import fill, read_checkpoint
 from ._where import existing, read_where
@@ -43,8 +43,6 @@ def load(where: str) -> Teacher:
     exp = existing(asked["exp"], "a WeNet experiment folder")
     config = existing(asked.get("config", exp / "train.yaml"), "its train.yaml")
     weights = existing(asked.get("model", exp / "final.pt"), "the weights: model=FILE")
-    if asked.get("batch", "alone") not in ("alone", "together"):
-        raise UsageError(f"batch={asked['batch']} is neither alone nor together", where="--teacher")
     with registry.needs("wenet", CLONE):
         import yaml
         from wenet.utils.init_model import init_model
@@ -67,7 +65,7 @@ def load(where: str) -> Teacher:
         tokens,
         features,
         encode_text=_tokenizer(said),
-        alone=asked.get("batch") != "together",
+        alone=read_alone(asked),
         chunk=int(asked.get("chunk", -1)),
     )
 
@@ -102,18 +100,7 @@ class WenetTeacher:
         elif getattr(model, "joint", None) is None:
             raise TeacherError(f"{type(model).__name__} has neither ctc nor joint")
         self.rate = features.sample_rate
-        self._frame_shift = self._shift()
-
-    def _shift(self) -> int:
-        """Samples a teacher frame, measured on 8 and 16 s of noise."""
-        noise = np.random.default_rng(0).standard_normal(16 * self.rate).astype(np.float32) * 0.1
-        device = next(self.model.parameters()).device
-        with torch.inference_mode():
-            found = [
-                self._encode(x[None].to(device), torch.tensor([len(x)], device=device))[0].shape[1]
-                for x in (self.features(noise[: n * self.rate]) for n in (8, 16))
-            ]
-        return round(8 * self.rate / (found[1] - found[0]))
+        self._frame_shift = measured_shift(self, self.rate)
 
     def describe(self) -> TeacherSpec:
         settings = {**self.compute.to_json(), "chunk": self.chunk}
@@ -141,9 +128,7 @@ class WenetTeacher:
 
     def forward(self, features: torch.Tensor, lengths: torch.Tensor) -> Any:
         if self.alone:
-            rows = [self._encode(f[None, :n], n[None])[0][0] for f, n in zip(features, lengths, strict=True)]
-            enc = pad_sequence(rows, batch_first=True)
-            frames = torch.tensor([len(r) for r in rows], device=enc.device)
+            enc, frames = one_by_one(lambda x, n: self._encode(x, n)[0], features, lengths)
         else:
             enc, frames = self._encode(features, lengths)
         output = {"enc": enc, "lengths": frames}

@@ -266,6 +266,18 @@ def test_a_yaml_without_weights_is_refused(ctc: tuple[Path, dict[str, Any]]) -> 
         load_teacher(f"speechbrain:{folder},hparams=train.yaml")
 
 
+def test_a_head_that_no_checkpoint_fills_is_refused(ctc: tuple[Path, dict[str, Any]]) -> None:
+    from hyperpyyaml import load_hyperpyyaml
+    from speechbrain.utils.checkpoints import torch_save
+
+    folder, _ = ctc
+    text = CTC.replace("- [!ref <enc>, !ref <ctc_lin>]", "- [!ref <enc>]")
+    (folder / "hyperparams.yaml").write_text(text)
+    torch_save(load_hyperpyyaml(text)["asr"], folder / "asr.ckpt")
+    with pytest.raises(TeacherError, match="no checkpoint fills the ctc head"):
+        load_teacher(f"speechbrain:{folder}")
+
+
 def test_a_wrong_ctc_path_lists_its_siblings(ctc: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = ctc
     with pytest.raises(TeacherError, match="Did you mean 'ctc_lin'"):

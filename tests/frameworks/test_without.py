@@ -30,7 +30,7 @@ def test_importing_every_teacher_imports_no_framework() -> None:
     ("name", "package", "files", "do"),
     [
         ("huggingface", "transformers", (), "logitstore[huggingface]"),
-        ("speechbrain", "hyperpyyaml", ("hyperparams.yaml",), "logitstore[speechbrain]"),
+        ("speechbrain", "speechbrain", ("hyperparams.yaml",), "logitstore[speechbrain]"),
         ("nemo", "nemo", (), "logitstore[nemo]"),
         ("espnet", "espnet2", ("config.yaml", "valid.acc.ave.pth"), "logitstore[espnet]"),
         ("wenet", "wenet", ("train.yaml", "final.pt"), "clone of WeNet"),

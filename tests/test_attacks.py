@@ -1,0 +1,499 @@
+"""Stores from strangers, whose checksums are all right: tests/attacks/README.md lists what each tries.
+
+Each is refused with an error of the tree, within bounded time and memory; or reads back right.
+"""
+
+import contextlib
+import io
+import json
+import os
+import re
+import resource
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torture.store import IDS, TABLE, row, same, work
+from torture.store import spec as spec_of
+
+from logitstore.cli import main
+from logitstore.digest import canonical, crc32c, seal_json
+from logitstore.errors import CorruptError, FormatError, LogitStoreError, StoreError
+from logitstore.places import open_place
+from logitstore.reader import Store
+from logitstore.verify import verify
+from logitstore.writer import StoreWriter
+
+README = Path(__file__).parent / "attacks" / "README.md"
+SHARD = "000000"
+SECONDS, MEMORY = 20.0, 1 << 30  # on a busy machine
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    root = tmp_path_factory.mktemp("made")
+    for storage in ("zarr", "webdataset", "zarr:zstd", "zarr:blosc"):
+        work(root / storage, storage, blocks={SHARD: IDS[:3]})
+    return root
+
+
+@pytest.fixture
+def store(made, tmp_path):
+    import shutil
+
+    def copy(storage="zarr"):
+        shutil.copytree(made / storage, tmp_path / "s")
+        return tmp_path / "s"
+
+    return copy
+
+
+def forge(path, change):
+    """Change a sealed JSON file and seal it again."""
+    value = json.loads(path.read_bytes())
+    value.pop("crc32c", None)
+    path.write_bytes(seal_json(change(value) or value))
+
+
+def forge_file(store, name, data):
+    """Change a shard's file and its place in the entry."""
+    (store / name).write_bytes(data)
+
+    def change(entry):
+        for f in entry["files"]:
+            if f["path"] == name:
+                f.update(bytes=len(data), crc32c=crc32c(data))
+
+    forge(store / "sealed" / f"{SHARD}.json", change)
+
+
+def refused(store, kind=StoreError, match=""):
+    """Opening, every read and verify: only errors of the tree, soon, and without eating memory."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    begin, errors = time.perf_counter(), []
+    try:
+        opened = Store(store)
+        ids = list(opened)
+    except LogitStoreError as e:
+        errors.append(e)
+        ids = []
+    for i in ids:
+        try:
+            found = opened.row(i)
+            opened.decode(found)
+            assert i in IDS
+            assert same(found, row(i)), f"{i} reads back wrong"
+        except LogitStoreError as e:
+            errors.append(e)
+    try:
+        found = [f.what for f in verify(store).findings]
+    except LogitStoreError as e:
+        found = [str(e)]
+    assert time.perf_counter() - begin < SECONDS
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < MEMORY
+    assert errors, "it was read as if nothing were wrong"
+    assert found, "verify found nothing"
+    assert isinstance(errors[0], kind), repr(errors[0])
+    assert re.search(match, str(errors[0])), errors[0]
+    return errors
+
+
+def entry(store):
+    return store / "sealed" / f"{SHARD}.json"
+
+
+def test_pickle_in_a_member_is_never_loaded(store, tmp_path):
+    s, evidence = store("webdataset"), tmp_path / "executed"
+
+    class Bomb:
+        def __reduce__(self):
+            return os.mkdir, (str(evidence),)
+
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([Bomb()], dtype=object), allow_pickle=True)
+    path = s / "shards" / f"{SHARD}.tar"
+    with tarfile.open(path) as tar:
+        member = next(m for m in tar if m.name.endswith("ctc.logp.npy"))
+    data, bomb = bytearray(path.read_bytes()), buffer.getvalue()
+    assert len(bomb) < 512 + member.size + 4096
+    data[member.offset_data : member.offset_data + len(bomb)] = bomb
+    forge_file(s, f"shards/{SHARD}.tar", bytes(data))
+    refused(s, StoreError)
+    assert not evidence.exists()
+
+
+@pytest.mark.parametrize(
+    "path", ["../secret", "shards/../../secret", "/etc/passwd", "shards//x", "shards/./x", "shards/a\0b", ""]
+)
+def test_names_that_leave_the_store(store, path):
+    s = store()
+    forge(entry(s), lambda e: e["files"][0].update(path=path))
+    refused(s, FormatError, "SPEC C2|SPEC S2")
+
+
+@pytest.mark.parametrize("name", ["../evil", "a/b", "..", "é"])
+def test_names_of_replaced_shards(store, name, tmp_path):
+    s = store()
+    (tmp_path / "evil.json").write_text("keep me")
+    forge(entry(s), lambda e: e.update(replaces=[name]))
+    (s / "index.bin").unlink()
+    forge(s / "logitstore.json", lambda e: e.update(requires=["replaces"]))
+    refused(s, FormatError, "SPEC C6")
+    with pytest.raises(FormatError, match="SPEC C6"):
+        StoreWriter(open_place(s), spec_of()).begin(TABLE)
+    assert (tmp_path / "evil.json").read_text() == "keep me"
+
+
+def test_links_out_of_the_store(store, tmp_path):
+    s, secret = store("webdataset"), tmp_path / "secret"
+    path = s / "shards" / f"{SHARD}.tar"
+    path.rename(secret)
+    path.symlink_to(secret)
+    refused(s, FormatError, "SPEC F7")
+
+
+@pytest.mark.parametrize("name", ["partial", "shards", "sealed"])
+def test_links_that_would_write_outside(store, tmp_path, name):
+    s, home = store(), tmp_path / "home"
+    (home / "job").mkdir(parents=True)
+    (home / "job" / "thesis.txt").write_text("ten years of work")
+    if (s / name).exists():
+        (s / name).rename(tmp_path / "moved")
+    (s / name).symlink_to(home)
+    with pytest.raises(LogitStoreError, match="SPEC F7"):
+        work(s, "zarr")
+    assert (home / "job" / "thesis.txt").read_text() == "ten years of work"
+    assert [p.name for p in home.iterdir()] == ["job"]
+
+
+def test_a_lock_that_is_a_link_truncates_nothing(store, tmp_path):
+    s, victim = store(), tmp_path / "victim"
+    victim.write_text("mine")
+    (s / "partial").mkdir()
+    (s / "partial" / "job-0-of-1.lock").symlink_to(victim)
+    with pytest.raises(LogitStoreError):
+        work(s, "zarr")
+    assert victim.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "name", ["logitstore.json", f"sealed/{SHARD}.json", f"shards/{SHARD}.tar", "index.bin"]
+)
+@pytest.mark.parametrize("kind", ["fifo", "device", "folder"])
+def test_what_is_no_file(store, name, kind):
+    s = store("webdataset")
+    (s / name).unlink()
+    if kind == "fifo":
+        os.mkfifo(s / name)
+    elif kind == "folder":
+        (s / name).mkdir()
+    else:
+        try:
+            os.mknod(s / name, 0o644 | 0o020000, os.makedev(1, 5))  # /dev/zero
+        except PermissionError:
+            pytest.skip("only root makes devices")
+    if name == "index.bin":
+        begin = time.perf_counter()
+        assert len(Store(s)) == 3  # derived: made anew
+        assert time.perf_counter() - begin < SECONDS
+    else:
+        refused(s, StoreError)
+
+
+@pytest.mark.parametrize("storage", ["zarr:zstd", "zarr:blosc"])
+def test_compression_bombs(store, storage):
+    import numcodecs
+
+    s = store(storage)
+    name = f"shards/{SHARD}/ctc/logz/c/0"
+    zeros = bytes(1 << 28)
+    codec = numcodecs.Zstd(3) if storage == "zarr:zstd" else numcodecs.Blosc("zstd", 9)
+    bomb = codec.encode(zeros)
+    assert len(bomb) < 1 << 20
+    index = np.array([0, len(bomb)], "<u8").tobytes()
+    forge_file(s, name, bomb + index + crc32c(index).to_bytes(4, "little"))
+    refused(s, CorruptError, "268435456 bytes in an inner chunk")
+
+
+@pytest.mark.parametrize("storage", ["zarr", "zarr:zstd"])
+@pytest.mark.parametrize("items", [1 << 40, 1 << 62, 1 << 70, -1, 10**30])
+def test_giant_declared_shapes(store, storage, items):
+    s = store(storage)
+    name = f"shards/{SHARD}/ctc/logz/zarr.json"
+    meta = json.loads((s / name).read_bytes())
+    meta["shape"] = [items]
+    meta["chunk_grid"]["configuration"]["chunk_shape"] = [items]
+    meta["codecs"][0]["configuration"]["chunk_shape"] = [items]
+    forge_file(s, name, json.dumps(meta).encode())
+    refused(s, FormatError)
+
+
+@pytest.mark.parametrize("classes", [1 << 40, 1 << 30, 6, 0, -5, True, "5"])
+def test_giant_and_wrong_numbers_of_classes(store, classes):
+    s = store()
+    forge(s / "logitstore.json", lambda v: v["streams"][0].update(classes=classes))
+    refused(s, FormatError)
+
+
+def _tables(s):
+    """The tar's bytes and its layout."""
+    layout = json.loads(entry(s).read_bytes())["layout"]
+    return bytearray((s / "shards" / f"{SHARD}.tar").read_bytes()), layout
+
+
+@pytest.mark.parametrize("value", [-1, -(1 << 63), (1 << 63) - 1, 1 << 40, 0])
+@pytest.mark.parametrize("table", ["offset", "start"])
+def test_offsets_that_lie(store, table, value):
+    """Negative, overflowing, over one another: at the second row of the second column."""
+    s = store("webdataset")
+    data, layout = _tables(s)
+    width = 8
+    at = layout[table]["offset"] + 8 * (width + 1)
+    data[at : at + 8] = value.to_bytes(8, "little", signed=True)
+    rows = layout["rows"] + (table == "start")
+    whole = bytes(data[layout[table]["offset"] :][: rows * width * 8])
+    forge(entry(s), lambda e: e["layout"][table].update(crc32c=crc32c(whole)))
+    forge_file(s, f"shards/{SHARD}.tar", bytes(data))
+    refused(s, StoreError, "SPEC")
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {},
+        {"rows": "3"},
+        {"rows": -1},
+        {"rows": 1 << 60},
+        {"rows": 1 << 80},
+        {"start": 5},
+        {"start": {"offset": 1e300, "crc32c": 0}},
+        {"offset": {"crc32c": 0}},
+        {"offset": {"offset": -8, "crc32c": 0}},
+    ],
+    ids=str,
+)
+def test_layouts_that_lie(store, layout):
+    s = store("webdataset")
+    forge(entry(s), lambda e: e.update(layout={**e["layout"], **layout} if layout else {}))
+    refused(s, StoreError)
+
+
+def test_a_million_entries_are_one_listing(store):
+    s = store()
+    forge(s / "logitstore.json", lambda v: v.update(x=[[]] * 1_000_000))  # a million arrays in the metadata
+    opened = Store(s)
+    assert list(opened) == list(IDS[:3])
+    assert "x" not in opened.spec.to_json()
+
+
+def test_a_million_files_in_an_entry(store):
+    s = store()
+    more = [{"path": f"shards/{SHARD}/{i}", "bytes": 1, "crc32c": 0} for i in range(300_000)]
+    forge(entry(s), lambda e: e.update(files=e["files"] + more[:100_000]))
+    begin = time.perf_counter()
+    assert len(Store(s)) == 3
+    assert time.perf_counter() - begin < SECONDS
+
+
+@pytest.mark.parametrize("field", ["encoding", "storage"])
+@pytest.mark.parametrize(
+    "name", ["pickle", "os.system", "../base", "base", "_zarr_read", "topk:999999999", "zarr:lz5", ""]
+)
+def test_unknown_codecs(store, field, name):
+    s = store()
+    forge(
+        s / "logitstore.json",
+        lambda v: (
+            v["streams"][0].update(encoding=name) if field == "encoding" else v["storage"].update(name=name)
+        ),
+    )
+    refused(s, LogitStoreError)
+
+
+@pytest.mark.parametrize(
+    "codec", [["gzip"], ["bytes", "gzip"], ["transpose", "bytes"], [], ["bytes", "zstd", "zstd"]]
+)
+def test_unknown_codecs_of_an_array(store, codec):
+    s = store()
+    name = f"shards/{SHARD}/ctc/logp/zarr.json"
+    meta = json.loads((s / name).read_bytes())
+    meta["codecs"][0]["configuration"]["codecs"] = [{"name": c} for c in codec]
+    forge_file(s, name, json.dumps(meta).encode())
+    refused(s, FormatError, "SPEC Z1")
+
+
+JSON = {
+    "deep lists": b"[" * 200_000 + b"]" * 200_000,
+    "deep objects": b'{"a":' * 50_000 + b"1" + b"}" * 50_000,
+    "a key twice": b'{"format": "logitstore", "format": "x", "crc32c": 0}',
+    "NaN": b'{"version": NaN, "crc32c": 0}',
+    "infinity": b'{"version": 1e999, "crc32c": 0}',
+    "a long number": b'{"version": ' + b"9" * 100_000 + b', "crc32c": 0}',
+    "not UTF-8": b'{"name": "\xff\xfe", "crc32c": 0}',
+    "UTF-16": '{"crc32c": 0}'.encode("utf-16"),
+    "half a surrogate": b'{"name": "\\ud800", "crc32c": 0}',
+    "a list": b"[1, 2]",
+    "nothing": b"",
+    "zeros": bytes(4096),
+}
+
+
+@pytest.mark.parametrize("name", ["logitstore.json", f"sealed/{SHARD}.json"])
+@pytest.mark.parametrize("what", list(JSON))
+def test_json_of_every_kind(store, name, what):
+    s = store()
+    (s / name).write_bytes(JSON[what])
+    refused(s, StoreError)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ids": ["a", "a", "a"]},
+        {"seconds": 10**400},
+        {"frames": "x"},
+        {"skipped": [3]},
+        {"skipped": 7},
+        {"rows": 2},
+        {"layout": [1]},
+        {"files": [[]]},
+        {"replaces": [SHARD]},
+        {"replaces": 5},
+        {"ids": ["a\x1b[2J", "b", "c"]},
+        {"ids": ["b\n", "b", "c"]},
+    ],
+    ids=lambda c: str(c)[:40],
+)
+def test_entries_that_lie(store, change):
+    s = store()
+    forge(entry(s), lambda e: e.update(change))
+    (s / "index.bin").unlink()
+    if change == {"replaces": [SHARD]}:
+        assert len(Store(s)) == 0
+    elif change == {"skipped": [3]}:
+        refused(s, FormatError)
+    else:
+        refused(s, StoreError)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"teacher": 5},
+        {"teacher": {"name": "x"}},
+        {"tokens": {"sha256": "x", "size": 1 << 60, "blank": 0}},
+        {"streams": {}},
+        {"streams": []},
+        {"streams": [5]},
+        {"storage": 5},
+        {"storage": {}},
+        {"requires": "x"},
+        {"requires": ["warp drive"]},
+        {"version": "2.0"},
+        {"version": 1},
+        {"format": "pickle"},
+        {"allowed": 3},
+        {"manifest": 3},
+    ],
+    ids=str,
+)
+def test_stores_that_lie(store, change):
+    s = store()
+    forge(s / "logitstore.json", lambda v: v.update(change))
+    if change in ({"manifest": 3}, {"version": 1}, {"streams": []}):
+        with contextlib.suppress(StoreError):
+            list(Store(s))
+    else:
+        refused(s, StoreError)
+
+
+def test_streams_whose_names_are_paths(store):
+    s = store()
+    forge(s / "logitstore.json", lambda v: v["streams"][0].update(name="../../../etc"))
+    refused(s, FormatError, "a stream called")
+
+
+@pytest.mark.parametrize(
+    "meta", [{"T": -1}, {"T": "x"}, {"T": 1 << 70}, {"U": -3}, {"U": None}, {"text": []}, {"T": 1.5}]
+)
+def test_rows_that_lie(tmp_path, meta):
+    from dataclasses import replace
+
+    with StoreWriter(open_place(tmp_path), spec_of()).begin(TABLE) as w:
+        shard = w.shard("x")
+        shard._frames = 0
+        shard._rows.add(replace(row(IDS[0]), meta={**row(IDS[0]).meta, **meta}))
+        shard._ids.append(IDS[0])
+        shard.seal()
+    s = Store(tmp_path)
+    with pytest.raises(FormatError):
+        s[IDS[0]]
+    assert verify(tmp_path).findings
+
+
+@pytest.mark.parametrize(("column", "value"), [("rnnt.ids", 60000), ("rnnt.labels", 99), ("rnnt.labels", -1)])
+def test_ids_outside_of_the_table(tmp_path, column, value):
+    from dataclasses import replace
+
+    utt = next(i for i in IDS if row(i).meta["U"])
+    bad = {**row(utt).arrays, column: row(utt).arrays[column].copy()}
+    bad[column].reshape(-1)[0] = value
+    with StoreWriter(open_place(tmp_path), spec_of()).begin(TABLE) as w:
+        shard = w.shard("x")
+        shard.add(replace(row(utt), arrays=bad))
+        shard.seal()
+    with pytest.raises(FormatError):
+        Store(tmp_path)[utt]
+
+
+def test_names_that_are_not_utf8(store):
+    s = store()
+    for folder in ("sealed", "shards", "partial"):
+        (s / folder).mkdir(exist_ok=True)
+        with open(os.fsencode(s / folder) + b"/\xff\xfe.json", "wb") as f:
+            f.write(b"{}")
+    assert len(Store(s)) == 3
+    assert any("shards/" in f.where for f in verify(s).findings)
+
+
+def test_escape_sequences_never_reach_a_terminal(tmp_path, capsys):
+    """In a teacher's name, tokens, text, ids (bidi), skipped reasons, and in what errors say."""
+    from dataclasses import replace
+
+    from logitstore import TokenTable
+
+    evil = "\x1b]0;pwned\x07\x1b[2J\u202e\u2028"
+    table = TokenTable(("<blk>", "a", f"b{evil.replace(chr(0x2028), '')}", "c", "d"), 0)
+    spec = spec_of()
+    spec = replace(
+        spec,
+        teacher=replace(spec.teacher, name=evil),
+        tokens={"sha256": table.digest(), "size": 5, "blank": 0},
+    )
+    utt = "utt\u202e\u2066x"
+    bad = row(IDS[0])
+    with StoreWriter(open_place(tmp_path / "s"), spec).begin(table) as w:
+        shard = w.shard("x")
+        shard.add(replace(bad, id=utt, meta={**bad.meta, "text": evil}))
+        shard.seal([{"id": "e", "reason": evil, "what": evil}])
+    for args in (["inspect"], ["inspect", utt], ["verify"], ["verify", "--repair"], ["inspect", f"no{evil}"]):
+        with pytest.raises(SystemExit):
+            main([args[0], str(tmp_path / "s"), *args[1:]])
+    path = tmp_path / "s" / "shards" / "x" / "ctc" / "logz" / "c" / "0"
+    path.write_bytes(path.read_bytes()[:-30] + bytes(30))
+    with pytest.raises(SystemExit):
+        main(["verify", str(tmp_path / "s")])
+    said = capsys.readouterr()
+    for c in "\x1b\x07\u202e\u2066\u2028":
+        assert c not in said.out + said.err
+
+
+def test_every_attack_listed_has_its_test_and_the_other_way_round():
+    listed = re.findall(r"`(test_\w+)`", README.read_text("utf-8"))
+    here = {n for n in globals() if n.startswith("test_")} - {
+        "test_every_attack_listed_has_its_test_and_the_other_way_round"
+    }
+    assert set(listed) == here
+    assert canonical({}) == b"{}"
