@@ -133,7 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--fsdd", type=Path, help="folder that holds recordings/ of spoken digits")
     parser.add_argument("--heads", type=Path, help="what recipes/digits/train.py wrote")
-    parser.add_argument("--utterances", type=int, default=100, help="of digits, for each head")
+    parser.add_argument("--utterances", type=int, default=200, help="of digits, for each head")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each of these, about")
     args = parser.parse_args()
     if bool(args.fsdd) != bool(args.heads):
