@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from .errors import LengthError, UsageError
 from .frames import Method, check_ratio
-from .resample import Resampled, resample_stream
-from .target import NOTHING, Target, Tempered
+from .resample import Resampled, factored_rows, resample_stream
+from .target import NOTHING, Factored, FactoredLattice, Target, Tempered, check_temperature
 from .vocabmap import VocabMap
+
+ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu}
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,81 @@ class StreamBatch:
 
 
 @dataclass(frozen=True)
+class FactoredBatch:
+    """One stream of a batch as its head sees it, for the device that the student is on.
+
+    Nothing V wide is copied there: ``dense()`` and ``top()`` are one product with the weight, there. It reads
+    as a :class:`StreamBatch` that holds every class does, ``logp``, ``ids``, ``tail`` and all.
+
+    Attributes:
+        h: (B, T, D) float32, 0 in padding.
+        weight: (V, D) float32.
+        bias: (V,) float32.
+        mask: bool, as ``h`` without D: True where there is a teacher's row.
+        temperature: that probabilities are served at.
+        dec: (B, U+1, D) float32 of a lattice, whose nodes are activation(h[t] + dec[u]).
+        activation: ``tanh`` or ``relu``, with ``dec``.
+    """
+
+    h: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor
+    mask: torch.Tensor
+    temperature: float
+    dec: torch.Tensor | None = None
+    activation: str = ""
+
+    ids = None
+
+    @property
+    def classes(self) -> int:
+        """V."""
+        return len(self.bias)
+
+    def logits(self) -> torch.Tensor:
+        """(B, T[, U+1], V) the teacher's logits, 0 in padding; float32."""
+        h = self.h
+        if self.dec is not None:
+            h = ACTIVATIONS[self.activation](h[:, :, None] + self.dec[:, None])
+        rows = torch.addmm(self.bias, h.flatten(0, -2), self.weight.T)
+        return rows.view(*self.mask.shape, -1) * self.mask[..., None]
+
+    def dense(self) -> torch.Tensor:
+        """(B, T[, U+1], V) log-probabilities at the temperature; even in padding."""
+        return (self.logits() / self.temperature).log_softmax(-1)
+
+    @property
+    def logp(self) -> torch.Tensor:
+        """As :attr:`StreamBatch.logp`: made anew each time."""
+        return self.dense().masked_fill(~self.mask[..., None], NOTHING)
+
+    @property
+    def tail(self) -> torch.Tensor:
+        """As :attr:`StreamBatch.tail`: nothing is left out."""
+        return torch.full_like(self.mask, NOTHING, dtype=torch.float32)
+
+    def top(self, k: int) -> StreamBatch:
+        """The K best classes of every row, best first, and the exact mass of all others."""
+        if not 1 <= k <= self.classes:
+            raise UsageError(f"the best {k} of {self.classes} classes")
+        logp = self.dense()
+        best, ids = logp.topk(k, dim=-1)
+        rest = logp.scatter(-1, ids, NOTHING).logsumexp(-1) if k < self.classes else self.tail
+        return StreamBatch(
+            classes=self.classes,
+            logp=best.masked_fill(~self.mask[..., None], NOTHING),
+            ids=ids,
+            tail=rest.masked_fill(~self.mask, NOTHING),
+            mask=self.mask,
+            temperature=self.temperature,
+        )
+
+    def map(self, f: Any) -> Self:
+        """The same with ``f`` applied to every tensor."""
+        return replace(self, **_mapped(self, f))
+
+
+@dataclass(frozen=True)
 class TargetBatch:
     """Targets of B utterances.
 
@@ -92,12 +169,12 @@ class TargetBatch:
     labels: torch.Tensor
     label_lengths: torch.Tensor
     label_mask: torch.Tensor
-    streams: dict[str, StreamBatch]
+    streams: dict[str, StreamBatch | FactoredBatch]
 
     def __len__(self) -> int:
         return len(self.utt_ids)
 
-    def __getitem__(self, stream: str) -> StreamBatch:
+    def __getitem__(self, stream: str) -> StreamBatch | FactoredBatch:
         return self.streams[stream]
 
     def to(self, device: Any, non_blocking: bool = False) -> Self:
@@ -169,8 +246,15 @@ def collate_targets(
     for b, target in enumerate(targets):
         labels[b, : target.U] = torch.from_numpy(target.labels.astype(np.int64))
     names = list(targets[0].streams) if streams is None else list(streams)
-    kept = {}
+    kept: dict[str, StreamBatch | FactoredBatch] = {}
     for name in names:
+        pairs = list(zip(targets, lengths, strict=True))
+        found = [factored_rows(t, name, n, how) for t, n in pairs]
+        heads = [h for h in found if h is not None]
+        if len(heads) == len(found):
+            check_temperature(temperature)
+            kept[name] = _pad_heads(heads, lengths, temperature)
+            continue
         rows = []
         for target, length in zip(targets, lengths, strict=True):
             try:
@@ -235,6 +319,35 @@ def _pad(sampled: Sequence[Resampled]) -> StreamBatch:
         frames=tensors.get("frame"),
         occupancy=tensors.get("occupancy"),
     )
+
+
+def _pad_heads(
+    rows: Sequence[Factored | FactoredLattice], lengths: Sequence[int], temperature: float
+) -> FactoredBatch:
+    """Rows of each utterance, or both sides of its lattice, padded."""
+    first, mask = rows[0], _mask(lengths, max(lengths))
+    dec, activation = None, ""
+    if isinstance(first, FactoredLattice):
+        sides = [r.dec for r in rows if isinstance(r, FactoredLattice)]
+        dec, activation = _stacked(sides), first.activation
+        mask = mask[:, :, None] & _mask([len(s) for s in sides], dec.shape[1])[:, None]
+    return FactoredBatch(
+        h=_stacked([r.enc if isinstance(r, FactoredLattice) else r.h for r in rows]),
+        weight=torch.from_numpy(np.array(first.weight)),
+        bias=torch.from_numpy(np.array(first.bias)),
+        mask=mask,
+        temperature=float(temperature),
+        dec=dec,
+        activation=activation,
+    )
+
+
+def _stacked(rows: Sequence[NDArray[Any]]) -> torch.Tensor:
+    """(B, n, D) float32 of (n, D) each, 0 in padding."""
+    out = np.zeros((len(rows), max(map(len, rows)), rows[0].shape[1]), np.float32)
+    for b, row in enumerate(rows):
+        out[b, : len(row)] = row
+    return torch.from_numpy(out)
 
 
 def _listed(row: Tempered) -> Tempered:

@@ -33,7 +33,7 @@ def convert(
         raise UsageError("a store cannot be converted onto itself", where=str(place))
     spec = replace(store.spec, storage={"name": str(parse_storage(storage))})
     rows = 0
-    with StoreWriter(place, spec, writer="convert").begin(store.tokens) as writer:
+    with StoreWriter(place, spec, writer="convert").begin(store.tokens, constants=store.constants) as writer:
         done = set(shard_names(place))
         for name in store.shards:
             if name in done:

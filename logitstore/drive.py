@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,8 +12,9 @@ from torch import nn
 
 from .batches import Loaded
 from .errors import LengthError, TeacherError, VocabError
+from .head import linear_head
 from .spec import Head
-from .tap import Tap
+from .tap import Tap, find_module
 from .teachers.base import Teacher
 from .vocab import TokenTable
 
@@ -28,6 +29,7 @@ class Spoken:
         loaded: the utterance.
         T: valid frames.
         ctc: (T, V) logits on the device; None where there is no such stream.
+        hidden: (T, D) what went into the ctc head, where that is stored; else None.
         output: what ``forward`` gave for its batch, and ``b``, its place in it: for the joiner.
         notes: what else its row will say.
     """
@@ -37,6 +39,7 @@ class Spoken:
     ctc: torch.Tensor | None
     output: Any
     b: int
+    hidden: torch.Tensor | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -48,9 +51,17 @@ class Driver:
         table: its token table.
         streams: names of the streams to take.
         device: e.g. ``cpu``, ``cuda:0``.
+        factored: those of the streams whose head is stored, so that its input is taken as well.
     """
 
-    def __init__(self, teacher: Teacher, table: TokenTable, streams: Sequence[str], device: str) -> None:
+    def __init__(
+        self,
+        teacher: Teacher,
+        table: TokenTable,
+        streams: Sequence[str],
+        device: str,
+        factored: Collection[str] = (),
+    ) -> None:
         self.teacher, self.table, self.streams = teacher, table, tuple(streams)
         self.device = torch.device(device)
         spec = teacher.describe()
@@ -79,7 +90,18 @@ class Driver:
             {n: h.module for n, h in batch_heads.items()},
             layouts={n: h.layout for n, h in batch_heads.items()},
         )
+        paths = {n: h.module for n, h in heads.items() if n in factored}
+        self.heads = {
+            n: linear_head(find_module(teacher.model, p), f"{n} at {p!r}") for n, p in paths.items()
+        }
+        self._inputs = Tap(
+            teacher.model,
+            {n: p for n, p in paths.items() if n != "rnnt"},
+            layouts={n: h.layout for n, h in batch_heads.items()},
+            side="input",
+        )
         self._joint = Tap(teacher.model, {n: h.module for n, h in heads.items() if n == "rnnt"})
+        self._joint_inputs = Tap(teacher.model, {n: p for n, p in paths.items() if n == "rnnt"}, side="input")
         kind = "cpu" if self.device.type == "cpu" else "other"
         self.slice_elements = SLICE_ELEMENTS[kind]
 
@@ -90,12 +112,20 @@ class Driver:
 
     def run(self, batch: Sequence[Loaded]) -> list[Spoken]:
         """One padded batch through ``forward``; raises an error of the teacher's tree."""
-        with self._quiet(), self._tap as tap:
+        with self._quiet(), self._tap as tap, self._inputs as inputs:
             output = self.teacher.forward(*self.pad([item.features for item in batch]))
             logits = tap.take("ctc") if "ctc" in self.streams else None
+            hidden = inputs.take("ctc") if "ctc" in self.heads else None
         lengths = self.lengths(output, batch, logits)
         return [
-            Spoken(item, t, None if logits is None else logits[b, :t], output, b)
+            Spoken(
+                item,
+                t,
+                None if logits is None else logits[b, :t],
+                output,
+                b,
+                None if hidden is None else hidden[b, :t],
+            )
             for b, (item, t) in enumerate(zip(batch, lengths, strict=True))
         ]
 
@@ -137,14 +167,8 @@ class Driver:
 
         The joiner runs on slices of a fixed number of logits, so memory does not grow with T·U·V.
         """
-        labels, where = spoken.loaded.labels or [], spoken.loaded.utt.id
-        enc, dec = self.project(spoken, labels)
-        if len(enc) != spoken.T or len(dec) != len(labels) + 1:
-            raise LengthError(
-                f"transducer() gives {len(enc)} × {len(dec)} nodes, "
-                f"where T × (U+1) is {spoken.T} × {len(labels) + 1}",
-                where=where,
-            )
+        where = spoken.loaded.utt.id
+        enc, dec = self.sides(spoken)
         step = max(1, self.slice_elements // (len(dec) * len(self.table)))
         for t in range(0, spoken.T, step):
             piece = enc[t : t + step]
@@ -159,6 +183,25 @@ class Driver:
                     f"the joiner gives {tuple(logits.shape)} for {len(piece)} × {len(dec)} nodes", where=where
                 )
             yield logits.reshape(len(piece), len(dec), len(self.table))
+
+    def sides(self, spoken: Spoken) -> tuple[torch.Tensor, torch.Tensor]:
+        """(T, J) and (U+1, J) that the joiner of one utterance adds; raises ``LengthError``."""
+        labels = spoken.loaded.labels or []
+        enc, dec = self.project(spoken, labels)
+        if len(enc) != spoken.T or len(dec) != len(labels) + 1:
+            raise LengthError(
+                f"transducer() gives {len(enc)} × {len(dec)} nodes, "
+                f"where T × (U+1) is {spoken.T} × {len(labels) + 1}",
+                where=spoken.loaded.utt.id,
+            )
+        return enc, dec
+
+    def joined(self, enc: torch.Tensor, dec: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What goes into the joiner's head and what comes out, flat, and what join() makes of it."""
+        teacher: Any = self.teacher
+        with self._quiet(), self._joint as outputs, self._joint_inputs as inputs:
+            said = teacher.join(enc, dec)
+            return inputs.take("rnnt").flatten(0, -2), outputs.take("rnnt").flatten(0, -2), said
 
     def project(self, spoken: Spoken, labels: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Projected encoder (T, J) and decoder (U+1, J) of one utterance under these labels."""

@@ -21,6 +21,7 @@ from .batches import Loaded, ahead, by_length, load
 from .blocks import DEFAULT_SHARD_SIZE, Block, ShardSize, blocks
 from .drive import Driver, Spoken
 from .errors import LogitStoreError, ManifestError, TooManySkipped, UsageError
+from .factor import factored, once_per_store
 from .gates import Gate, Skips, lines
 from .gpu import require_device
 from .layout import make_spec
@@ -154,9 +155,13 @@ def dump(
     if options.tokens is not None:
         require_same(options.tokens, table, where="--tokens", which=("the given table", "the teacher"))
     spec = spec_of(teacher, table, manifest, options)
-    writer = StoreWriter(open_place(out), spec, writer=f"job-{options.part.index}-of-{options.part.count}")
-    with writer.begin(table, options.allow_different), _cpu_threads(options.cpu_threads):
-        return _Dump(teacher, table, manifest, options, writer, report).run()
+    place = open_place(out)
+    driver = Driver(teacher, table, list(options.streams), options.device, factored=factored(spec))
+    with _cpu_threads(options.cpu_threads):
+        spec, constants = once_per_store(place, spec, driver, manifest, options.batch_seconds)
+        writer = StoreWriter(place, spec, writer=f"job-{options.part.index}-of-{options.part.count}")
+        with writer.begin(table, options.allow_different, constants=constants):
+            return _Dump(driver, manifest, options, writer, report).run()
 
 
 def spec_of(teacher: Teacher, table: TokenTable, manifest: Manifest, options: DumpOptions) -> StoreSpec:
@@ -181,21 +186,22 @@ class _Dump:
 
     def __init__(
         self,
-        teacher: Teacher,
-        table: TokenTable,
+        driver: Driver,
         manifest: Manifest,
         options: DumpOptions,
         writer: StoreWriter,
         report: Callable[[Progress], None],
     ) -> None:
         self.manifest, self.options, self.writer, self.report = manifest, options, writer, report
-        self.driver = Driver(teacher, table, list(options.streams), options.device)
-        self.load = partial(load, teacher=teacher, table=table, needs_labels="rnnt" in options.streams)
+        self.driver = driver
+        self.load = partial(
+            load, teacher=driver.teacher, table=driver.table, needs_labels="rnnt" in options.streams
+        )
         self.progress = Progress(total=manifest.utterances)
         self.checked = False
         reason = options.skip_gate
         self.skips = Skips(reason, lambda gate: writer.note_gate(gate, reason))
-        self.gate = Gate(table, options.max_wer, self.skips)
+        self.gate = Gate(driver.table, options.max_wer, self.skips)
         self.scribe = Scribe(self.driver, keep=options.transcripts)
         asked = manifest.utterances + len(manifest.problems)
         self.may_skip = options.may_skip(-(-asked // options.part.count))
@@ -228,15 +234,17 @@ class _Dump:
     def _block(self, block: Block, problems: list[Problem]) -> None:
         """Dump the missing utterances of one block into one shard and seal it."""
         before = self.progress
-        lattice = self.driver.lattice if "rnnt" in self.options.streams else None
+        stored = "rnnt" in self.driver.heads
+        sides = self.driver.sides if stored else None
+        lattice = self.driver.lattice if "rnnt" in self.options.streams and not stored else None
         shard, skip = self.writer.shard(block.name), self.options.on_error == "skip"
-        with Pipe(shard, self.writer.spec, skip=skip) as pipe:
+        with Pipe(shard, self.writer.encoder, skip=skip) as pipe:
             self._bounded(problems)
             for batch in self._batches(block, pipe):
                 said = self.driver.run(batch)
                 heard = self._listen(said, pipe)
                 for spoken, _ in heard:
-                    pipe.put(spoken, partial(lattice, spoken) if lattice else None)
+                    pipe.put(spoken, lattice, sides)
                 self._bounded([*problems, *pipe.failed])
                 self._tell(pipe)
             pipe.finish()

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .constants import Constants
 from .emission import Row
-from .encodings import parse_encoding
-from .encodings.base import LOSS, KeepsAlways
-from .errors import LengthError, NonFinite, VocabError
+from .encodings.base import LOSS, HeadRows, KeepsAlways, LatticeSides
+from .errors import LengthError, NonFinite, UsageError, VocabError
 from .lattice import Form, Nodes, check_nodes, stored
-from .layout import LABELS, columns_of
+from .layout import LABELS, columns_of, encoding_of
 from .spec import StoreSpec, StreamSpec
 
 if TYPE_CHECKING:
@@ -51,9 +51,10 @@ class Growing:
 class RowEncoder:
     """Builds one row: takes logits slice by slice, encodes each where it lies, keeps only the result."""
 
-    def __init__(self, spec: StoreSpec) -> None:
+    def __init__(self, spec: StoreSpec, constants: Constants | None = None) -> None:
         self.spec = spec
-        self._streams = {s.name: (s, parse_encoding(s.encoding)) for s in spec.streams}
+        given = constants or {}
+        self._streams = {s.name: (s, encoding_of(s, given.get(s.name))) for s in spec.streams}
         self._columns = columns_of(spec)
         self._dtypes = {c.name: c.dtype for c in self._columns}
         self._pieces: dict[str, Growing] = {}
@@ -66,16 +67,22 @@ class RowEncoder:
         logits: torch.Tensor,
         where: str,
         labels: Sequence[int] | None = None,
+        *,
         always: torch.Tensor | None = None,
+        inputs: torch.Tensor | None = None,
     ) -> None:
         """Encode (…, V) logits of one stream.
 
         With a lattice's (t, U+1, V) come its U labels; with (N, V) of some of its nodes the (N, 2) classes
         that each keeps always: the blank, and the label that comes next (the blank again where none does).
 
-        Raises ``NonFinite`` or ``VocabError``.
+        ``inputs`` is what went into the head, (…, D), where the encoding stores that instead; of a lattice
+        whose sides are stored, these come instead: (T, J) and, as ``inputs``, (U+1, J). Raises ``NonFinite``,
+        ``VocabError`` or ``UsageError``.
         """
         spec, encoding = self._streams[stream]
+        if isinstance(encoding, LatticeSides):
+            return self._take_sides(spec, encoding, logits, inputs, where)
         if logits.shape[-1] != spec.classes:
             raise VocabError(
                 f"{stream} gives {logits.shape[-1]} classes, the token table has {spec.classes}", where=where
@@ -84,15 +91,39 @@ class RowEncoder:
         if not len(flat):
             return
         require_finite(flat, stream, where)
-        if isinstance(encoding, KeepsAlways):
+        if isinstance(encoding, HeadRows):
+            if inputs is None or not encoding.constants:
+                raise _wants_inputs(spec, where)
+            rows = inputs.reshape(len(flat), -1).float()
+            require_finite(rows, f"what goes into the {stream} head", where)
+            arrays = encoding.encode(rows, flat)
+        elif isinstance(encoding, KeepsAlways):
             arrays = encoding.encode(flat, _always(spec, flat, labels) if always is None else always)
         else:
             arrays = encoding.encode(flat)
+        self._keep(stream, arrays)
+        self._rows[stream] += len(flat)
+
+    def _take_sides(
+        self,
+        spec: StreamSpec,
+        encoding: LatticeSides,
+        enc: torch.Tensor,
+        dec: torch.Tensor | None,
+        where: str,
+    ) -> None:
+        if dec is None or not spec.constants:
+            raise _wants_inputs(spec, where)
+        for side in (enc, dec):
+            require_finite(side, f"a side of the {spec.name} lattice", where)
+        self._keep(spec.name, encoding.encode_sides(enc.float(), dec.float()))
+        self._rows[spec.name] += len(enc) * len(dec)
+
+    def _keep(self, stream: str, arrays: Mapping[str, torch.Tensor]) -> None:
         for name, value in arrays.items():
             full = f"{stream}.{name}"
             array = value.cpu().numpy().astype(self._dtypes.get(full, "float64"), copy=False)
             self._pieces.setdefault(full, Growing()).append(array)
-        self._rows[stream] += len(flat)
 
     def choose(self, stream: str, nodes: Nodes) -> None:
         """Which nodes of the lattice the rows are."""
@@ -145,6 +176,14 @@ def require_finite(rows: torch.Tensor, stream: str, where: str) -> None:
             why="A student would learn nothing but NaN from it.",
             do="Look at this recording; --on-error skip leaves it out and lists it.",
         )
+
+
+def _wants_inputs(spec: StreamSpec, where: str) -> UsageError:
+    return UsageError(
+        f"{spec.encoding} stores what goes into the {spec.name} head, and was given logits",
+        where=where,
+        do="Let logitstore dump drive the teacher, or store dense, topk or nucleus.",
+    )
 
 
 def _always(spec: StreamSpec, rows: torch.Tensor, labels: Sequence[int] | None) -> torch.Tensor:

@@ -6,23 +6,31 @@ import json
 from dataclasses import replace
 from typing import Any
 
+from . import constants
+from .constants import Constants
 from .digest import open_json, seal_json
 from .errors import IdentityError, StoreBusy
 from .places import Place
 from .sealed import shard_names
-from .spec import StoreSpec, differences
+from .spec import StoreSpec, StreamSpec, differences
 from .vocab import TokenTable
 
 ALLOWABLE = ("teacher", "manifest")
 
 
-def establish(place: Place, spec: StoreSpec, tokens: TokenTable, allowed: set[str]) -> StoreSpec:
+def establish(
+    place: Place, spec: StoreSpec, tokens: TokenTable, allowed: set[str], heads: Constants | None = None
+) -> StoreSpec:
     """Write logitstore.json and tokens.txt, or compare with those there; raises ``IdentityError``."""
     if not place.exists("logitstore.json"):
         place.write("tokens.txt", tokens.to_bytes())
+        constants.write(place, heads or {})
         place.write("logitstore.json", seal_json(spec.to_json()))
         return spec
     was = StoreSpec.from_json(open_json(place.read("logitstore.json"), "logitstore.json"))
+    if len(was.streams) == len(spec.streams):  # constants are made once: by whoever came first
+        streams = [_with_constants(*pair) for pair in zip(was.streams, spec.streams, strict=True)]
+        spec = replace(spec, streams=tuple(streams))
     found = differences(was, spec)
     refused = [d for d in found if not any(_below(d[0], a) for a in allowed)]
     if refused:
@@ -41,6 +49,12 @@ def establish(place: Place, spec: StoreSpec, tokens: TokenTable, allowed: set[st
             was = StoreSpec.from_json({**was.to_json(), "allowed": [*was.allowed, *fresh]})
             place.write("logitstore.json", seal_json(was.to_json()))
     return was
+
+
+def _with_constants(was: StreamSpec, now: StreamSpec) -> StreamSpec:
+    if (was.name, was.encoding, was.width) != (now.name, now.encoding, now.width):
+        return now
+    return replace(now, constants=was.constants)
 
 
 def forget_empty(place: Place, writer: str) -> None:

@@ -6,7 +6,10 @@ import importlib.metadata
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .encodings import parse_encoding
+from numpy.typing import NDArray
+
+from .encodings import Encoding, HeadEncoding, parse_encoding
+from .encodings.base import LatticeSides
 from .errors import UnknownName, UsageError, VocabError
 from .lattice import Form
 from .registry import suggest
@@ -49,12 +52,17 @@ def make_spec(
             )
         how, found, form = encoding.partition("/")
         parsed = parse_encoding(how)
-        parsed.columns(len(tokens))  # refuses what does not fit V
         if name == "rnnt":
             form = str(Form.parse(form if found else "full"))
         elif found or how == "collapsed":
             raise UsageError(f"{name}={encoding}: only an rnnt stream has lattice nodes to choose from")
+        if name == "rnnt" and how.startswith("factored") and form != "full":
+            raise UsageError(
+                f"{name}={encoding}: factored keeps the two sides of the whole lattice",
+                do="Leave the form out, or choose another encoding for it.",
+            )
         kept.append(StreamSpec(name, name, len(tokens), tokens.blank, str(parsed), form))
+        encoding_of(kept[-1]).columns(len(tokens))  # refuses what does not fit
     return StoreSpec(
         teacher=teacher,
         tokens={"sha256": tokens.digest(), "size": len(tokens), "blank": tokens.blank},
@@ -79,11 +87,22 @@ def _version(package: str) -> str:
         return ""
 
 
+def encoding_of(
+    stream: StreamSpec, constants: Mapping[str, NDArray[Any]] | None = None
+) -> Encoding | LatticeSides:
+    """The encoding of a stream; one that stores its head needs the stream's constants to do more than
+    name its columns."""
+    encoding = parse_encoding(stream.encoding)
+    if isinstance(encoding, HeadEncoding):
+        return encoding.bound(stream, constants or {})
+    return encoding
+
+
 def columns_of(spec: StoreSpec) -> tuple[Column, ...]:
     """Every column of a store's shards, in order (SPEC S2)."""
     found: list[Column] = []
     for stream in spec.streams:
-        for c in parse_encoding(stream.encoding).columns(stream.classes):
+        for c in encoding_of(stream).columns(stream.classes):
             found.append(Column(f"{stream.name}.{c.name}", c.dtype, c.shape, c.about))
         if stream.kind == "rnnt":
             about = "token ids the lattice was driven with; node (t, u) of a full one is row t·(U+1) + u"

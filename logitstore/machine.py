@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .audio import header, seconds_of
-from .encodings import parse_encoding
+from .encodings import HeadEncoding, parse_encoding
 from .errors import AudioError
 from .gpu import Cuda, look
 from .manifest import Manifest
@@ -159,7 +159,12 @@ def plan(manifest: Manifest, streams: Mapping[str, str], table: TokenTable | Non
 def _row_bytes(encoding: str, table: TokenTable) -> int:
     import numpy as np
 
-    columns = parse_encoding(encoding).columns(len(table))
+    parsed = parse_encoding(encoding)
+    if isinstance(parsed, HeadEncoding):
+        return 2 * len(
+            table
+        )  # how wide its head's input is, only the teacher knows; no wider than float16 rows
+    columns = parsed.columns(len(table))
     return sum(np.dtype(c.dtype).itemsize * int(np.prod(c.shape, dtype=int)) for c in columns)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,9 +20,18 @@ from .manifest import Problem, Utterance
 from .picker import Picker
 from .sealed import Entry
 from .sealing import ShardInMaking
-from .spec import StoreSpec
 
 DEPTH = 8  # slices waiting: what bounds memory
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """Some rows of a stream: logits, classes that each keeps always, and what went into their head."""
+
+    stream: str
+    rows: torch.Tensor
+    always: torch.Tensor | None = None
+    inputs: torch.Tensor | None = None
 
 
 class _LastSlice:
@@ -34,7 +45,6 @@ class _Stop(Exception):
     """Ends the thread."""
 
 
-_Slice = tuple[str, torch.Tensor, torch.Tensor | None]
 _Item = Spoken | _Slice | Nodes | _LastSlice | _Stop
 
 
@@ -43,17 +53,17 @@ class Pipe:
 
     Args:
         shard: to write to.
-        spec: of the store.
+        encoder: of the store.
         skip: leave out utterances that fail and list them in ``failed``; otherwise the first failure raises.
     """
 
-    def __init__(self, shard: ShardInMaking, spec: StoreSpec, *, skip: bool) -> None:
+    def __init__(self, shard: ShardInMaking, encoder: RowEncoder, *, skip: bool) -> None:
         self.failed: list[Problem] = []
         self.utterances, self.seconds, self.frames = 0, 0.0, 0
         self._shard, self._skip = shard, skip
-        self._encoder = RowEncoder(spec)
+        self._encoder = encoder
         self._queue: queue.Queue[_Item] = queue.Queue(DEPTH)
-        self._rnnt = next((s for s in spec.streams if s.kind == "rnnt"), None)
+        self._rnnt = next((s for s in encoder.spec.streams if s.kind == "rnnt"), None)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="encode and write", daemon=True)
 
@@ -68,10 +78,16 @@ class Pipe:
             self._stop()
             self._shard.discard()
 
-    def put(self, spoken: Spoken, lattice: Callable[[], Iterable[torch.Tensor]] | None) -> None:
+    def put(
+        self,
+        spoken: Spoken,
+        lattice: Callable[[Spoken], Iterable[torch.Tensor]] | None = None,
+        sides: Callable[[Spoken], tuple[torch.Tensor, torch.Tensor]] | None = None,
+    ) -> None:
         """Hand over one utterance; its lattice is driven here, in the caller's thread, slice by slice.
 
-        ``lattice`` is called twice by forms that follow the teacher's own alignment.
+        ``lattice`` gives its slices, once, or twice for forms that follow the teacher's own alignment; or
+        ``sides`` its two sides, where these are stored.
         """
         self._send(spoken)
         error = None
@@ -79,14 +95,17 @@ class Pipe:
             if spoken.T < 1:
                 raise LengthError("no valid frame: the recording is too short", where=spoken.loaded.utt.id)
             if spoken.ctc is not None:
-                self._send(("ctc", spoken.ctc, None))
+                self._send(_Slice("ctc", spoken.ctc, inputs=spoken.hidden))
             if lattice is not None:
                 assert self._rnnt is not None
                 picker = Picker(self._rnnt, spoken.loaded.labels or [], spoken.loaded.utt.id)
-                for rows, always in picker.rows(lattice, spoken.T):
-                    self._send(("rnnt", rows, always))
+                for rows, always in picker.rows(partial(lattice, spoken), spoken.T):
+                    self._send(_Slice("rnnt", rows, always))
                 if picker.nodes is not None:
                     self._send(picker.nodes)
+            if sides is not None:
+                enc, dec = sides(spoken)
+                self._send(_Slice("rnnt", enc, inputs=dec))
         except LogitStoreError as e:
             error = e
         self._send(_LastSlice(error))
@@ -147,11 +166,17 @@ class Pipe:
             if isinstance(item, Nodes):
                 self._encoder.choose("rnnt", item)
                 continue
-            assert isinstance(item, tuple)
+            assert isinstance(item, _Slice)
             if failure is None:
-                stream, rows, always = item
                 try:
-                    self._encoder.take(stream, rows, loaded.utt.id, loaded.labels, always)
+                    self._encoder.take(
+                        item.stream,
+                        item.rows,
+                        loaded.utt.id,
+                        loaded.labels,
+                        always=item.always,
+                        inputs=item.inputs,
+                    )
                 except LogitStoreError as e:
                     failure = e
         failure = failure or item.error

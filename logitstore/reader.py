@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from . import constants
 from .digest import open_json, sha256
 from .emission import Row
-from .encodings import parse_encoding
 from .encodings.collapsed import Collapsed
 from .errors import FormatError, MissingUtterance, NotAStore, StoreError, VocabError
 from .index import Index, entries_digest
 from .lattice import Form, Nodes, restored
-from .layout import LABELS, columns_of
+from .layout import LABELS, columns_of, encoding_of
 from .places import Place, open_place
 from .sealed import Damaged, Entry, current_index, read_entry, shard_names
 from .spec import StoreSpec
@@ -39,6 +39,7 @@ class Store(Mapping[str, Target]):
     Attributes:
         spec: what the store says about itself.
         tokens: its token table, the teacher's.
+        constants: what its streams store once, by stream and name.
         vocab_map: how every target is mapped to a student's table; None where it is not.
     """
 
@@ -73,7 +74,8 @@ class Store(Mapping[str, Target]):
         self._verify = verify
         self._storage = open_storage(self.spec.storage)
         self._columns = columns_of(self.spec)
-        self._encodings = {s.name: parse_encoding(s.encoding) for s in self.spec.streams}
+        self.constants = constants.read(self.place, self.spec)
+        self._encodings = {s.name: encoding_of(s, self.constants[s.name]) for s in self.spec.streams}
         self._forms = {s.name: Form.parse(s.form) for s in self.spec.streams if s.kind == "rnnt"}
         self._index: Index = current_index(self.place, damaged=damaged)
         self._shards: OrderedDict[str, tuple[Entry, Shard | None]] = OrderedDict()

@@ -10,7 +10,16 @@ from numpy.typing import NDArray
 from . import frames
 from .errors import UsageError
 from .lattice import Nodes
-from .target import NOTHING, Float, Rows, Target, Tempered, logsumexp
+from .target import (
+    NOTHING,
+    Factored,
+    FactoredLattice,
+    Float,
+    Rows,
+    Target,
+    Tempered,
+    logsumexp,
+)
 from .vocabmap import Mapped
 
 
@@ -162,6 +171,21 @@ def mix_logits(a: Tempered, b: Tempered, weight: NDArray[np.float32]) -> Tempere
     w = weight[:, None]
     logp = (1 - w) * a.logp + w * b.logp
     return replace(a, logp=(logp - logsumexp(logp)[:, None]).astype(np.float32))
+
+
+def factored_rows(
+    target: Target, stream: str, student: int, method: frames.Method
+) -> Factored | FactoredLattice | None:
+    """Rows at ``student`` frames that still are what goes into a head: where frames are taken, not mixed."""
+    rows = target[stream]
+    if not isinstance(rows, Factored | FactoredLattice) or method.shift or method.size:
+        return None
+    if student == target.T:
+        return rows
+    if method.name != "nearest":
+        return None
+    chosen = frames.nearest(target.T, student)
+    return rows.take(chosen) if isinstance(rows, Factored) else replace(rows, enc=rows.enc[chosen])
 
 
 def mix(a: Tempered, b: Tempered, weight: NDArray[np.float32]) -> Tempered:

@@ -9,6 +9,7 @@ import torch
 
 from .drive import Driver, Spoken
 from .errors import NonFinite, NotLogits, TeacherError
+from .factor import require_factors, require_lattice_factors
 from .gates import Skips
 
 ALREADY_NORMALISED = 1e-3  # nats: |log Σ exp| of a row of log-probabilities
@@ -46,6 +47,10 @@ def self_check(driver: Driver, spoken: Sequence[Spoken], skips: Skips | None = N
             if not len(rows) or not bool(rows.isfinite().all()):
                 continue  # the encoder names these, utterance by utterance
             require_logits(rows, stream, item.loaded.utt.id)
+    if "ctc" in driver.heads:
+        found.append(require_factors(driver, list(spoken)))
+    if "rnnt" in driver.heads:
+        found.append(require_lattice_factors(driver, spoken))
     if said := _same_as_model(driver, spoken):
         found.append(said)
     if len(spoken) > 1:

@@ -122,6 +122,9 @@ class StreamSpec(Record):
         blank: id of the blank.
         encoding: name and settings, e.g. ``topk:16``.
         form: lattice form, ``full``, ``banded:5``, ...; empty for other kinds.
+        width: D of what goes into the head, where that is stored; 0 elsewhere.
+        activation: in front of an RNN-T head that is stored, ``tanh`` or ``relu``; empty elsewhere.
+        constants: what the stream stores once: ``name``, ``dtype``, ``shape``, ``crc32c`` (SPEC E13).
     """
 
     name: str
@@ -130,8 +133,15 @@ class StreamSpec(Record):
     blank: int
     encoding: str
     form: str = ""
+    width: int = 0
+    activation: str = ""
+    constants: tuple[dict[str, Any], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {k: v for k, v in asdict(self).items() if v or k in ("blank", "form")}
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "constants", tuple(self.constants))
         if self.kind not in KINDS:
             raise ValueError(f"a stream of kind {self.kind!r}")
         if not (type(self.classes) is int and 0 < self.classes < 1 << 31):

@@ -9,6 +9,8 @@ from functools import lru_cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from .constants import Constants
+from .constants import read as read_constants
 from .encoder import RowEncoder
 from .errors import LengthError, LogitStoreError, ManifestError, UsageError, Vanished, VocabError
 from .identity import establish, forget_empty, note_gate
@@ -50,7 +52,7 @@ class StoreWriter:
         self.place, self.spec = place, spec
         self._storage = parse_storage(spec.storage["name"])
         self._columns = columns_of(spec)
-        self._encoder = RowEncoder(spec)
+        self.encoder = RowEncoder(spec)  # begin() gives it what the store keeps once
         self._writer, self._rows = writer, shard_rows
         self._shard: ShardInMaking | None = None
         self._open = ExitStack()
@@ -83,8 +85,12 @@ class StoreWriter:
         spec = make_spec(teacher, tokens, streams, storage=storage)
         return cls(open_place(location), spec, writer=writer, shard_rows=shard_rows).begin(tokens)
 
-    def begin(self, tokens: TokenTable, allow_different: Iterable[str] = ()) -> Self:
+    def begin(
+        self, tokens: TokenTable, allow_different: Iterable[str] = (), *, constants: Constants | None = None
+    ) -> Self:
         """Take the writer's lock; make the store, or check that it was made with the same answers.
+
+        ``constants`` is what a new store keeps once; one that exists keeps its own.
 
         Raises ``IdentityError`` or ``StoreBusy``.
         """
@@ -94,9 +100,10 @@ class StoreWriter:
                 forget_empty(self.place, self._writer)
                 settle(self.place)
                 sweep_halves(self.place)
-                self.spec = establish(self.place, self.spec, tokens, set(allow_different))
+                self.spec = establish(self.place, self.spec, tokens, set(allow_different), constants)
                 if not self.place.exists("index.bin"):
                     self._storage.describe(self.place, {"format": "logitstore", "version": self.spec.version})
+            self.encoder = RowEncoder(self.spec, read_constants(self.place, self.spec))
             sweep(self.place, self._writer)
             self._index = current_index(self.place)
             self.listed = listed(self.place)
@@ -175,13 +182,13 @@ class StoreWriter:
                     continue
                 for piece in _slices(stream.kind, value, len(labels), utt_id):
                     frames += len(piece)
-                    self._encoder.take(stream.name, piece, utt_id, labels)
+                    self.encoder.take(stream.name, piece, utt_id, labels)
             meta: dict[str, Any] = {"T": frames, "U": len(labels), "seconds": float(seconds)}
             if text is not None:
                 meta["text"] = text
-            row = self._encoder.finish(utt_id, labels, meta)
+            row = self.encoder.finish(utt_id, labels, meta)
         except BaseException:
-            self._encoder.drop()
+            self.encoder.drop()
             raise
         if self._shard is None:
             self._shard = self.shard(f"{self._writer}-{len(shard_names(self.place)):06d}")
@@ -208,9 +215,9 @@ class StoreWriter:
         frames = sum(len(piece) for piece in drive())
         picker = Picker(stream, labels, utt_id)
         for rows, always in picker.rows(drive, frames):
-            self._encoder.take(stream.name, rows, utt_id, always=always)
+            self.encoder.take(stream.name, rows, utt_id, always=always)
         if picker.nodes is not None:
-            self._encoder.choose(stream.name, picker.nodes)
+            self.encoder.choose(stream.name, picker.nodes)
         return frames
 
     def close(self) -> None:

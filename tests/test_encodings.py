@@ -1,5 +1,7 @@
 """Every registered encoding passes the suite that is shipped for authors; dense and topk in particular."""
 
+from contextlib import suppress
+
 import numpy as np
 import pytest
 import torch
@@ -7,12 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logitstore import registry
-from logitstore.encodings import parse_encoding
+from logitstore.encodings import _rice, parse_encoding
+from logitstore.encodings._narrow import narrow, widen
 from logitstore.encodings.topk import _best_on_cpu, _best_on_device, best
-from logitstore.errors import UnknownName, UsageError
+from logitstore.errors import FormatError, NonFinite, UnknownName, UsageError
 from logitstore.resample import mix
 from logitstore.target import TEMPERATURES, logsumexp
 from logitstore.testing import encoding as suite
+from logitstore.testing import head as head_suite
 from logitstore.testing.encoding import Bounds, decoded, stored
 
 CASES = {
@@ -25,6 +29,7 @@ CASES = {
         ("nucleus:1e-05", 300),
         ("nucleus:0.5@8", 700),
     ],
+    "factored": [],  # see HEADS
     "topk": [("topk:1", 2), ("topk:8", 8), ("topk:8", 40), ("topk:1", 40), ("topk:16", 700)],
 }
 BOUNDS = {
@@ -47,7 +52,19 @@ def test_encoding(text, classes, check):
     check(parse_encoding(text), classes, BOUNDS.get(text) or BOUNDS[text.partition(":")[0]])
 
 
-@pytest.mark.parametrize("text", ["dense", "dense:int8", "topk:16", "nucleus:0.001", "nucleus:0.001@2"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "dense",
+        "dense:int8",
+        "topk:16",
+        "factored",
+        "factored:int6",
+        "factored:0.001",
+        "nucleus:0.001",
+        "nucleus:0.001@2",
+    ],
+)
 def test_its_name_opens_it_again(text):
     assert str(parse_encoding(text)) == text
     assert parse_encoding(text) == parse_encoding(str(parse_encoding(text)))
@@ -64,6 +81,11 @@ def test_its_name_opens_it_again(text):
         "topk:1.5",
         "dense:1",
         "dense:",
+        "factored:int5",
+        "factored:",
+        "factored:2",
+        "factored:1e-9",
+        "factored:nan",
         "dense:int4",
         "nucleus",
         "nucleus:",
@@ -254,3 +276,78 @@ def test_dense_int8_loses_little_of_trained_rows():
         exact = torch.log_softmax(logits.double() / temperature, -1).numpy()
         lost = (np.exp(exact) * (exact - rows.at(temperature).logp)).sum(1)
         assert lost.mean() < 1e-3
+
+
+HEADS = {
+    "factored": 1e-6,
+    "factored:int8": 1e-4,
+    "factored:int6": 3e-3,
+    "factored:int4": 4e-2,
+    "factored:1e-4": 1.2e-4,
+    "factored:0.01": 1.2e-2,
+}
+
+
+@pytest.mark.parametrize("check", head_suite.CHECKS, ids=lambda c: c.__name__)
+@pytest.mark.parametrize("text", list(HEADS))
+def test_encodings_of_what_goes_into_a_head(text, check):
+    check(parse_encoding(text), HEADS[text])
+
+
+@settings(max_examples=80)
+@given(
+    st.integers(0, 30),
+    st.lists(st.sampled_from([0.0, 0.02, 0.2, 0.5, 1.0, 7.0, 60.0, 1e4]), min_size=1, max_size=9),
+    st.integers(0, 2**20),
+)
+def test_bits_give_the_integers_again(frames, scales, seed):
+    rng = np.random.default_rng(seed)
+    draw = [
+        (rng.standard_normal((n, len(scales))) * scales).round().astype(np.int64) for n in (50, frames, 3)
+    ]
+    parameters = _rice.choose(draw[0])
+    packed = np.concatenate([_rice.pack(x, parameters) for x in draw[1:]])
+    wanted = np.concatenate(draw[1:])
+    assert np.array_equal(_rice.unpack(packed, parameters), np.clip(wanted, -_rice.MOST, _rice.MOST))
+
+
+def test_bits_are_few():
+    """Within a tenth of the entropy of each axis, whatever its spread."""
+    scales = np.array([30, 8, 3, 1.5, 1, 0.7, 0.5, 0.3, 0.2, 0.1])
+    codes = (np.random.default_rng(1).standard_normal((4000, 10)) * scales).round().astype(np.int64)
+    entropy = 0.0
+    for column in codes.T:
+        p = np.unique(column, return_counts=True)[1] / len(column)
+        entropy -= (p * np.log2(p)).sum() * len(column) / 8
+    assert len(_rice.pack(codes, _rice.choose(codes))) < 1.1 * entropy + 100
+
+
+@pytest.mark.parametrize("cut", [3, 7, 9, 40])
+def test_broken_bits_are_refused(cut):
+    codes = np.random.default_rng(1).integers(-9, 9, (30, 4))
+    parameters = np.array([0, 1, -1, -3], np.int8)
+    packed = _rice.pack(codes, parameters)
+    with pytest.raises(FormatError, match="E16"):
+        _rice.unpack(packed[:cut], parameters)
+    for byte in range(8, len(packed), 5):  # whatever the bits say, it ends, and in nothing but FormatError
+        wrong = packed.copy()
+        wrong[byte] ^= 0x55
+        with suppress(FormatError):
+            assert _rice.unpack(wrong, parameters).shape == (30, 4)
+
+
+@pytest.mark.parametrize("bits", [4, 6, 8])
+@pytest.mark.parametrize("width", [1, 3, 8, 13])
+def test_narrow_integers_come_back(bits, width):
+    most = (1 << (bits - 1)) - 1
+    code = torch.randint(-most, most + 1, (9, width), generator=torch.Generator().manual_seed(1)).float()
+    packed = narrow(code, bits).numpy()
+    assert packed.shape == (9, -(-width * bits // 8))
+    assert np.array_equal(widen(packed, bits, width), code.numpy())
+
+
+def test_rows_beyond_float16_are_refused_or_scaled():
+    rows = head_suite.rows() * 1e5
+    with pytest.raises(NonFinite, match="factored:int8"):
+        head_suite.bound(parse_encoding("factored")).encode(rows)
+    assert set(head_suite.bound(parse_encoding("factored:int8")).encode(rows)) == {"code", "scale"}

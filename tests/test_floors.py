@@ -46,6 +46,7 @@ FLOORS = [
     "sealed",
     "replacing",
     "layout",
+    "constants",
     # 3: outside
     "audio",
     "survey",
@@ -53,6 +54,7 @@ FLOORS = [
     "machine",
     "doctor",
     "tap",
+    "head",
     "teachers",
     "engines",
     # 4: stories
@@ -64,6 +66,7 @@ FLOORS = [
     "blocks",
     "batches",
     "drive",
+    "factor",
     "decode",
     "transcribe",
     "gates",
@@ -106,6 +109,9 @@ ALLOWED_INSIDE_FUNCTIONS = {
     ("writer", "picker"): "drives the caller's lattices, with torch",
     ("encodings.collapsed", "torch"): "only encoding runs torch, decoding never does",
     ("encodings.topk", "torch"): "only encoding runs torch, decoding never does",
+    ("encodings.factored", "torch"): "only encoding runs torch, decoding never does",
+    ("encodings._narrow", "torch"): "only encoding runs torch, decoding never does",
+    ("encodings._transform", "torch"): "only encoding runs torch, decoding never does",
     ("reader", "batch"): "Store.batch is the door to tensors; opening a store stays free of torch",
 }
 ALLOWED_FOR_TYPES = {
@@ -114,6 +120,9 @@ ALLOWED_FOR_TYPES = {
     ("encodings.dense", "torch"): "encode's tensors",
     ("encodings.topk", "torch"): "encode's tensors",
     ("encodings.nucleus", "torch"): "encode's tensors",
+    ("encodings.factored", "torch"): "encode's tensors",
+    ("encodings._narrow", "torch"): "encode's tensors",
+    ("encodings._transform", "torch"): "encode's tensors",
     ("encoder", "torch"): "encode's tensors",
     ("writer", "torch"): "encode's tensors",
     ("reader", "batch"): "what Store.batch returns",

@@ -24,9 +24,17 @@ class Viewed(Protocol):
     ``sparse()`` gives a ``StreamBatch``; ``dense()`` gives (B, T[, U+1], V) log-probabilities.
     """
 
-    classes: int
-    temperature: float
-    mask: torch.Tensor
+    @property
+    def classes(self) -> int:
+        """V."""
+
+    @property
+    def temperature(self) -> float:
+        """That probabilities were taken at."""
+
+    @property
+    def mask(self) -> torch.Tensor:
+        """(B, T[, U+1]) bool, True where there is a teacher's row."""
 
 
 def view(target: StreamBatch | Viewed) -> StreamBatch:

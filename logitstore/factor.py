@@ -1,0 +1,175 @@
+"""What a factored store keeps once: made before its first shard, from the head and a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+
+import torch
+
+from .batches import by_length, load
+from .constants import Constants, declared
+from .digest import open_json
+from .drive import Driver, Spoken
+from .encodings import HeadEncoding, parse_encoding
+from .errors import LogitStoreError, TeacherError
+from .manifest import Manifest, Utterance
+from .places import Place
+from .sealed import shard_names
+from .spec import StoreSpec
+
+SAMPLE_UTTERANCES, SAMPLE_FRAMES = 64, 20_000
+CHECKED, FRAMES = 4, 50  # utterances of the first batch, and frames of each, that a joiner is checked on
+ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu}
+SAME = 1e-3  # nats: between the model's own log-probabilities and the head's
+
+
+def factored(spec: StoreSpec) -> dict[str, HeadEncoding]:
+    """The encodings that store a head, by stream."""
+    found = {s.name: parse_encoding(s.encoding) for s in spec.streams}
+    return {name: e for name, e in found.items() if isinstance(e, HeadEncoding)}
+
+
+def once_per_store(
+    place: Place, spec: StoreSpec, driver: Driver, manifest: Manifest, batch_seconds: float
+) -> tuple[StoreSpec, Constants]:
+    """The spec with widths and constants: those of the store where there is one, else made here.
+
+    They depend on the teacher and the manifest alone, so that any job that comes first makes the same.
+    """
+    encodings = factored(spec)
+    if not encodings:
+        return spec, {}
+    if place.exists("logitstore.json") and shard_names(place):  # without shards, its answers may be forgotten
+        return _as_stored(place, spec, driver), {}
+    sample = None
+    if any(e.needs_sample for e in encodings.values()):
+        sample = _sample(driver, manifest, batch_seconds)
+    made = {n: e.prepare(driver.heads[n], sample) for n, e in encodings.items()}
+    activation = _activation(driver, manifest, batch_seconds) if "rnnt" in made else ""
+    streams = [
+        replace(
+            declared(s, made[s.name]),
+            width=driver.heads[s.name].width,
+            activation=activation if s.kind == "rnnt" else "",
+        )
+        if s.name in made
+        else s
+        for s in spec.streams
+    ]
+    return replace(spec, streams=tuple(streams)), made
+
+
+def _as_stored(place: Place, spec: StoreSpec, driver: Driver) -> StoreSpec:
+    was = StoreSpec.from_json(open_json(place.read("logitstore.json"), "logitstore.json"))
+    stored = {s.name: s for s in was.streams}
+    streams = [
+        replace(
+            s,
+            width=driver.heads[s.name].width,
+            constants=stored[s.name].constants,
+            activation=stored[s.name].activation,
+        )
+        if s.name in driver.heads and s.name in stored
+        else s
+        for s in spec.streams
+    ]
+    return replace(spec, streams=tuple(streams))
+
+
+def _spoken(driver: Driver, manifest: Manifest, batch_seconds: float) -> Iterator[Spoken]:
+    """Utterances spread over the manifest; what cannot be loaded is left out. None at all is an error."""
+    every, some = max(1, manifest.utterances // SAMPLE_UTTERANCES), False
+    chosen = [u for n, u in enumerate(manifest) if n % every == 0][:SAMPLE_UTTERANCES]
+    for batch in by_length(chosen, batch_seconds, _ignore):
+        loaded = []
+        for utt in batch:
+            with suppress(LogitStoreError):
+                loaded.append(load(utt, driver.teacher, driver.table, "rnnt" in driver.streams))
+        for spoken in driver.run(loaded) if loaded else ():
+            if spoken.T:
+                some = True
+                yield spoken
+    if not some:
+        raise TeacherError(
+            "not one utterance to measure its head on", do="Look at the manifest: nothing could be loaded."
+        )
+
+
+def _sample(driver: Driver, manifest: Manifest, batch_seconds: float) -> torch.Tensor:
+    """(N, D) rows of the ctc head's input."""
+    spoken = _spoken(driver, manifest, batch_seconds)
+    rows = [s.hidden.float() for s in spoken if s.hidden is not None]
+    found = torch.cat(rows)
+    found = found[found.isfinite().all(1)]
+    return found[:: -(-len(found) // SAMPLE_FRAMES)]
+
+
+def _activation(driver: Driver, manifest: Manifest, batch_seconds: float) -> str:
+    """The function in front of the joiner's head, found on one utterance; raises ``TeacherError``."""
+    spoken = next(_spoken(driver, manifest, batch_seconds))
+    enc, dec = driver.sides(spoken)
+    inputs, _, _ = driver.joined(enc[:FRAMES], dec)
+    added = (enc[:FRAMES, None] + dec[None]).flatten(0, 1).float()
+    if inputs.shape == added.shape:
+        for name, function in ACTIVATIONS.items():
+            if bool(torch.isclose(function(added), inputs.float(), atol=1e-5, rtol=1e-5).all()):
+                return name
+    raise TeacherError(
+        f"what goes into the joiner's head is not {' or '.join(ACTIVATIONS)} of enc + dec",
+        where=spoken.loaded.utt.id,
+        why="A joiner that multiplies, gates or normalises does not come back from its two sides.",
+        do="Store the lattice as topk or nucleus.",
+    )
+
+
+def require_lattice_factors(driver: Driver, spoken: Sequence[Spoken]) -> str:
+    """Prove that both sides and the stored head give the model's own lattice; raises ``TeacherError``."""
+    head, worst = driver.heads["rnnt"], 0.0
+    for item in spoken[:CHECKED]:
+        enc, dec = driver.sides(item)
+        inputs, logits, said = driver.joined(enc[:FRAMES], dec)
+        weight, bias = (inputs.new_tensor(x) for x in (head.weight, head.bias))
+        ours = (inputs @ weight.T + bias).float().log_softmax(-1)
+        own = [("the joiner's head", logits)]
+        if isinstance(said, torch.Tensor) and said.numel() == logits.numel():
+            own.append(("join()", said.reshape(logits.shape)))
+        for what, value in own:
+            exact = value.float().log_softmax(-1)
+            gap = float(torch.where(exact > -30, ours - exact, 0).abs().max()) if ours.numel() else 0.0
+            worst = max(worst, gap)
+            if not gap <= SAME:
+                raise TeacherError(
+                    f"weight and bias of the joiner's head miss what {what} says by {gap:.3g}",
+                    where=item.loaded.utt.id,
+                    why="Something follows the layer or lies in it: a blank apart (HAT), dropout, a scale.",
+                    do="Store the lattice as topk or nucleus.",
+                )
+    return f"the joiner's two sides and its head give its own log-probabilities, within {worst:.1e}"
+
+
+def _ignore(utt: Utterance, error: LogitStoreError) -> None:
+    """The dump itself names what cannot be loaded."""
+
+
+def require_factors(driver: Driver, spoken: list[Spoken]) -> str:
+    """Prove that the stored head gives the model's own logits; raises ``TeacherError`` where it does not."""
+    head, worst = driver.heads["ctc"], 0.0
+    for item in spoken:
+        if item.hidden is None or item.ctc is None or not item.T:
+            continue
+        weight, bias = (item.hidden.new_tensor(x) for x in (head.weight, head.bias))
+        ours = (item.hidden @ weight.T + bias).float().log_softmax(-1)
+        own = item.ctc.float().log_softmax(-1)
+        gap = float(torch.where(own > -30, ours - own, 0).abs().max())
+        worst = max(worst, gap)
+        if not gap <= SAME:
+            raise TeacherError(
+                f"weight and bias of the ctc head miss its own log-probabilities by {gap:.3g}",
+                where=item.loaded.utt.id,
+                why="The layer does more than it says (dropout live, a scale, quantised weights): "
+                "what goes into it does not tell what comes out.",
+                do="Store dense, topk or nucleus.",
+            )
+    return f"weight and bias of the ctc head give its own log-probabilities, within {worst:.1e}"

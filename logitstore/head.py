@@ -1,0 +1,41 @@
+"""A teacher's last layer as a weight and a bias, where it is one."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from .encodings.base import LinearHead
+from .errors import TapError
+
+
+def linear_head(module: nn.Module, where: str) -> LinearHead:
+    """Weight (V, D) and bias (V,) of a Linear, or of a Conv1d that sees one frame at a time.
+
+    Raises ``TapError`` naming what it is instead.
+    """
+    kind = type(module).__name__
+    if isinstance(module, nn.Conv1d):
+        plain = (module.kernel_size, module.stride, module.padding, module.groups) == ((1,), (1,), (0,), 1)
+        if not plain:
+            raise _refusal(f"a {kind} over {module.kernel_size[0]} frames or in groups", where)
+        weight = module.weight[:, :, 0]
+    elif isinstance(module, nn.Linear):
+        weight = module.weight
+    else:
+        raise _refusal(f"a {kind}", where)
+    bias = module.bias if module.bias is not None else weight.new_zeros(len(weight))
+    return LinearHead(_numpy(weight), _numpy(bias))
+
+
+def _refusal(what: str, where: str) -> TapError:
+    return TapError(
+        f"{what} is not one weight and one bias, so its rows do not factor",
+        where=where,
+        do="Tap the Linear that makes the logits, or store dense, topk or nucleus.",
+    )
+
+
+def _numpy(x: torch.Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    return np.ascontiguousarray(x.detach().float().cpu().numpy())

@@ -1,0 +1,128 @@
+"""What every encoding of a head's input must do. For one's own::
+
+@pytest.mark.parametrize("check", head.CHECKS, ids=lambda c: c.__name__)
+def test_mine(check):
+    check(MyHeadEncoding(), 1e-4)  # nats that a row may lose on average
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..encodings import HeadEncoding
+from ..encodings.base import LOSS, LinearHead
+from ..errors import UsageError
+from ..spec import StreamSpec
+from ..storage.base import DTYPES
+from ..target import logsumexp
+from . import expect
+
+WIDTH, CLASSES, ROWS = 24, 60, 400
+
+
+def a_head(seed: int = 0) -> LinearHead:
+    """A head of 60 classes over 24 numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(CLASSES, WIDTH, generator=generator)
+    return LinearHead(weight.numpy(), torch.randn(CLASSES, generator=generator).numpy())
+
+
+def rows(seed: int = 1) -> torch.Tensor:
+    """(N, D) rows as a trained encoder gives them: few directions matter, some rows are certain, one is 0."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(ROWS, WIDTH, generator=generator) * torch.logspace(0.3, -2, WIDTH)
+    x[::5] *= 4
+    x[7] = 0
+    return x
+
+
+def bound(encoding: HeadEncoding) -> Any:
+    """The encoding of rows, its constants as a store gives them back."""
+    made = encoding.prepare(a_head(), rows(2) if encoding.needs_sample else None)
+    return encoding.bound(_stream(encoding), {n: np.array(a) for n, a in made.items()})
+
+
+def _stream(encoding: HeadEncoding) -> StreamSpec:
+    return StreamSpec("ctc", "ctc", CLASSES, 0, str(encoding), width=WIDTH)
+
+
+def _encode(encoding: Any, x: torch.Tensor) -> tuple[dict[str, NDArray[Any]], NDArray[Any]]:
+    head = a_head()
+    own = x @ torch.from_numpy(head.weight).T + torch.from_numpy(head.bias)
+    dtypes = {c.name: c.dtype for c in encoding.columns(CLASSES)}
+    given = {n: a.numpy() for n, a in encoding.encode(x, own).items()}
+    lost = given.pop(LOSS)
+    return {n: a.astype(dtypes[n]) for n, a in given.items()}, lost
+
+
+def check_columns(encoding: HeadEncoding, most: float) -> None:
+    """Arrays have the names, dtypes and trailing axes of the columns, with constants or without."""
+    ready = bound(encoding)
+    expect(
+        ready.columns(CLASSES) == encoding.bound(_stream(encoding), {}).columns(CLASSES),
+        "columns need constants",
+    )
+    for n in (1, ROWS):
+        given = ready.encode(rows()[:n])
+        expect(set(given) - {LOSS} == {c.name for c in ready.columns(CLASSES)}, f"arrays {set(given)}")
+        for c in ready.columns(CLASSES):
+            array = given[c.name].numpy()
+            items = len(array) if c.name in getattr(ready, "ragged", ()) else n
+            expect(array.shape == (items, *c.shape), f"{c.name} is {array.shape}, not {(items, *c.shape)}")
+            expect(array.dtype == c.dtype and c.dtype in DTYPES, f"{c.name} is {array.dtype}, not {c.dtype}")
+
+
+def check_loss(encoding: HeadEncoding, most: float) -> None:
+    """A row loses what its encoding says, and on average no more than is promised, at every temperature."""
+    x, head, ready = rows(), a_head(), bound(encoding)
+    arrays, said = _encode(ready, x)
+    logits = (x.double() @ torch.from_numpy(head.weight).double().T + torch.from_numpy(head.bias)).numpy()
+    for temperature in (1.0, 2.0, 4.0):
+        own = logits / temperature
+        own -= logsumexp(own)[:, None]
+        served = ready.decode(arrays, CLASSES).at(temperature).dense()
+        lost = (np.exp(own) * (own - served)).sum(1)
+        expect(lost.mean() <= most, f"{lost.mean()} nats lost on average at {temperature}, not {most}")
+        if temperature == 1:
+            wrong = np.abs(lost - said).max()
+            expect(wrong < 1e-5, f"a row loses {wrong} nats more or less than its encoding says")
+
+
+def check_slices(encoding: HeadEncoding, most: float) -> None:
+    """Slices encoded one by one, one behind the other, are the whole; and a row needs no neighbours."""
+    ready = bound(encoding)
+    whole = ready.decode(_encode(ready, rows())[0], CLASSES).at(1.0).logp
+    pieces = [_encode(ready, x)[0] for x in torch.split(rows(), [1, 150, 49, 200])]
+    joined = {n: np.concatenate([p[n] for p in pieces]) for n in pieces[0]}
+    expect(bool(np.allclose(ready.decode(joined, CLASSES).at(1.0).logp, whole, atol=0.5)), "slices differ")
+
+
+def check_rows(encoding: HeadEncoding, most: float) -> None:
+    """``take`` gives the rows asked for; masses are one; temperatures below one are refused."""
+    ready = bound(encoding)
+    got = ready.decode(_encode(ready, rows())[0], CLASSES)
+    expect((len(got), got.classes) == (ROWS, CLASSES), f"{len(got)} rows of {got.classes} classes")
+    index = np.array([3, 3, 0, 7, ROWS - 1], np.int64)
+    for temperature in (1.0, 3.0):
+        at = got.at(temperature)
+        expect(bool((np.abs(np.exp(logsumexp(at.logp)) - 1) < 1e-5).all()), "masses are not one")
+        taken = got.take(index).at(temperature).logp
+        expect(bool(np.allclose(taken, at.logp[index], atol=1e-5)), "take gives other rows")
+    try:
+        got.at(0.5)
+    except UsageError:
+        return
+    raise AssertionError("a temperature of 0.5 was served")
+
+
+CHECKS: tuple[Callable[[HeadEncoding, float], None], ...] = (
+    check_columns,
+    check_loss,
+    check_slices,
+    check_rows,
+)
