@@ -55,6 +55,7 @@ check: install
 benchmark: install
 	$(PY) benchmarks/dump.py
 	$(PY) benchmarks/verify.py
+	$(PY) benchmarks/capture.py
 
 clean:
 	rm -rf $(DEMO) $(DEMO)-webdataset build *.egg-info .pytest_cache .mypy_cache .ruff_cache

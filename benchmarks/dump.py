@@ -1,15 +1,21 @@
 """The whole dump against the bare teacher, and its peak memory against the size of the corpus.
 
-`python benchmarks/dump.py [--utterances N] [--runs R]` prints both. The bare teacher runs the same batches
-(encoder, CTC head, joiner over every node in slices), its features already in memory, and drops what it says;
-the dump also loads audio, makes features, encodes, writes, seals and indexes. Every run is a process of its
-own; the two alternate, and medians are compared.
+`python benchmarks/dump.py [--runs R]` prints both, for two teachers: the demo's (trained, 0.4 M parameters;
+on a CPU, loading a recording and making its features takes as long as recognising it) and the same model at
+the size of a real one (15 M parameters, V = 500, random weights: only speed is measured).
+
+The bare teacher runs encoder, CTC head and joiner over every node, in the batches and slices of the dump, and
+drops what it says; its features are in memory before the clock starts, and the seconds it took to load and
+make them are measured beside it. The dump loads audio, makes features, checks itself, encodes, writes, seals
+and indexes. Every run is a process of its own with one thread in torch's operators; runs alternate, medians
+are compared.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import shutil
 import statistics
@@ -19,34 +25,56 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-TEACHER = f"{ROOT}/recipes/demo/teacher.py:load"
+TEACHERS = {
+    "demo": (f"{ROOT}/recipes/demo/teacher.py:load", 400),
+    "real size": (f"{ROOT}/benchmarks/dump.py:wide", 60),
+}
 STREAMS = {"ctc": "dense", "rnnt": "topk:16"}
 BATCH_SECONDS = 60.0
 
 
-def bare(manifest: str, _: str) -> float:
-    """Seconds the teacher alone takes."""
+def wide():  # a factory, as any teacher's
+    """The demo's model at the size of a real one; its weights are random."""
     import torch
 
-    from logitstore.audio import seconds_of
+    from logitstore.vocab import TokenTable
+    from recipes.demo.model import AsrModel, Sizes
+    from recipes.demo.teacher import TOKENS, DemoTeacher
+
+    class Wide(DemoTeacher):
+        def tokens(self) -> TokenTable:
+            few = TokenTable.read(TOKENS, blank=0).tokens
+            return TokenTable((*few, *(f"piece{i}" for i in range(len(few), 500))), 0)
+
+    torch.manual_seed(0)
+    sizes = Sizes(front=256, encoder=512, blocks=12, decoder=512, joiner=512, vocab=500)
+    return Wide(AsrModel(sizes).requires_grad_(False), TOKENS)
+
+
+def bare(teacher_name: str, manifest: str, _: str) -> dict[str, float]:
+    """Seconds the teacher alone takes, and those of loading and featurising its input."""
+    import torch
+
     from logitstore.batches import by_length, load
     from logitstore.drive import Driver
     from logitstore.dump import DumpOptions
     from logitstore.manifest import read_manifest
     from logitstore.teachers import load_teacher
 
-    teacher = load_teacher(TEACHER)
+    torch.set_num_threads(DumpOptions().cpu_threads)
+    teacher: Any = load_teacher(teacher_name)
     table = teacher.tokens()
     driver = Driver(teacher, table, list(STREAMS), "cpu")
     utterances = list(read_manifest(manifest))
+    begin = time.perf_counter()
     batches = list(by_length(utterances, BATCH_SECONDS, lambda utt, error: None))
-    assert sum(map(len, batches)) == len(utterances)
-    assert all(seconds_of(u) > 0 for u in utterances)
     work = partial(load, teacher=teacher, table=table, needs_labels=True)
     loaded = [[work(u) for u in batch] for batch in batches]
-    torch.set_num_threads(DumpOptions().cpu_threads)
+    loading = time.perf_counter() - begin
+    assert sum(map(len, loaded)) == len(utterances)
     begin = time.perf_counter()
     with torch.inference_mode():
         for batch in loaded:
@@ -56,27 +84,28 @@ def bare(manifest: str, _: str) -> float:
                 step = max(1, driver.slice_elements // (len(dec) * len(table)))
                 for t in range(0, len(enc), step):
                     teacher.join(enc[t : t + step], dec)
-    return time.perf_counter() - begin
+    return {"seconds": time.perf_counter() - begin, "loading": loading}
 
 
-def whole(manifest: str, out: str) -> float:
+def whole(teacher_name: str, manifest: str, out: str) -> dict[str, float]:
     """Seconds from the first recording to the finished store."""
     from logitstore.dump import DumpOptions, dump
     from logitstore.manifest import read_manifest
     from logitstore.teachers import load_teacher
 
-    teacher = load_teacher(TEACHER)
+    teacher = load_teacher(teacher_name)
     options = DumpOptions(streams=STREAMS, batch_seconds=BATCH_SECONDS, shard_size="200")
     begin = time.perf_counter()
     dump(teacher, read_manifest(manifest), out, options)
-    return time.perf_counter() - begin
+    return {"seconds": time.perf_counter() - begin}
 
 
-def child(mode: str, manifest: Path, out: Path) -> dict[str, float]:
+def child(mode: str, teacher: str, manifest: Path, out: Path) -> dict[str, float]:
     """Run one mode in a process of its own; gives its seconds and peak memory in MB."""
     shutil.rmtree(out, ignore_errors=True)
-    args = [sys.executable, __file__, "--child", mode, str(manifest), str(out)]
-    done = subprocess.run(args, check=True, capture_output=True, text=True, cwd=ROOT)
+    args = [sys.executable, __file__, "--child", mode, teacher, str(manifest), str(out)]
+    env = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(args, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=env)
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return result
 
@@ -93,38 +122,58 @@ def write_manifest(path: Path, utterances: int) -> None:
             f.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
+def compare(name: str, runs: int, folder: Path) -> None:
+    """Print one teacher's lines."""
+    teacher, utterances = TEACHERS[name]
+    manifest, out = folder / "m.jsonl", folder / "store"
+    write_manifest(manifest, utterances)
+    loading, seconds = [], {"bare": list[float](), "whole": list[float]()}
+    for _ in range(runs):
+        for mode, taken in seconds.items():
+            result = child(mode, teacher, manifest, out)
+            taken.append(result["seconds"])
+            loading += [result["loading"]] if "loading" in result else []
+    medians = {mode: statistics.median(taken) for mode, taken in seconds.items()}
+    load = statistics.median(loading)
+    ratio = statistics.median(w / b for b, w in zip(seconds["bare"], seconds["whole"], strict=True))
+    both = statistics.median(
+        w / (b + at) for b, w, at in zip(seconds["bare"], seconds["whole"], loading, strict=True)
+    )
+    print(f"{name}: {utterances} utterances, medians of {runs} alternating runs")
+    print(
+        f"  bare teacher              {medians['bare']:6.2f} s  (its audio and features: {load:.2f} s before)"
+    )
+    print(f"  whole dump                {medians['whole']:6.2f} s")
+    print(f"  dump / bare               {ratio:6.2f}")
+    print(f"  dump / (bare + features)  {both:6.2f}", flush=True)
+
+
+def memory(name: str, folder: Path) -> None:
+    """Print the dump's peak memory for some utterances and for ten times as many."""
+    teacher, utterances = TEACHERS[name]
+    peaks = []
+    for times in (1, 10):
+        write_manifest(folder / "m.jsonl", utterances * times)
+        peaks.append(child("whole", teacher, folder / "m.jsonl", folder / "store")["peak_mb"])
+    print(f"peak memory of the dump ({name}): {peaks[0]:.0f} MB for {utterances} utterances,")
+    print(f"  {peaks[1]:.0f} MB for ten times as many ({peaks[1] / peaks[0]:.2f} ×)")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--utterances", type=int, default=400)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--child", nargs=3)
+    parser.add_argument("--child", nargs=4)
     args = parser.parse_args()
     if args.child:
-        mode, manifest, out = args.child
-        seconds = {"bare": bare, "whole": whole}[mode](manifest, out)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps({"seconds": seconds, "peak_mb": peak}))
+        mode, teacher, manifest, out = args.child
+        result = {"bare": bare, "whole": whole}[mode](teacher, manifest, out)
+        result["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(json.dumps(result))
         return
     with tempfile.TemporaryDirectory() as folder:
-        manifest, out = Path(folder, "m.jsonl"), Path(folder, "store")
-        write_manifest(manifest, args.utterances)
-        seconds: dict[str, list[float]] = {"bare": [], "whole": []}
-        for _ in range(args.runs):
-            for mode, taken in seconds.items():
-                taken.append(child(mode, manifest, out)["seconds"])
-        medians = {mode: statistics.median(taken) for mode, taken in seconds.items()}
-        ratios = [w / b for b, w in zip(seconds["bare"], seconds["whole"], strict=True)]
-        print(f"{args.utterances} utterances, medians of {args.runs} alternating runs")
-        print(f"  bare teacher   {medians['bare']:.2f} s")
-        print(f"  whole dump     {medians['whole']:.2f} s")
-        print(
-            f"  ratio          {statistics.median(ratios):.2f} (of {', '.join(f'{r:.2f}' for r in ratios)})"
-        )
-        few = child("whole", manifest, out)["peak_mb"]
-        write_manifest(manifest, 10 * args.utterances)
-        many = child("whole", manifest, out)["peak_mb"]
-        print(f"peak memory of the dump: {few:.0f} MB, of ten times the utterances: {many:.0f} MB", end="")
-        print(f" ({many / few:.2f} ×)")
+        for name in TEACHERS:
+            compare(name, args.runs, Path(folder))
+        memory("demo", Path(folder))
 
 
 if __name__ == "__main__":

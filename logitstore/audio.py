@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import io
+import os
+import subprocess
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from .errors import AudioError
 from .manifest import Utterance
 
 Float = NDArray[np.float32]
+EXPECTED_WITHIN = 0.1  # seconds: lengths that toolkits write down are rounded, some to 0.01 s
 
 
 def _soundfile() -> Any:
@@ -24,26 +27,44 @@ def seconds_of(utt: Utterance) -> float:
     """Length of an utterance in seconds, from the manifest or the recording's header."""
     if utt.duration is not None:
         return utt.duration
+    if utt.expected is not None:
+        return max(0.0, utt.expected - utt.offset)
+    frames, rate = header(utt)
+    return max(0.0, frames / rate - utt.offset)
+
+
+def header(utt: Utterance) -> tuple[int, int]:
+    """Samples and sample rate of the whole recording, by its header; raises ``AudioError``."""
     sf = _soundfile()
     try:
-        info = sf.info(str(utt.audio))
+        info = sf.info(_recording(utt))
     except (sf.LibsndfileError, OSError) as e:
-        raise _unreadable(utt.audio, e) from None
-    length: float = info.frames / info.samplerate
-    return max(0.0, length - utt.offset)
+        raise _unreadable(utt, e) from None
+    return int(info.frames), int(info.samplerate)
+
+
+def _recording(utt: Utterance) -> bytes | io.BytesIO:
+    """What libsndfile opens: a path, or what the shell command wrote; raises ``AudioError``."""
+    if not utt.pipe:
+        return os.fsencode(utt.audio)  # a name need not be UTF-8
+    ran = subprocess.run(["bash", "-o", "pipefail", "-c", utt.pipe], capture_output=True, check=False)
+    if ran.returncode:
+        said = ran.stderr.decode("utf-8", "replace").strip()
+        raise AudioError(f"{utt.pipe!r} ended with status {ran.returncode}: {said}", where=utt.id)
+    return io.BytesIO(ran.stdout)
 
 
 def load_audio(utt: Utterance, rate: int) -> Float:
-    """(samples,) float32 in [-1, 1], channels averaged, resampled with soxr (high quality).
+    """(samples,) float32 in [-1, 1], one channel or the mean of all, resampled with soxr (high quality).
 
     Raises ``AudioError`` where a recording is missing, unreadable, empty, shorter than the manifest says
-    or not finite.
+    or not finite, or lacks the channel.
     """
     import soxr
 
     sf = _soundfile()
     try:
-        with sf.SoundFile(str(utt.audio)) as f:
+        with sf.SoundFile(_recording(utt)) as f:
             source = f.samplerate
             begin = round(utt.offset * source)
             count = -1 if utt.duration is None else round(utt.duration * source)
@@ -54,10 +75,22 @@ def load_audio(utt: Utterance, rate: int) -> Float:
                     where=utt.id,
                     why="The manifest was made for another recording, or this one was cut.",
                 )
+            if utt.expected is not None and abs(f.frames / source - utt.expected) > EXPECTED_WITHIN:
+                raise AudioError(
+                    f"{utt.audio} lasts {f.frames / source:.3f} s, the manifest says {utt.expected:.3f} s",
+                    where=utt.id,
+                    why="The manifest was made for another recording, or this one was cut.",
+                )
+            if utt.channel is not None and utt.channel >= f.channels:
+                raise AudioError(
+                    f"{utt.audio} has {f.channels} channels: there is no channel {utt.channel} from 0",
+                    where=utt.id,
+                )
             f.seek(begin)
-            audio = f.read(count, dtype="float32", always_2d=True).mean(axis=1)
+            channels = f.read(count, dtype="float32", always_2d=True)
+            audio = channels.mean(axis=1) if utt.channel is None else channels[:, utt.channel]
     except (sf.LibsndfileError, OSError) as e:
-        raise _unreadable(utt.audio, e, utt.id) from None
+        raise _unreadable(utt, e) from None
     if count > 0 and len(audio) < count - source // 100:
         raise AudioError(f"{utt.audio} ends after {len(audio)} of {count} samples", where=utt.id)
     if not len(audio):
@@ -69,9 +102,9 @@ def load_audio(utt: Utterance, rate: int) -> Float:
     return np.ascontiguousarray(audio, np.float32)
 
 
-def _unreadable(path: Path, error: Exception, utt_id: str = "") -> AudioError:
-    if not path.exists():
+def _unreadable(utt: Utterance, error: Exception) -> AudioError:
+    if not utt.pipe and not utt.audio.exists():
         return AudioError(
-            f"{path} does not exist", where=utt_id, do="Check the manifest, or give --audio-root."
+            f"{utt.audio} does not exist", where=utt.id, do="Check the manifest, or give --audio-root."
         )
-    return AudioError(f"{path} cannot be read: {error}", where=utt_id)
+    return AudioError(f"{utt.audio} cannot be read: {error}", where=utt.id)

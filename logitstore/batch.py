@@ -29,6 +29,7 @@ class StreamBatch:
         tail: (B, T) or (B, T, U+1) float32 log of the mass of all other classes; -1e4 where there is none.
             Beside ``ids`` None it is the mass of teacher tokens that the student's table has no class for.
         mask: bool, as ``tail``: True where there is a teacher's row.
+        temperature: that probabilities were taken at.
     """
 
     classes: int
@@ -36,6 +37,7 @@ class StreamBatch:
     ids: torch.Tensor | None
     tail: torch.Tensor
     mask: torch.Tensor
+    temperature: float = 1.0
 
     def dense(self) -> torch.Tensor:
         """(B, T[, U+1], V) log-probabilities; see :meth:`logitstore.target.Tempered.dense`.
@@ -211,6 +213,7 @@ def _pad(rows: Sequence[Tempered], lengths: Sequence[int], nodes: Sequence[int] 
         ids=None if ids is None else torch.from_numpy(ids),
         tail=torch.from_numpy(tail),
         mask=torch.from_numpy(mask),
+        temperature=float(rows[0].temperature),
     )
 
 

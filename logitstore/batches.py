@@ -24,7 +24,7 @@ class Loaded:
         utt: its manifest line.
         features: (T0, F) float32.
         seconds: of audio, as loaded.
-        labels: (U,) token ids; None where no stream needs them.
+        labels: (U,) token ids; None where no stream needs them, or nobody gave any.
     """
 
     utt: Utterance
@@ -50,8 +50,11 @@ def load(utt: Utterance, teacher: Teacher, table: TokenTable, needs_labels: bool
     return Loaded(utt, features, len(audio) / rate, labels)
 
 
-def labels_of(utt: Utterance, teacher: Teacher, table: TokenTable) -> list[int]:
-    """Label ids from the manifest's tokens, or its text tokenised by the teacher; raises ``TokenError``."""
+def labels_of(utt: Utterance, teacher: Teacher, table: TokenTable) -> list[int] | None:
+    """Label ids from the manifest's tokens, or its text tokenised by the teacher; raises ``TokenError``.
+
+    None where there is neither: the teacher's own decode will do.
+    """
     if utt.tokens is not None:
         labels = list(utt.tokens)
     elif utt.text is not None:
@@ -67,11 +70,7 @@ def labels_of(utt: Utterance, teacher: Teacher, table: TokenTable) -> list[int]:
         except ValueError as e:
             raise TokenError(f"the text {utt.text!r} does not tokenise: {e}", where=utt.id) from e
     else:
-        raise TokenError(
-            "neither text nor tokens, and the rnnt stream needs labels",
-            where=utt.id,
-            do="Add text to the manifest, or dump --stream ctc=... alone.",
-        )
+        return None
     for i in labels:
         if not 0 <= i < len(table) or i == table.blank:
             what = "the blank" if i == table.blank else f"outside a table of {len(table)} tokens"

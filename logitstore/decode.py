@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+import unicodedata
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .target import Rows, Target
+
+_UNSPACED = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 
 
 def best_classes(rows: Rows) -> NDArray[np.int64]:
@@ -69,11 +73,35 @@ def decode(target: Target, stream: str, blank: int) -> list[int]:
     return greedy_ctc(best, blank)
 
 
-def edit_distance(reference: Sequence[object], hypothesis: Sequence[object]) -> int:
-    """Fewest substitutions, insertions and deletions between two sequences (Levenshtein 1966)."""
-    row = list(range(len(hypothesis) + 1))
-    for i, r in enumerate(reference, 1):
-        corner, row[0] = row[0], i
-        for j, h in enumerate(hypothesis, 1):
-            corner, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, corner + (r != h))
-    return row[-1]
+def words(text: str) -> list[str]:
+    """Words of a text; where a script writes none apart (Han, Hiragana, Katakana), its characters."""
+    return _UNSPACED.sub(r" \g<0> ", text).split()
+
+
+def plain(text: str) -> str:
+    """A text without upper case and punctuation, by which no teacher is judged."""
+    kept = (c for c in text.casefold() if unicodedata.category(c)[0] != "P")
+    return "".join(kept)
+
+
+def edit_distance(reference: Sequence[Hashable], hypothesis: Sequence[Hashable]) -> int:
+    """Fewest substitutions, insertions and deletions between two sequences (Levenshtein 1966).
+
+    One column of the table is held as bits of two integers and updated at once (Myers 1999, Hyyrö 2003).
+    """
+    if not reference:
+        return len(hypothesis)
+    places: dict[Hashable, int] = {}
+    for i, item in enumerate(reference):
+        places[item] = places.get(item, 0) | 1 << i
+    every, last = (1 << len(reference)) - 1, 1 << (len(reference) - 1)
+    up, down, distance = every, 0, len(reference)  # where the column's steps are +1, and where -1
+    for item in hypothesis:
+        same = places.get(item, 0)
+        across = same | down
+        diagonal = (((same & up) + up) ^ up) | same
+        more, less = down | (every & ~(diagonal | up)), up & diagonal
+        distance += bool(more & last) - bool(less & last)
+        more, less = (more << 1 | 1) & every, less << 1 & every
+        up, down = less | (every & ~(across | more)), more & across
+    return distance

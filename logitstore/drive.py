@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ class Spoken:
         T: valid frames.
         ctc: (T, V) logits on the device; None where there is no such stream.
         output: what ``forward`` gave for its batch, and ``b``, its place in it: for the joiner.
+        notes: what else its row will say.
     """
 
     loaded: Loaded
@@ -36,6 +37,7 @@ class Spoken:
     ctc: torch.Tensor | None
     output: Any
     b: int
+    notes: dict[str, Any] = field(default_factory=dict)
 
 
 class Driver:
@@ -136,7 +138,7 @@ class Driver:
         The joiner runs on slices of a fixed number of logits, so memory does not grow with T·U·V.
         """
         labels, where = spoken.loaded.labels or [], spoken.loaded.utt.id
-        enc, dec = self._project(spoken, labels)
+        enc, dec = self.project(spoken, labels)
         if len(enc) != spoken.T or len(dec) != len(labels) + 1:
             raise LengthError(
                 f"transducer() gives {len(enc)} × {len(dec)} nodes, "
@@ -146,7 +148,7 @@ class Driver:
         step = max(1, self.slice_elements // (len(dec) * len(self.table)))
         for t in range(0, spoken.T, step):
             piece = enc[t : t + step]
-            logits = self._join(piece, dec)
+            logits = self.join(piece, dec)
             if logits.shape[-1] != len(self.table):
                 raise VocabError(
                     f"the joiner gives {logits.shape[-1]} classes, the token table has {len(self.table)}",
@@ -158,13 +160,15 @@ class Driver:
                 )
             yield logits.reshape(len(piece), len(dec), len(self.table))
 
-    def _project(self, spoken: Spoken, labels: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def project(self, spoken: Spoken, labels: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Projected encoder (T, J) and decoder (U+1, J) of one utterance under these labels."""
         teacher: Any = self.teacher
         with self._quiet():
             enc, dec = teacher.transducer(spoken.output, spoken.b, labels)
         return enc, dec
 
-    def _join(self, enc: torch.Tensor, dec: torch.Tensor) -> torch.Tensor:
+    def join(self, enc: torch.Tensor, dec: torch.Tensor) -> torch.Tensor:
+        """What the joiner's head says of (t, J) frames against (u, J) label positions: t · u rows of V."""
         teacher: Any = self.teacher
         with self._quiet(), self._joint as tap:
             teacher.join(enc, dec)

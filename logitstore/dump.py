@@ -19,8 +19,10 @@ import torch
 from .audio import seconds_of
 from .batches import Loaded, ahead, by_length, load
 from .blocks import DEFAULT_SHARD_SIZE, Block, ShardSize, blocks
-from .drive import Driver
+from .drive import Driver, Spoken
 from .errors import LogitStoreError, ManifestError, TooManySkipped, UsageError
+from .gates import Gate, Skips, lines
+from .gpu import require_device
 from .layout import make_spec
 from .manifest import Manifest, Problem, Utterance
 from .pipe import Pipe
@@ -29,6 +31,7 @@ from .sealing import problem_key
 from .selfcheck import self_check
 from .spec import StoreSpec
 from .teachers.base import Teacher, weights_sha256
+from .transcribe import Scribe, Transcript
 from .vocab import TokenTable, require_same
 from .world import Part
 from .writer import StoreWriter
@@ -52,6 +55,9 @@ class DumpOptions:
         threads: that load audio.
         cpu_threads: of a teacher on the CPU. Matrix products round differently with another number of
             threads, so it is fixed: the same bytes come out however many jobs share the machine.
+        max_wer: percent of the first references' words that the teacher's greedy decode may get wrong.
+        skip_gate: why a teacher that a gate would stop is right; stored. Empty: gates stop it.
+        transcripts: whether rows keep the teacher's own greedy decode.
     """
 
     streams: dict[str, str] = field(default_factory=lambda: {"ctc": "dense"})
@@ -66,12 +72,16 @@ class DumpOptions:
     allow_different: tuple[str, ...] = ()
     threads: int = 2
     cpu_threads: int = 1
+    max_wer: float = 50.0
+    skip_gate: str = ""
+    transcripts: bool = True
 
     def __post_init__(self) -> None:
         if self.on_error not in ("raise", "skip"):
             raise UsageError(f"on_error is {self.on_error!r}", do="raise or skip.")
         if not re.fullmatch(r"\d{1,9}|\d{1,3}(\.\d{1,6})?%", self.max_skipped):
             raise UsageError(f"max_skipped is {self.max_skipped!r}", do="Give a number or a share: 50, 1%.")
+        require_device(self.device)
         if not self.streams:
             raise UsageError("no stream to dump", do="E.g. --stream ctc=dense.")
 
@@ -181,8 +191,12 @@ class _Dump:
         self.load = partial(load, teacher=teacher, table=table, needs_labels="rnnt" in options.streams)
         self.progress = Progress(total=manifest.utterances)
         self.checked = False
-        lines = manifest.utterances + len(manifest.problems)
-        self.may_skip = options.may_skip(-(-lines // options.part.count))
+        asked = manifest.utterances + len(manifest.problems)
+        self.may_skip = options.may_skip(-(-asked // options.part.count))
+        reason = options.skip_gate
+        self.skips = Skips(reason, lambda gate: writer.note_gate(gate, reason))
+        self.gate = Gate(table, options.max_wer, self.skips)
+        self.scribe = Scribe(self.driver, keep=options.transcripts)
         self.begin = time.perf_counter()
 
     def run(self) -> Progress:
@@ -218,10 +232,8 @@ class _Dump:
             self._bounded(problems)
             for batch in self._batches(block, pipe):
                 said = self.driver.run(batch)
-                if not self.checked:
-                    before.findings = self_check(self.driver, said).findings
-                    self.checked = True
-                for spoken in said:
+                heard = self._listen(said, pipe)
+                for spoken, _ in heard:
                     pipe.put(spoken, lattice(spoken) if lattice else None)
                 self._bounded([*problems, *pipe.failed])
                 self._tell(pipe)
@@ -236,6 +248,25 @@ class _Dump:
         if entry is not None:
             before.bytes += entry.bytes
             before.shards += 1
+
+    def _listen(self, said: list[Spoken], pipe: Pipe) -> list[tuple[Spoken, dict[str, Transcript]]]:
+        """What the teacher would write down, and whether that lets the dump go on."""
+        first, self.checked = not self.checked, True
+        if first:
+            checks = self_check(self.driver, said, self.skips).findings
+        heard = []
+        for spoken in said:
+            try:
+                heard.append(self.scribe.listen(spoken, self.gate.open))
+            except LogitStoreError as e:
+                pipe.fail(spoken.loaded.utt, e)
+        if first:
+            self.progress.findings = (*checks, *lines(heard))
+            self._tell()
+        self.gate.see(heard)
+        while self.skips.said:
+            self.progress.findings += (self.skips.said.pop(0),)
+        return heard
 
     def _tell(self, pipe: Pipe | None = None) -> None:
         """Report where it stands, the shard in the making included."""

@@ -11,13 +11,41 @@ from numpy.typing import NDArray
 
 from .emission import Row
 from .encodings import parse_encoding
+from .encodings.base import LOSS, KeepsAlways
 from .errors import LengthError, NonFinite, VocabError
 from .lattice import check_nodes
 from .layout import LABELS, columns_of
-from .spec import StoreSpec
+from .spec import StoreSpec, StreamSpec
 
 if TYPE_CHECKING:
     import torch
+
+
+class Growing:
+    """Items appended into one block that doubles.
+
+    A list of small arrays would pin the heap between the large blocks of every slice: resident memory then
+    grows with T·U·V although nothing of that size is held.
+    """
+
+    def __init__(self) -> None:
+        self._block: NDArray[Any] | None = None
+        self._used = 0
+
+    def append(self, items: NDArray[Any]) -> None:
+        """Copy items behind those there are."""
+        need = self._used + len(items)
+        if self._block is None or need > len(self._block):
+            block = np.empty((need if self._block is None else 2 * need, *items.shape[1:]), items.dtype)
+            block[: self._used] = self.array() if self._block is not None else items[:0]
+            self._block = block
+        self._block[self._used : need] = items
+        self._used = need
+
+    def array(self) -> NDArray[Any]:
+        """All of them."""
+        assert self._block is not None
+        return self._block[: self._used]
 
 
 class RowEncoder:
@@ -28,11 +56,16 @@ class RowEncoder:
         self._streams = {s.name: (s, parse_encoding(s.encoding)) for s in spec.streams}
         self._columns = columns_of(spec)
         self._dtypes = {c.name: c.dtype for c in self._columns}
-        self._pieces: dict[str, list[NDArray[Any]]] = {}
+        self._pieces: dict[str, Growing] = {}
         self._rows: Counter[str] = Counter()
 
-    def take(self, stream: str, logits: torch.Tensor, where: str) -> None:
-        """Encode (…, V) logits of one stream; raises ``NonFinite`` or ``VocabError``."""
+    def take(
+        self, stream: str, logits: torch.Tensor, where: str, labels: Sequence[int] | None = None
+    ) -> None:
+        """Encode (…, V) logits of one stream, a lattice's (t, U+1, V) with its U labels.
+
+        Raises ``NonFinite`` or ``VocabError``.
+        """
         spec, encoding = self._streams[stream]
         if logits.shape[-1] != spec.classes:
             raise VocabError(
@@ -50,15 +83,20 @@ class RowEncoder:
                 why="A student would learn nothing but NaN from it.",
                 do="Look at this recording; --on-error skip leaves it out and lists it.",
             )
-        for name, value in encoding.encode(flat).items():
+        if isinstance(encoding, KeepsAlways):
+            arrays = encoding.encode(flat, _always(spec, flat, labels))
+        else:
+            arrays = encoding.encode(flat)
+        for name, value in arrays.items():
             full = f"{stream}.{name}"
-            array = value.cpu().numpy().astype(self._dtypes[full], copy=False)
-            self._pieces.setdefault(full, []).append(array)
+            array = value.cpu().numpy().astype(self._dtypes.get(full, "float64"), copy=False)
+            self._pieces.setdefault(full, Growing()).append(array)
         self._rows[stream] += len(flat)
 
     def finish(self, utt_id: str, labels: Sequence[int] | None, meta: Mapping[str, Any]) -> Row:
         """The row of all that was taken; T and U are in ``meta``. Raises ``LengthError``."""
         arrays: dict[str, NDArray[Any]] = {}
+        lost = {s.name: p for s in self.spec.streams if (p := self._pieces.get(f"{s.name}.{LOSS}"))}
         for column in self._columns:
             stream, _, name = column.name.partition(".")
             if name == LABELS:
@@ -67,7 +105,7 @@ class RowEncoder:
                 pieces = self._pieces.get(column.name)
                 if pieces is None:
                     raise LengthError(f"the {stream} stream is empty", where=utt_id)
-                arrays[column.name] = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+                arrays[column.name] = pieces.array()
         counted = self._rows
         self.drop()
         for s in self.spec.streams:
@@ -76,8 +114,26 @@ class RowEncoder:
                 check_nodes(rows, meta["T"], meta["U"], utt_id)
             elif rows != meta["T"]:
                 raise LengthError(f"{s.name} has {rows} frames, T is {meta['T']}", where=utt_id)
+        if lost:
+            meta = {**meta, LOSS: {stream: lost_of(p.array()) for stream, p in lost.items()}}
         return Row(utt_id, dict(meta), arrays)
 
     def drop(self) -> None:
         """Forget what was taken of an utterance."""
         self._pieces, self._rows = {}, Counter()
+
+
+def _always(spec: StreamSpec, rows: torch.Tensor, labels: Sequence[int] | None) -> torch.Tensor:
+    """(N, F) classes that every row keeps: the blank, and at each lattice node the label that comes next."""
+    blank = rows.new_full((len(rows), 1), spec.blank).long()
+    if spec.kind != "rnnt" or labels is None:
+        return blank
+    nodes = [*labels, spec.blank]  # nothing comes next at the last
+    following = blank.new_tensor(nodes).repeat(len(rows) // len(nodes))
+    return blank.expand(-1, 2).clone().index_copy_(1, blank.new_tensor([1]), following[:, None])
+
+
+def lost_of(nats: NDArray[Any]) -> list[float]:
+    """Mean, 99th percentile and maximum of what the rows of one utterance lose, to three digits."""
+    values = (nats.mean(), np.quantile(nats, 0.99, method="higher"), nats.max())
+    return [float(f"{v:.2e}") for v in values]

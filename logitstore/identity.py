@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from .digest import open_json, seal_json
-from .errors import IdentityError
+from .errors import IdentityError, StoreBusy
 from .places import Place
+from .sealed import shard_names
 from .spec import StoreSpec, differences
 from .vocab import TokenTable
 
@@ -39,6 +41,36 @@ def establish(place: Place, spec: StoreSpec, tokens: TokenTable, allowed: set[st
             was = StoreSpec.from_json({**was.to_json(), "allowed": [*was.allowed, *fresh]})
             place.write("logitstore.json", seal_json(was.to_json()))
     return was
+
+
+def forget_empty(place: Place, writer: str) -> None:
+    """Remove the answers of a store that holds no shard and that nobody else writes: a stopped first try.
+
+    Whoever mends the teacher that a gate refused may go on in the same place. The caller holds the store's
+    lock and its own.
+    """
+    if not place.exists("logitstore.json") or shard_names(place):
+        return
+    for name in place.names("partial"):
+        other = name.removesuffix(".lock")
+        if name.endswith(".lock") and other not in (writer, "store"):
+            try:
+                with place.lock(other):
+                    pass
+            except StoreBusy:
+                return
+    place.remove("logitstore.json")
+
+
+def note_gate(place: Place, gate: str, reason: str) -> StoreSpec:
+    """Write into logitstore.json that a gate was skipped; the caller holds the store's lock."""
+    was = StoreSpec.from_json(open_json(place.read("logitstore.json"), "logitstore.json"))
+    note = {"gate": gate, "reason": reason}
+    if note in was.gates:
+        return was
+    now = replace(was, gates=(*was.gates, note))
+    place.write("logitstore.json", seal_json(now.to_json()))
+    return now
 
 
 def _below(field: str, allowed: str) -> bool:

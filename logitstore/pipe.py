@@ -132,7 +132,7 @@ class Pipe:
             assert isinstance(item, tuple)
             if failure is None:
                 try:
-                    self._encoder.take(*item, loaded.utt.id)
+                    self._encoder.take(*item, loaded.utt.id, loaded.labels)
                 except LogitStoreError as e:
                     failure = e
         failure = failure or item.error
@@ -146,6 +146,7 @@ class Pipe:
         }
         if loaded.utt.text is not None:
             meta["text"] = loaded.utt.text
+        meta.update(spoken.notes)
         self._shard.add(self._encoder.finish(loaded.utt.id, loaded.labels, meta))
         self.utterances += 1
         self.seconds += loaded.seconds

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .digest import open_json, sha256
 from .emission import Row
 from .encodings import parse_encoding
-from .errors import FormatError, MissingUtterance, NotAStore, StoreError
+from .errors import FormatError, MissingUtterance, NotAStore, StoreError, VocabError
 from .index import Index, entries_digest
 from .layout import LABELS, columns_of
 from .places import Place, open_place
@@ -19,6 +19,7 @@ from .storage import Shard, open_storage
 from .target import Rows, Target
 from .vocab import TokenTable, require_same
 from .vocabmap import VocabMap
+from .where import Where
 
 if TYPE_CHECKING:
     from .batch import TargetBatch
@@ -55,18 +56,7 @@ class Store(Mapping[str, Target]):
             )
         where = f"{self.place}/logitstore.json"
         self.spec = StoreSpec.from_json(open_json(self.place.read("logitstore.json"), where))
-        try:
-            table = self.place.read("tokens.txt")
-        except FileNotFoundError:
-            raise FormatError("there is no tokens.txt (SPEC F6)", where=str(self.place)) from None
-        if sha256(table) != self.spec.tokens["sha256"]:
-            raise FormatError(
-                "it is not the token table this store was made with (SPEC F6)",
-                where=f"{self.place}/tokens.txt",
-                why="Every id would mean another token.",
-                do="Restore the file from a copy.",
-            )
-        self.tokens = TokenTable.parse(table, blank=self.spec.tokens["blank"], where="tokens.txt")
+        self.tokens = _tokens(self.place, self.spec)
         odd = [s.name for s in self.spec.streams if s.classes != len(self.tokens)]
         if odd or self.spec.tokens["size"] != len(self.tokens):
             raise FormatError(
@@ -85,6 +75,9 @@ class Store(Mapping[str, Target]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, self._args
+
+    __eq__ = object.__eq__  # a Mapping would decode every target to compare
+    __hash__ = object.__hash__
 
     def __repr__(self) -> str:
         streams = ", ".join(f"{s.name}={s.encoding}" for s in self.spec.streams)
@@ -186,6 +179,23 @@ class Store(Mapping[str, Target]):
         target = Target(row.id, t, labels, streams, shapes, row.meta)
         return target if self.vocab_map is None else self.vocab_map.target(target)
 
+    def metas(self) -> Iterator[Mapping[str, Any]]:
+        """What every row says about itself, in stored order: ``id``, ``seconds``, ``text``, ``hyp``, ..."""
+        for name in self.shards:
+            shard = self._open(name)[1]
+            for number in range(len(shard) if shard else 0):
+                assert shard is not None
+                yield shard.meta(number, self._verify)
+
+    def select(self, where: str) -> list[str]:
+        """Ids of the rows that a condition holds for, in stored order; no target is decoded.
+
+        E.g. ``wer <= 0.1 and seconds < 20``, ``rnnt.wer == 0 and hours < 100``; see :mod:`logitstore.where`.
+        Raises ``UsageError`` for what is no condition.
+        """
+        chosen = Where(where, [s.name for s in self.spec.streams])
+        return [meta["id"] for meta in self.metas() if chosen(meta)]
+
     def batch(self, ids: Sequence[str], **options: Any) -> TargetBatch:
         """Padded tensors of several utterances; see :func:`logitstore.batch.collate_targets`."""
         from .batch import collate_targets
@@ -243,12 +253,32 @@ def _reopen(location: Any, vocab_map: VocabMap | None, verify: bool) -> Store:
     return Store(location, vocab_map=vocab_map, verify=verify)
 
 
+def _tokens(place: Place, spec: StoreSpec) -> TokenTable:
+    """The token table; its bytes are compared before they are read. Raises ``FormatError``."""
+    where = f"{place}/tokens.txt"
+    try:
+        table = place.read("tokens.txt")
+    except FileNotFoundError:
+        raise FormatError("there is no tokens.txt (SPEC F6)", where=str(place)) from None
+    if sha256(table) != spec.tokens["sha256"]:
+        raise FormatError(
+            "it is not the token table this store was made with (SPEC F6)",
+            where=where,
+            why="Every id would mean another token.",
+            do="Restore the file from a copy.",
+        )
+    try:
+        return TokenTable.parse(table, blank=spec.tokens["blank"], where=where)
+    except VocabError as e:
+        raise FormatError(f"{e.what} (SPEC F6)", where=e.where) from None
+
+
 def _lengths(row: Row) -> tuple[int, int]:
     """T and U; raises ``FormatError`` where a row says anything else of itself than it may."""
     meta = row.meta
     t, u, text, seconds = meta.get("T"), meta.get("U", 0), meta.get("text"), meta.get("seconds", 0.0)
     if not (type(t) is int and type(u) is int and 1 <= t < 1 << 31 and 0 <= u < 1 << 31):
-        raise FormatError(f"T = {t!r} and U = {u!r} (SPEC S7)", where=row.id)
+        raise FormatError(f"T = {t!r} and U = {u!r} (SPEC S3, S7)", where=row.id)
     if not (text is None or isinstance(text, str)) or type(seconds) not in (int, float):
         raise FormatError(f"text {text!r:.50}, {seconds!r:.50} seconds (SPEC S3)", where=row.id)
     return t, u

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pkgutil import iter_modules
 from types import ModuleType
@@ -34,12 +35,26 @@ def load(package: str, name: str) -> ModuleType:
     if name not in known:
         kind = package.rpartition(".")[2]
         raise UnknownName(f"there is no {name!r} among {kind}", do=suggest(name, known))
-    try:
+    with needs(name):
         return import_module(f"{package}.{name}")
+
+
+@contextmanager
+def needs(name: str, do: str = "") -> Iterator[None]:
+    """A block whose imports may be missing: raises ``UsageError`` saying which package, and what to do.
+
+    Args:
+        name: the component; the extra of that name is what to install,
+        do: unless this says something else.
+    """
+    try:
+        yield
     except ModuleNotFoundError as e:
         if e.name and e.name.startswith("logitstore"):
             raise
         raise UsageError(
             f"{name!r} needs the Python package {e.name!r}, which is not installed",
-            do=f"pip install 'logitstore[{name}]'",
+            do=do or f"pip install 'logitstore[{name}]'",
         ) from e
+    except (ImportError, OSError) as e:  # a version that does not fit; a binary without its libraries
+        raise UsageError(f"what {name!r} needs does not import: {e}", do=do) from e

@@ -50,13 +50,15 @@ def mix(a: Tempered, b: Tempered, weight: NDArray[np.float32]) -> Tempered:
         logp = np.logaddexp(log_a + a.logp, log_b + b.logp).astype(np.float32)
         tail = np.logaddexp(log_a[:, 0] + a.tail, log_b[:, 0] + b.tail)
         return Tempered(a.classes, a.temperature, logp, None, np.maximum(tail, NOTHING).astype(np.float32))
-    n, k = a.ids.shape
-    left = max(a.classes - k, 1)
-    ids = np.concatenate([a.ids, b.ids], axis=1)
+    n, k = a.ids.shape[0], (a.ids.shape[1], b.ids.shape[1])
+    real = np.concatenate([a.logp > NOTHING, b.logp > NOTHING], axis=1)
+    left = [np.maximum(a.classes - r.sum(axis=1), 1) for r in (real[:, : k[0]], real[:, k[0] :])]
+    ids = np.where(real, np.concatenate([a.ids, b.ids], axis=1), a.classes)  # what is not there sorts last
     order = np.argsort(ids, axis=1, kind="stable")
     # What each side says about each class of the union, in the order of ids; a share of its tail at least.
-    share_a = np.broadcast_to(a.tail[:, None] - np.log(left), (n, k))
-    share_b = np.broadcast_to(b.tail[:, None] - np.log(left), (n, k))
+    each_a, each_b = a.tail - np.log(left[0]), b.tail - np.log(left[1])
+    share_a = np.broadcast_to(each_a[:, None], (n, k[1]))
+    share_b = np.broadcast_to(each_b[:, None], (n, k[0]))
     ids, from_a, from_b = (
         np.take_along_axis(x, order, axis=1)
         for x in (
@@ -68,14 +70,15 @@ def mix(a: Tempered, b: Tempered, weight: NDArray[np.float32]) -> Tempered:
     twin = np.zeros(ids.shape, bool)
     twin[:, 1:] = ids[:, 1:] == ids[:, :-1]  # the second of two equal ids is b's own
     from_b[:, :-1] = np.where(twin[:, 1:], from_b[:, 1:], from_b[:, :-1])
-    logp = np.where(twin, NOTHING, np.logaddexp(log_a + from_a, log_b + from_b))
-    union = (~twin).sum(axis=1)
+    gone = twin | (ids == a.classes)
+    logp = np.where(gone, NOTHING, np.logaddexp(log_a + from_a, log_b + from_b))
+    union = (~gone).sum(axis=1)
     best = np.argsort(-logp, axis=1, kind="stable")[:, : int(union.max(initial=1))]
     logp, ids = np.take_along_axis(logp, best, axis=1), np.take_along_axis(ids, best, axis=1)
     ids = np.where(logp > NOTHING, ids, ids[:, :1])
     with np.errstate(divide="ignore"):
-        rest = np.log(np.maximum(a.classes - union, 0) / left)
-    tail = np.logaddexp(log_a[:, 0] + a.tail, log_b[:, 0] + b.tail) + rest
+        rest = np.log(np.maximum(a.classes - union, 0))
+    tail = np.logaddexp(log_a[:, 0] + each_a, log_b[:, 0] + each_b) + rest
     return Tempered(
         a.classes,
         a.temperature,

@@ -84,11 +84,18 @@ def read_entry(place: Place, shard: str) -> Entry:
     if not is_name(shard):
         raise FormatError(f"{shard!r} cannot be a shard's name (SPEC S1)", where=where)
     try:
-        value: dict[str, Any] = open_json(place.read(where), where)
+        data = place.read(where)
     except FileNotFoundError:
         raise Vanished(
             "there is no such entry: the shard was removed or replaced (SPEC C1)", where=where
         ) from None
+    return parse_entry(data, shard, where)
+
+
+def parse_entry(data: bytes, shard: str, where: str) -> Entry:
+    """The entry of a shard; raises ``FormatError`` or ``CorruptError``."""
+    try:
+        value: dict[str, Any] = open_json(data, where)
     except CorruptError as e:
         e.do = (
             "Restore it from a copy, or drop the shard and dump it again: logitstore verify STORE --repair."

@@ -7,9 +7,11 @@ entry into ``sealed/``. Until the entry exists, no reader sees any of it.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from pathlib import Path
 
 from . import faults
 from .digest import parse_json
@@ -36,15 +38,27 @@ class ShardInMaking:
         with told(self._staged, missing_too=True):
             self._rows = storage.create(self._staged, name, columns)
         self._ids: list[str] = []
+        self._torn: str | None = None
         self._seconds, self._frames = 0.0, 0
 
     def __len__(self) -> int:
         return len(self._ids)
 
     def add(self, row: Row) -> None:
-        """Append a row; it is on its way to disk at once."""
-        with told(self._staged, missing_too=True):
-            self._rows.add(row)
+        """Append a row; it is on its way to disk at once.
+
+        A row that is refused leaves no trace. Where writing itself fails, half a row may be there: the shard
+        can no longer be sealed, whatever the caller makes of the error.
+        """
+        self._whole()
+        try:
+            with told(self._staged, missing_too=True):
+                self._rows.add(row)
+        except FormatError:
+            raise
+        except BaseException:
+            self._torn = row.id
+            raise
         faults.at("row")
         self._ids.append(row.id)
         self._seconds += row.meta.get("seconds", 0.0)
@@ -59,44 +73,79 @@ class ShardInMaking:
             skipped: utterances of this part of the manifest that could not be dumped.
             replaces: shards that stop existing at the moment this one begins to.
         """
+        try:
+            entry = self._finish(skipped, replaces)
+            sealed = publish(self.place, self._storage, self._staged, entry)
+        except BaseException:
+            self.discard()
+            raise
+        if not sealed:
+            self.discard()
+            return None
+        self.place.remove(f"partial/{self._writer}")
+        return entry
+
+    def set_aside(self, folder: str) -> Entry:
+        """Finish; files wait in ``partial/folder`` for whoever holds the lock of that name to seal them."""
+        try:
+            entry = self._finish((), ())
+            os.rename(self._staged, self.place.stage(folder) / self.name)
+        except BaseException:
+            self.discard()
+            raise
+        self.place.remove(f"partial/{self._writer}")
+        return entry
+
+    def _whole(self) -> None:
+        if self._torn is not None:
+            raise StoreError(
+                f"writing {self._torn!r} failed half way, so its shard cannot be sealed",
+                where=f"shard {self.name}",
+                why="Its rows would no longer lie where its table says; shards sealed before are safe.",
+                do="Open the store again: it goes on with what is missing.",
+            )
+
+    def _finish(self, skipped: Iterable[Mapping[str, str]], replaces: Iterable[str]) -> Entry:
+        self._whole()
         with told(self._staged, missing_too=True):
             sealing = self._rows.finish()
-        replaced = tuple(replaces)
-        entry = Entry(
+        faults.at("finished")
+        return Entry(
             self.name,
             tuple(self._ids),
             self._seconds,
             self._frames,
             sealing,
             tuple(map(dict, skipped)),
-            replaced,
+            tuple(replaces),
         )
-        faults.at("finished")
-        with self.place.lock("store", wait=True):
-            settle(self.place)  # another writer's that died in the middle: it may have replaced our name
-            if self.place.exists(entry_name(self.name)):
-                self.discard()
-                return None
-            if replaced:
-                announce(self.place)
-            # An index knows entries by name: one made before a shard was removed and dumped again under
-            # the same name would look fresh.
-            self.place.remove("index.bin")
-            faults.at("unindexed")
-            self.place.publish(self._staged, self._storage.path(self.name))
-            faults.at("published")
-            self.place.write(entry_name(self.name), entry.to_bytes())
-            faults.at("sealed")
-            if replaced:
-                settle(self.place)
-        self.place.remove(f"partial/{self._writer}")
-        return entry
 
     def discard(self) -> None:
         """Forget the shard."""
         with suppress(OSError):  # a full disk: what is still in a buffer has nowhere to go, and need not
             self._rows.close()
         self.place.remove(f"partial/{self._writer}")
+
+
+def publish(place: Place, storage: Storage, staged: Path, entry: Entry) -> bool:
+    """Steps 2 to 4 of sealing; False where an entry of that name is there already."""
+    with place.lock("store", wait=True):
+        settle(place)  # another writer's that died in the middle: it may have replaced our name
+        if place.exists(entry_name(entry.shard)):
+            return False
+        if entry.replaces:
+            announce(place)
+        # An index knows entries by name: one made before a shard was removed and dumped again under
+        # the same name would look fresh.
+        place.remove("index.bin")
+        faults.at("unindexed")
+        place.publish(staged, storage.path(entry.shard))
+        faults.at("published")
+        place.write(entry_name(entry.shard), entry.to_bytes())
+        faults.at("sealed")
+        if entry.replaces:
+            settle(place)
+    return True
 
 
 def finish_store(place: Place) -> None:

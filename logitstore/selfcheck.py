@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
 from .drive import Driver, Spoken
-from .errors import NotLogits, TeacherError
+from .errors import NonFinite, NotLogits, TeacherError
+from .gates import Skips
 
 ALREADY_NORMALISED = 1e-3  # nats: |log Σ exp| of a row of log-probabilities
 SAME_DISTRIBUTION = 1e-3
 PADDING_LEAK = 1e-2
+UNIFORM = 1e-3  # nats between the best and the worst class
+CONSTANT = 1e-5  # in probability, over all frames of a batch
+ENOUGH_FRAMES = 10
 
 
 @dataclass(frozen=True)
@@ -22,24 +26,26 @@ class SelfCheck:
     findings: tuple[str, ...]
 
 
-def self_check(driver: Driver, spoken: Sequence[Spoken]) -> SelfCheck:
+def self_check(driver: Driver, spoken: Sequence[Spoken], skips: Skips | None = None) -> SelfCheck:
     """Prove on what a first batch gave that what is tapped is what the model means.
 
+    * no branch is broken: NaN throughout, uniform, or constant whatever it hears (``skips`` may let it pass);
     * rows are logits, not log-probabilities already, and not all the same;
     * log_softmax of them is what the model itself says, where it says anything (``log_probs``);
     * an utterance alone gives what it gives in a padded batch.
 
-    Raises ``NotLogits`` or ``TeacherError`` naming the utterance and the difference.
+    Raises ``NotLogits``, ``NonFinite`` or ``TeacherError`` naming the utterance and the difference.
     """
     found: list[str] = []
     if driver.was_training:
         found.append("the model came in training mode and was put to eval")
     for stream in driver.streams:
+        _require_alive(driver, spoken, stream, skips or Skips())
         for item in spoken:
             rows = _rows(driver, item, stream)
             if not len(rows) or not bool(rows.isfinite().all()):
                 continue  # the encoder names these, utterance by utterance
-            _require_logits(rows, stream, item.loaded.utt.id)
+            require_logits(rows, stream, item.loaded.utt.id)
     if said := _same_as_model(driver, spoken):
         found.append(said)
     if len(spoken) > 1:
@@ -56,7 +62,8 @@ def _rows(driver: Driver, item: Spoken, stream: str) -> torch.Tensor:
     return item.ctc.float()
 
 
-def _require_logits(rows: torch.Tensor, stream: str, where: str) -> None:
+def require_logits(rows: torch.Tensor, stream: str, where: str) -> None:
+    """Raise ``NotLogits`` for (N, V) rows that are log-probabilities already, or the same everywhere."""
     off = float(rows.logsumexp(-1).abs().max())
     if off < ALREADY_NORMALISED:
         raise NotLogits(
@@ -65,12 +72,61 @@ def _require_logits(rows: torch.Tensor, stream: str, where: str) -> None:
             why="The log-normaliser is lost there, and a softmax may already be baked in.",
             do="Tap the Linear before the LogSoftmax (in Sequential(Dropout, Linear, LogSoftmax) it is .1).",
         )
-    if float((rows - rows[:, :1]).abs().max()) == 0:
-        raise NotLogits(
-            f"the {stream} tap gives the same logit for every class",
-            where=where,
-            why="This model knows nothing.",
+
+
+def _require_alive(driver: Driver, spoken: Sequence[Spoken], stream: str, skips: Skips) -> None:
+    """Refuse a branch that says nothing about what it hears, in the word for how it does so.
+
+    A lattice is looked at along its frames before the first label: there only the audio can change it.
+    """
+    frames, finite, spread, change = 0, False, 0.0, 0.0
+    first: torch.Tensor | None = None
+    for item in spoken:
+        for rows in _by_frame(driver, item, stream):
+            good = rows[rows.isfinite().all(-1)]
+            frames += len(rows)
+            if len(good):
+                finite = True
+                low, high = good.aminmax(dim=-1)
+                spread = max(spread, float((high - low).max()))
+                said = good.softmax(-1)
+                first = said[0] if first is None else first
+                change = max(change, float((said - first).abs().max()))
+    if not frames:
+        return
+    if not finite:
+        error: TeacherError = NonFinite(
+            f"the {stream} branch gives NaN or infinity on every one of {frames} frames",
+            why="A student would learn nothing but NaN from it.",
+            do="Check the weights, and whether the model needs full precision (NaN from float16 overflow).",
         )
+        skips.refuse("NaN", error)
+    elif spread < UNIFORM:
+        error = NotLogits(
+            f"the {stream} branch is uniform: the same logit for every class, within {spread:.1e}",
+            why="This model knows nothing: weights that were never loaded look like this.",
+            do="Check that the checkpoint's names are the model's (load_state_dict(strict=True)).",
+        )
+        skips.refuse("uniform", error)
+    elif change < CONSTANT and frames >= ENOUGH_FRAMES:
+        error = TeacherError(
+            f"the {stream} branch is constant: all {frames} frames give the same probabilities, "
+            f"within {change:.1e}",
+            why="It does not hear the audio: a student would learn one row by heart.",
+            do="Check the features and the weights; --skip-gate REASON if it is right.",
+        )
+        skips.refuse("constant", error)
+
+
+def _by_frame(driver: Driver, item: Spoken, stream: str) -> Iterator[torch.Tensor]:
+    """(N, V) float32 rows, one a frame; a lattice's before its first label."""
+    if stream != "rnnt":
+        assert item.ctc is not None
+        yield item.ctc.float()
+        return
+    unlabelled = replace(item, loaded=replace(item.loaded, labels=[]))
+    for piece in driver.lattice(unlabelled):
+        yield piece.reshape(-1, piece.shape[-1]).float()
 
 
 def _same_as_model(driver: Driver, spoken: Sequence[Spoken]) -> str:

@@ -39,15 +39,18 @@ class Head(Record):
 
     Attributes:
         stream: ``ctc`` or ``rnnt``.
-        module: path below the teacher's model, e.g. ``ctc_output.1`` or ``joiner.output_linear``.
+        module: path below the teacher's model, e.g. ``ctc_output.1`` or ``joiner.output_linear``; a method
+            where it ends in ``()``.
         blank: id of the blank in the teacher's token table.
         layout: axes of the module's output: ``BTV``, ``BVT`` or ``TBV``; a joiner's slices are always TUV.
+        normalised: no single logits tensor exists (a HAT joint): log-probabilities are given.
     """
 
     stream: str
     module: str
     blank: int
     layout: str = "BTV"
+    normalised: bool = False
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,7 @@ class StoreSpec(Record):
         manifest: ``sha256`` and ``utterances`` of the manifest it was made from; empty for one's own loop.
         made_with: versions of the libraries that made it.
         allowed: differences that the user allowed while resuming.
+        gates: checks of the teacher that the user skipped, each with ``gate`` and ``reason``.
         requires: features a reader must know, or refuse.
         version: of the format, ``major.minor``.
     """
@@ -164,6 +168,7 @@ class StoreSpec(Record):
     manifest: dict[str, Any] = field(default_factory=dict)
     made_with: dict[str, str] = field(default_factory=dict)
     allowed: tuple[dict[str, Any], ...] = ()
+    gates: tuple[dict[str, Any], ...] = ()
     requires: tuple[str, ...] = ()
     version: str = VERSION
 
@@ -174,6 +179,7 @@ class StoreSpec(Record):
         streams = tuple(s if isinstance(s, StreamSpec) else StreamSpec.from_json(s) for s in self.streams)
         object.__setattr__(self, "streams", streams)
         object.__setattr__(self, "allowed", tuple(self.allowed))
+        object.__setattr__(self, "gates", tuple(self.gates))
         object.__setattr__(self, "requires", tuple(self.requires))
         sha256, size, blank = (self.tokens.get(k) for k in ("sha256", "size", "blank"))
         if not (isinstance(sha256, str) and isinstance(size, int) and isinstance(blank, int)):
@@ -182,14 +188,18 @@ class StoreSpec(Record):
             raise ValueError(f"a storage {self.storage!r} without its name")
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        value = {
             "format": "logitstore",
             **asdict(self),
             "teacher": self.teacher.to_json(),
             "streams": [s.to_json() for s in self.streams],
             "allowed": list(self.allowed),
+            "gates": list(self.gates),
             "requires": list(self.requires),
         }
+        if not self.gates:
+            del value["gates"]
+        return value
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:

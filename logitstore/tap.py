@@ -6,7 +6,7 @@ once per batch; its hooks are removed on any exit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,10 +14,11 @@ import torch
 from torch import nn
 
 from . import registry
-from .errors import TapError, TapFiredTwice, TapNeverFired, TapPathError
+from .errors import LengthError, TapError, TapFiredTwice, TapNeverFired, TapPathError
 
 WRAPPERS = ("module", "_orig_mod")  # DataParallel / DDP, torch.compile
 LAYOUTS = {"BTV": (0, 1, 2), "BVT": (0, 2, 1), "TBV": (1, 0, 2)}
+SIDES = ("output", "input")
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -30,10 +31,15 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def find_module(model: nn.Module, path: str) -> nn.Module:
-    """The module at a dotted path, looking through wrappers; raises ``TapPathError`` listing siblings."""
+    """The module at a dotted path, looking through wrappers; raises ``TapPathError`` listing siblings.
+
+    A path may spell the wrappers out, as the keys of a checkpoint do (``module.ctc_output.1``).
+    """
     module, walked = unwrap(model), ""
     for part in path.split(".") if path else ():
         children = dict(module.named_children())
+        if part in WRAPPERS and part not in children:
+            continue
         if part not in children:
             raise TapPathError(
                 f"{type(module).__name__} has no module {part!r}",
@@ -45,15 +51,37 @@ def find_module(model: nn.Module, path: str) -> nn.Module:
     return module
 
 
+def unpack(packed: torch.Tensor, frames: Sequence[int], positions: Sequence[int]) -> list[torch.Tensor]:
+    """Rows (sum of T·(U+1), V) of a joiner that skips padding → one (T, U+1, V) an utterance.
+
+    Args:
+        packed: what the joiner gave, utterance after utterance.
+        frames: T of every utterance.
+        positions: U+1 of every utterance.
+
+    Raises ``LengthError`` where rows are left over or missing.
+    """
+    rows = [t * u for t, u in zip(frames, positions, strict=True)]
+    if sum(rows) != packed.shape[0]:
+        raise LengthError(f"{packed.shape[0]} packed rows, but T times U+1 over the batch is {sum(rows)}")
+    parts = torch.split(packed, rows)
+    return [p.reshape(t, u, -1) for p, t, u in zip(parts, frames, positions, strict=True)]
+
+
 class Tap:
     """Hooks on named modules of a model.
+
+    A path that ends in ``()`` names a method, ``joint.joint_after_projection()`` or ``ctc.head.forward()``:
+    for logits that are made without calling a module.
 
     Args:
         model: any ``nn.Module``; wrappers are looked through.
         modules: path of the module for every stream to take.
         layouts: axes of a stream's output where they are not ``BTV``.
-        side: ``output`` or ``input`` of the module.
+        side: ``output`` or ``input`` of the module; the input is its first argument.
         accumulate: allow several calls per batch and concatenate them along the first axis but one.
+        keep: by stream, which of several calls per batch is the answer, as a list index (``-1``: the last).
+        training: allow a model in training mode, whose logits are random.
 
     Raises:
         TapPathError: no module at a path.
@@ -68,17 +96,24 @@ class Tap:
         layouts: Mapping[str, str] | None = None,
         side: str = "output",
         accumulate: bool = False,
+        keep: Mapping[str, int] | None = None,
+        training: bool = False,
     ) -> None:
-        self._modules = {name: find_module(model, path) for name, path in modules.items()}
+        self._root = unwrap(model)
+        self._modules = {name: _owner(model, path) for name, path in modules.items()}
         self._paths, self._layouts = dict(modules), dict(layouts or {})
-        self._side, self._accumulate = side, accumulate
+        self._side, self._accumulate, self._keep = side, accumulate, dict(keep or {})
+        self._training = training
         self._caught: dict[str, list[torch.Tensor]] = {name: [] for name in modules}
+        self._shapes: dict[str, list[tuple[int, ...]]] = {name: [] for name in modules}
         self._handles: list[Any] = []
+        if side not in SIDES:
+            raise TapError(f"no side {side!r}", do=f"Known: {', '.join(SIDES)}.")
         for name, module in self._modules.items():
             if isinstance(module, torch.jit.ScriptModule):
                 raise TapError(
                     "a scripted or traced module runs no Python hook",
-                    where=f"tap {name} at {modules[name]!r}",
+                    where=self._where(name),
                     do="Load the model from its Python class instead of torch.jit.",
                 )
             if (layout := self._layouts.get(name, "BTV")) not in LAYOUTS:
@@ -86,7 +121,13 @@ class Tap:
 
     def __enter__(self) -> Self:
         for name, module in self._modules.items():
-            self._handles.append(module.register_forward_hook(self._hook(name)))
+            if self._paths[name].endswith("()"):
+                self._handles.append(_Method(module, _method(self._paths[name]), self._catcher(name)))
+            elif self._side == "input":  # before the module runs: it may work in place
+                hook = self._before(name, module)
+                self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+            else:
+                self._handles.append(module.register_forward_hook(self._after(name, module)))
         return self
 
     def __exit__(
@@ -96,48 +137,139 @@ class Tap:
             self._handles.pop().remove()
         self.clear()
 
-    def _hook(self, name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            value = output if self._side == "output" else args[0]
-            if not isinstance(value, torch.Tensor):
-                raise TapError(
-                    f"gives {type(value).__name__}, not a tensor",
-                    where=f"tap {name} at {self._paths[name]!r}",
-                )
-            # A copy: decoders edit logits in place after the layer returns them.
-            self._caught[name].append(value.detach().clone())
+    def _where(self, name: str) -> str:
+        return f"tap {name} at {self._paths[name]!r}"
+
+    # Hooks travel with copy.deepcopy: what a copied model says is not what this one says.
+
+    def _after(self, name: str, module: nn.Module) -> Any:
+        def hook(caller: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if caller is module:
+                self._catch(name, output)
 
         return hook
 
+    def _before(self, name: str, module: nn.Module) -> Any:
+        def hook(caller: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if caller is module:
+                self._catch(name, _first(args, kwargs))
+
+        return hook
+
+    def _catcher(self, name: str) -> Callable[[tuple[Any, ...], dict[str, Any], Callable[..., Any]], Any]:
+        def run(args: tuple[Any, ...], kwargs: dict[str, Any], method: Callable[..., Any]) -> Any:
+            if self._side == "input":
+                self._catch(name, _first(args, kwargs))
+                return method(*args, **kwargs)
+            output = method(*args, **kwargs)
+            self._catch(name, output)
+            return output
+
+        return run
+
+    def _catch(self, name: str, value: Any) -> None:
+        if not isinstance(value, torch.Tensor):
+            raise TapError(f"gives {type(value).__name__}, not a tensor", where=self._where(name))
+        if not self._training and (self._root.training or self._modules[name].training):
+            raise TapError(
+                "the model is in training mode",
+                where=self._where(name),
+                why="Dropout and batch statistics make every forward say something else.",
+                do="Call model.eval() first.",
+            )
+        self._shapes[name].append(tuple(value.shape))
+        if self._accumulate or name in self._keep or len(self._shapes[name]) == 1:
+            # A copy: decoders edit logits in place after the layer returns them.
+            self._caught[name].append(value.detach().clone())
+
     def clear(self) -> None:
         """Forget what was caught."""
-        for caught in self._caught.values():
+        for name, caught in self._caught.items():
             caught.clear()
+            self._shapes[name].clear()
 
     def take(self, name: str) -> torch.Tensor:
         """What the module gave in this batch, as (B, T, V) (or as it came, for other ranks); forgets it.
 
+        In the dtype it came in: a model in half precision says half-precision logits.
+
         Raises ``TapNeverFired`` or ``TapFiredTwice``.
         """
-        caught, where = self._caught[name], f"tap {name} at {self._paths[name]!r}"
-        calls = len(caught)
+        caught, shapes, where = list(self._caught[name]), list(self._shapes[name]), self._where(name)
+        self._caught[name].clear()
+        self._shapes[name].clear()
+        calls = len(shapes)
         if not calls:
             raise TapNeverFired(
                 "the module did not run in this batch",
                 where=where,
-                why="A scripted, compiled or bypassed module runs no hook.",
-                do="Tap another module: logitstore probe lists the candidates.",
+                why="A scripted or bypassed module runs no hook; nor does one that torch.compile compiled "
+                "before the tap opened.",
+                do="Open the tap before the first compiled batch, or tap another module or a method: "
+                "logitstore probe lists the candidates.",
             )
-        if calls > 1 and not self._accumulate:
-            shapes = ", ".join(str(tuple(c.shape)) for c in caught[:4])
-            caught.clear()
+        if name in self._keep:
+            value = self._chosen(caught, self._keep[name], where)
+        elif calls > 1 and not self._accumulate:
             raise TapFiredTwice(
-                f"the module ran {calls} times in one batch, giving {shapes}",
+                f"the module ran {calls} times in one batch, giving {', '.join(map(str, shapes[:4]))}"
+                f"{', …' if calls > 4 else ''}",
                 where=where,
                 why="Which of them is the answer cannot be guessed.",
-                do="Tap a module that runs once, or allow accumulation.",
+                do="Tap a module that runs once, say which call to keep, or allow accumulation.",
             )
-        value = caught[0] if calls == 1 else torch.cat(caught, dim=max(caught[0].dim() - 2, 0))
-        caught.clear()
+        else:
+            value = caught[0] if calls == 1 else torch.cat(caught, dim=max(caught[0].dim() - 2, 0))
         layout = LAYOUTS[self._layouts.get(name, "BTV")]
         return value.permute(layout) if value.dim() == 3 and layout != (0, 1, 2) else value
+
+    def _chosen(self, caught: list[torch.Tensor], call: int, where: str) -> torch.Tensor:
+        try:
+            return caught[call]
+        except IndexError:
+            raise TapNeverFired(
+                f"call {call} was to be kept, but the module ran {len(caught)} times", where=where
+            ) from None
+
+
+class _Method:
+    """A method of one object, replaced until ``remove``."""
+
+    def __init__(self, owner: Any, name: str, run: Any) -> None:
+        self._owner, self._name = owner, name
+        self._before = vars(owner).get(name)
+        method = getattr(owner, name)
+
+        def replacement(*args: Any, **kwargs: Any) -> Any:
+            return run(args, kwargs, method)
+
+        setattr(owner, name, replacement)
+
+    def remove(self) -> None:
+        if self._before is None:
+            delattr(self._owner, self._name)
+        else:
+            setattr(self._owner, self._name, self._before)
+
+
+def _owner(model: nn.Module, path: str) -> nn.Module:
+    if not path.endswith("()"):
+        return find_module(model, path)
+    module = find_module(model, path[:-2].rpartition(".")[0])
+    if not callable(getattr(module, _method(path), None)):
+        kind = type(module)
+        known = [n for n in dir(kind) if n[0] != "_" and getattr(kind, n) is not getattr(nn.Module, n, None)]
+        raise TapPathError(
+            f"{type(module).__name__} has no method {_method(path)!r}",
+            where=f"tap {path!r}",
+            do=registry.suggest(_method(path), known),
+        )
+    return module
+
+
+def _method(path: str) -> str:
+    return path[:-2].rpartition(".")[2]
+
+
+def _first(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    return args[0] if args else next(iter(kwargs.values()), None)

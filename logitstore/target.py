@@ -166,26 +166,83 @@ class Sparse:
         The curve is log Σ exp(logp/τ) over the left-out classes; four points are stored, and at 1/τ = 0 it
         is the logarithm of how many there are.
         """
-        check_temperature(temperature)
-        logp = self.logp.astype(np.float64)
-        kept = logsumexp(logp / temperature)
-        left = self.classes - logp.shape[1]
-        if left == 0:
-            tail = np.full(len(logp), NOTHING)
-        elif temperature in TEMPERATURES:
-            tail = kept + self.odds[:, TEMPERATURES.index(temperature)]
-        else:
-            points = [logsumexp(logp * b) + self.odds[:, i] for i, b in enumerate(_BETAS[:-1])]
-            points.append(np.full(len(logp), np.log(left)))
-            tail = np.stack(points, -1) @ _lagrange(1 / temperature)
-        total = np.logaddexp(kept, tail)
-        return Tempered(
-            self.classes,
-            temperature,
-            (logp / temperature - total[:, None]).astype(np.float32),
-            self.ids.astype(np.int32),
-            np.maximum(tail - total, NOTHING).astype(np.float32),
-        )
+        return _pruned(self.classes, self.ids, self.logp, self.odds, temperature)
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """The best classes of every row, as many as it needs, and what the others weigh.
+
+    Attributes:
+        classes: V.
+        start: (N+1,) int64 where each row's entries begin; the last is where they end.
+        ids: (M,) classes, row after row, best first, ties by lower id; no row is empty.
+        logp: (M,) log-probabilities at temperature 1.
+        odds: (N, 4) float32 log of (left-out mass / kept mass) at temperatures 1, 2, 4, 8.
+    """
+
+    classes: int
+    start: NDArray[np.int64]
+    ids: NDArray[Any]
+    logp: NDArray[Any]
+    odds: Float
+
+    def __len__(self) -> int:
+        return len(self.odds)
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """(N,) entries of each row."""
+        return np.diff(self.start)
+
+    def take(self, index: NDArray[np.int64]) -> Ragged:
+        counts = self.counts[index]
+        start = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+        where = np.arange(start[-1]) - np.repeat(start[:-1] - self.start[:-1][index], counts)
+        return Ragged(self.classes, start, self.ids[where], self.logp[where], self.odds[index])
+
+    def at(self, temperature: float = 1.0) -> Tempered:
+        """As :meth:`Sparse.at`; K is that of the widest row."""
+        counts = self.counts
+        place = np.arange(int(counts.max(initial=1)))
+        real = place < counts[:, None]
+        where = self.start[:-1, None] + np.where(real, place, 0)  # what is not there repeats the first
+        return _pruned(self.classes, self.ids[where], self.logp[where], self.odds, temperature, real)
+
+
+def _pruned(
+    classes: int,
+    ids: NDArray[Any],
+    stored: NDArray[Any],
+    odds: Float,
+    temperature: float,
+    real: NDArray[np.bool_] | None = None,
+) -> Tempered:
+    """Rows of kept entries at a temperature; ``real`` is False where a row has no such entry."""
+    check_temperature(temperature)
+    logp: NDArray[np.float64] = stored.astype(np.float64)
+    left = np.full(len(logp), classes - logp.shape[1])
+    if real is not None:
+        logp = np.where(real, logp, -np.inf)
+        left = classes - real.sum(axis=1)
+    kept = logsumexp(logp / temperature)
+    tail: NDArray[Any]
+    if temperature in TEMPERATURES:
+        tail = kept + odds[:, TEMPERATURES.index(temperature)]
+    else:
+        points = [logsumexp(logp * b) + odds[:, i] for i, b in enumerate(_BETAS[:-1])]
+        points.append(np.log(np.maximum(left, 1)))
+        tail = np.stack(points, -1) @ _lagrange(1 / temperature)
+    tail = np.where(left == 0, NOTHING, tail)
+    total = np.logaddexp(kept, tail)
+    out = (logp / temperature - total[:, None]).astype(np.float32)
+    return Tempered(
+        classes,
+        temperature,
+        out if real is None else np.where(real, out, np.float32(NOTHING)),
+        ids.astype(np.int32),
+        np.maximum(tail - total, NOTHING).astype(np.float32),
+    )
 
 
 def _lagrange(beta: float) -> NDArray[np.float64]:

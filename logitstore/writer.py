@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 from .encoder import RowEncoder
 from .errors import LengthError, LogitStoreError, ManifestError, UsageError, Vanished, VocabError
-from .identity import establish
+from .identity import establish, forget_empty, note_gate
 from .layout import columns_of, make_spec
 from .manifest import check_id
 from .places import Place, open_place
 from .replacing import settle
-from .sealed import current_index, read_entry, shard_names
+from .sealed import Entry, current_index, read_entry, shard_names
 from .sealing import ShardInMaking, finish_store, listed, sweep, sweep_halves
 from .spec import StoreSpec, TeacherSpec
 from .storage import parse_storage
@@ -90,6 +90,7 @@ class StoreWriter:
         self._open.enter_context(self.place.lock(self._writer))
         try:
             with self.place.lock("store", wait=True):
+                forget_empty(self.place, self._writer)
                 settle(self.place)
                 sweep_halves(self.place)
                 self.spec = establish(self.place, self.spec, tokens, set(allow_different))
@@ -103,6 +104,11 @@ class StoreWriter:
             raise
         self._entry = lru_cache(maxsize=16)(lambda shard: read_entry(self.place, shard))
         return self
+
+    def note_gate(self, gate: str, reason: str) -> None:
+        """Store that a check of the teacher was skipped, and why."""
+        with self.place.lock("store", wait=True):
+            self.spec = note_gate(self.place, gate, reason)
 
     def __contains__(self, utt_id: str) -> bool:
         """Whether an utterance is sealed already, or was added in this session."""
@@ -169,8 +175,8 @@ class StoreWriter:
                     tensor = torch.as_tensor(piece).detach()
                     _check_axes(stream.kind, tensor, len(labels), utt_id)
                     frames += len(tensor)
-                    self._encoder.take(stream.name, tensor, utt_id)
-            meta: dict[str, Any] = {"T": frames, "U": len(labels), "seconds": seconds}
+                    self._encoder.take(stream.name, tensor, utt_id, labels)
+            meta: dict[str, Any] = {"T": frames, "U": len(labels), "seconds": float(seconds)}
             if text is not None:
                 meta["text"] = text
             row = self._encoder.finish(utt_id, labels, meta)
@@ -192,6 +198,23 @@ class StoreWriter:
                 self._shard.seal()
                 self._shard = None
             finish_store(self.place)
+        finally:
+            self._open.close()
+
+    def leave(self, folder: str) -> Entry | None:
+        """Set the last shard aside in ``partial/folder`` for another process to seal; drop the lock."""
+        try:
+            shard, self._shard = self._shard, None
+            return shard.set_aside(folder) if shard is not None else None
+        finally:
+            self._open.close()
+
+    def abandon(self) -> None:
+        """Forget the last shard; drop the lock."""
+        try:
+            if self._shard is not None:
+                self._shard.discard()
+                self._shard = None
         finally:
             self._open.close()
 

@@ -204,7 +204,6 @@ BAD = {
     "text": (lambda d: {"text": "straße 東"}, "TokenError", "does not tokenise"),
     "token": (lambda d: {"tokens": [3, 99999]}, "TokenError", "outside a table"),
     "blank": (lambda d: {"tokens": [3, 0]}, "TokenError", "the blank"),
-    "no text": (lambda d: {"text": None}, "TokenError", "needs labels"),
     "nan": (lambda d: {"audio": audio(d / "n.wav", [np.nan] * 9000), "duration": None}, "AudioError", "NaN"),
     "json": (lambda d: "{", "ManifestError", "not JSON"),
     "twice": (lambda d: {"id": "demo-00"}, "ManifestError", "stands already"),

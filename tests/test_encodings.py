@@ -10,15 +10,29 @@ from logitstore import registry
 from logitstore.encodings import parse_encoding
 from logitstore.encodings.topk import _best_on_cpu, _best_on_device, best
 from logitstore.errors import UnknownName, UsageError
+from logitstore.resample import mix
 from logitstore.target import TEMPERATURES, logsumexp
 from logitstore.testing import encoding as suite
 from logitstore.testing.encoding import Bounds, decoded, stored
 
 CASES = {
     "dense": [("dense", 2), ("dense", 40), ("dense", 700)],
+    "dense:int8": [("dense:int8", 2), ("dense:int8", 40), ("dense:int8", 700)],
+    "nucleus": [
+        ("nucleus:1e-3", 2),
+        ("nucleus:1e-3", 40),
+        ("nucleus:0.1@2", 40),
+        ("nucleus:1e-05", 300),
+        ("nucleus:0.5@8", 700),
+    ],
     "topk": [("topk:1", 2), ("topk:8", 8), ("topk:8", 40), ("topk:1", 40), ("topk:16", 700)],
 }
-BOUNDS = {"dense": Bounds(logp=0.004, tail=0.0), "topk": Bounds(logp=0.005, tail=0.005, between=0.03)}
+BOUNDS = {
+    "dense": Bounds(logp=0.004, tail=0.0),
+    "dense:int8": Bounds(logp=0.36, tail=0.0),  # 2 √(256 · 8) / 255: for an error and for the normaliser's
+    "nucleus": Bounds(logp=0.005, tail=0.005, between=0.03),
+    "topk": Bounds(logp=0.005, tail=0.005, between=0.03),
+}
 
 
 def test_every_encoding_is_tried():
@@ -28,17 +42,35 @@ def test_every_encoding_is_tried():
 @pytest.mark.parametrize("check", suite.CHECKS, ids=lambda c: c.__name__)
 @pytest.mark.parametrize(("text", "classes"), [c for cases in CASES.values() for c in cases])
 def test_encoding(text, classes, check):
-    check(parse_encoding(text), classes, BOUNDS[text.partition(":")[0]])
+    check(parse_encoding(text), classes, BOUNDS.get(text) or BOUNDS[text.partition(":")[0]])
 
 
-@pytest.mark.parametrize("text", ["dense", "topk:16"])
+@pytest.mark.parametrize("text", ["dense", "dense:int8", "topk:16", "nucleus:0.001", "nucleus:0.001@2"])
 def test_its_name_opens_it_again(text):
     assert str(parse_encoding(text)) == text
     assert parse_encoding(text) == parse_encoding(str(parse_encoding(text)))
 
 
 @pytest.mark.parametrize(
-    "text", ["topk", "topk:", "topk:0", "topk:-1", "topk:٣", "topk:1.5", "dense:1", "dense:"]
+    "text",
+    [
+        "topk",
+        "topk:",
+        "topk:0",
+        "topk:-1",
+        "topk:٣",
+        "topk:1.5",
+        "dense:1",
+        "dense:",
+        "dense:int4",
+        "nucleus",
+        "nucleus:",
+        "nucleus:x",
+        "nucleus:1e-9",
+        "nucleus:nan",
+        "nucleus:1e-3@0.5",
+        "nucleus:1e-3@",
+    ],
 )
 def test_wrong_settings_are_refused(text):
     with pytest.raises(UsageError):
@@ -139,3 +171,84 @@ def test_hopeless_classes_are_clipped_and_stay_finite():
             dense = rows.at(temperature).dense()
             assert np.isfinite(dense).all()
             np.testing.assert_allclose(np.exp(logsumexp(dense)), 1, atol=1e-5)
+
+
+def brute_nucleus(row, budget, temperature, always):
+    """The classes that are kept, by trying one more until the loss fits; float64, no sums carried on."""
+    logp = torch.log_softmax(torch.as_tensor(row).double() / temperature, -1).numpy()
+    order = np.argsort(-(row + 0.0), kind="stable")
+    for k in range(1, len(row) + 1):
+        kept = np.zeros(len(row), bool)
+        kept[order[:k]] = kept[always] = True
+        left = ~kept
+        served = logp.copy()
+        served[left] = logsumexp(logp[left]) - np.log(max(left.sum(), 1))
+        if (np.exp(logp) * (logp - served)).sum() <= budget:
+            break
+    return [int(i) for i in order if kept[i]]
+
+
+@settings(max_examples=60)
+@given(
+    st.sampled_from([2, 5, 40, 300]),
+    st.sampled_from([1e-4, 1e-3, 0.02, 0.3]),
+    st.sampled_from([1.0, 2.0, 8.0]),
+    st.sampled_from([0.3, 3.0, 15.0]),
+    st.integers(0, 2**20),
+)
+def test_nucleus_keeps_the_fewest(classes, budget, temperature, scale, seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(7, classes, generator=generator) * scale
+    logits[2] = logits[2].round()
+    always = torch.randint(0, classes, (7, 2), generator=generator)
+    encoding = parse_encoding(f"nucleus:{budget:g}@{temperature:g}")
+    arrays = encoding.encode(logits, always)
+    start = np.concatenate([[0], np.cumsum(arrays["count"].numpy())])
+    for n in range(7):
+        kept = arrays["ids"][start[n] : start[n + 1]].tolist()
+        assert kept == brute_nucleus(logits[n].numpy(), budget, temperature, always[n].numpy())
+
+
+def test_ragged_rows_mix_as_their_dense_rows_do():
+    logits = suite.samples(40)
+    rows = decoded(parse_encoding("nucleus:0.01"), logits)
+    assert rows.counts.min() < 3 < 20 < rows.counts.max()
+    a, b = (rows.take(np.array(i)) for i in ([0, 3, 16, 9, 4, 5], [1, 18, 16, 2, 20, 5]))
+    weight = np.array([0.5, 0.25, 0.9, 0.0, 0.75, 0.3], np.float32)
+    for temperature in (1.0, 2.0, 3.0):
+        one, two = a.at(temperature), b.at(temperature)
+        wanted = (1 - weight[:, None]) * np.exp(one.dense()) + weight[:, None] * np.exp(two.dense())
+        mixed = mix(one, two, weight)
+        np.testing.assert_allclose(np.exp(mixed.dense()), wanted, atol=2e-6)
+        assert (np.abs(np.exp(logsumexp(mixed.dense())) - 1) < 1e-5).all()
+
+
+@settings(max_examples=40)
+@given(st.integers(2, 600), st.sampled_from([0.1, 3.0, 30.0, 300.0]), st.integers(0, 2**20))
+def test_dense_int8_is_as_close_as_it_says(classes, scale, seed):
+    logits = torch.randn(5, classes, generator=torch.Generator().manual_seed(seed)) * scale
+    encoding = parse_encoding("dense:int8")
+    arrays = stored(encoding, logits)
+    below = np.minimum(-torch.log_softmax(logits.double(), -1).numpy(), 256)
+    depth = arrays["depth"].astype(np.float64)[:, None]
+    np.testing.assert_allclose(depth[:, 0], below.max(1), rtol=1e-5, atol=1e-5)
+    back = (arrays["root"] / 255.0) ** 2 * depth
+    bound = np.sqrt(depth * below) / 255 + depth / 260100
+    assert (np.abs(back - below) <= bound + 1e-4).all()
+    served = decoded(encoding, logits).at(1.0).logp
+    assert (np.abs(served + below) <= bound + bound.max() + 1e-4).all()
+    real = below < 255.9
+    np.testing.assert_allclose(
+        decoded(encoding, logits).logits()[real], (arrays["logz"][:, None] + served)[real], atol=1e-3
+    )
+
+
+def test_dense_int8_loses_little_of_trained_rows():
+    """On rows like a trained head's, peaked, the loss stays below 1e-3 nats at every temperature."""
+    logits = torch.randn(200, 500, generator=torch.Generator().manual_seed(3)) * 3
+    logits[:, 0] += 8
+    rows = decoded(parse_encoding("dense:int8"), logits)
+    for temperature in (1.0, 2.0, 4.0):
+        exact = torch.log_softmax(logits.double() / temperature, -1).numpy()
+        lost = (np.exp(exact) * (exact - rows.at(temperature).logp)).sum(1)
+        assert lost.mean() < 1e-3

@@ -14,12 +14,14 @@ import torch
 from logitstore import StoreWriter, TokenTable, open_store
 from logitstore.errors import (
     CorruptError,
+    DiskError,
     FormatError,
     IdentityError,
     LengthError,
     ManifestError,
     NonFinite,
     StoreBusy,
+    StoreError,
     UsageError,
     VocabError,
 )
@@ -123,6 +125,60 @@ def test_what_cannot_be_stored_is_refused_and_nothing_is_lost(path, given, error
     s = open_store(path)
     assert list(s) == ["first", "last"]
     assert (s["first"].log_probs("rnnt") == s["last"].log_probs("rnnt")).all()
+
+
+@pytest.mark.parametrize("storage", ["zarr", "webdataset"])
+def test_a_full_disk_never_seals_half_a_row(path, storage, monkeypatch):
+    """The caller may swallow the error; the shard must not take another row, nor be sealed."""
+    from logitstore.storage import _zarr_write, webdataset
+
+    with opened(path, storage=storage) as w:
+        w.add("sealed", ctc=logits(2))
+    w = opened(path, storage=storage)
+    w.add("a", ctc=logits(2))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(_zarr_write._ArrayFile, "_write", full)
+    monkeypatch.setattr(webdataset._Summing, "write", full)
+    with pytest.raises(DiskError, match="No space"):
+        w.add("b", ctc=logits(2))
+    monkeypatch.undo()
+    with pytest.raises(StoreError, match="'b' failed half way"):
+        w.add("c", ctc=logits(2))
+    with pytest.raises(StoreError, match="'b' failed half way"):
+        w.close()
+    assert list(open_store(path)) == ["sealed"]
+    with opened(path, storage=storage) as w:
+        for utt in "abc":
+            w.add(utt, ctc=logits(2))
+    assert list(open_store(path)) == ["sealed", "a", "b", "c"]
+
+
+@pytest.mark.parametrize("step", ["finish", "publish", "entry"])
+def test_a_seal_that_fails_says_so_and_can_be_tried_again(path, step, monkeypatch):
+    from logitstore.places.local import LocalPlace
+    from logitstore.storage._zarr_write import ZarrShardWriter
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    w = opened(path)
+    w.add("a", ctc=logits(2))
+    target = {
+        "finish": (ZarrShardWriter, "finish"),
+        "publish": (LocalPlace, "publish"),
+        "entry": (Entry, "to_bytes"),
+    }
+    monkeypatch.setattr(*target[step], full)
+    with pytest.raises((OSError, DiskError), match="No space"):
+        w.close()
+    monkeypatch.undo()
+    assert list(open_store(path)) == []
+    assert not (path / "partial").exists()
+    fill(path, "a")
+    assert list(open_store(path)) == ["a"]
 
 
 def test_huge_but_finite_logits_are_stored(path):
@@ -280,10 +336,18 @@ def test_an_allowed_difference_is_recorded_once(path):
     assert open_store(path).spec.teacher.name == "t"
 
 
-@pytest.mark.parametrize("field", ["streams", "storage", "tokens", "streams[0].encoding", "storage.name"])
-def test_what_gives_bytes_their_meaning_is_never_allowed(path, field):
+@pytest.mark.parametrize(
+    ("field", "streams", "storage"),
+    [
+        ("streams", "topk:2", "zarr"),
+        ("streams[0].encoding", "topk:2", "zarr"),
+        ("storage", "dense", "webdataset"),
+        ("storage.name", "dense", "webdataset"),
+    ],
+)
+def test_what_gives_bytes_their_meaning_is_never_allowed(path, field, streams, storage):
     fill(path, "a")
-    spec = make_spec(TeacherSpec("unnamed", 16000, 640), TABLE, {"ctc": "topk:2"}, storage="webdataset")
+    spec = make_spec(TeacherSpec("unnamed", 16000, 640), TABLE, {"ctc": streams}, storage=storage)
     with pytest.raises(IdentityError):
         begin(path, spec, field)
 

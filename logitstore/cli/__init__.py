@@ -13,9 +13,14 @@ from .. import __version__
 from ..errors import LogitStoreError
 
 COMMANDS = {
+    "probe": "find the logits in a recipe or a teacher, and say what to run next",
     "dump": "run a teacher over a manifest and store what it says",
+    "capture": "run a recipe, unmodified, and store what its model says",
+    "doctor": "say what would bite later, before a long job",
+    "manifest": "check a manifest of any format, and write it as JSON lines",
     "inspect": "show a store, or one utterance of it",
     "verify": "read every byte of a store and check it; --repair drops what is damaged",
+    "transcripts": "write the teacher's own transcripts as JSON lines",
     "convert": "copy a store into another storage, bit for bit",
     "diff": "say in what two stores differ",
     "compact": "merge small shards into large ones",

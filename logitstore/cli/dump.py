@@ -12,7 +12,8 @@ from ..errors import UsageError
 from ..world import Part
 
 
-def _streams(values: tuple[str, ...]) -> dict[str, str]:
+def parse_streams(values: tuple[str, ...]) -> dict[str, str]:
+    """``NAME=ENCODING`` of every --stream; raises ``UsageError``."""
     streams: dict[str, str] = {}
     for value in values:
         name, found, encoding = value.partition("=")
@@ -36,7 +37,9 @@ def _kept(out: str) -> str:
 
 @click.command("dump")
 @click.option("--teacher", required=True, metavar="FILE.py:NAME", help="factory that returns the teacher")
-@click.option("--manifest", required=True, type=click.Path(), help="JSON lines: id, audio, text, ...")
+@click.option("--manifest", required=True, type=click.Path(), help="JSON lines, NeMo, Kaldi, ...")
+@click.option("--manifest-format", metavar="FORMAT", help="jsonl, nemo, kaldi, lhotse, huggingface")
+@click.option("--allow-pipes", is_flag=True, help="run shell commands that stand for recordings")
 @click.option("--out", required=True, type=click.Path(), help="the store; made, or resumed")
 @click.option("--stream", "streams", multiple=True, metavar="NAME=ENCODING", help="[default: ctc=dense]")
 @click.option("--tokens", type=click.Path(), help="tokens.txt that the teacher's table must equal")
@@ -52,6 +55,11 @@ def _kept(out: str) -> str:
 @click.option("--threads", default=2, show_default=True, type=click.IntRange(1), help="that load audio")
 @click.option("--cpu-threads", default=1, show_default=True, type=click.IntRange(1), help="of a CPU teacher")
 @click.option("--allow-different", multiple=True, metavar="FIELD", help="resume although FIELD differs")
+@click.option(
+    "--max-wer", default=50.0, show_default=True, type=click.FloatRange(0), help="%, of a first look"
+)
+@click.option("--skip-gate", default="", metavar="REASON", help="go on where a gate would stop; stored")
+@click.option("--transcripts/--no-transcripts", default=True, help="keep the teacher's own greedy decode")
 @click.option("--json", "as_json", is_flag=True, help="print the summary as JSON")
 def command(**given: Any) -> None:
     """Run a teacher over a manifest and store what it says.
@@ -71,7 +79,7 @@ def command(**given: Any) -> None:
     part = Part.parse(given["job"])
     ShardSize.parse(given["shard_size"])
     options = DumpOptions(
-        streams=_streams(given["streams"]) or {"ctc": "dense"},
+        streams=parse_streams(given["streams"]) or {"ctc": "dense"},
         storage=given["storage"],
         batch_seconds=given["batch_seconds"],
         device=given["device"],
@@ -83,8 +91,17 @@ def command(**given: Any) -> None:
         allow_different=given["allow_different"],
         threads=given["threads"],
         cpu_threads=given["cpu_threads"],
+        max_wer=given["max_wer"],
+        skip_gate=given["skip_gate"],
+        transcripts=given["transcripts"],
     )
-    manifest = read_manifest(given["manifest"], audio_root=given["audio_root"], limit=given["limit"])
+    manifest = read_manifest(
+        given["manifest"],
+        audio_root=given["audio_root"],
+        limit=given["limit"],
+        format=given["manifest_format"],
+        allow_pipes=given["allow_pipes"],
+    )
     teacher = load_teacher(given["teacher"])
     share = -(-manifest.utterances // part.count)
     with Signals() as signals, Meter(share) as meter:

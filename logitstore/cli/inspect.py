@@ -68,6 +68,7 @@ def _summary(d: dict[str, Any]) -> str:
         f"on disk    {size(d['bytes'])}, {d['bytes_per_frame']:.1f} bytes a frame",
     ]
     lines += [f"allowed    {a['field']}: {a['was']} → {a['now']}" for a in d["allowed"]]
+    lines += [f"skipped    gate {g['gate']}: {printable(g['reason'])}" for g in d["gates"]]
     if d["skipped"]:
         lines.append(f"skipped    {d['skipped']}: see skipped.jsonl")
     head = [
@@ -98,6 +99,12 @@ def _summary(d: dict[str, Any]) -> str:
         for name, s in d["streams"].items()
     ]
     lines += ["", *table(head, rows), ""]
+    for name, s in d["streams"].items():
+        if lost := s["lost"]:
+            lines.append(
+                f"{name} loses {lost['mean']:.2e} nats a row on average, {lost['p99']:.2e} in 99 of 100, "
+                f"{lost['max']:.2e} at most (measured by the dump)"
+            )
     unit = next(iter(d["streams"].values()))["error_unit"]
     lines += [
         "entropy: in nats; blank: rows whose best class is the blank; top-1, kept: mean probability;",

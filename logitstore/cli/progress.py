@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from ..dump import Progress
+from .tables import printable
 
 EVERY = 10.0  # seconds between plain lines
 
@@ -38,10 +39,10 @@ def line(p: Progress, of: int) -> str:
     behind = p.done + p.skipped
     left = max(of - p.present - behind, 0)
     eta = clock(p.elapsed / behind * left) if behind else "-:--:--"
-    skipped = f"  {p.skipped} skipped" if p.skipped else ""
+    skipped = f" ({p.skipped} skipped)" if p.skipped else ""
     return (
-        f"{p.present + p.done}/{of} utterances{skipped}  {p.seconds / 3600:.3f} h of audio  "
-        f"{speed:.1f} × real time  {size(p.bytes)} sealed  ETA {eta}"
+        f"{p.present + p.done}/{of} utterances{skipped}, {p.seconds / 3600:.3f} h, "
+        f"{speed:.0f} × real time, {size(p.bytes)}, ETA {eta}"
     )
 
 
@@ -50,7 +51,7 @@ class Meter:
 
     def __init__(self, share: int) -> None:
         self._share = share
-        self._said = False
+        self._said = 0
         self._last = time.monotonic()
         console = Console(stderr=True)
         self._live = (
@@ -69,12 +70,11 @@ class Meter:
             self._live.stop()
 
     def __call__(self, progress: Progress) -> None:
-        if progress.findings and not self._said:
-            self._said = True
-            for finding in progress.findings:
-                self._print(f"self-check: {finding}")
+        for finding in progress.findings[self._said :]:
+            self._print(f"self-check: {printable(finding)}")
+        self._said = max(self._said, len(progress.findings))
         if self._live is not None:
-            self._live.update(Text(line(progress, self._share)))
+            self._live.update(Text(line(progress, self._share), no_wrap=True, overflow="ellipsis"))
         elif time.monotonic() - self._last >= EVERY:
             self._last = time.monotonic()
             self._print(line(progress, self._share))

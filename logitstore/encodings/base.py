@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
@@ -16,10 +16,14 @@ if TYPE_CHECKING:  # only encoding runs torch; reading a store never loads it
     import torch
 
 
+LOSS = "kl"  # what encode() may give besides the columns: (N,) nats that each row loses
+
+
 class Encoding(Protocol):
     """Rows (N, V) of float32 logits to named arrays whose first axis is N, and back.
 
     An encoding is a frozen dataclass; ``str()`` of it is its name and settings as the user writes them.
+    Arrays that it names in ``ragged``, where it has that, hold any number of items a row, row after row.
     """
 
     def columns(self, classes: int) -> tuple[Column, ...]:
@@ -30,6 +34,16 @@ class Encoding(Protocol):
 
     def decode(self, arrays: Mapping[str, NDArray[Any]], classes: int) -> Rows:
         """The rows again, from numpy views of the stored arrays."""
+
+
+@runtime_checkable
+class KeepsAlways(Protocol):
+    """An encoding that drops classes, but never some: the blank, and in a lattice the next label."""
+
+    budget: float
+
+    def encode(self, logits: torch.Tensor, always: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        """As :meth:`Encoding.encode`; ``always`` is (N, F) int64 classes to keep in any case."""
 
 
 def parse_encoding(text: str) -> Encoding:

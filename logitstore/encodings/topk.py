@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 ODDS_STEP, ODDS_OFFSET = 1 / 1024, -20.0  # int16 reaches from -52 to +12 nats, within 0.0005
 LOGP_FLOOR = -65504.0
+TAIL_ABOUT = "log(left-out mass / kept mass) at temperatures 1, 2, 4, 8: value / 1024 - 20 nats"
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,7 @@ class TopK:
         return (
             Column("ids", ids, (self.k,), "class of each kept entry, best first, ties by lower id"),
             Column("logp", "float16", (self.k,), "log-probability (nats, temperature 1) of each kept entry"),
-            Column(
-                "tail",
-                "int16",
-                (len(TEMPERATURES),),
-                "log(left-out mass / kept mass) at temperatures 1, 2, 4, 8: value / 1024 - 20 nats",
-            ),
+            Column("tail", "int16", (len(TEMPERATURES),), TAIL_ABOUT),
             Column("logz", "float32", (), "log-normaliser: logp + logz are the teacher's logits"),
         )
 
@@ -58,8 +54,8 @@ class TopK:
         top, ids = best(logits, self.k)
         peak = top[:, :1]
         powers = ((logits - peak) / TEMPERATURES[-1]).exp_()
-        kept = _sums(powers.gather(1, ids))
-        rest = _sums(powers.scatter_(1, ids, 0.0))
+        kept = power_sums(powers.gather(1, ids))
+        rest = power_sums(powers.scatter_(1, ids, 0.0))
         odds = (rest / kept).log_()
         logz = (kept[:, 0] + rest[:, 0]).log_() + peak[:, 0]
         tail = ((odds - ODDS_OFFSET) / ODDS_STEP).round_().clamp_(-32768, 32767)
@@ -77,7 +73,7 @@ class TopK:
         return Sparse(classes, arrays["ids"], arrays["logp"], odds, arrays["logz"])
 
 
-def _sums(e: torch.Tensor) -> torch.Tensor:
+def power_sums(e: torch.Tensor) -> torch.Tensor:
     """(N, 4) Σ exp(x/τ) at τ = 1, 2, 4, 8 from e = exp(x/8): no more exponentials, squares of squares."""
     sums = e.new_empty(len(e), len(TEMPERATURES))
     for column in reversed(range(len(TEMPERATURES))):

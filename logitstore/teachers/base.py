@@ -8,6 +8,7 @@ adds ``labels``, ``transducer`` and ``join``, so that the joiner can be driven s
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,6 +20,7 @@ from torch import nn
 from .. import registry
 from ..errors import TeacherError
 from ..spec import Head, TeacherSpec
+from ..tap import Tap
 from ..vocab import TokenTable
 
 __all__ = [
@@ -27,7 +29,9 @@ __all__ = [
     "TeacherSpec",
     "Transducer",
     "check_protocol",
+    "check_steady",
     "load_teacher",
+    "twin",
     "weights_sha256",
 ]
 
@@ -103,6 +107,48 @@ def check_protocol(teacher: Any, where: str) -> Teacher:
         )
     checked: Teacher = teacher
     return checked
+
+
+def check_steady(teacher: Teacher, features: torch.Tensor, lengths: torch.Tensor) -> None:
+    """Raise ``TeacherError`` unless two forwards of one batch say the same.
+
+    ESPnet, FunASR and WeNet call ``F.dropout`` without ``training=``: it drops in eval too.
+
+    Args:
+        teacher: with its model in eval mode.
+        features: (B, T0, F), as for ``forward``.
+        lengths: (B,).
+    """
+    one, two = (_said(teacher, features, lengths) for _ in range(2))
+    for name, a in one.items():
+        a, b = a.float(), two[name].float()
+        if a.shape != b.shape or bool((a - b).abs().max() > 1e-3 * a.abs().max().clamp(min=1)):
+            raise TeacherError(
+                "two forwards of one batch differ",
+                where=f"{type(teacher).__name__}, {name}",
+                why="Dropout that is live in eval mode makes every target another one.",
+                do="Call model.eval(), and set the rate of functional dropout (dropout_rate) to 0.",
+            )
+
+
+def _said(teacher: Teacher, features: torch.Tensor, lengths: torch.Tensor) -> dict[str, torch.Tensor]:
+    spec = teacher.describe()
+    heads = {h.stream: h for h in spec.heads if h.stream != "rnnt"}
+    with torch.inference_mode(), Tap(teacher.model, {s: h.module for s, h in heads.items()}) as tap:
+        output = teacher.forward(features, lengths)
+        said = {s: tap.take(s) for s in heads}
+        if spec.head("rnnt") and isinstance(teacher, Transducer):
+            enc, dec = teacher.transducer(output, 0, [])
+            said["rnnt"] = teacher.join(enc, dec)
+    return said
+
+
+def twin(head: nn.Module) -> nn.Module:
+    """A second module with the same parameters: called for the answer alone, so that a tap sees it alone."""
+    other = copy.copy(head)
+    other._forward_hooks = type(head._forward_hooks)()
+    other._forward_pre_hooks = type(head._forward_pre_hooks)()
+    return other
 
 
 def weights_sha256(model: nn.Module) -> str:

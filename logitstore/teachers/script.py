@@ -26,9 +26,9 @@ def load(place: str) -> Teacher:
         )
     if not path.is_file():
         raise UsageError(f"{file} does not exist", where="--teacher")
-    factory = getattr(_run(path), name, None)
+    factory = getattr(run_file(path), name, None)
     if not callable(factory):
-        known = [n for n in vars(_run(path)) if not n.startswith("_")]
+        known = [n for n in vars(run_file(path)) if not n.startswith("_")]
         raise UsageError(
             f"{file} has no function {name!r}", where="--teacher", do=registry.suggest(name, known)
         )
@@ -39,7 +39,8 @@ def load(place: str) -> Teacher:
     return check_protocol(teacher, str(path))
 
 
-def _run(path: Path) -> Any:
+def run_file(path: Path) -> Any:
+    """The module of a user's file, its folder importable; raises ``TeacherError`` where importing fails."""
     name = f"logitstore_teacher_{path.stem}"
     if name in sys.modules and getattr(sys.modules[name], "__file__", None) == str(path):
         return sys.modules[name]

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..encodings import Encoding
+from ..encodings.base import LOSS
 from ..errors import UsageError
 from ..storage.base import DTYPES
 from ..target import NOTHING, Rows, logsumexp
@@ -24,6 +25,7 @@ from . import expect
 
 TEMPERATURES = (1.0, 2.0, 3.0, 4.0, 8.0)
 SUM = 2e-5  # how far from one a row's mass may be: float32
+ROUNDING = 2e-5  # nats a row that float16 entries and tails in steps of 0.001 cost
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def samples(classes: int, seed: int = 0) -> torch.Tensor:
 def stored(encoding: Encoding, logits: torch.Tensor) -> dict[str, NDArray[Any]]:
     """The arrays as a storage gives them back."""
     dtypes = {c.name: c.dtype for c in encoding.columns(logits.shape[1])}
-    return {n: a.numpy().astype(dtypes[n]) for n, a in encoding.encode(logits).items()}
+    return {n: a.numpy().astype(dtypes[n]) for n, a in encoding.encode(logits).items() if n != LOSS}
 
 
 def decoded(encoding: Encoding, logits: torch.Tensor) -> Rows:
@@ -70,10 +72,12 @@ def check_columns(encoding: Encoding, classes: int, bounds: Bounds) -> None:
     for n in (1, 24):
         arrays = encoding.encode(samples(classes)[:n])
         columns = encoding.columns(classes)
-        expect(set(arrays) == {c.name for c in columns}, f"arrays {set(arrays)} for columns {columns}")
+        names = set(arrays) - {LOSS}
+        expect(names == {c.name for c in columns}, f"arrays {names} for columns {columns}")
         for c in columns:
             array = arrays[c.name].numpy()
-            expect(array.shape == (n, *c.shape), f"{c.name} is {array.shape}, not {(n, *c.shape)}")
+            items = len(array) if c.name in getattr(encoding, "ragged", ()) else n
+            expect(array.shape == (items, *c.shape), f"{c.name} is {array.shape}, not {(items, *c.shape)}")
             expect(c.dtype in DTYPES, f"{c.name} is {c.dtype}, which no storage knows")
             with np.errstate(over="ignore"):
                 expect(bool((array.astype(c.dtype) == array).all()), f"{c.name} does not fit {c.dtype}")
@@ -173,6 +177,23 @@ def check_temperature(encoding: Encoding, classes: int, bounds: Bounds) -> None:
         raise AssertionError(f"a temperature of {temperature} was served")
 
 
+def check_loss(encoding: Encoding, classes: int, bounds: Bounds) -> None:
+    """What an encoding says that each row loses is what its dense row loses, and within its budget."""
+    logits = samples(classes)
+    said = encoding.encode(logits).get(LOSS)
+    if said is None:
+        return
+    temperature = getattr(encoding, "temperature", 1.0)
+    exact = torch.log_softmax(logits.double() / temperature, -1).numpy()
+    served = decoded(encoding, logits).at(temperature).dense().astype(np.float64)
+    found = (np.exp(exact) * (exact - served)).sum(1)
+    wrong = np.abs(found - said.numpy()).max()
+    expect(wrong < ROUNDING, f"a row loses {wrong} nats more or less than its encoding says")
+    budget = getattr(encoding, "budget", None)
+    if budget is not None and hasattr(encoding, "ragged"):
+        expect(bool((said <= budget * (1 + 1e-6)).all()), f"{said.max()} nats lost on a budget of {budget}")
+
+
 CHECKS: tuple[Callable[[Encoding, int, Bounds], None], ...] = (
     check_columns,
     check_input_is_left_alone,
@@ -183,6 +204,7 @@ CHECKS: tuple[Callable[[Encoding, int, Bounds], None], ...] = (
     check_rows_alone,
     check_take,
     check_temperature,
+    check_loss,
 )
 
 

@@ -1,0 +1,130 @@
+"""Finds the tapped modules among the live ones, whenever new ones appear, and hooks them."""
+
+from __future__ import annotations
+
+import sys
+import time
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import get_worker_info
+
+from ..errors import TapError
+from ..registry import suggest
+from ..tap import find_module
+from .surroundings import live_modules, outermost, roots
+
+SELDOM = 200  # times longer than a search takes, until the next one
+Ran = Callable[[str, nn.Module | None, nn.Module, Any], None]
+
+
+class Finder:
+    """Hooks on modules that do not exist yet.
+
+    Args:
+        paths: of the modules, by stream, below the outermost module that has them.
+        ran: told stream, root, module and output, whenever one ran.
+        guard: around everything that may raise.
+        report: told ``state`` (``found`` or ``looking``) and what is ``near`` a path that is not there.
+        keep: paths of other modules of the same model, whose last output is kept in ``outputs``.
+    """
+
+    def __init__(
+        self,
+        paths: Mapping[str, str],
+        ran: Ran,
+        guard: Callable[[], AbstractContextManager[None]],
+        report: Callable[..., None],
+        keep: Iterable[str] = (),
+    ) -> None:
+        self._paths, self._ran, self._guard, self._report = paths, ran, guard, report
+        self._keep, self.outputs = tuple(keep), dict[str, Any]()
+        self._known: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self._targets: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self._handles: list[Any] = []
+        self._again = 0.0
+        self._meeting: Any = nn.modules.module.register_module_forward_pre_hook(self._meet)
+
+    def settle(self) -> None:
+        """A tapped module ran: look at no other calls any more."""
+        if self._meeting is not None:
+            self._meeting.remove()
+            self._meeting = None
+
+    def stop(self) -> None:
+        """Remove every hook."""
+        self.settle()
+        while self._handles:
+            self._handles.pop().remove()
+
+    def search(self, *, seldom: bool = False) -> None:
+        """Look among all live modules; ``seldom``: once settled, only now and then, for a second model."""
+        begin = time.monotonic()
+        if seldom and self._meeting is None and begin < self._again:
+            return
+        modules = live_modules()
+        self._known.update(modules)
+        found = {stream: outermost(path, modules) for stream, path in self._paths.items()}
+        for stream, pairs in found.items():
+            for root, target in pairs:
+                if target not in self._targets:
+                    self._targets.add(target)
+                    with self._guard():
+                        self._tap(stream, root, target)
+        now = time.monotonic()
+        self._again = now + SELDOM * (now - begin)
+        missing = [self._paths[stream] for stream, pairs in found.items() if not pairs]
+        if missing:
+            tops = {type(m).__name__: [n for n, _ in m.named_modules() if n] for m in roots(modules)[:8]}
+            near = {name: suggest(missing[0], paths[:60]) for name, paths in tops.items()}
+            self._report(state="looking", near=near)
+        elif self._meeting is not None:
+            self._report(state="found")
+
+    def listen(self, root: nn.Module, path: str) -> None:
+        """Keep the last output of another module."""
+
+        def keep(module: nn.Module, args: Any, output: Any) -> None:
+            self.outputs[path] = output
+
+        self._handles.append(find_module(root, path).register_forward_hook(_uncompiled(keep)))
+
+    def _meet(self, module: nn.Module, args: Any) -> None:
+        """Any module is called: where it was never seen before, the model may be among the new ones.
+
+        Some models make a small module in every forward: one without children makes us look now and then.
+        """
+        if module in self._known or get_worker_info() is not None:
+            return
+        self._known.add(module)
+        if module._modules or time.monotonic() > self._again:
+            self.search()
+
+    def _tap(self, stream: str, root: nn.Module, target: nn.Module) -> None:
+        if isinstance(target, torch.jit.ScriptModule):
+            raise TapError(
+                "a scripted or traced module runs no Python hook",
+                where=self._paths[stream],
+                do="Load the model from its Python class instead of torch.jit.",
+            )
+        top = weakref.ref(root)
+        for path in self._keep:
+            self.listen(root, path)
+
+        def ran(module: nn.Module, args: Any, output: Any) -> None:
+            # A hook travels with copy.deepcopy: what a copied model says is not what this one says.
+            if module is target and get_worker_info() is None:
+                with self._guard():
+                    self._ran(stream, top(), module, output)
+
+        self._handles.append(target.register_forward_hook(_uncompiled(ran)))
+
+
+def _uncompiled(hook: Any) -> Any:
+    """A hook that torch.compile leaves alone; asked only where the program compiles at all."""
+    dynamo = sys.modules.get("torch._dynamo")
+    return dynamo.disable(hook) if dynamo is not None else hook

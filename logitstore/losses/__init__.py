@@ -1,0 +1,8 @@
+"""What a student minimises: its distance from the stored teacher, on the stored form, on its own device."""
+
+from .hidden import hidden_kd
+from .joint import JointLoss, joint_kd
+from .rows import blank_weights
+from .streams import ctc_kd, rnnt_kd, seq2seq_kd
+
+__all__ = ["JointLoss", "blank_weights", "ctc_kd", "hidden_kd", "joint_kd", "rnnt_kd", "seq2seq_kd"]

@@ -1,0 +1,62 @@
+"""NeMo manifests: JSON lines of ``audio_filepath``, ``duration``, ``text``, ``offset``.
+
+Facts: https://docs.nvidia.com/nemo-framework/user-guide/latest/nemotoolkit/asr/datasets.html. They have no
+id: NeMo itself names an utterance by its recording, so ids are the file's name without its ending, and where
+a recording is cut up, with offset and duration in milliseconds behind it. An ``id`` on the line wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ..errors import ManifestError
+from .base import Line, json_lines
+
+BESIDE = True
+KEPT = ("duration", "offset", "channel", "text", "tokens")
+
+
+def recognises(path: Path, first: dict[str, Any] | None) -> bool:
+    """A line with an audio_filepath."""
+    return first is not None and "audio_filepath" in first
+
+
+def files(path: Path) -> Sequence[Path]:
+    """The file itself."""
+    return [path]
+
+
+def lines(path: Path) -> Iterator[Line]:
+    """Every line; tarred manifests, whose recordings lie inside archives, are refused line by line."""
+    for line in json_lines(path):
+        yield line if line.error else _line(line)
+
+
+def _line(line: Line) -> Line:
+    given = line.value
+    audio = given.get("audio_filepath")
+    if not isinstance(audio, str) or not audio:
+        error = ManifestError(f"audio_filepath is {audio!r}, not a path", where=line.where)
+        return Line(line.number, line.where, error=error)
+    value: dict[str, Any] = {k: given[k] for k in KEPT if k in given}
+    value["audio"] = audio
+    value["id"] = given.get("id") or _name(audio, given)
+    if given.get("shard_id", -1) != -1:
+        error = ManifestError(
+            f"{audio!r} lies inside tar archive {given['shard_id']}, not in a file",
+            where=line.where,
+            do="Unpack the archives and give the manifest of the files.",
+        )
+        return Line(line.number, line.where, value, error)
+    return Line(line.number, line.where, value)
+
+
+def _name(audio: str, given: dict[str, Any]) -> str:
+    """The file's name; where ``offset`` says that it is a part of the recording, which part."""
+    stem = PurePosixPath(audio).stem
+    offset, duration = given.get("offset"), given.get("duration")
+    if isinstance(offset, int | float) and isinstance(duration, int | float):
+        return f"{stem}-{round(1000 * offset):07d}-{round(1000 * (offset + duration)):07d}"
+    return stem

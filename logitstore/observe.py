@@ -1,0 +1,153 @@
+"""Watches a model at work: which modules emit something as wide as a token table, and what becomes of it."""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+ROWS = 512  # of one output that are looked at
+CALLS = 4  # of one module in one batch that are looked at
+WIDTH = 4  # classes, at least
+SOFTMAX = ("log_softmax", "softmax", "logsumexp")
+DECISIONS = {"argmax": "argmax", "topk": "topk", "max": "argmax", "ctc_loss": "ctc_loss", "sort": "sort"}
+SAME = {
+    *(
+        "__getitem__",
+        "float",
+        "double",
+        "half",
+        "bfloat16",
+        "to",
+        "type",
+        "cpu",
+        "cuda",
+        "contiguous",
+        "clone",
+    ),
+    *("transpose", "permute", "view", "reshape", "squeeze", "unsqueeze", "flatten", "movedim", "swapaxes"),
+    *("contiguous", "detach", "select", "narrow", "unbind", "split", "chunk"),
+}
+
+
+@dataclass
+class Emitted:
+    """What one module gave.
+
+    Attributes:
+        module: it.
+        shape: of its first output, axis of the classes, and their number V.
+        calls: by batch.
+        logz: the largest and the smallest log Σ exp of a row, in nats.
+        best: how often each class was the largest of a row; rows looked at.
+        after: functions that were given its output, or a view of it, in order.
+        constant: whether every row holds one value only.
+    """
+
+    module: nn.Module
+    shape: tuple[int, ...]
+    axis: int
+    classes: int
+    calls: Counter[int] = field(default_factory=Counter)
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
+    logz: tuple[float, float] = (0.0, 0.0)
+    best: Counter[int] = field(default_factory=Counter)
+    rows: int = 0
+    after: list[str] = field(default_factory=list)
+    constant: bool = True
+
+
+class Observer(TorchFunctionMode):
+    """Watches every module call and what torch functions are given of the outputs, while it is entered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.emitted: dict[nn.Module, Emitted] = {}
+        self.batch = 0
+        self.on_output: Any = None  # told (module, output, Emitted or None) of every module call
+        # by id of a tensor: it, who gave it, and whether it still is what was given (or a softmax of it)
+        self._origins: dict[int, tuple[weakref.ref[torch.Tensor], Emitted, bool]] = {}
+        self._hook: Any = None
+
+    def __enter__(self) -> Self:
+        super().__enter__()  # type: ignore[no-untyped-call]
+        self._hook = nn.modules.module.register_module_forward_hook(self._ran)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._hook.remove()
+        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "")
+        if args and isinstance(args[0], torch.Tensor) and (origin := self._origin(args[0])) is not None:
+            said = name if name in SOFTMAX else DECISIONS.get(name, "")
+            if said:
+                origin.after += [said] if said not in origin.after else []
+                if name in SOFTMAX:
+                    self._remember(out, origin, same=False)
+            elif name in SAME:
+                same = self._origins[id(args[0])][2]
+                for tensor in out if isinstance(out, list | tuple) else (out,):
+                    self._remember(tensor, origin, same=same)
+        return out
+
+    def _origin(self, tensor: torch.Tensor) -> Emitted | None:
+        found = self._origins.get(id(tensor))
+        return found[1] if found is not None and found[0]() is tensor else None
+
+    def _remember(self, tensor: Any, origin: Emitted, *, same: bool = True) -> None:
+        if isinstance(tensor, torch.Tensor):
+            if len(self._origins) > 4096:
+                self._origins = {k: v for k, v in self._origins.items() if v[0]() is not None}
+            self._origins[id(tensor)] = (weakref.ref(tensor), origin, same)
+
+    def _ran(self, module: nn.Module, args: Any, output: Any) -> None:
+        emitted = None
+        with torch._C.DisableTorchFunction():
+            for tensor in output[:1] if isinstance(output, list | tuple) else (output,):
+                if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.dim() >= 1:
+                    emitted = self._look(module, tensor)
+            if self.on_output is not None:
+                self.on_output(module, output, emitted)
+
+    def _look(self, module: nn.Module, tensor: torch.Tensor) -> Emitted | None:
+        inner = self._origin(tensor)
+        if inner is not None and inner.module is not module and self._origins[id(tensor)][2]:
+            return None  # a container, that gives what something inside it gave
+        axis = tensor.dim() - 1
+        if isinstance(module, nn.Conv1d) and tensor.dim() == 3 and tensor.shape[1] == module.out_channels:
+            axis = 1
+        classes = int(tensor.shape[axis])
+        if classes < WIDTH or not tensor.numel():
+            return None
+        said = self.emitted.get(module)
+        if said is None or said.classes != classes:
+            said = self.emitted[module] = Emitted(module, tuple(tensor.shape), axis, classes)
+        said.calls[self.batch] += 1
+        if tuple(tensor.shape) not in said.shapes and len(said.shapes) < CALLS:
+            said.shapes.append(tuple(tensor.shape))
+        self._remember(tensor, said)
+        if said.calls[self.batch] <= CALLS:
+            _measure(said, tensor)
+        return said
+
+
+def _measure(said: Emitted, tensor: torch.Tensor) -> None:
+    rows = tensor.detach().movedim(said.axis, -1).reshape(-1, said.classes)
+    rows = rows[:: max(1, len(rows) // ROWS)][:ROWS].float()
+    logz = rows.logsumexp(-1)
+    low, high = float(logz.min()), float(logz.max())
+    said.logz = (min(low, said.logz[0]), max(high, said.logz[1])) if said.rows else (low, high)
+    said.constant = said.constant and bool((rows == rows[:, :1]).all())
+    said.best.update(rows.argmax(-1).tolist())
+    said.rows += len(rows)

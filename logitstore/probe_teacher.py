@@ -1,0 +1,90 @@
+"""Probe a teacher: the same questions, asked of its own ``forward``, and whether its heads are the answer."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+from itertools import islice
+
+import torch
+
+from .batches import Loaded, load
+from .candidates import rank
+from .inject.surroundings import roots
+from .manifest import read_manifest
+from .observe import Observer
+from .probe import Finding, found_in
+from .spec import TeacherSpec
+from .teachers.base import Teacher, Transducer, load_teacher
+from .vocabs import read_table
+
+UTTERANCES = 4  # a batch
+ENCODINGS = {"ctc": "ctc=dense", "rnnt": "rnnt=topk:16"}
+
+
+def probe_teacher(
+    teacher: str, manifest: str, *, audio_root: str | None = None, tokens: str = "", batches: int, out: str
+) -> Finding:
+    """Run the first batches of a manifest through a teacher and say what was seen.
+
+    Args:
+        teacher: ``FILE.py:NAME`` or ``FRAMEWORK:WHERE``.
+        manifest: JSON lines.
+        audio_root: what its relative paths are relative to.
+        tokens: the token table; empty: the teacher's own.
+        batches: of four utterances, to watch.
+        out: the store that the printed command writes.
+    """
+    speaker = load_teacher(teacher)
+    table = read_table(tokens) if tokens else speaker.tokens()
+    utterances = list(read_manifest(manifest, audio_root=audio_root, limit=UTTERANCES * batches))
+    speaker.model.eval()
+    observer, lengths, rest = Observer(), [], iter(utterances)
+    with torch.inference_mode(), observer:
+        while part := [load(u, speaker, table, False) for u in islice(rest, UTTERANCES)]:
+            observer.batch += 1
+            lengths.append(_run(speaker, part))
+    tops = roots(list(speaker.model.modules()))
+    ranked = rank(list(observer.emitted.values()), tops, len(lengths[0]), None)
+    said = {"expression": "teacher.lengths(output)", "values": lengths[0]}
+    report = {
+        "candidates": [{**c.to_json(), "lengths": [said], "variables": [], "labels": []} for c in ranked],
+        "ids": [{"expression": "the manifest", "values": [u.id for u in utterances[:4]]}],
+        "texts": "the manifest",
+        "batches": observer.batch,
+    }
+    found = found_in(report, {tokens or "the teacher's own table": table}, (), out)
+    spec = speaker.describe()
+    words = ["logitstore", "dump", "--teacher", teacher, "--manifest", manifest]
+    words += ["--tokens", tokens] if tokens else []
+    words += ["--audio-root", audio_root] if audio_root else []
+    words += [w for h in spec.heads if h.stream in ENCODINGS for w in ("--stream", ENCODINGS[h.stream])]
+    return replace(found, command=shlex.join([*words, "--out", out]), notes=_compare(spec, found))
+
+
+def _run(teacher: Teacher, batch: list[Loaded]) -> list[int]:
+    """One padded batch, and a slice of a lattice; gives the valid frames."""
+    features = torch.nn.utils.rnn.pad_sequence([item.features for item in batch], batch_first=True)
+    output = teacher.forward(features, torch.tensor([len(item.features) for item in batch]))
+    if isinstance(teacher, Transducer):
+        enc, dec = teacher.transducer(output, 0, teacher.labels(batch[0].utt.text or ""))
+        teacher.join(enc, dec)
+    return [int(n) for n in teacher.lengths(output)]
+
+
+def _compare(spec: TeacherSpec, found: Finding) -> tuple[str, ...]:
+    """Whether the heads that a teacher names are what was seen."""
+    notes = []
+    seen = {c["path"]: c for c in found.candidates}
+    for head in spec.heads:
+        here = seen.get(head.module)
+        likeliest = {"ctc": found.ctc, "rnnt": found.rnnt}.get(head.stream)
+        if here is None:
+            notes.append(f"the teacher's {head.stream} head {head.module} gave nothing like logits")
+        elif here is not likeliest and likeliest is not None:
+            notes.append(f"the teacher's {head.stream} head is {head.module}, not {likeliest['path']}")
+        elif head.stream == "ctc" and head.layout != here["layout"]:
+            notes.append(f"the teacher's ctc head says {head.layout}; it gave {here['layout']}")
+        if here is not None and found.blank.index not in (None, head.blank):
+            notes.append(f"the teacher's {head.stream} head says blank {head.blank}")
+    return tuple(notes)

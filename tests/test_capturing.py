@@ -1,0 +1,336 @@
+"""Capture from inside: which call, whose ids, which lengths; here with the trained model in this process."""
+
+import contextlib
+import copy
+import json
+import os
+import sys
+from dataclasses import asdict
+
+import demo
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, dataloader
+
+from logitstore import capturing, open_store
+from logitstore.capture import CaptureOptions
+from logitstore.errors import LengthError, NotLogits, TapError, TapFiredTwice, UsageError
+from logitstore.expression import Expression
+from logitstore.places import open_place
+from logitstore.sealed import parse_entry
+from logitstore.sealing import publish
+from logitstore.storage import parse_storage
+from recipes.demo.decode import collate, read_manifest
+from recipes.demo.pieces import Pieces
+
+
+@pytest.fixture(scope="module")
+def utterances():
+    return read_manifest(demo.MANIFEST, Pieces.read(demo.TOKENS))[:6]
+
+
+@pytest.fixture
+def model():
+    return copy.deepcopy(demo.teacher().model)
+
+
+class Program(nn.Module):
+    """A recogniser whose head goes the ways that frameworks take; only it is seen from outside."""
+
+    def __init__(self, model, way):
+        super().__init__()
+        self.model, self.way = model, way
+        self.headed = nn.ModuleDict({"lo": Way(model.ctc_output[1], way)})
+
+    def forward(self, x, lens):
+        hidden, lens = self.model.encoder(x, lens)
+        if self.way == "thrice":  # as InterCTC: the right one in the middle
+            for scale in (0.5, 1.0, 2.0):
+                out = self.headed["lo"](hidden * scale)
+            return out, lens
+        return self.headed["lo"](hidden), lens
+
+
+class Way(nn.Module):
+    """The demo's head, its output turned."""
+
+    def __init__(self, linear, way):
+        super().__init__()
+        self.linear, self.way = linear, way
+
+    def forward(self, x):
+        logits = self.linear(x)
+        return {"BVT": logits.transpose(1, 2), "TBV": logits.transpose(0, 1)}.get(self.way, logits)
+
+
+class Session:
+    """A captured process, as far as it is one: undone at its end."""
+
+    def __init__(self, folder, monkeypatch, **options):
+        self.place = folder / "store"
+        (folder / "reports").mkdir()
+        options = {"ctc": "headed.lo", "tokens": str(demo.TOKENS), **options}
+        self.job = {**asdict(CaptureOptions(**options)), "session": "x", "handover": "handover-x"}
+        self.job["out"] = str(self.place)
+        kind = dataloader._BaseDataLoaderIter
+        monkeypatch.setattr(kind, "__next__", kind.__next__)  # put back at the end
+        monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+        self.inside = capturing.Capturing(self.job, folder)
+        self.folder = folder
+
+    def close(self):
+        self.inside._close(os.getpid())
+        self.inside.stop()
+        self.inside._failed = True
+
+    def store(self):
+        self.close()
+        place = open_place(self.place)
+        for path in (self.folder / "reports").glob("*.json"):
+            said = json.loads(path.read_text("utf-8"))
+            if "entry" in said:
+                entry = parse_entry(said["entry"].encode("utf-8"), said["shard"], "")
+                staged = place.stage(self.job["handover"]) / entry.shard
+                publish(place, parse_storage(self.job["storage"]), staged, entry)
+        return open_store(self.place)
+
+
+@pytest.fixture
+def session(tmp_path, monkeypatch):
+    with contextlib.ExitStack() as stack:
+
+        def begin(**options):
+            made = Session(tmp_path, monkeypatch, **options)
+            stack.callback(made.close)
+            return made
+
+        yield begin
+
+
+def loader(utterances, size=3, **extra):
+    """Batches as Kaldi-style recipes make them."""
+
+    def together(part):
+        features, lengths = collate(part)
+        return {"utt_ids": [u.id for u in part], "feats": features, "feats_lengths": lengths, **extra}
+
+    return DataLoader(utterances, batch_size=size, collate_fn=together)
+
+
+@torch.no_grad()
+def decode(program, batches):
+    for batch in batches:
+        program(batch["feats"], batch["feats_lengths"])
+
+
+def own(model, utterances):
+    with torch.no_grad():
+        hidden, lens = model.forward_encoder(*collate(utterances))
+        logits = model.ctc_output[1](hidden)
+    return {u.id: logits[b, : lens[b]] for b, u in enumerate(utterances)}
+
+
+def check(store, model, utterances):
+    wanted = own(model, utterances)
+    assert set(store) == set(wanted)
+    for utt_id, logits in wanted.items():
+        torch.testing.assert_close(
+            torch.from_numpy(store[utt_id]["ctc"].logits()), logits, atol=2e-2, rtol=1e-3
+        )
+
+
+@pytest.mark.parametrize(
+    ("way", "options"),
+    [
+        ("plain", {}),
+        ("BVT", {"layout": "BVT"}),
+        ("TBV", {"layout": "TBV"}),
+        ("thrice", {"call": 1}),
+        ("plain", {"storage": "webdataset", "name": "mine", "frame_shift": 320, "sample_rate": 8000}),
+        ("plain", {"tokens": "", "blank": 149}),
+        ("plain", {"lengths": "(lens + 0) // 1", "ids": "batch['utt_ids']"}),
+    ],
+)
+def test_what_is_stored(session, model, utterances, way, options):
+    program = Program(model, way).eval()
+    run = session(**options)
+    decode(program, loader(utterances))
+    store = run.store()
+    check(store, model, utterances)
+    about = store.spec.teacher
+    assert about.name == options.get("name", "Program")
+    assert (about.frame_shift, about.sample_rate) == (
+        options.get("frame_shift", 640),
+        options.get("sample_rate", 16000),
+    )
+    assert store.spec.tokens["blank"] == options.get("blank", 0)
+
+
+REFUSED = {
+    "thrice": ("thrice", {}, {}, TapFiredTwice, "Say which call to keep"),
+    "axes": ("TBV", {}, {}, UsageError, "or the axes: --layout"),
+    "axes, with ids": ("TBV", {"ids": 'batch["utt_ids"]'}, {}, LengthError, "3 ids for an output of"),
+    "no ids": ("plain", {}, {"utt_ids": None}, UsageError, "no ids of 3 utterances in the batch"),
+    "lengths of features": (
+        "plain",
+        {"lengths": 'batch["feats_lengths"]'},
+        {},
+        LengthError,
+        "encoder frames",
+    ),
+    "log-probs": ("plain", {"ctc": "model.ctc_output.2"}, {}, NotLogits, "log-probabilities"),
+}
+
+
+@pytest.mark.parametrize("name", list(REFUSED))
+def test_refused(session, model, utterances, name):
+    way, options, extra, error, said = REFUSED[name]
+    program = Program(model, way).eval()
+    run = session(**options)
+    with pytest.raises(error, match=said):
+        for batch in loader(utterances, **extra):
+            with torch.no_grad():
+                program(batch["feats"], batch["feats_lengths"])
+                if name == "log-probs":
+                    model.ctc_output(model.encoder(batch["feats"], batch["feats_lengths"])[0])
+    run.close()
+    assert not (run.place / "sealed").exists()
+
+
+def test_a_model_in_training_mode(session, model, utterances):
+    session()
+    with pytest.raises(TapError, match="training mode"):
+        decode(Program(model, "plain").train(), loader(utterances))
+
+
+def test_a_loader_that_fetches_ahead_or_batches_left_out(session, model, utterances):
+    session()
+    batches = iter(loader(utterances, size=2))
+    first, _ = next(batches), next(batches)
+    with pytest.raises(UsageError, match="yielded 2 batches before the module ran"):
+        decode(Program(model, "plain").eval(), [first])
+
+
+def test_counting_the_batches_first_is_no_fetching_ahead(session, model, utterances):
+    run, batches = session(), loader(utterances)
+    assert len(list(batches)) == 2
+    decode(Program(model, "plain").eval(), batches)
+    check(run.store(), model, utterances)
+
+
+def test_two_passes_store_everything_once(session, model, utterances):
+    run, program = session(), Program(model, "plain").eval()
+    for size in (3, 2):
+        decode(program, loader(utterances, size=size))
+    check(run.store(), model, utterances)
+
+
+def test_a_second_model_is_refused(session, model, utterances):
+    run = session()
+    decode(Program(model, "plain").eval(), loader(utterances[:3]))
+    run.inside._finder._again = 0
+    with pytest.raises(TapError, match="a second model"):
+        decode(Program(copy.deepcopy(model), "plain").eval(), loader(utterances[3:]))
+
+
+def test_several_tensors_that_could_be_the_lengths(session, model, utterances):
+    session()
+    program = Program(model, "plain").eval()
+    others = torch.tensor([76, 40, 40])
+    assert len(others) == 3  # in sight while the module runs, and as likely as the right ones
+    with pytest.raises(LengthError, match=r"(?s)several tensors.*--lengths"), torch.no_grad():
+        for batch in loader(utterances):
+            program(batch["feats"], batch["feats_lengths"])
+
+
+def test_relative_lengths(session, model, utterances):
+    class Relative(Program):
+        def forward(self, x, lens):
+            hidden, lens = self.model.encoder(x, lens)
+            wav_lens = lens / lens.max()
+            return self.headed["lo"](hidden), wav_lens
+
+    run = session(lengths="(wav_lens * T).round()")
+    decode(Relative(model, "plain").eval(), loader(utterances))
+    check(run.store(), model, utterances)
+
+
+def test_the_recipes_gradient_graph_is_not_kept_and_hooks_go(session, model, utterances):
+    run, program = session(), Program(model, "plain").eval()
+    for batch in loader(utterances):
+        program(batch["feats"], batch["feats_lengths"])  # with gradients
+    check(run.store(), model, utterances)
+    assert not any(m._forward_hooks for m in program.modules())
+    assert not run.inside._finder.outputs
+    assert not nn.modules.module._global_forward_hooks
+    assert not nn.modules.module._global_forward_pre_hooks
+
+
+@torch.no_grad()
+def score(model, utterances, batches):
+    """A program that scores references: both branches, the whole lattice, in one call."""
+    labels = {u.id: u.labels for u in utterances}
+    for batch in batches:
+        ys = [torch.tensor(labels[i]) for i in batch["utt_ids"]]
+        y_padded = torch.nn.utils.rnn.pad_sequence(ys, batch_first=True)
+        model(batch["feats"], batch["feats_lengths"], y_padded)
+
+
+BOTH = {"ctc": "ctc_output.1", "joiner": "joiner", "labels": "y_padded"}
+
+
+@pytest.mark.parametrize("options", [BOTH, {**BOTH, "ctc": "", "joiner": "joiner.output_linear"}])
+def test_whole_lattices(session, model, utterances, options):
+    run = session(**options, streams={"rnnt": "dense"})
+    score(model, utterances, loader(utterances))
+    store = run.store()
+    assert [h.stream for h in store.spec.teacher.heads] == (["ctc", "rnnt"] if options["ctc"] else ["rnnt"])
+    if options["ctc"]:
+        check(store, model, utterances)
+    assert set(store) == {u.id for u in utterances}
+    for u in utterances:
+        assert store[u.id].labels.tolist() == u.labels
+        with torch.no_grad():
+            _, joint, _ = model(*collate([u]), torch.tensor([u.labels]))
+        stored = torch.from_numpy(store[u.id]["rnnt"].logits()).reshape(joint[0].shape)
+        torch.testing.assert_close(stored, joint[0], atol=2e-2, rtol=1e-3)
+
+
+def test_a_decoding_loop_is_no_lattice(session, model, utterances):
+    from recipes.demo.decode import token_error
+
+    session(**BOTH, ids="[u.id for u in part]")
+    with pytest.raises(TapError, match=r"(?s)no lattice .*decoding loop runs the joiner once a step"):
+        token_error(model, utterances)
+
+
+def test_labels_that_do_not_fit_the_lattice(session, model, utterances):
+    session(**{**BOTH, "labels": "[row.tolist()[:3] for row in ys][1:]"})
+    with pytest.raises(LengthError, match="labels of 2 utterances"):
+        score(model, utterances, loader(utterances))
+
+
+def test_one_stream_without_the_other(session, model, utterances):
+    run = session(**BOTH)
+    with torch.no_grad():
+        for batch in loader(utterances[:3]):
+            hidden, encoder_out_lens = model.forward_encoder(batch["feats"], batch["feats_lengths"])
+            assert len(encoder_out_lens) == 3
+            model.ctc_output(hidden)
+    run.close()
+    assert run.inside._report.said["state"] == "failed"
+    assert "joiner did not run in a batch in which the other one did" in run.inside._report.said["error"]
+    assert "entry" not in run.inside._report.said
+
+
+@pytest.mark.parametrize(
+    "options", [{"ctc": ""}, {"joiner": "joiner"}, {"ctc": "", "labels": "y"}, {"streams": {"rnnt": "dense"}}]
+)
+def test_what_cannot_be_asked(options):
+    with pytest.raises(UsageError):
+        CaptureOptions(**{"ctc": "ctc_output.1", **options})
+
+
+def test_expressions_name_the_modules_they_look_at():
+    assert Expression('modules["encoder"][1] + modules["a.b"][0]', "--lengths").modules == {"encoder", "a.b"}

@@ -1,0 +1,124 @@
+"""Gates before the first shard: a broken branch is refused with its word, a good teacher never is."""
+
+import broken_teachers
+import demo
+import pytest
+import torch
+from test_dump import run
+
+from logitstore import open_store
+from logitstore.errors import IdentityError, NonFinite, NotLogits, TeacherError
+from logitstore.gates import renumbered
+from logitstore.places import open_place
+from logitstore.vocab import TokenTable
+
+CTC = {"ctc": "topk:4"}
+
+
+def refused(tmp_path, teacher, match, error=TeacherError, **options):
+    with pytest.raises(error, match=match):
+        run(tmp_path / "s", teacher=teacher, **options)
+    assert not (tmp_path / "s" / "sealed").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "error"),
+    [
+        ("constant", "the ctc branch is constant: all .* frames", TeacherError),
+        ("one_word", "the ctc branch is constant: it writes '.*' for all", TeacherError),
+        ("all_blank", "the ctc branch is all blank", TeacherError),
+        ("uniform", "the ctc branch is uniform", NotLogits),
+        ("nan", "the ctc branch gives NaN", NonFinite),
+        ("deaf", "the rnnt branch is constant", TeacherError),
+    ],
+)
+def test_a_broken_branch_is_refused_with_its_word(name, said, error, tmp_path):
+    refused(tmp_path, getattr(broken_teachers, name)(), said, error)
+
+
+@pytest.mark.parametrize("name", ["constant", "uniform", "all_blank", "deaf"])
+def test_every_gate_can_be_skipped_for_a_reason_that_is_stored(name, tmp_path):
+    done = run(tmp_path / "s", teacher=getattr(broken_teachers, name)(), limit=6, skip_gate="a test ’")
+    gates = open_store(tmp_path / "s").spec.gates
+    assert {g["reason"] for g in gates} == {"a test ’"}
+    assert {"deaf": "constant", "all_blank": "all blank"}.get(name, name) in {g["gate"] for g in gates}
+    assert any("skipped (a test ’)" in f for f in done.findings)
+
+
+def test_a_skipped_gate_is_noted_once_whatever_the_number_of_runs(tmp_path):
+    for limit in (6, 12):
+        run(tmp_path / "s", teacher=broken_teachers.renumbered(), limit=limit, skip_gate="known")
+    assert open_store(tmp_path / "s").spec.gates == ({"gate": "max-wer", "reason": "known"},)
+
+
+def test_a_reason_alone_skips_nothing_of_a_good_teacher(tmp_path):
+    run(tmp_path / "s", limit=6, skip_gate="just in case")
+    assert open_store(tmp_path / "s").spec.gates == ()
+
+
+def test_the_bar(tmp_path):
+    refused(tmp_path, demo.teacher(), "more than 0.5 %", max_wer=0.5, batch_seconds=1000.0, shard_size="20")
+    run(tmp_path / "t", teacher=broken_teachers.renumbered(), limit=6, max_wer=400.0)
+    assert open_store(tmp_path / "t").spec.gates == ()
+
+
+def test_upper_case_and_full_stops_alone_stop_nobody(tmp_path):
+    done = run(tmp_path / "s", teacher=broken_teachers.shouts(), limit=6, streams=CTC)
+    assert any("DON’T TURN OFF" in f for f in done.findings)
+    assert done.done == 6
+
+
+def test_a_gate_waits_until_it_has_seen_enough(tmp_path):
+    refused(tmp_path, broken_teachers.renumbered(), "word error rate", batch_seconds=0.0)
+
+
+def test_without_references_only_what_needs_none_is_judged(tmp_path):
+    lines = [{k: v for k, v in x.items() if k != "text"} for x in demo.lines(6)]
+    manifest = demo.read_manifest(demo.write_manifest(tmp_path / "m.jsonl", lines))
+    run(tmp_path / "good", teacher=broken_teachers.renumbered(), manifest=manifest, streams=CTC)
+    refused(tmp_path, broken_teachers.all_blank(), "all blank", manifest=manifest, streams=CTC)
+    refused(tmp_path, broken_teachers.one_word(), "constant", manifest=manifest, streams=CTC)
+
+
+def test_recordings_of_silence_are_no_broken_teacher(tmp_path):
+    lines = [{**x, "text": ""} for x in demo.lines(6)]
+    manifest = demo.read_manifest(demo.write_manifest(tmp_path / "m.jsonl", lines))
+    assert run(tmp_path / "s", teacher=broken_teachers.all_blank(), manifest=manifest, streams=CTC).done == 6
+
+
+def test_one_utterance_of_nan_is_no_broken_teacher(tmp_path):
+    with demo.poisoned("ctc_output.1", torch.nan):
+        done = run(tmp_path / "s", limit=6, on_error="skip", batch_seconds=1000.0)
+    assert (done.done, done.skipped) == (5, 1)
+
+
+def test_the_first_batch_is_shown_beside_its_references(tmp_path):
+    found = run(tmp_path / "s", limit=6, batch_seconds=1000.0).findings
+    at = found.index("demo-00")
+    assert found[at + 1] == "  reference  don’t turn off the light before half past three"
+    assert found[at + 2].startswith("  ctc        don’t turn")
+    assert found[at + 3].startswith("  rnnt       don’t turn")
+    assert any(f.startswith("greedy rnnt, 6 utterances:") and "tokens wrong" in f for f in found)
+
+
+TABLE = TokenTable(("<blk>", *"abcdef"), 0)
+
+
+def test_renumbering_is_only_said_where_one_numbering_explains_the_other():
+    moved = {1: 4, 2: 5, 3: 6, 4: 1, 5: 2, 6: 3}
+    texts = [[1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1], [1, 3, 5, 2, 4, 6]]
+    assert "'a' (1) it says 'd' (4)" in renumbered([(t, [moved[i] for i in t]) for t in texts], TABLE)
+    assert not renumbered([(t, t) for t in texts], TABLE)
+    assert not renumbered([(t, t[1:] + t[:1]) for t in texts], TABLE)
+    assert not renumbered([(t, [1] * 6) for t in texts], TABLE)
+    assert not renumbered([], TABLE)
+
+
+def test_a_mended_teacher_goes_on_where_a_gate_stopped_it(tmp_path):
+    """Nothing was sealed, so the refused teacher's answers bind nobody; another live writer's do."""
+    refused(tmp_path, broken_teachers.constant(), "constant", limit=6)
+    with open_place(tmp_path / "s").lock("job-1-of-2"), pytest.raises(IdentityError, match="weights"):
+        run(tmp_path / "s", limit=6)
+    assert run(tmp_path / "s", limit=6).done == 6
+    with pytest.raises(IdentityError, match="weights"):
+        run(tmp_path / "s", teacher=broken_teachers.constant())

@@ -1,0 +1,269 @@
+"""Probe: it finds the logits in a recipe it never saw, and the command it prints makes the right store."""
+
+import json
+import shlex
+import sys
+
+import demo
+import pytest
+import recipe
+import torch
+from torch import nn
+from torch.nn import functional
+
+from logitstore import open_store
+from logitstore.candidates import rank
+from logitstore.observe import Observer
+from logitstore.probe_teacher import probe_teacher
+
+PROBE = [sys.executable, "-m", "logitstore", "probe"]
+
+
+def printed(stderr):
+    """The command that a probe printed, to be run as it stands."""
+    words = shlex.split(stderr.decode("utf-8").splitlines()[-1])
+    assert words[:2] == ["logitstore", "capture"]
+    return [sys.executable, "-m", *words]
+
+
+@pytest.fixture(scope="module")
+def home():
+    """Where commands find logitstore while they run in a folder of their own."""
+    return {"PYTHONPATH": str(demo.ROOT)}
+
+
+@pytest.fixture(scope="module")
+def probed(tmp_path_factory, home):
+    folder = tmp_path_factory.mktemp("probed")
+    return folder, recipe.call(*PROBE, "--", *recipe.DECODE, cwd=folder, env={**home, "COLUMNS": "250"})
+
+
+def test_a_recipe_never_seen_before(probed):
+    _, ran = probed
+    assert ran.returncode == 0
+    report = ran.stderr.decode("utf-8").partition("---- logitstore probe: 2 batches watched ----\n")[2]
+    first = report.splitlines()[1].split()
+    assert first[:5] == ["ctc", "ctc_output.1", "Linear", "BTV", "[5,"]
+    assert first[-6:] == ["yes", "logits", first[-4], "1", "log_softmax", "D=128"]
+    assert float(first[-4]) > 1  # nats: no log-probabilities
+    assert "ctc_output.2  LogSoftmax" in report
+    assert "log-probs" in report
+    assert f"tokens   {demo.TOKENS}: 150, as many as classes" in report
+    assert "blank    0: the token table has '<blk>' at 0; class 0, the first index, is the most" in report
+    assert "lengths  encoder_out_lens = [76, 37, 42, 34, 62]" in report
+    assert 'lengths  modules["encoder"][1] = [76, 37, 42, 34, 62]' in report
+    assert 'ids      [x.id for x in batch["supervisions"]["cut"]]: demo-00, demo-01, demo-02' in report
+    assert 'texts    batch["supervisions"]["text"]' in report
+    assert "factors  ctc_output.1: 128 inputs for 150 classes" in report
+
+
+def test_its_own_output_is_left_alone_and_nothing_is_written(probed):
+    folder, ran = probed
+    assert [line.split("\t")[0] for line in ran.stdout.decode().splitlines()] == [
+        f"demo-{i:02d}" for i in range(10)
+    ]
+    assert b"batch 1, cuts processed until now is 10\n---- logitstore probe" in ran.stderr
+    assert list(folder.iterdir()) == []
+
+
+def test_the_printed_command_makes_the_store_of_a_hand_made_dump(probed, home):
+    folder, ran = probed
+    capture = recipe.call(*printed(ran.stderr), cwd=folder, env=home)
+    assert capture.returncode == 0, capture.stderr
+    assert b"%WER 2.82%" in capture.stdout
+    opened, own = open_store(folder / "store"), recipe.own()
+    assert set(opened) == set(own)
+    for utt_id, logits in own.items():
+        logp = (logits - logits.logsumexp(-1, keepdim=True)).half().numpy()
+        assert (opened.row(utt_id).arrays["ctc.logp"] == logp).all()
+
+
+LOOP = """
+import sys, torch
+from pathlib import Path
+sys.path[:0] = [{root!r}, {folder!r}]
+from decode import load_model
+from recipes.demo.decode import read_audio
+from recipes.demo.features import log_mel
+
+model = load_model(Path({root!r}) / "recipes" / "demo")
+torch.set_num_threads(1)
+for wav in sys.argv[1:]:
+    features = torch.from_numpy(log_mel(read_audio(Path(wav))))[None]
+    with torch.inference_mode():
+        hidden, lens = model.forward_encoder(features, torch.tensor([features.shape[1]]))
+        print(wav, torch.log_softmax(model.ctc_output[1](hidden), -1).argmax(-1)[0, :3].tolist())
+"""
+
+
+def test_a_loop_without_any_dataloader(tmp_path, home):
+    script = tmp_path / "x.py"
+    script.write_text(LOOP.format(root=str(demo.ROOT), folder=str(recipe.FOLDER)))
+    wavs = [line["audio"] for line in demo.lines(5)]
+    ran = recipe.call(*PROBE, "--json", "--", sys.executable, script, *wavs, cwd=tmp_path, env=home)
+    found = json.loads(ran.stdout.decode().splitlines()[-1])
+    assert found["ctc"]["path"] == "ctc_output.1"
+    assert found["ctc"]["after"] == ["log_softmax", "argmax"]
+    assert found["blank"]["index"] == 0
+    words = shlex.split(found["command"])
+    assert words[words.index("--ids") + 1] == "stem(wav)"
+    assert words[words.index("--lengths") + 1] == "lens"
+    capture = recipe.call(sys.executable, "-m", *words, cwd=tmp_path, env=home)
+    assert capture.returncode == 0, capture.stderr
+    opened = open_store(tmp_path / "store")
+    assert sorted(opened) == [f"demo-{i:02d}" for i in range(5)]
+    alone = recipe.own(size=1)
+    for utt_id in opened:
+        logits = alone[utt_id]
+        logp = (logits - logits.logsumexp(-1, keepdim=True)).half().numpy()
+        assert (opened.row(utt_id).arrays["ctc.logp"] == logp).all()
+
+
+SCORE = """
+import sys, torch
+from pathlib import Path
+sys.path[:0] = [{root!r}, {folder!r}]
+from asr_datamodule import test_dataloader
+from decode import load_model
+from recipes.demo.pieces import Pieces
+
+model, root = load_model(Path({root!r}) / "recipes" / "demo"), Path({root!r}) / "manifests"
+pieces = Pieces.read(root / "demo.tokens.txt")
+for batch in test_dataloader(root / "demo.jsonl", 4, 0):
+    texts = [torch.tensor(pieces.encode(text)) for text in batch["supervisions"]["text"]]
+    y = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)
+    with torch.no_grad():
+        ctc, joint, lens = model(batch["inputs"], batch["supervisions"]["num_frames"], y)
+        print(ctc.log_softmax(-1).mean(), joint.log_softmax(-1).mean())
+"""
+
+
+def test_a_program_that_computes_whole_lattices(tmp_path, home):
+    script = tmp_path / "x.py"
+    script.write_text(SCORE.format(root=str(demo.ROOT), folder=str(recipe.FOLDER)))
+    tokens = ["--tokens", demo.TOKENS]
+    ran = recipe.call(*PROBE, *tokens, "--json", "--", sys.executable, script, cwd=tmp_path, env=home)
+    found = json.loads(ran.stdout.decode().splitlines()[-1])
+    assert (found["rnnt"]["path"], found["rnnt"]["layout"]) == ("joiner.output_linear", "BTUV")
+    assert found["rnnt"]["labels"] == ["y"]
+    words = shlex.split(found["command"])
+    assert "--joiner joiner.output_linear --labels y" in found["command"]
+    capture = recipe.call(sys.executable, "-m", *words, cwd=tmp_path, env=home)
+    assert capture.returncode == 0, capture.stderr
+    opened = open_store(tmp_path / "store")
+    assert len(opened) == 20
+    assert {s.name: s.encoding for s in opened.spec.streams} == {"ctc": "dense", "rnnt": "topk:16"}
+    labels = demo.teacher().labels
+    assert all(opened[x["id"]].labels.tolist() == labels(x["text"]) for x in demo.lines())
+
+
+def test_a_transducers_decoding_loop_is_named_for_what_it_is(tmp_path):
+    ran = recipe.call(*PROBE, "--json", "--", *recipe.DECODE, "--method", "greedy-search")
+    found = json.loads(ran.stdout.decode().splitlines()[-1])
+    assert found["ctc"] is None
+    assert found["rnnt"]["path"] == "joiner.output_linear"
+    assert found["rnnt"]["joiner"] == "encoder_proj 128 + decoder_proj 96 -> 112"
+    assert found["rnnt"]["calls"] > 100
+    assert found["command"] == ""
+
+
+def test_a_program_without_a_model():
+    ran = recipe.call(*PROBE, "--", sys.executable, "-c", "print(1)")
+    assert ran.returncode == 1
+    assert ran.stdout == b"1\n"
+    assert b"TapNeverFired" in ran.stderr
+
+
+@pytest.mark.parametrize("args", [[], ["--teacher", "a.py:b", "--", "true"], ["--teacher", "a.py:b"]])
+def test_wrong_usage(args):
+    assert recipe.call(*PROBE, *args).returncode == 2
+
+
+def test_a_teacher():
+    found = probe_teacher(demo.FACTORY, str(demo.MANIFEST), batches=2, out="store")
+    assert (found.ctc["path"], found.ctc["layout"]) == ("ctc_output.1", "BTV")
+    assert (found.rnnt["path"], found.rnnt["layout"]) == ("joiner.output_linear", "TUV")
+    assert found.rnnt["joiner"] == "encoder_proj 128 + decoder_proj 96 -> 112"
+    assert found.ctc["lengths"][0]["values"] == [76, 37, 42, 34]
+    assert found.blank.index == 0
+    assert found.notes == ()
+    assert found.command == (
+        f"logitstore dump --teacher {demo.FACTORY} --manifest {demo.MANIFEST} --stream ctc=dense "
+        "--stream rnnt=topk:16 --out store"
+    )
+
+
+def test_a_teacher_that_names_another_layer(monkeypatch):
+    from dataclasses import replace
+
+    from logitstore import probe_teacher as module
+
+    def describe(teacher):
+        spec = teacher.describe()
+        heads = (
+            replace(spec.heads[0], module="ctc_output.2", blank=3),
+            replace(spec.heads[1], module="joiner"),
+        )
+        return replace(spec, heads=heads)
+
+    monkeypatch.setattr(module, "load_teacher", lambda text: demo.Spoiled(describe=describe))
+    found = probe_teacher(demo.FACTORY, str(demo.MANIFEST), batches=1, out="store")
+    assert found.notes == (
+        "the teacher's ctc head is ctc_output.2, not ctc_output.1",
+        "the teacher's ctc head says blank 3",
+        "the teacher's rnnt head joiner gave nothing like logits",
+    )
+
+
+class Transposing(nn.Conv1d):
+    """As transformers' Parakeet head: a Conv1d that gives [B, T, V]."""
+
+    def forward(self, x):
+        return super().forward(x.transpose(1, 2)).transpose(1, 2)
+
+
+class Head(nn.Module):
+    """A head behind real frames, its output going the way that each framework takes."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+        self.head = {"conv": nn.Conv1d, "transposing": Transposing}.get(kind, nn.Linear)(
+            64, 29, *([1] if kind in ("conv", "transposing") else [])
+        )
+
+    def forward(self, x):
+        if self.kind == "conv":
+            return functional.log_softmax(self.head(x.transpose(1, 2)).transpose(1, 2), dim=-1)
+        if self.kind == "time first":
+            return self.head(x.transpose(0, 1)).permute(1, 0, 2).log_softmax(2)
+        if self.kind == "packed":
+            return self.head(x.reshape(-1, 64)).softmax(-1)
+        if self.kind == "lattice":
+            return self.head(x[:, :, None] + x[:, None, :7]).float().logsumexp(-1)
+        scale = 2 if self.kind == "divided" else 1
+        x = self.head(x).float()
+        return torch.softmax(x / scale if scale > 1 else x, -1).topk(3)
+
+
+LAYOUTS = {"conv": "BVT", "time first": "TBV", "packed": "NV", "lattice": "BTUV", "transposing": "BTV"}
+
+
+@pytest.mark.parametrize("kind", [*LAYOUTS, "divided"])
+def test_layouts_and_what_follows(kind):
+    torch.manual_seed(0)
+    batch = torch.randn(3, 20, 64)
+    model, observer = Head(kind), Observer()
+    with observer, torch.no_grad():
+        for _ in range(2):
+            observer.batch += 1
+            model(batch)
+    ranked = rank(list(observer.emitted.values()), [model], 3, None)
+    if kind == "divided":  # a temperature in between: the softmax is of something else
+        assert ranked == []
+        return
+    assert (ranked[0].path, ranked[0].layout, ranked[0].classes) == ("head", LAYOUTS[kind], 29)
+    assert ranked[0].after[0] in ("log_softmax", "softmax", "logsumexp")
+    assert not ranked[0].normalised
+    assert ranked[0].calls == 1
+    assert not nn.modules.module._global_forward_hooks

@@ -1,0 +1,374 @@
+"""The reader, and every other reader there is: a store is plain zarr or plain webdataset, too."""
+
+import pickle
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+
+from logitstore import StoreWriter, TokenTable, collate_targets, open_store
+from logitstore.digest import canonical, seal_json
+from logitstore.emission import Row
+from logitstore.errors import (
+    CorruptError,
+    FormatError,
+    LengthError,
+    MissingUtterance,
+    NotAStore,
+    UsageError,
+    VocabError,
+)
+from logitstore.resample import resample
+from logitstore.spec import StoreSpec
+from logitstore.target import NOTHING
+
+V = 12
+TABLE = TokenTable(("<blk>", *"abcdefghijk"), 0)
+IDS = ["a.1", "dir/b 2", "’ü", "last"]
+STORAGES = ["zarr", "zarr:zstd", "webdataset"]
+STREAMS = {"ctc": "topk:4", "rnnt": "dense"}
+
+
+def logits(*shape, seed=0):
+    return torch.randn(*shape, V, generator=torch.Generator().manual_seed(seed)) * 3
+
+
+def fill(path, storage, streams=STREAMS):
+    with StoreWriter.open(path, tokens=TABLE, streams=streams, storage=storage, shard_rows=3) as w:
+        for i, utt in enumerate(IDS):
+            labels = list(range(1, i + 1))
+            data = {"ctc": logits(i + 2, seed=i), "rnnt": logits(i + 2, i + 1, seed=9 + i)}
+            w.add(utt, **{s: data[s] for s in streams}, labels=labels, text=f"text {i}")
+    return path
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    root = tmp_path_factory.mktemp("stores")
+    return {name: fill(root / name.replace(":", "-"), name) for name in STORAGES}
+
+
+@pytest.fixture(params=STORAGES)
+def path(request, stores):
+    return stores[request.param]
+
+
+def test_a_mapping_of_ids(path):
+    s = open_store(path)
+    assert list(s) == IDS
+    assert len(s) == 4
+    assert "a.1" in s
+    assert "a" not in s
+    assert 3 not in s
+    assert s.get("none") is None
+    assert [t.id for t in s.values()] == IDS
+    assert len(s.shards) == 2
+    assert [r.id for n in s.shards for r in s.rows(n)] == IDS
+    assert f"{path}: 4 utterances, ctc=topk:4" in repr(s)
+    with pytest.raises(MissingUtterance, match="'none'") as caught:
+        s["none"]
+    assert isinstance(caught.value, KeyError)
+    with pytest.raises(MissingUtterance, match="ctc, rnnt"):
+        s["last"]["seq2seq"]
+    assert set(s.row("last", only=["rnnt.labels"]).arrays) == {"rnnt.labels"}
+
+
+def test_values(path):
+    t = open_store(path)["last"]
+    assert (t.T, t.U, t.labels.tolist(), t.text) == (5, 3, [1, 2, 3], "text 3")
+    exact = torch.log_softmax(logits(5, 4, seed=12), -1).numpy()
+    np.testing.assert_allclose(t.log_probs("rnnt"), exact, atol=5e-3)
+    best = torch.log_softmax(logits(5, seed=3), -1).topk(4)[0].numpy()
+    np.testing.assert_allclose(t["ctc"].at(1.0).logp, best, atol=5e-3)
+
+
+def test_pickling_opens_it_again(path):
+    s = open_store(path)
+    before = s["a.1"].log_probs("ctc")
+    data = pickle.dumps(s)
+    assert len(data) < 1000
+    assert (pickle.loads(data)["a.1"].log_probs("ctc") == before).all()
+
+
+def test_batches_are_equal_whatever_the_storage(stores):
+    options = {"frames": [3, 2, 9, 5], "temperature": 2.0}
+    batches = [open_store(p).batch(IDS, **options) for p in stores.values()]
+    for other in batches[1:]:
+        for stream in STREAMS:
+            for field in ("logp", "ids", "tail", "mask"):
+                a, b = getattr(batches[0][stream], field), getattr(other[stream], field)
+                assert (a is None and b is None) or torch.equal(a, b)
+        assert torch.equal(batches[0].labels, other.labels)
+
+
+@pytest.mark.parametrize("method", ["linear", "nearest"])
+@pytest.mark.parametrize("frames", [None, [4, 3, 2, 10]])
+def test_a_batch_is_its_utterances_padded(stores, method, frames):
+    s = open_store(stores["zarr"])
+    batch = s.batch(IDS, frames=frames, method=method, temperature=3.0)
+    lengths = frames or [2, 3, 4, 5]
+    assert batch.utt_ids == tuple(IDS)
+    assert batch.lengths.tolist() == lengths
+    assert batch.mask.sum(1).tolist() == lengths
+    assert batch.label_lengths.tolist() == [0, 1, 2, 3]
+    assert batch.label_mask.sum(1).tolist() == [0, 1, 2, 3]
+    assert batch.labels[3].tolist() == [1, 2, 3]
+    assert batch["rnnt"].mask.sum((1, 2)).tolist() == [n * (u + 1) for u, n in enumerate(lengths)]
+    dense = {stream: batch[stream].dense() for stream in STREAMS}
+    for b, (utt, n) in enumerate(zip(IDS, lengths, strict=True)):
+        target = s[utt]
+        for stream, u in (("ctc", None), ("rnnt", b + 1)):
+            at = resample(target[stream], target.shapes[stream], n, method=method, temperature=3.0)
+            alone = at.dense().reshape(n, *([u] if u else []), V)
+            inside = dense[stream][b, :n] if u is None else dense[stream][b, :n, :u]
+            np.testing.assert_allclose(inside.numpy(), alone, atol=1e-5)
+            np.testing.assert_allclose(np.exp(inside.numpy()).sum(-1), 1, atol=1e-5)
+        assert (batch["ctc"].logp[b, n:] == NOTHING).all()
+        assert (batch["ctc"].tail[b, n:] == NOTHING).all()
+    moved = batch.map(lambda t: t.clone())
+    assert torch.equal(moved["rnnt"].logp, batch["rnnt"].logp)
+
+
+def test_batches_that_cannot_be(stores):
+    s = open_store(stores["zarr"])
+    with pytest.raises(UsageError, match="no utterances"):
+        s.batch([])
+    with pytest.raises(LengthError, match="3 frame counts for 4"):
+        s.batch(IDS, frames=[1, 2, 3])
+    with pytest.raises(LengthError, match=r"last: .*0 student frames"):
+        s.batch(["last"], frames=[0])
+    with pytest.raises(LengthError, match=r"last: .*2:1.*10 student frames"):
+        s.batch(["last"], frames=[14], ratio=(2, 1))
+    with pytest.raises(UsageError, match="linear"):
+        s.batch(["last"], frames=[3], method="cubic")
+    with pytest.raises(UsageError, match="temperature"):
+        s.batch(["last"], temperature=0.5)
+    with pytest.raises(MissingUtterance):
+        s.batch(["none"])
+    assert set(s.batch(IDS, streams=["ctc"]).streams) == {"ctc"}
+    assert s.batch(["last"], frames=[10], ratio=(2, 1), tolerance=0).lengths.tolist() == [10]
+    assert len(collate_targets([s["last"]] * 3)) == 3
+
+
+def test_ctc_alone_without_labels(tmp_path):
+    s = open_store(fill(tmp_path / "s", "zarr", {"ctc": "dense"}))
+    assert s["last"].labels.dtype == np.int32
+    assert s.batch(IDS).labels.shape == (4, 0)
+
+
+# ---- refusals
+
+
+def test_no_store(tmp_path):
+    for place in (tmp_path, tmp_path / "none"):
+        with pytest.raises(NotAStore):
+            open_store(place)
+
+
+def rewrite(path, **changes):
+    spec = StoreSpec.from_json(open_store(path).spec.to_json()).to_json()
+    (path / "logitstore.json").write_bytes(seal_json({**spec, **changes}))
+
+
+@pytest.mark.parametrize("change", [{"version": "2.0"}, {"requires": ["x"]}, {"tokens": {}}], ids=str)
+def test_a_store_of_another_kind_is_refused(tmp_path, change):
+    fill(tmp_path / "s", "zarr")
+    rewrite(tmp_path / "s", **change)
+    with pytest.raises(FormatError):
+        open_store(tmp_path / "s")
+
+
+def test_an_unknown_optional_key_is_ignored(tmp_path):
+    fill(tmp_path / "s", "zarr")
+    rewrite(tmp_path / "s", colour="blue", version="1.7")
+    assert len(open_store(tmp_path / "s")) == 4
+
+
+def test_a_changed_token_table_is_refused(tmp_path):
+    fill(tmp_path / "s", "zarr")
+    tokens = tmp_path / "s" / "tokens.txt"
+    tokens.write_bytes(tokens.read_bytes().replace(b"a 1\nb 2", b"b 1\na 2"))
+    with pytest.raises(FormatError, match="F6"):
+        open_store(tmp_path / "s")
+    tokens.unlink()
+    with pytest.raises(FormatError, match="F6"):
+        open_store(tmp_path / "s")
+
+
+def test_another_students_table_is_refused(stores):
+    assert len(open_store(stores["zarr"], vocab=TABLE)) == 4
+    with pytest.raises(VocabError, match="id 11"):
+        open_store(stores["zarr"], vocab=TokenTable(("<blk>", *"abcdefghijz"), 0))
+
+
+def flip(path, needle):
+    data = bytearray(path.read_bytes())
+    data[data.index(needle)] ^= 1
+    path.write_bytes(data)
+
+
+def test_damage_names_the_row_and_can_be_read_on_request(tmp_path):
+    path = fill(tmp_path / "s", "webdataset")
+    s = open_store(path)
+    flip(path / "shards" / f"{s.shards[0]}.tar", s.row("dir/b 2").arrays["rnnt.logp"].tobytes())
+    s = open_store(path)
+    with pytest.raises(CorruptError, match=r"row 1 \('dir/b 2'\)"):
+        s["dir/b 2"]
+    assert s["a.1"].T == 2
+    assert open_store(path, verify=False)["dir/b 2"].T == 3
+
+
+def test_an_entry_that_disagrees_with_its_rows_is_refused(tmp_path):
+    import json
+
+    path = fill(tmp_path / "s", "zarr")
+    entry = sorted((path / "sealed").iterdir())[0]
+    value = json.loads(entry.read_bytes())
+    value["ids"] = ["a.1", "other", "’ü"]
+    entry.write_bytes(seal_json(value))
+    (path / "index.bin").unlink()
+    with pytest.raises(FormatError, match="C2"):
+        open_store(path)["other"]
+    value["ids"], value["rows"] = ["a.1"], 1
+    entry.write_bytes(seal_json(value))
+    with pytest.raises(FormatError, match="C2"):
+        open_store(path)["a.1"]
+
+
+def test_labels_that_disagree_with_u_are_refused(stores):
+    s = open_store(stores["zarr"])
+    row = s.row("last")
+    row.arrays["rnnt.labels"] = row.arrays["rnnt.labels"][:-1]
+    with pytest.raises(FormatError, match="2 labels, U = 3"):
+        s.decode(row)
+    row = s.row("last")
+    row.meta["T"] = 4
+    with pytest.raises(FormatError, match="S7"):
+        s.decode(row)
+    for meta in ({"T": "5", "U": 3}, {"U": 3}, {"T": 5, "U": None}):
+        with pytest.raises(FormatError, match="S3"):
+            s.decode(Row("last", meta, s.row("last").arrays))
+
+
+# ---- other readers
+
+PLAIN_ZARR = """
+    import json, sys
+    import numpy as np, zarr
+    group = zarr.open_group(sys.argv[1], mode="r")
+    assert group.attrs["logitstore"] == {"format": "logitstore", "version": "1.0"}
+    found = {}
+    for name, shard in sorted(group["shards"].groups()):
+        about = shard.attrs["logitstore"]["columns"]
+        columns = [c["name"] for c in about]
+        start = shard["table/start"][:]
+        for i in range(len(start) - 1):
+            row = {}
+            for c, column in enumerate(columns):
+                array = shard[column.replace(".", "/")]
+                assert array.attrs["about"] == about[c]["about"]
+                row[column] = array[start[i, c] : start[i + 1, c]]
+            meta = json.loads(row.pop("row").tobytes())
+            found[meta["id"]] = {k: v.tobytes().hex() for k, v in row.items()}
+    assert "logitstore" not in sys.modules
+    print(json.dumps(found))
+"""
+
+PLAIN_WEBDATASET = """
+    import glob, json, sys
+    import numpy as np, webdataset
+    found, keys = {}, []
+    shards = sorted(glob.glob(sys.argv[1] + "/shards/*.tar"))
+    for sample in webdataset.WebDataset(shards, shardshuffle=False, empty_check=False).decode():
+        meta = sample["row.json"]
+        keys.append(sample["__key__"])
+        found[meta["id"]] = {
+            k.removesuffix(".npy"): v.tobytes().hex() for k, v in sample.items() if k.endswith(".npy")
+        }
+    assert len(set(keys)) == len(keys) == len(found)
+    assert "logitstore" not in sys.modules
+    print(json.dumps(found))
+"""
+
+
+@pytest.mark.parametrize(
+    ("storage", "script"),
+    [("zarr", PLAIN_ZARR), ("zarr:zstd", PLAIN_ZARR), ("webdataset", PLAIN_WEBDATASET)],
+    ids=["zarr", "zarr-zstd", "webdataset"],
+)
+def test_a_store_needs_no_logitstore_to_be_read(stores, tmp_path, storage, script):
+    import json
+
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), str(stores[storage])],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,  # nothing here is called logitstore
+        env={"PATH": "/usr/bin:/bin"},
+    )
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    s = open_store(stores[storage])
+    assert list(found) == IDS
+    for utt in IDS:
+        assert found[utt] == {n: a.tobytes().hex() for n, a in s.row(utt).arrays.items()}
+
+
+# ---- what is loaded
+
+
+def loaded(script, *args):
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script) + "\nimport sys; print(*sys.modules)", *args],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    return {m.partition(".")[0] for m in run.stdout.split()}
+
+
+def test_importing_loads_next_to_nothing():
+    roots = loaded("import logitstore; dir(logitstore); logitstore.LogitStoreError; logitstore.__version__")
+    assert not roots & {
+        "torch",
+        "zarr",
+        "webdataset",
+        "numpy",
+        "numcodecs",
+        "soundfile",
+        "soxr",
+        "rich",
+        "click",
+    }
+
+
+@pytest.mark.parametrize("storage", ["zarr", "webdataset"])
+def test_reading_arrays_loads_neither_torch_nor_zarr(stores, storage):
+    script = """
+        import sys
+        import logitstore
+        store = logitstore.open_store(sys.argv[1])
+        for utt in store:
+            store[utt].log_probs("ctc", 3.0), store[utt].log_probs("rnnt")
+    """
+    roots = loaded(script, str(stores[storage]))
+    assert not roots & {"torch", "zarr", "webdataset", "numcodecs"}
+
+
+def test_names_of_the_package():
+    import logitstore
+
+    for name in logitstore.__all__:
+        assert getattr(logitstore, name) is not None
+        assert name in dir(logitstore)
+    with pytest.raises(AttributeError, match="nonsense"):
+        logitstore.nonsense  # noqa: B018
+
+
+def test_canonical_rows_are_what_the_specification_says(stores):
+    s = open_store(stores["zarr"])
+    opened = s._open(s.shards[0])[1]
+    assert opened.array(0, "row").tobytes() == canonical(s.row("a.1").meta)

@@ -1,0 +1,115 @@
+"""Five things that really happened to people, each caught and named before it costs anything.
+
+Every story runs the command line as they would have run it.
+"""
+
+import json
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import demo
+import pytest
+from click.testing import CliRunner
+from test_cli import logitstore
+
+from logitstore import gpu, open_store
+from logitstore.cli import main
+from logitstore.cli.dump import command as dump_command
+from logitstore.gpu import Cuda, Gpu
+
+BROKEN = Path(__file__).parent / "broken_teachers.py"
+BOTH = ["--stream", "ctc=dense", "--stream", "rnnt=topk:16"]
+
+
+@pytest.fixture
+def dump(capsys):
+    """The command line, run here: status, stdout and stderr as a user sees them."""
+
+    def run(name, out, *more, manifest=demo.MANIFEST, streams=BOTH):
+        teacher = name if ":" in name else f"{BROKEN}:{name}"
+        args = ["dump", "--teacher", teacher, "--manifest", manifest, "--out", out, *streams, *more]
+        with pytest.raises(SystemExit) as e:
+            main([str(a) for a in args])
+        said = capsys.readouterr()
+        return CompletedProcess(args, e.value.code, said.out, said.err)
+
+    return run
+
+
+def refused(done, out, *words):
+    """Stopped with status 1 before the first shard, and all of these words said."""
+    assert done.returncode == 1, done.stderr
+    for word in words:
+        assert word in done.stderr, done.stderr
+    assert not (out / "sealed").exists()
+
+
+def test_story_a_reduced_dictionary_renumbered_its_tokens(tmp_path, dump):
+    """3 % of false rejects became 99 %, without a single error.
+
+    The dump's own table is the re-sorted one: the teacher's first words give it away. And where the right
+    table is given beside it, the difference is named before the teacher has run at all.
+    """
+    out = tmp_path / "s"
+    done = dump("renumbered", out)
+    refused(done, out, "word error rate", "right tokens under other numbers", "re-numbered")
+    assert "reference  don’t turn off the light" in done.stderr
+    done = dump("retitled", tmp_path / "r")
+    refused(done, tmp_path / "r", "word error rate", "the reference's own token ids", "re-numbered")
+    done = dump("renumbered", tmp_path / "t", "--tokens", demo.TOKENS)
+    refused(done, tmp_path / "t", "VocabError", "the tokens are the same, in another order")
+
+
+def test_story_a_character_models_weights_moved_under_a_bpe_vocabulary(tmp_path, dump):
+    done = dump("characters", tmp_path / "s", streams=["--stream", "ctc=dense"])
+    refused(done, tmp_path / "s", "word error rate", "a character model under another vocabulary")
+    done = dump("characters_narrow", tmp_path / "t", streams=["--stream", "ctc=dense"])
+    refused(done, tmp_path / "t", "VocabError", "40 classes, the token table has 150")
+
+
+def test_story_a_gpu_that_the_installed_torch_cannot_run(tmp_path, monkeypatch):
+    """The manifest and the teacher are not even there: the device is looked at before anything else."""
+    card = Gpu("NVIDIA GeForce RTX 5090", (12, 0))
+    old = Cuda("2.4.0+cu121", "12.1", ("sm_80", "sm_86", "sm_90"), (card,), (card.name,))
+    monkeypatch.setattr(gpu, "look", lambda device: old)
+    args = [
+        "--teacher",
+        "none.py:load",
+        "--manifest",
+        "none",
+        "--out",
+        str(tmp_path / "s"),
+        "--device",
+        "cuda",
+    ]
+    done = CliRunner().invoke(dump_command, args)
+    assert "cannot run on the NVIDIA GeForce RTX 5090: its compute capability is 12.0" in str(done.exception)
+    assert "built for sm_80 sm_86 sm_90" in str(done.exception)
+    assert not (tmp_path / "s").exists()
+    done = logitstore("dump", *args[:-1], "cuda:7", CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 2
+    assert "--device cuda:7" in done.stderr
+
+
+def test_story_a_job_that_died_in_ascii_on_an_apostrophe(tmp_path):
+    """It died after hours, on the first ’ it wrote. Here the whole way is gone in a C locale."""
+    ascii_ = {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    line = {**demo.lines(1)[0], "id": "don’t"}
+    manifest = demo.write_manifest(tmp_path / "m.jsonl", [line, *demo.lines(5)[2:]])
+    args = ["--teacher", demo.FACTORY, "--manifest", manifest, "--out", tmp_path / "s", *BOTH]
+    done = logitstore("dump", *args, **ascii_)
+    assert done.returncode == 0, done.stderr
+    assert "don’t turn off" in done.stderr
+    said = logitstore("transcripts", tmp_path / "s", **ascii_)
+    assert said.returncode == 0, said.stderr
+    texts = {x["id"]: x["text"] for x in map(json.loads, said.stdout.splitlines())}
+    assert texts["don’t"] == line["text"]
+    assert open_store(tmp_path / "s")["don’t"].text == line["text"]
+    doctor = logitstore("doctor", **ascii_)
+    assert "text is ascii here" in doctor.stdout
+
+
+@pytest.mark.parametrize("name", ["constant", "one_word"])
+def test_story_a_model_that_output_one_constant_all_day(name, tmp_path, dump):
+    done = dump(name, tmp_path / "s")
+    refused(done, tmp_path / "s", "the ctc branch is constant")
