@@ -339,7 +339,7 @@ def test_the_joiner_runs_for_the_self_check_only(tmp_path):
         return teacher.join(*sides)
 
     teacher = demo.Spoiled(join=join)
-    options = {"teacher": teacher, "shard_size": "1", "transcripts": False}
+    options = {"teacher": teacher, "shard_size": "1", "transcripts": "none"}
     run(tmp_path / "a", {"rnnt": "factored"}, limit=4, **options)
     few = len(joined)
     run(tmp_path / "b", {"rnnt": "factored"}, limit=12, **options)

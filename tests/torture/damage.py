@@ -68,7 +68,7 @@ def rot(family, root, cases, seconds=600, seed=0):
         if not data:
             continue
         changed = harm(dice, data, other.read_bytes())
-        if changed == data:
+        if changed == data or (changed or b"").strip() == data.strip():  # white space in JSON is free (F3)
             continue
         name = str(path.relative_to(stores[storage]))
         with family.case(f"{storage}: {harm.__name__} {name}, case {family.cases} of seed {seed}"):

@@ -8,7 +8,7 @@ FULL = {
     "killed at any moment": {"kills": 400},
     "two jobs killed": {"kills": 60},
     "merging killed at every step": {},
-    "rot": {"cases": 3000, "seconds": 60},
+    "rot": {"cases": 3000, "seconds": 150},
     "rot repaired": {"cases": 200, "seconds": 60},
     "writes that fail": {"step": 8},
     "disks that fill up": {"step": 4},
