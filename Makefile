@@ -1,5 +1,6 @@
 # make demo    the main job: a trained teacher and real audio into a store, inspected, read back
 # make test    the tests
+# make test-frameworks   teachers against the real frameworks, each in an environment of its own; FRAMEWORKS=...
 # make check   ruff and mypy
 # make torture kills, disk faults, rot and hostile input, thousands of cases in under ten minutes; one table
 # make fuzz    coverage-guided fuzzing of everything that reads a store, for FUZZ_SECONDS (60)
@@ -10,9 +11,9 @@ VENV := $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv)
 PY := $(VENV)/bin/python
 DEMO := demo-store
 
-.PHONY: demo test torture fuzz check install benchmark clean help
+.PHONY: demo test test-frameworks torture fuzz check install benchmark clean help
 help:
-	@sed -n '1,6s/^# //p' Makefile
+	@sed -n '1,7s/^# //p' Makefile
 
 # torch is left alone where there is one: a user's own CUDA build stays theirs.
 $(VENV)/.logitstore: setup.cfg pyproject.toml
@@ -37,6 +38,9 @@ demo: install
 test: install
 	$(PY) -m pytest
 
+test-frameworks:
+	VENVS="$${VENVS:-$(CURDIR)/.venv-frameworks}" bash tests/frameworks/run.sh
+
 torture: install
 	$(PY) -m tests.torture
 
@@ -45,6 +49,7 @@ fuzz:
 	@test -x .venv-fuzz/bin/python || python3 -m venv .venv-fuzz
 	@.venv-fuzz/bin/python -c 'import atheris, numpy, google_crc32c, numcodecs' 2>/dev/null || \
 	  .venv-fuzz/bin/python -m pip install -q 'atheris>=2.3' 'numpy>=1.26' 'google-crc32c>=1.5' 'numcodecs>=0.15'
+	@mkdir -p tests/fuzz/found
 	PYTHONPATH=. .venv-fuzz/bin/python -m tests.fuzz $(or $(FUZZ_SECONDS),60)
 
 check: install
