@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .digest import sha256
 from .errors import AudioError
 from .manifest import Utterance
 
@@ -52,6 +53,11 @@ def _recording(utt: Utterance) -> bytes | io.BytesIO:
         said = ran.stderr.decode("utf-8", "replace").strip()
         raise AudioError(f"{utt.pipe!r} ended with status {ran.returncode}: {said}", where=utt.id)
     return io.BytesIO(ran.stdout)
+
+
+def fingerprint(audio: Float) -> str:
+    """The first 64 bits of the SHA-256 of samples: what a row keeps to know its recording again (SPEC S3)."""
+    return sha256(audio.tobytes())[: len("sha256:") + 16]
 
 
 def load_audio(utt: Utterance, rate: int) -> Float:

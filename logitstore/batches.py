@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from .audio import load_audio, seconds_of
-from .errors import AudioError, LogitStoreError, TokenError
+from .audio import fingerprint, load_audio, seconds_of
+from .errors import AudioError, LogitStoreError, TeacherError, TokenError
 from .manifest import Utterance
 from .teachers.base import Teacher
 from .vocab import TokenTable
@@ -25,19 +25,24 @@ class Loaded:
         features: (T0, F) float32.
         seconds: of audio, as loaded.
         labels: (U,) token ids; None where no stream needs them, or nobody gave any.
+        audio: fingerprint of the samples, as the teacher heard them.
     """
 
     utt: Utterance
     features: torch.Tensor
     seconds: float
     labels: list[int] | None
+    audio: str = ""
 
 
 Failed = tuple[Utterance, LogitStoreError]
 
 
 def load(utt: Utterance, teacher: Teacher, table: TokenTable, needs_labels: bool) -> Loaded:
-    """Load, resample and featurise one utterance; raises ``AudioError`` or ``TokenError``."""
+    """Load, resample and featurise one utterance.
+
+    Raises ``AudioError``, ``TokenError``, or ``TeacherError`` where ``features`` fails.
+    """
     rate = teacher.describe().sample_rate
     labels = labels_of(utt, teacher, table) if needs_labels else None
     audio = load_audio(utt, rate)
@@ -45,9 +50,11 @@ def load(utt: Utterance, teacher: Teacher, table: TokenTable, needs_labels: bool
         features = teacher.features(audio)
     except ValueError as e:
         raise AudioError(f"no features from {len(audio) / rate:.3f} s of audio: {e}", where=utt.id) from e
+    except Exception as e:  # in a loader thread: whatever it is, it is named with its utterance
+        raise TeacherError(f"features() failed with {type(e).__name__}: {e}", where=utt.id) from e
     if features.dim() < 1 or not len(features):
         raise AudioError(f"{len(audio) / rate:.3f} s of audio are too short for one frame", where=utt.id)
-    return Loaded(utt, features, len(audio) / rate, labels)
+    return Loaded(utt, features, len(audio) / rate, labels, fingerprint(audio))
 
 
 def labels_of(utt: Utterance, teacher: Teacher, table: TokenTable) -> list[int] | None:

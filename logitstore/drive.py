@@ -113,7 +113,15 @@ class Driver:
     def run(self, batch: Sequence[Loaded]) -> list[Spoken]:
         """One padded batch through ``forward``; raises an error of the teacher's tree."""
         with self._quiet(), self._tap as tap, self._inputs as inputs:
-            output = self.teacher.forward(*self.pad([item.features for item in batch]))
+            try:
+                output = self.teacher.forward(*self.pad([item.features for item in batch]))
+            except torch.OutOfMemoryError as e:
+                seconds = sum(item.seconds for item in batch)
+                raise TeacherError(
+                    f"out of memory on {self.device}: {e}",
+                    where=f"a batch of {len(batch)} utterances, {seconds:.1f} s",
+                    do="Give smaller batches: --batch-seconds. What was sealed stays.",
+                ) from e
             logits = tap.take("ctc") if "ctc" in self.streams else None
             hidden = inputs.take("ctc") if "ctc" in self.heads else None
         lengths = self.lengths(output, batch, logits)

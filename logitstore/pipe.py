@@ -188,6 +188,8 @@ class Pipe:
             "U": len(loaded.labels or ()),
             "seconds": round(loaded.seconds, 6),
         }
+        if loaded.audio:
+            meta["audio"] = loaded.audio
         if loaded.utt.text is not None:
             meta["text"] = loaded.utt.text
         meta.update(spoken.notes)

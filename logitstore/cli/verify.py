@@ -98,12 +98,13 @@ def _against(
 
     store, manifest = open_store(location), read_manifest(files[0], audio_root=files[1])
     found = against_teacher(store, load_teacher(asked[0]), manifest, asked[1])
-    bad = [c for c in found if not c.kl <= max_kl]
+    bad = [c for c in found if c.note or not c.kl <= max_kl]
     if as_json:
         click.echo(json.dumps([vars(c) for c in found], ensure_ascii=False, indent=1))
     else:
         for c in bad:
-            click.echo(f"{printable(c.id)} {c.stream}: KL {c.kl:.3g} nats a row, more than {max_kl:g}")
+            why = c.note or f"KL {c.kl:.3g} nats a row, more than {max_kl:g}"
+            click.echo(f"{printable(c.id)} {c.stream}: {why}")
         for name in dict.fromkeys(c.stream for c in found):
             mine = [c for c in found if c.stream == name]
             click.echo(
