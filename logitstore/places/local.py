@@ -137,7 +137,8 @@ class LocalPlace:
         while True:
             try:
                 with told(path):
-                    path.parent.mkdir(parents=True, exist_ok=True)
+                    with suppress(FileExistsError):  # another made it, and removed it while this one looked
+                        path.parent.mkdir(parents=True, exist_ok=True)
                     self._check(path.parent)
                     f = open(
                         os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "wb"
