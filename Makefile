@@ -28,7 +28,7 @@ install: $(VENV)/.logitstore
 demo: install
 	rm -rf $(DEMO) $(DEMO)-webdataset
 	$(PY) -m logitstore dump --teacher recipes/demo/teacher.py:load --manifest manifests/demo.jsonl \
-	  --tokens manifests/demo.tokens.txt --stream ctc=dense --stream rnnt=topk:16 --out $(DEMO)
+	  --tokens manifests/demo.tokens.txt --stream ctc=dense --stream rnnt=topk:16 --transcripts all --out $(DEMO)
 	$(PY) -m logitstore inspect $(DEMO) --manifest manifests/demo.jsonl
 	$(PY) -m logitstore convert $(DEMO) $(DEMO)-webdataset --storage webdataset
 	$(PY) -m logitstore verify $(DEMO)

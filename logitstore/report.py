@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,19 @@ def summary(store: Store, *, sample: int = SAMPLE) -> dict[str, Any]:
         "bytes_per_frame": on_disk / max(frames, 1),
         "sampled": len(targets),
         "streams": {s.name: _stream(store, s, targets) for s in store.spec.streams},
+        "heard": _heard(targets),
     }
+
+
+def _heard(targets: list[Target]) -> dict[str, float]:
+    """Token error rate, by stream, of the transcripts that rows keep beside a reference."""
+    errors, lengths = Counter[str](), Counter[str]()
+    for target in targets:
+        for stream, said in target.meta.get("hyp", {}).items():
+            if "ter" in said and target.U:
+                errors[stream] += said["ter"] * target.U
+                lengths[stream] += target.U
+    return {stream: errors[stream] / of for stream, of in lengths.items()}
 
 
 def _stream(store: Store, spec: StreamSpec, targets: list[Target]) -> dict[str, Any]:
@@ -178,6 +191,7 @@ def utterance(store: Store, utt_id: str, *, top: int = 5) -> dict[str, Any]:
             "text": store.tokens.text(tokens),
             "errors": wrong,
             "reference": of,
+            "heard": target.meta.get("hyp", {}).get(spec.name),
             "frames": lines,
         }
     return out

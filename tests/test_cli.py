@@ -64,6 +64,8 @@ def test_inspect_shows_what_the_store_is_and_how_good(store):
         assert 0 < data["streams"][stream]["error_rate"] <= 0.05
         assert data["streams"][stream]["error_reference"] == 299
     assert data["streams"]["ctc"]["kept_mass"] == pytest.approx(1)
+    assert data["heard"]["ctc"] == pytest.approx(data["streams"]["ctc"]["error_rate"], abs=1e-3)
+    assert "decoded as it would by itself: ctc" in done.stdout
     assert data["bytes_per_frame"] == pytest.approx(data["bytes"] / data["frames"])
 
 
@@ -73,6 +75,7 @@ def test_inspect_one_utterance_fits_the_terminal_and_decodes_it(store):
     lines = done.stdout.splitlines()
     assert "reference  don’t turn off the light before half past three" in lines
     assert "decoded    don’t turn off the light before half past three" in lines
+    assert "heard      don’t turn off the light before half past three" in lines
     frames = [x for x in lines if x[:1].isdigit()]
     assert len(frames) >= 76
     assert max(map(len, frames)) <= 72

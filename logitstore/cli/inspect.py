@@ -111,6 +111,9 @@ def _summary(d: dict[str, Any]) -> str:
         f"errors: {unit} errors of the greedy decode of the stored logits (rnnt under teacher forcing);",
         f"all over {d['sampled']} of {d['utterances']} utterances.",
     ]
+    if d["heard"]:
+        rates = ", ".join(f"{name} {100 * rate:.2f} %" for name, rate in d["heard"].items())
+        lines.append(f"The teacher's own transcripts, decoded as it would by itself: {rates} token errors.")
     if "manifest" in d:
         m = d["manifest"]
         lines += [
@@ -139,6 +142,7 @@ def _utterance(d: dict[str, Any]) -> str:
             f"decoded    {printable(s['text'])}",
             f"           {printable(' '.join(s['decoded']))}",
             f"           {s['errors']} errors in {s['reference']}",
+            *([f"heard      {printable(s['heard']['text'])}"] if s["heard"] else []),
             "",
         ]
         rows = []
