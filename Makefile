@@ -59,6 +59,8 @@ check: install
 
 benchmark: install
 	$(PY) benchmarks/dump.py
+	$(PY) benchmarks/joiner.py
+	$(PY) benchmarks/size.py
 	$(PY) benchmarks/capture.py
 	$(PY) benchmarks/verify.py
 
