@@ -1,10 +1,8 @@
-"""Who am I among the processes: job i of N, rank of a world, worker of a loader."""
+"""Who am I among the processes: job i of N."""
 
 from __future__ import annotations
 
-import os
 import re
-import sys
 from dataclasses import dataclass
 
 from .errors import UsageError
@@ -38,18 +36,3 @@ class Part:
         if not m:
             raise UsageError(f"{text!r} is not a part like 0/4", do="Give index/count, counted from 0.")
         return cls(int(m[1]), int(m[2]))
-
-
-def rank() -> Part:
-    """This process in a torch.distributed or launcher world (``RANK`` / ``WORLD_SIZE``); alone: 0/1."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
-        return Part(torch.distributed.get_rank(), torch.distributed.get_world_size())
-    return Part(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
-
-
-def worker() -> Part:
-    """This process among a DataLoader's workers; outside of one: 0/1."""
-    torch = sys.modules.get("torch")
-    info = torch.utils.data.get_worker_info() if torch is not None else None
-    return Part(info.id, info.num_workers) if info is not None else Part()

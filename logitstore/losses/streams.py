@@ -55,9 +55,16 @@ def seq2seq_kd(
     reduction: str = "mean",
 ) -> torch.Tensor:
     """Label by label KL of an attention decoder under teacher forcing, (B, U, V); see :func:`ctc_kd`."""
-    rows = view(target)
-    kl = Divergence(temperature, direction, tail, scale)(logits, rows)
-    return reduce(kl, rows.mask, weights, reduction)
+    return ctc_kd(
+        logits,
+        target,
+        temperature=temperature,
+        direction=direction,
+        tail=tail,
+        scale=scale,
+        weights=weights,
+        reduction=reduction,
+    )
 
 
 def rnnt_kd(
