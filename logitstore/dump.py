@@ -9,17 +9,14 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import torch
-
 from .audio import seconds_of
 from .batches import Loaded, ahead, by_length, load
 from .blocks import DEFAULT_SHARD_SIZE, Block, ShardSize, blocks
-from .drive import Driver, Spoken
+from .drive import Driver, Spoken, cpu_threads
 from .errors import LogitStoreError, ManifestError, TooManySkipped, UsageError
 from .factor import factored, once_per_store
 from .gates import Gate, Skips, lines
@@ -157,7 +154,7 @@ def dump(
     spec = spec_of(teacher, table, manifest, options)
     place = open_place(out)
     driver = Driver(teacher, table, list(options.streams), options.device, factored=factored(spec))
-    with _cpu_threads(options.cpu_threads):
+    with cpu_threads(options.cpu_threads):
         spec, constants = once_per_store(place, spec, driver, manifest, options.batch_seconds)
         writer = StoreWriter(place, spec, writer=f"job-{options.part.index}-of-{options.part.count}")
         with writer.begin(table, options.allow_different, constants=constants):
@@ -168,17 +165,6 @@ def spec_of(teacher: Teacher, table: TokenTable, manifest: Manifest, options: Du
     """What the store of a dump says about itself."""
     about = replace(teacher.describe(), weights=weights_sha256(teacher.model))
     return make_spec(about, table, options.streams, storage=options.storage, manifest=manifest.to_json())
-
-
-@contextmanager
-def _cpu_threads(count: int) -> Iterator[None]:
-    """So many threads inside torch's operators on the CPU, meanwhile."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class _Dump:
