@@ -148,7 +148,7 @@ def _why(m: Measured, measured: Sequence[Measured], asked: Asked, max_bytes: flo
     lose = f"lose at most {asked.budget:g} nats a row on average at each of the temperatures " + ", ".join(
         f"{t:g}" for t in m.kl
     )
-    most = f"{mean:.1e} at most, at {at:g}"
+    most = f"{mean:.1g} at most, at {at:g}"
     if good and m is good[0]:
         first = f"the smallest of {len(good)} that {lose}" if len(good) > 1 else f"the only one to {lose}"
         then = (

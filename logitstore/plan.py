@@ -73,6 +73,7 @@ class Plan:
         measured: every encoding tried, with every storage.
         refused: by stream, encoding and reason.
         choice: what to take.
+        asked: what is good enough, by stream.
         findings: of the self-check.
     """
 
@@ -84,6 +85,7 @@ class Plan:
     measured: tuple[Measured, ...]
     refused: tuple[tuple[str, str, str], ...]
     choice: Choice
+    asked: Mapping[str, Asked]
     findings: tuple[str, ...] = ()
 
     @property
@@ -114,7 +116,12 @@ class Plan:
             "speed": dict(self.speeds),
             "streams": {
                 s: {
-                    "candidates": [m.to_json() for m in self.measured if m.stream == s],
+                    "max_kl": self.asked[s].budget,
+                    "candidates": [
+                        {**m.to_json(), "good_enough": m.keeps(self.asked[s])}
+                        for m in self.measured
+                        if m.stream == s
+                    ],
                     "refused": [{"encoding": e, "reason": r} for of, e, r in self.refused if of == s],
                     "recommended": chosen.encoding,
                     "why": self.choice.why[s],

@@ -152,6 +152,7 @@ class _Run:
             measured,
             tuple(self.refused),
             choice,
+            asked,
             self.findings,
         )
 
