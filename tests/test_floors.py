@@ -81,6 +81,7 @@ FLOORS = [
     "plan",
     "trial",
     "planning",
+    "auto",
     "dump",
     "inject",
     "scribe",

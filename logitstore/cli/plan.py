@@ -23,6 +23,13 @@ if TYPE_CHECKING:
     from ..plan import Plan
 
 NARROWER = ("p99", "once", "storages")  # what a table leaves out that would not fit the terminal
+NOTES = """\
+once: of the store, whatever its length: the head. speed: times real time, loading, teacher, encoding
+and writing one after the other; a dump does them side by side. KL: nats that a row differs from the
+teacher's own, mean and 99th percentile, by temperature."""
+LATTICE_NOTES = """
+aligned: share of the teacher's alignments in the nodes kept. collapsed is exact in blank, next label
+and rest; its KL here is of all classes, the rest spread evenly."""
 FEW = 10_000  # bytes kept once that are not worth a column: the token table, logitstore.json
 PASSED_ON = ("manifest_format", "audio_root", "batch_seconds", "device", "limit", "shard_size", "cpu_threads")
 
@@ -171,16 +178,7 @@ def _print(p: Plan, next_command: str) -> None:
         for reason, names in _by_reason(d["streams"][stream]["refused"]):
             click.echo(f"refused: {', '.join(names)}: {printable(reason)}")
     click.echo()
-    click.echo(
-        "once: of the store, whatever its length (the head). speed: times real time, loading, teacher,"
-    )
-    click.echo("encoding and writing one after the other; a dump does these side by side.")
-    click.echo("KL: nats that rows differ from the teacher's own, mean and 99th percentile, by temperature.")
-    if "rnnt" in p.choice.streams:
-        click.echo(
-            "aligned: share of the teacher's alignments that lies in the nodes kept. collapsed is exact in"
-        )
-        click.echo("blank, next label and rest; its KL is of all classes, the rest spread evenly.")
+    click.echo(NOTES + LATTICE_NOTES if "rnnt" in p.choice.streams else NOTES)
     click.echo()
     for why in p.choice.why.values():
         click.echo(f"→ {why}")
@@ -210,7 +208,10 @@ def _table(p: Plan, stream: str) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    styles = ["bold green" if x[0] == "→" else "" if fine else "dim" for x, fine in zip(lines[1:], good)]
+    styles = [
+        "bold green" if x[0] == "→" else "" if fine else "dim"
+        for x, fine in zip(lines[1:], good, strict=True)
+    ]
     for line, style in zip(lines, ["bold", *styles], strict=True):
         Console().print(Text(line, style=style), no_wrap=True, overflow="ellipsis", crop=True)
 
