@@ -33,7 +33,7 @@ from .selfcheck import self_check
 from .spec import StoreSpec, StreamSpec, TeacherSpec
 from .teachers.base import Teacher, weights_sha256
 from .transcribe import Scribe
-from .trial import Lattice, Shelf, Trial, settle
+from .trial import Lattice, Nothing, Shelf, Trial, settle
 from .vocab import TokenTable
 
 INDEX_ROW = 17  # bytes of an utterance in index.bin: 16, and its share of the fan-out
@@ -106,6 +106,7 @@ class _Run:
         self.measured: list[Measured] = []
         self.activation, self.findings = "", tuple[str, ...]()
         self.heard = _Heard()
+        self.nothing: Nothing = {}
         self.whys: dict[str, str] = {}  # why a stream's head does not factor
         self.driver = self._tapped()
 
@@ -245,7 +246,7 @@ class _Run:
         for storage in self.options.storages:
             spec = with_heads(self._spec(stream, encoding, storage), self.driver, made, self.activation)
             name = f"{stream}-{encoding}-{storage}".replace("/", "-")
-            shelves[storage] = Shelf(self.folder / name, spec, self.table, made)
+            shelves[storage] = Shelf(self.folder / name, spec, self.table, made, self.nothing)
             self.shelves.callback(shelves[storage].close)
         return Trial(encoding, stream, shelves, self.options.temperatures)
 

@@ -29,7 +29,7 @@ from .pipe import row_meta
 from .places import Place
 from .reader import Store
 from .sealed import Entry
-from .spec import StoreSpec
+from .spec import Column, StoreSpec
 from .storage import parse_storage
 from .storage.base import ShardWriter
 from .vocab import TokenTable
@@ -101,8 +101,18 @@ class _Papers:
         self._files[name] = data
 
 
+Nothing = dict[tuple[str, tuple[Column, ...]], tuple[int, float]]
+
+
 class Shelf:
     """A store on trial: real shards in a temporary folder, weighed and removed; the rest in memory.
+
+    Args:
+        folder: of its shards.
+        spec: of the store.
+        table: its token table.
+        made: what it keeps once.
+        nothing: bytes and seconds of a shard that holds nothing, by storage and columns; filled in here.
 
     Attributes:
         spec: of the store.
@@ -110,7 +120,9 @@ class Shelf:
         seconds: spent writing, without what an empty shard takes.
     """
 
-    def __init__(self, folder: Path, spec: StoreSpec, table: TokenTable, made: Constants) -> None:
+    def __init__(
+        self, folder: Path, spec: StoreSpec, table: TokenTable, made: Constants, nothing: Nothing
+    ) -> None:
         self.place = cast(Place, _Papers())
         self.spec = establish(self.place, spec, table, set(), made)
         self._storage, self._columns = parse_storage(spec.storage["name"]), columns_of(spec)
@@ -121,11 +133,12 @@ class Shelf:
         self._frames, self._audio = 0, 0.0
         self._waiting = self._bytes = 0
         self.seconds, self.fixed = 0.0, 0
-        self._begin()
-        begin = time.perf_counter()
-        self.fixed = self._end()
-        self._empty = time.perf_counter() - begin
-        self._bytes = 0
+        key = (spec.storage["name"], self._columns)
+        if key not in nothing:
+            self._begin()
+            begin = time.perf_counter()
+            nothing[key] = self._end(), time.perf_counter() - begin
+        self.fixed, self._empty = nothing[key]
 
     def add(self, row: Row) -> None:
         """Write a row as a dump does."""
