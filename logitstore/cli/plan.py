@@ -20,6 +20,7 @@ from .tables import printable, table
 
 if TYPE_CHECKING:
     from ..choice import Measured
+    from ..contenders import Wish
     from ..plan import Plan
 
 NARROWER = ("p99", "once", "storages")  # what a table leaves out that would not fit the terminal
@@ -73,6 +74,7 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     from ..planning import plan
     from ..teachers import load_teacher
 
+    given_wishes, temperatures = _wishes(given["streams"]), _numbers(given["temperatures"])
     manifest = read_manifest(
         given["manifest"],
         audio_root=given["audio_root"],
@@ -81,19 +83,11 @@ def command(ctx: click.Context, /, **given: Any) -> None:
         allow_pipes=given["allow_pipes"],
     )
     teacher = load_teacher(given["teacher"])
-    streams = given["streams"] or [h.stream for h in teacher.describe().heads]
-    wishes = {}
-    for text in streams:
-        name, equals, how = text.partition("=")
-        wish = Wish.parse(how if equals else "auto")
-        if wish is None or name in wishes:
-            raise UsageError(f"--stream {text!r}", do="Each stream once: ctc, or rnnt=auto/banded:5.")
-        wishes[name] = wish
     options = PlanOptions(
-        streams=wishes,
+        streams=given_wishes or {h.stream: Wish() for h in teacher.describe().heads},
         storages=given["storages"] or PlanOptions.storages,
         sample=given["sample"],
-        temperatures=_numbers(given["temperatures"]),
+        temperatures=temperatures,
         max_kl=given["max_kl"],
         max_gb=given["max_gb"],
         batch_seconds=given["batch_seconds"],
@@ -119,6 +113,19 @@ def beside(out: Path) -> Path:
         if folder.is_dir() and os.access(folder, os.W_OK):
             return folder
     return Path(tempfile.gettempdir())
+
+
+def _wishes(streams: Sequence[str]) -> dict[str, Wish]:
+    from ..contenders import Wish
+
+    found = {}
+    for text in streams:
+        name, equals, how = text.partition("=")
+        wish = Wish.parse(how if equals else "auto")
+        if wish is None or name in found:
+            raise UsageError(f"--stream {text!r}", do="Each stream once: ctc, or rnnt=auto/banded:5.")
+        found[name] = wish
+    return found
 
 
 def _numbers(text: str) -> tuple[float, ...]:
