@@ -2,9 +2,9 @@
 
 The demo teacher is measured on its twenty utterances; with --fsdd and --heads also the heads that
 `recipes/digits/train.py` wrote, on digits that training never heard. Bytes are those of every file of the
-store, index, row texts, checksums and entries included, over its frames; what a stream stores once (the head)
-is counted apart. The divergence KL(teacher || stored) of a row, in nats, is measured against the model's own
-logits, which go through no encoding.
+store, index, row texts, checksums and entries included, over its frames; what a store keeps once (head, token
+table) is counted apart. The divergence KL(teacher || stored) of a row, in nats, is measured against the
+model's own logits, which go through no encoding.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from logitstore import open_store
 from logitstore.audio import load_audio
+from logitstore.divergence import divergences
 from logitstore.dump import DumpOptions, dump
+from logitstore.footprint import footprint
 from logitstore.manifest import Manifest, read_manifest
-from logitstore.target import logsumexp
 from recipes.demo.pieces import Pieces
 from recipes.demo.teacher import DemoTeacher
 from recipes.demo.teacher import load as load_demo
@@ -70,20 +71,6 @@ def own_logits(teacher: DemoTeacher, manifest: Manifest, lattices: bool) -> Own:
     return said
 
 
-def sizes(folder: Path) -> tuple[int, int]:
-    """Bytes of a store's files: of all but what is stored once, and of that."""
-    once = sum(f.stat().st_size for f in folder.glob("constants/*"))
-    return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) - once, once
-
-
-def divergences(own: np.ndarray, served: np.ndarray, temperature: float) -> np.ndarray:
-    """(N,) nats."""
-    exact, given = own / temperature, served.reshape(own.shape).astype(np.float64)
-    exact -= logsumexp(exact)[:, None]
-    given -= logsumexp(given)[:, None]  # float32 sums to one within 1e-7, which would drown the smallest
-    return np.asarray((np.exp(exact) * (exact - given)).sum(1))
-
-
 def measure(
     teacher: DemoTeacher, manifest: Manifest, own: Own, stream: str, encodings: tuple[str, ...]
 ) -> None:
@@ -103,11 +90,12 @@ def measure(
                 target = store[utt_id]
                 rows += len(target[stream])
                 for temperature, values in found.items():
-                    served = target.log_probs(stream, temperature)
+                    served = target[stream].at(temperature).dense()
                     values.append(divergences(own[utt_id][stream], served, temperature))
-            each, once = sizes(Path(folder, "store"))
+            weight = footprint(store.place, store.spec, map(store.entry, store.shards))
         dense = 2 * next(iter(own.values()))[stream].shape[1]
-        line = f"{text:24} {each / rows:12.2f} {each / rows / dense:8.1%} {once / 1000:9.1f}"
+        line = f"{text:24} {weight.rows / rows:12.2f} {weight.rows / rows / dense:8.1%}"
+        line += f" {weight.once / 1000:9.1f}"
         for values in found.values():
             lost = np.concatenate(values)
             line += f"{lost.mean():18.1e} {np.quantile(lost, 0.99):8.1e}"

@@ -10,6 +10,7 @@ import numpy as np
 from .decode import best_classes, decode, edit_distance, forced_rnnt, greedy_ctc, on_grid
 from .encodings.base import LOSS
 from .errors import UsageError
+from .footprint import footprint
 from .lattice import Form
 from .manifest import Manifest
 from .reader import Store
@@ -29,7 +30,7 @@ AXES = {
 def summary(store: Store, *, sample: int = SAMPLE) -> dict[str, Any]:
     """Identity, size and per-stream statistics, these over at most ``sample`` utterances, spread evenly."""
     entries = [read_entry(store.place, name) for name in store.shards]
-    on_disk = sum(e.bytes for e in entries)
+    on_disk = footprint(store.place, store.spec, entries)
     frames = sum(e.frames for e in entries)
     ids = [i for e in entries for i in e.ids]
     chosen = ids[:: max(1, -(-len(ids) // sample))] if ids else []
@@ -48,8 +49,9 @@ def summary(store: Store, *, sample: int = SAMPLE) -> dict[str, Any]:
         "frames": frames,
         "shards": len(entries),
         "skipped": sum(len(e.skipped) for e in entries),
-        "bytes": on_disk,
-        "bytes_per_frame": on_disk / max(frames, 1),
+        "bytes": on_disk.bytes,
+        "bytes_once": on_disk.once,
+        "bytes_per_frame": on_disk.rows / max(frames, 1),
         "sampled": len(targets),
         "streams": {s.name: _stream(store, s, targets) for s in store.spec.streams},
         "heard": _heard(targets),

@@ -24,6 +24,7 @@ FLOORS = [
     "frames",
     "lattice",
     "target",
+    "divergence",
     "emission",
     "faults",
     "places",
@@ -47,6 +48,7 @@ FLOORS = [
     "replacing",
     "layout",
     "constants",
+    "footprint",
     # 3: outside
     "audio",
     "survey",
