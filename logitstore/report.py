@@ -11,6 +11,7 @@ from .decode import best_classes, decode, edit_distance, forced_rnnt, greedy_ctc
 from .encodings.base import LOSS
 from .errors import UsageError
 from .footprint import footprint
+from .lattice import Form
 from .manifest import Manifest
 from .reader import Store
 from .sealed import read_entry
@@ -124,6 +125,8 @@ def _lost(spec: StreamSpec, targets: list[Target]) -> dict[str, float] | None:
 
 def errors_of(store: Store, target: Target, spec: StreamSpec) -> tuple[int, int]:
     """Errors of the greedy decode and length of the reference: tokens where labels are stored, else words."""
+    if _means(spec):
+        return 0, 0
     hypothesis = decode(target, spec.name, spec.blank)
     if store.has_labels:
         return edit_distance(target.labels.tolist(), hypothesis), target.U
@@ -131,6 +134,11 @@ def errors_of(store: Store, target: Target, spec: StreamSpec) -> tuple[int, int]
         return 0, 0
     words = target.text.split()
     return edit_distance(words, store.tokens.text(hypothesis).split()), len(words)
+
+
+def _means(spec: StreamSpec) -> bool:
+    """Whether rows are means of a lattice's nodes: no walk through them says anything."""
+    return spec.kind == "rnnt" and Form.parse(spec.form).framewise
 
 
 def against_manifest(store: Store, manifest: Manifest) -> dict[str, Any]:
@@ -175,7 +183,7 @@ def utterance(store: Store, utt_id: str, *, top: int = 5) -> dict[str, Any]:
             tokens = list(path.tokens)
         else:
             nodes = [(t, -1, t) for t in range(shape[0])]
-            tokens = greedy_ctc(best, spec.blank)
+            tokens = [] if _means(spec) else greedy_ctc(best, spec.blank)
         lines = []
         for t, u, row in nodes:
             order = np.argsort(-at.logp[row], kind="stable")[:top]

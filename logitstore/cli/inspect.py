@@ -152,6 +152,7 @@ def _utterance(d: dict[str, Any]) -> str:
             best = [f"{printable(token)} {p:.3f}" if p >= 5e-4 else "·" for token, p in frame["best"]]
             rows.append([at, *best, f"{frame['tail']:.1e}"])
         count = max((len(r) - 2 for r in rows), default=0)
-        head = ["t" if name != "rnnt" else "t,u", *[f"best {i + 1}" for i in range(count)], "rest"]
+        walk = any("u" in frame for frame in s["frames"])
+        head = ["t,u" if walk else "t", *[f"best {i + 1}" for i in range(count)], "rest"]
         lines += table(head, rows, width)
     return "\n".join(lines)
