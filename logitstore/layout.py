@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from numpy.typing import NDArray
 
 from .encodings import Encoding, HeadEncoding, parse_encoding
-from .encodings.base import LatticeSides
+from .encodings.base import KeepsTail, LatticeSides
 from .errors import UnknownName, UsageError, VocabError
 from .lattice import Form
 from .registry import suggest
-from .spec import LATTICE_FORMS, Column, Head, StoreSpec, StreamSpec, TeacherSpec
+from .spec import LATTICE_FORMS, TAIL_POINTS, Column, Head, StoreSpec, StreamSpec, TeacherSpec
 from .storage import parse_storage
 from .vocab import TokenTable
 
@@ -66,7 +67,8 @@ def make_spec(
                 f"{name}={encoding}: factored keeps the two sides of the whole lattice",
                 do="Leave the form out, or choose another encoding for it.",
             )
-        kept.append(StreamSpec(name, name, len(tokens), tokens.blank, str(parsed), form))
+        points = parsed.tail_points if isinstance(parsed, KeepsTail) else 0
+        kept.append(StreamSpec(name, name, len(tokens), tokens.blank, str(parsed), form, tail_points=points))
         encoding_of(kept[-1]).columns(len(tokens))  # refuses what does not fit
     return StoreSpec(
         teacher=teacher,
@@ -81,6 +83,8 @@ def make_spec(
 
 def _requires(stream: StreamSpec) -> Iterator[str]:
     """What a reader of version 1.0's first rules would misread (SPEC F5)."""
+    if stream.tail_points:
+        yield TAIL_POINTS
     if stream.kind == "rnnt" and (stream.encoding == "collapsed" or not Form.parse(stream.form).whole):
         yield LATTICE_FORMS
 
@@ -100,6 +104,9 @@ def encoding_of(
     encoding = parse_encoding(stream.encoding)
     if isinstance(encoding, HeadEncoding):
         return encoding.bound(stream, constants or {})
+    if isinstance(encoding, KeepsTail):
+        older: Any = encoding  # a dataclass; what says nothing has four (SPEC E19)
+        return replace(older, tail_points=stream.tail_points or 4)  # type: ignore[no-any-return]
     return encoding
 
 

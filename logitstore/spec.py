@@ -15,8 +15,8 @@ from .frames import FrameClock
 VERSION = "1.0"
 UNNAMED = "unnamed"  # the teacher of one's own loop, about whom nothing was said
 KINDS = ("ctc", "rnnt", "seq2seq", "hidden")
-REPLACES, LATTICE_FORMS = "replaces", "lattice-forms"
-KNOWN_REQUIREMENTS = frozenset({REPLACES, LATTICE_FORMS})
+REPLACES, LATTICE_FORMS, TAIL_POINTS = "replaces", "lattice-forms", "tail-points"
+KNOWN_REQUIREMENTS = frozenset({REPLACES, LATTICE_FORMS, TAIL_POINTS})
 
 
 @dataclass(frozen=True)
@@ -142,6 +142,7 @@ class StreamSpec(Record):
         form: lattice form, ``full``, ``banded:5``, ...; empty for other kinds.
         width: D of what goes into the head, where that is stored; 0 elsewhere.
         activation: in front of an RNN-T head that is stored, ``tanh`` or ``relu``; empty elsewhere.
+        tail_points: temperatures at which the mass left out is stored, where they are not four (SPEC E19).
         constants: what the stream stores once: ``name``, ``dtype``, ``shape``, ``crc32c`` (SPEC E13).
     """
 
@@ -153,6 +154,7 @@ class StreamSpec(Record):
     form: str = ""
     width: int = 0
     activation: str = ""
+    tail_points: int = 0
     constants: tuple[dict[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -168,6 +170,8 @@ class StreamSpec(Record):
             raise ValueError(f"a blank of {self.blank!r}")
         if not (isinstance(self.name, str) and re.fullmatch(r"[a-z][a-z0-9_]{0,31}", self.name)):
             raise ValueError(f"a stream called {self.name!r}")
+        if self.tail_points not in (0, 5):
+            raise ValueError(f"{self.tail_points!r} points of the tail")
         if not (isinstance(self.encoding, str) and isinstance(self.form, str)):
             raise ValueError(f"an encoding {self.encoding!r} of form {self.form!r}")
 

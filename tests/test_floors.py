@@ -59,6 +59,7 @@ FLOORS = [
     "doctor",
     "tap",
     "head",
+    "tailerror",
     "teachers",
     "engines",
     # 4: stories
