@@ -23,6 +23,7 @@ FLOORS = [
     "frames",
     "spec",
     "lattice",
+    "curve",
     "target",
     "divergence",
     "clip",
