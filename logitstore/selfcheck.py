@@ -180,8 +180,10 @@ def _alone_as_together(driver: Driver, spoken: Sequence[Spoken]) -> str:
         a, b = _rows(driver, alone, stream), _rows(driver, item, stream)
         if kind.classes:
             a, b = a.softmax(-1), b.softmax(-1)
-        else:  # as shares of the largest number there is
+        elif bool(a.isfinite().all() & b.isfinite().all()):  # as shares of the largest number there is
             a, b = (x / b.abs().max().clamp(min=1e-30) for x in (a, b))
+        else:
+            continue  # the encoder names it
         worst = max(worst, float((a - b).abs().max()) if a.numel() else 0.0)
     if worst > PADDING_LEAK:
         what = "probabilities" if any(k.classes for k in driver.kinds.values()) else "numbers"
