@@ -92,6 +92,13 @@ class Driver:
                     where=spec.name,
                     do="logitstore.teachers.base documents the protocol.",
                 )
+        writes = hasattr(teacher, "transcribe") or hasattr(teacher, "wrote")
+        if "text" in self.kinds and not writes and not any(k.classes for k in self.kinds.values()):
+            raise TeacherError(
+                "nothing to write down: it has neither transcribe() nor a stream beside text",
+                where=spec.name,
+                do="Dump a stream to decode with it: --stream ctc=dense --stream text.",
+            )
         self.was_training = any(m.training for m in teacher.model.modules())
         teacher.model.eval()
         teacher.model.to(self.device)
