@@ -73,7 +73,7 @@ class Tap:
     """Hooks on named modules of a model.
 
     A path that ends in ``()`` names a method, ``joint.joint_after_projection()`` or ``ctc.head.forward()``:
-    for logits that are made without calling a module. One that ends in ``[i]`` takes part i of a tuple.
+    for logits that are made without calling a module. One that ends in ``[i]`` takes part i of what is given.
 
     Args:
         model: any ``nn.Module``; wrappers are looked through.
@@ -171,10 +171,11 @@ class Tap:
 
     def _catch(self, name: str, value: Any) -> None:
         _, part = _split(self._paths[name])
-        if part is not None and isinstance(value, tuple | list) and part < len(value):
-            value = value[part]
+        parts = tuple(value.values()) if isinstance(value, Mapping) else value
+        parts = parts if isinstance(parts, tuple | list) else ()
+        if part is not None and part < len(parts):
+            value = parts[part]
         if not isinstance(value, torch.Tensor):
-            parts = value if isinstance(value, tuple | list) else ()
             inside = [f"[{i}]" for i, v in enumerate(parts) if isinstance(v, torch.Tensor)]
             raise TapError(
                 f"gives {type(value).__name__}, not a tensor",

@@ -33,6 +33,7 @@ FLOORS = [
     "manifests",
     "manifest",
     "vocabdiff",
+    "bytelevel",
     "vocab",
     "vocabs",
     "regroup",
