@@ -206,7 +206,7 @@ class _Run:
                     self.activation = activation_of(self.driver, said[0])
                     require_lattice_factors(self.driver, said)
                 else:
-                    require_factors(self.driver, said)
+                    require_factors(self.driver, said, stream)
             except TeacherError as e:
                 self.whys[stream] = e.what
         if lost := set(self.driver.heads) & set(self.whys):
@@ -253,16 +253,16 @@ class _Run:
     def _take(self, spoken: Spoken, sampled: bool) -> None:
         """One utterance through every trial; one that nothing can be done with is left out."""
         utt = spoken.loaded.utt
-        if self.coded and spoken.hidden is not None and utt.id in self.about.fitted:
-            self.heard.rows.append(spoken.hidden.float())
+        if self.coded and "ctc" in spoken.inputs and utt.id in self.about.fitted:
+            self.heard.rows.append(spoken.inputs["ctc"].float())
         if not sampled:
             return
         lattice = occupied = None
         try:
             if spoken.T < 1:
                 raise LengthError("no valid frame: the recording is too short", where=utt.id)
-            if spoken.ctc is not None:
-                require_finite(spoken.ctc, "ctc", utt.id)
+            for stream, rows in spoken.rows.items():
+                require_finite(rows, stream, utt.id)
             begin = time.perf_counter()
             spoken, _ = Scribe(self.driver, keep=self.options.transcripts).listen(spoken, judged=True)
             self.heard.forward += time.perf_counter() - begin
@@ -275,8 +275,9 @@ class _Run:
         for trial in list(self.trials):
             of_lattice = trial.stream.kind == "rnnt"
             self._try(trial, spoken, lattice if of_lattice else None, occupied if of_lattice else None)
-        if self.coded and spoken.hidden is not None:
-            self.heard.kept.append(replace(spoken, output=None, ctc=None, hidden=spoken.hidden.cpu()))
+        if self.coded and "ctc" in spoken.inputs:
+            inputs = {"ctc": spoken.inputs["ctc"].cpu()}
+            self.heard.kept.append(replace(spoken, output=None, rows={}, inputs=inputs))
         self.heard.utterances += 1
         self.heard.seconds += spoken.loaded.seconds
         self.heard.frames += spoken.T
@@ -284,7 +285,7 @@ class _Run:
 
     def _occupied(self, spoken: Spoken, lattice: Lattice) -> NDArray[np.float64]:
         stream = StreamSpec("rnnt", "rnnt", len(self.table), self.table.blank, "dense", "full")
-        labels = spoken.loaded.labels or []
+        labels = spoken.labels.get("rnnt", [])
         return occupancy(*scores(lattice(), stream, labels, spoken.loaded.utt.id))
 
     def _try(
@@ -313,9 +314,9 @@ class _Run:
             self.trials.append(trial)
             weight, bias = (sample.new_tensor(x) for x in (head.weight, head.bias))
             for spoken in self.heard.kept:
-                assert spoken.hidden is not None
-                hidden = spoken.hidden.float().to(sample.device)
-                self._try(trial, replace(spoken, hidden=hidden, ctc=hidden @ weight.T + bias))
+                h = spoken.inputs["ctc"].float().to(sample.device)
+                said = replace(spoken, inputs={stream: h}, rows={stream: h @ weight.T + bias})
+                self._try(trial, said)
             if trial in self.trials:
                 self._weigh(trial)
 

@@ -12,11 +12,9 @@ from numpy.typing import NDArray
 from .clip import Clipped
 from .errors import UsageError
 from .frames import Method
-from .resample import Resampled, is_lattice, resample_stream
+from .resample import Resampled, follows_frames, is_lattice, resample_stream, resample_vectors
 from .target import NOTHING, Target, Tempered
 from .timeline import Stretch
-
-WITHOUT_TIME = ("seq2seq",)  # streams whose rows are labels, not frames
 
 
 def resample_clip(
@@ -28,7 +26,7 @@ def resample_clip(
     as blank they are rows of nothing but blank. Raises ``UsageError`` where targets cannot follow.
     """
     first = next(iter(heard.targets.values()))
-    if stream in WITHOUT_TIME:
+    if not follows_frames(stream):
         _require_whole(heard, stream, "It has no time axis: which of its labels a part holds is not known.")
         return resample_stream(first, stream, first.T, Method(), temperature)
     if is_lattice(first, stream, method):
@@ -49,6 +47,27 @@ def resample_clip(
         ]
     )
     return replace(found, axes=(found.axes[0] // method.size, method.size)) if method.size else found
+
+
+def splice_vectors(
+    heard: Clipped, stream: str, stretches: Sequence[Stretch], method: Method
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """(S, D) or (S, n, D) numbers of a layer at a student's frames, and where it gave any; not in silence."""
+    each = Method("nearest" if method.size else method.name)
+    first = next(iter(heard.targets.values()))
+    wide = first.vectors(stream).shape[1]
+    rows, valid = [], []
+    for s in stretches:
+        if s.piece is None or not s.piece.id:
+            rows.append(np.zeros((s.ramp.count, wide), np.float32))
+            valid.append(np.zeros(s.ramp.count, bool))
+        else:
+            said, there = resample_vectors(heard.targets[s.piece.id], stream, s.ramp, each)
+            rows.append(said)
+            valid.append(there)
+    h, mask = np.concatenate(rows), np.concatenate(valid)
+    n = method.size
+    return (h.reshape(-1, n, wide), mask.reshape(-1, n)) if n else (h, mask)
 
 
 def _require_whole(heard: Clipped, stream: str, why: str) -> None:
