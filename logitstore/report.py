@@ -169,7 +169,7 @@ def errors_of(store: Store, target: Target, spec: StreamSpec) -> tuple[int, int]
 def _text(store: Store, target: Target, spec: StreamSpec) -> str:
     if not spec.what.axes:
         return str(target.meta["hyp"][spec.name]["text"])
-    tokens = decode(target, spec.name, spec.blank)
+    tokens = [] if _means(spec) else decode(target, spec.name, spec.blank)
     head = store.spec.teacher.head(spec.name)
     return store.tokens.text([i for i in tokens if head is None or i != head.end])
 
@@ -236,7 +236,7 @@ def _rows(store: Store, target: Target, spec: StreamSpec, top: int) -> dict[str,
     at = target[spec.name].at(1.0)
     best = best_classes(target[spec.name])
     grid = target.grid(spec.name)
-    tokens = decode(target, spec.name, spec.blank)
+    tokens = [] if _means(spec) else decode(target, spec.name, spec.blank)
     if grid is not None:
         path = forced_rnnt(on_grid(best, grid), spec.blank)
         nodes = [({"t": t, "u": u}, int(grid[t, u])) for t, u in path.nodes]
