@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,13 @@ from .encoder import RowEncoder
 from .errors import UsageError
 from .factor import factored
 from .kinds import kind_of
+from .lattice import Form
 from .layers import layered
 from .manifest import Manifest, Utterance
+from .picker import Picker
 from .pipe import Pipe
 from .reader import Store
+from .spec import StreamSpec
 from .target import Target
 from .teachers.base import Teacher, check_protocol
 from .transcribe import Scribe
@@ -103,7 +107,7 @@ def _compare(store: Store, driver: Driver, utt: Utterance) -> Iterable[Compared]
             far = 0.0 if _text(now, name) == _text(stored, name) else float("inf")
             yield Compared(utt.id, name, far, far, 1, note)
             continue
-        exact = _exact(driver, said, name, stored)
+        exact = _exact(driver, said, store.spec.stream(name), stored)
         there, here = _dense(stored, name), _dense(now, name)
         if not len(there) == len(here) == len(exact):
             yield Compared(utt.id, name, float("inf"), float("inf"), 0, note)
@@ -122,14 +126,19 @@ def _encoded(store: Store, driver: Driver, said: Spoken) -> Row:
     return row
 
 
-def _exact(driver: Driver, said: Spoken, name: str, stored: Target) -> Float:
-    """(N, V) log-probabilities of the stored nodes, or (T, D) of a layer, in double precision."""
-    kind = driver.kinds[name]
+def _exact(driver: Driver, said: Spoken, stream: StreamSpec, stored: Target) -> Float:
+    """(N, V) log-probabilities of the stored nodes, or of their means, or (T, D) of a layer, in doubles."""
+    name, kind = stream.name, stream.what
     pieces: Iterable[torch.Tensor]
     if kind.tapped:
         pieces = [said.rows[name]]
+    elif kind.name == "seq2seq":
+        pieces = [driver.decoded(said, name)[0]]
+    elif Form.parse(stream.form).framewise:
+        picker = Picker(stream, stored.labels.tolist(), stored.id)
+        pieces = [rows for rows, _ in picker.rows(partial(driver.lattice, said), said.T)]
     else:
-        pieces = driver.lattice(said) if kind.name == "rnnt" else [driver.decoded(said, name)[0]]
+        pieces = driver.lattice(said)
     flat = torch.cat([p.reshape(-1, p.shape[-1]).float().cpu() for p in pieces])
     if not kind.classes:
         return np.asarray(flat.double().numpy())

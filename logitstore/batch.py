@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .clip import Clipped
 from .errors import LengthError, UsageError
-from .frames import Method, check_ratio
+from .frames import FrameClock, Method
 from .inputs import Factored, FactoredLattice
 from .resample import Resampled, factored_rows, follows_frames, resample_stream, resample_vectors
+from .splice import clip_vectors, only_target, resample_clip
 from .streambatch import FactoredBatch, StreamBatch, VectorBatch, mapped
 from .target import NOTHING, Target, Tempered, Vectors, check_temperature
+from .timeline import Stretch, check_frames, frames_of, stretches
 from .vocabmap import VocabMap
 
 __all__ = ["FactoredBatch", "StreamBatch", "TargetBatch", "VectorBatch", "collate_targets"]
@@ -26,11 +30,12 @@ class TargetBatch:
     """Targets of B utterances.
 
     Attributes:
-        utt_ids: B utterance ids.
+        utt_ids: B utterance ids, or names of clips.
         temperature: that probabilities were taken at.
         lengths: (B,) int64 frames, after resampling.
         mask: (B, T) bool, True on valid frames.
-        labels: (B, U) int64 token ids, 0 in padding.
+        labels: (B, U) int64 token ids, 0 in padding; those of utterances that are joined, one behind the
+            other. None, as the next two, where an utterance is cut: which of them are heard is not known.
         label_lengths: (B,) int64.
         label_mask: (B, U) bool, True on labels.
         streams: by stream name: a :class:`VectorBatch` of a ``hidden`` stream, rows of classes of others.
@@ -42,9 +47,9 @@ class TargetBatch:
     temperature: float
     lengths: torch.Tensor
     mask: torch.Tensor
-    labels: torch.Tensor
-    label_lengths: torch.Tensor
-    label_mask: torch.Tensor
+    labels: torch.Tensor | None
+    label_lengths: torch.Tensor | None
+    label_mask: torch.Tensor | None
     streams: dict[str, Any]
     driven: dict[str, torch.Tensor] = field(default_factory=dict)
 
@@ -73,12 +78,12 @@ class TargetBatch:
 
 
 def collate_targets(
-    targets: Sequence[Target],
+    targets: Sequence[Target | Clipped],
     *,
     frames: Sequence[int] | torch.Tensor | None = None,
     method: str = "linear",
     temperature: float = 1.0,
-    ratio: tuple[int, int] | None = None,
+    ratio: tuple[int, int] | FrameClock | None = None,
     tolerance: int = 2,
     streams: Sequence[str] | None = None,
     vocab: VocabMap | None = None,
@@ -86,11 +91,12 @@ def collate_targets(
     """Pad targets into a batch, each resampled by its own valid length.
 
     Args:
-        targets: B of them.
+        targets: B of them, or clips of them: cut, at another speed, with silence around, joined.
         frames: (B,) valid frames of the student; None keeps the teacher's.
         method: ``linear``, ``nearest``, ...: :class:`logitstore.frames.Method`.
         temperature: ≥ 1.
-        ratio: student frames per teacher frame as p, q; lengths that do not fit it are refused.
+        ratio: student frames per teacher frame as p, q, or the student's own ``FrameClock``; lengths that do
+            not fit it are refused. It also tells where exactly the frames of a clip are.
         tolerance: student frames by which they may miss it.
         streams: only these.
         vocab: maps rows, after resampling and at the temperature, and labels to a student's token table;
@@ -99,58 +105,103 @@ def collate_targets(
     Raises:
         TokenError: a label that the student's table lacks.
         LengthError: frames that do not fit the utterance.
-        UsageError: an empty batch, or options that do not exist.
+        UsageError: an empty batch, options that do not exist, or a stream that cannot follow a clip.
     """
     if not targets:
         raise UsageError("a batch of no utterances")
     if vocab is not None:
-        targets = [vocab.target(t) for t in targets]
+        targets = [_mapped_to(vocab, t) for t in targets]
+    heard = [only_target(t) or t for t in targets]
     how = Method.parse(method)
-    lengths = [-(-t.T // max(how.size, 1)) for t in targets] if frames is None else [int(f) for f in frames]
-    if len(lengths) != len(targets):
-        raise LengthError(f"{len(lengths)} frame counts for {len(targets)} utterances")
+    lengths = [-(-frames_of(t) // max(how.size, 1)) for t in heard]
+    if frames is not None:
+        lengths = [int(f) for f in frames]
+    if len(lengths) != len(heard):
+        raise LengthError(f"{len(lengths)} frame counts for {len(heard)} utterances")
     if ratio is not None:
-        for target, length in zip(targets, lengths, strict=True):
-            check_ratio(target.T, length, ratio, tolerance, target.id)
-    label_lengths = [t.U for t in targets]
-    size = (len(targets), max(lengths), max(label_lengths))
-    names = list(targets[0].streams) if streams is None else list(streams)
-    pairs = list(zip(targets, lengths, strict=True))
-    kept = {name: _stream(name, pairs, how, temperature) for name in names}
+        for target, length in zip(heard, lengths, strict=True):
+            check_frames(target, length, ratio, tolerance)
+
+    some = heard[0] if isinstance(heard[0], Target) else next(iter(heard[0].targets.values()))
+    names = list(some.streams) if streams is None else list(streams)
+    stretched = partial(_stretched, how=how, ratio=ratio, teachers=frames is None)
+    pairs = list(zip(heard, lengths, strict=True))
+    kept = {name: _stream(name, pairs, how, temperature, stretched) for name in names}
+    labels = [_labels(t) for t in heard]
+    known = [x for x in labels if x is not None]
+    counts = [len(x) for x in known] if len(known) == len(labels) else None
     return TargetBatch(
-        utt_ids=tuple(t.id for t in targets),
+        utt_ids=tuple(t.id for t in heard),
         temperature=float(temperature),
         lengths=torch.tensor(lengths),
-        mask=_mask(lengths, size[1]),
-        labels=_padded([t.labels for t in targets]),
-        label_lengths=torch.tensor(label_lengths),
-        label_mask=_mask(label_lengths, size[2]),
+        mask=_mask(lengths, max(lengths)),
+        labels=None if counts is None else _padded(known),
+        label_lengths=None if counts is None else torch.tensor(counts),
+        label_mask=None if counts is None else _mask(counts, max(counts)),
         streams=kept,
-        driven={n: _padded([t.driven[n] for t in targets]) for n in targets[0].driven if n in names},
+        driven=_driven(heard, names),
     )
 
 
+def _stretched(
+    heard: Clipped, length: int, *, how: Method, ratio: tuple[int, int] | FrameClock | None, teachers: bool
+) -> list[Stretch]:
+    """Where each frame of a clip looks."""
+    return list(stretches(heard, length, how, ratio, teachers=teachers))
+
+
 def _stream(
-    name: str, pairs: Sequence[tuple[Target, int]], how: Method, temperature: float
+    name: str,
+    pairs: Sequence[tuple[Target | Clipped, int]],
+    how: Method,
+    temperature: float,
+    stretched: Callable[[Clipped, int], list[Stretch]],
 ) -> StreamBatch | FactoredBatch | VectorBatch:
-    """One stream of every utterance at the student's frames, padded."""
-    if isinstance(pairs[0][0].streams.get(name), Vectors):
-        return _pad_vectors([_named(t, resample_vectors, t, name, n, how) for t, n in pairs])
-    found = [factored_rows(t, name, n, how) for t, n in pairs]
+    """One stream of all that is heard at the student's frames, padded."""
+    first = pairs[0][0]
+    one = first if isinstance(first, Target) else next(iter(first.targets.values()))
+    numbers = isinstance(one.streams.get(name), Vectors)
+
+    def resampled(heard: Target | Clipped, n: int) -> Any:
+        try:
+            if numbers:
+                if isinstance(heard, Target):
+                    return resample_vectors(heard, name, n, how)
+                return clip_vectors(heard, name, stretched(heard, n), how)
+            if isinstance(heard, Target):
+                return resample_stream(heard, name, n, how, temperature)
+            return resample_clip(heard, name, stretched(heard, n), how, temperature)
+        except LengthError as e:
+            raise LengthError(e.what, where=e.where or heard.id, why=e.why, do=e.do) from None
+
+    if numbers:
+        return _pad_vectors([resampled(t, n) for t, n in pairs])
+    found = [factored_rows(t, name, n, how) if isinstance(t, Target) else None for t, n in pairs]
     heads = [h for h in found if h is not None]
     if len(heads) == len(found):
         check_temperature(temperature)
         counts = [n if follows_frames(name) else len(h) for h, (_, n) in zip(heads, pairs, strict=True)]
         return _pad_heads(heads, counts, temperature)
-    return _pad([_named(t, resample_stream, t, name, n, how, temperature) for t, n in pairs])
+    return _pad([resampled(t, n) for t, n in pairs])
 
 
-def _named(target: Target, resample: Callable[..., Any], *given: Any) -> Any:
-    """What it gives; a ``LengthError`` of it names the utterance."""
-    try:
-        return resample(*given)
-    except LengthError as e:
-        raise LengthError(e.what, where=target.id, why=e.why, do=e.do) from None
+def _driven(heard: Sequence[Target | Clipped], names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Labels of the streams that are driven with some; not of clips, whose lattices follow from theirs."""
+    found: dict[str, torch.Tensor] = {}
+    for name in names:
+        own = [t.driven.get(name) if isinstance(t, Target) else _whole(t, name) for t in heard]
+        known = [x for x in own if x is not None]
+        if len(known) == len(own):
+            found[name] = _padded(known)
+    return found
+
+
+def _whole(heard: Clipped, name: str) -> NDArray[Any] | None:
+    """Labels of a clip of one whole utterance; None of others."""
+    said = [p for p in heard.pieces if p.id]
+    if len(said) != 1 or not heard.whole(said[0]):
+        return None
+    return heard.targets[said[0].id].driven.get(name)
 
 
 def _padded(ids: Sequence[NDArray[Any]]) -> torch.Tensor:
@@ -169,6 +220,22 @@ def _pad_vectors(sampled: Sequence[tuple[NDArray[np.float32], NDArray[np.bool_]]
         h[b, : len(rows)] = np.where(valid[..., None], rows, np.float32(0))
         mask[b, : len(rows)] = valid
     return VectorBatch(torch.from_numpy(h), torch.from_numpy(mask))
+
+
+def _mapped_to(vocab: VocabMap, heard: Target | Clipped) -> Target | Clipped:
+    if isinstance(heard, Target):
+        return vocab.target(heard)
+    return replace(heard, targets={i: vocab.target(t) for i, t in heard.targets.items()})
+
+
+def _labels(heard: Target | Clipped) -> NDArray[np.int64] | None:
+    """Label ids of what is heard; None where some of them may be cut off."""
+    if isinstance(heard, Target):
+        return heard.labels.astype(np.int64)
+    said = [p for p in heard.pieces if p.id]
+    if any(heard.targets[p.id].U and not heard.whole(p) for p in said):
+        return None
+    return np.concatenate([heard.targets[p.id].labels.astype(np.int64) for p in said])
 
 
 def _mask(lengths: Sequence[int], width: int) -> torch.Tensor:

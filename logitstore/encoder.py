@@ -158,17 +158,18 @@ class RowEncoder:
         self.drop()
         for s in self.spec.streams:
             rows, u = counted[s.name], len(labels.get(s.name, ()))
-            if s.kind == "rnnt" and not Form.parse(s.form).whole:
+            form = Form.parse(s.form) if s.kind == "rnnt" else None
+            if form and form.whole:
+                check_nodes(rows, meta["T"], u, utt_id)
+            elif form and not form.framewise:
                 if rows != len(chosen[s.name]):
                     raise LengthError(f"{rows} rows of {len(chosen[s.name])} lattice nodes", where=utt_id)
-            elif s.kind == "rnnt":
-                check_nodes(rows, meta["T"], u, utt_id)
             elif not s.what.axes:
                 if s.name not in meta.get("hyp", {}):
                     raise LengthError(f"no transcript for the {s.name} stream", where=utt_id)
-            elif rows != s.what.rows(meta["T"], u):
-                counts = f"{u} labels" if s.what.labels else f"T is {meta['T']}"
-                unit = "rows" if s.what.labels else "frames"
+            elif rows != (meta["T"] if form else s.what.rows(meta["T"], u)):
+                counts = f"{u} labels" if not s.what.frames else f"T is {meta['T']}"
+                unit = "rows" if not s.what.frames else "frames"
                 raise LengthError(f"{s.name} has {rows} {unit}, {counts}", where=utt_id)
         if lost:
             meta = {**meta, LOSS: {stream: lost_of(p.array()) for stream, p in lost.items()}}

@@ -49,7 +49,14 @@ def once_per_store(
         asked = [n for n, e in encodings.items() if e.needs_sample]
         samples = _samples(driver, manifest, batch_seconds, asked)
     made = {n: e.prepare(driver.heads[n], samples.get(n)) for n, e in encodings.items()}
-    activation = _activation(driver, manifest, batch_seconds) if "rnnt" in made else ""
+    activation = ""
+    if "rnnt" in made:
+        activation = activation_of(driver, next(_spoken(driver, manifest, batch_seconds)))
+    return with_heads(spec, driver, made, activation), made
+
+
+def with_heads(spec: StoreSpec, driver: Driver, made: Constants, activation: str) -> StoreSpec:
+    """The spec of a store that keeps these constants; ``activation`` is the one before an rnnt head."""
     streams = [
         replace(
             declared(s, made[s.name]),
@@ -60,7 +67,7 @@ def once_per_store(
         else s
         for s in spec.streams
     ]
-    return replace(spec, streams=tuple(streams)), made
+    return replace(spec, streams=tuple(streams))
 
 
 def _as_stored(place: Place, spec: StoreSpec, driver: Driver) -> StoreSpec:
@@ -82,8 +89,8 @@ def _as_stored(place: Place, spec: StoreSpec, driver: Driver) -> StoreSpec:
 
 def _spoken(driver: Driver, manifest: Manifest, batch_seconds: float) -> Iterator[Spoken]:
     """Utterances spread over the manifest; what cannot be loaded is left out. None at all is an error."""
-    every, some = max(1, manifest.utterances // SAMPLE_UTTERANCES), False
-    chosen = [u for n, u in enumerate(manifest) if n % every == 0][:SAMPLE_UTTERANCES]
+    some = False
+    chosen = [u for n, u in enumerate(manifest) if fitted(n, manifest.utterances)]
     needs_labels = any(kind.labels for kind in driver.kinds.values())
     for batch in by_length(chosen, batch_seconds, _ignore):
         loaded = []
@@ -100,6 +107,12 @@ def _spoken(driver: Driver, manifest: Manifest, batch_seconds: float) -> Iterato
         )
 
 
+def fitted(number: int, utterances: int) -> bool:
+    """Whether an utterance, numbered from 0, is one of those that constants are made from."""
+    every = max(1, utterances // SAMPLE_UTTERANCES)
+    return number % every == 0 and number // every < SAMPLE_UTTERANCES
+
+
 def _samples(
     driver: Driver, manifest: Manifest, batch_seconds: float, streams: Sequence[str]
 ) -> dict[str, torch.Tensor]:
@@ -107,13 +120,18 @@ def _samples(
     rows: dict[str, list[torch.Tensor]] = {name: [] for name in streams}
     for spoken in _spoken(driver, manifest, batch_seconds):
         for name in streams:
-            x = _inputs(driver, spoken, name)[0].float()
-            rows[name].append(x[x.isfinite().all(1)])
-    found = {name: torch.cat(each) for name, each in rows.items()}
-    return {name: x[:: -(-len(x) // SAMPLE_FRAMES)] for name, x in found.items()}
+            rows[name].append(inputs_of(driver, spoken, name)[0].float())
+    return {name: thinned(each) for name, each in rows.items()}
 
 
-def _inputs(driver: Driver, spoken: Spoken, stream: str) -> tuple[torch.Tensor, torch.Tensor]:
+def thinned(rows: Sequence[torch.Tensor]) -> torch.Tensor:
+    """(N, D) rows that constants are made from: finite ones, and no more than it takes."""
+    found = torch.cat(list(rows))
+    found = found[found.isfinite().all(1)]
+    return found[:: -(-len(found) // SAMPLE_FRAMES)]
+
+
+def inputs_of(driver: Driver, spoken: Spoken, stream: str) -> tuple[torch.Tensor, torch.Tensor]:
     """(N, D) what went into the head of a stream, and the (N, V) logits that it made of it."""
     if stream in spoken.rows:
         return spoken.inputs[stream], spoken.rows[stream]
@@ -147,9 +165,8 @@ def _measured(
     )
 
 
-def _activation(driver: Driver, manifest: Manifest, batch_seconds: float) -> str:
+def activation_of(driver: Driver, spoken: Spoken) -> str:
     """The function in front of the joiner's head, found on one utterance; raises ``TeacherError``."""
-    spoken = next(_spoken(driver, manifest, batch_seconds))
     enc, dec = driver.sides(spoken)
     inputs, _, _ = driver.joined(enc[:FRAMES], dec)
     added = (enc[:FRAMES, None] + dec[None]).flatten(0, 1).float()
@@ -200,7 +217,7 @@ def require_factors(driver: Driver, spoken: Sequence[Spoken], stream: str) -> st
     for item in spoken:
         if not item.T:
             continue
-        inputs, logits = _inputs(driver, item, stream)
+        inputs, logits = inputs_of(driver, item, stream)
         weight, bias = (inputs.new_tensor(x) for x in (head.weight, head.bias))
         ours = (inputs @ weight.T + bias).float().log_softmax(-1)
         own = logits.float().log_softmax(-1)

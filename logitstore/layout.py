@@ -88,6 +88,11 @@ def _stream(name: str, kind: Kind, asked: str, tokens: TokenTable) -> StreamSpec
         form = str(Form.parse(form if found else "full"))
     elif found or how == "collapsed":
         raise UsageError(f"{name}={asked}: only an rnnt stream has lattice nodes to choose from")
+    if how == "collapsed" and Form.parse(form).framewise:
+        raise UsageError(
+            f"{name}={asked}: the mean over label positions has no next label",
+            do="Choose dense, topk or nucleus for it.",
+        )
     if name == "rnnt" and how.startswith("factored") and form != "full":
         raise UsageError(
             f"{name}={asked}: factored keeps the two sides of the whole lattice",

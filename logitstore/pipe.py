@@ -57,6 +57,21 @@ class _Chosen:
 _Item = Spoken | _Slice | _Chosen | _LastSlice | _Stop
 
 
+def row_meta(spoken: Spoken) -> dict[str, Any]:
+    """What the row of an utterance says about itself (SPEC S3)."""
+    loaded = spoken.loaded
+    meta: dict[str, Any] = {
+        "T": spoken.T,
+        "U": label_count(spoken.labels),
+        "seconds": round(loaded.seconds, 6),
+    }
+    if loaded.audio:
+        meta["audio"] = loaded.audio
+    if loaded.utt.text is not None:
+        meta["text"] = loaded.utt.text
+    return {**meta, **spoken.notes}
+
+
 class Pipe:
     """Encodes what the teacher says and appends it to a shard.
 
@@ -176,17 +191,8 @@ class Pipe:
         if failure is not None:
             self._encoder.drop()
             return self.fail(loaded.utt, failure)
-        meta: dict[str, Any] = {
-            "T": spoken.T,
-            "U": label_count(spoken.labels),
-            "seconds": round(loaded.seconds, 6),
-        }
-        if loaded.audio:
-            meta["audio"] = loaded.audio
-        if loaded.utt.text is not None:
-            meta["text"] = loaded.utt.text
-        meta.update(spoken.notes)
-        self._shard.add(self._encoder.finish(loaded.utt.id, spoken.labels, meta))
+        row = self._encoder.finish(loaded.utt.id, spoken.labels, row_meta(spoken))
+        self._shard.add(row)
         self.utterances += 1
         self.seconds += loaded.seconds
         self.frames += spoken.T

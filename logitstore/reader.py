@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import constants
+from .clip import Clip, Clipped, augmented
 from .digest import open_json, sha256
 from .emission import Row
 from .encodings.collapsed import Collapsed
@@ -172,11 +173,11 @@ class Store(Mapping[str, Target]):
                 driven[spec.name] = self._labels(arrays.pop(LABELS), row.id)
             rows = encoding.decode(arrays, spec.size)
             axes: tuple[int, ...] = (t,)
-            if spec.kind == "rnnt":
-                labels = driven[spec.name]
-                if len(labels) != u:
-                    raise FormatError(f"{len(labels)} labels, U = {u} (SPEC S7)", where=row.id)
-                form = self._forms[spec.name]
+            form = self._forms.get(spec.name)
+            labels = driven.get(spec.name, ())
+            if spec.kind == "rnnt" and len(labels) != u:
+                raise FormatError(f"{len(labels)} labels, U = {u} (SPEC S7)", where=row.id)
+            if form and not form.framewise:
                 kept = restored(form, t, u, len(rows), arrays, row.id)
                 axes = kept.axes
                 if not form.whole:
@@ -184,14 +185,24 @@ class Store(Mapping[str, Target]):
                 if isinstance(rows, Collapsed):
                     rows = rows.between(spec.blank, kept.next_labels(labels, spec.blank))
             else:
-                axes = (spec.what.rows(t, len(driven.get(spec.name, ()))),)
+                axes = (t if form else spec.what.rows(t, len(labels)),)
                 if len(rows) != axes[0]:
-                    unit = f"{axes[0]} labels (SPEC S12)" if spec.what.labels else f"T = {t} (SPEC S7)"
+                    unit = f"T = {t} (SPEC S7)" if spec.what.frames else f"{axes[0]} labels (SPEC S13)"
                     raise FormatError(f"{spec.name} has {len(rows)} rows, {unit}", where=row.id)
             streams[spec.name], shapes[spec.name] = rows, (*axes, spec.size)
-        labels = next(iter(driven.values()), np.zeros(0, np.int32))
-        labels = driven.get("rnnt", labels)
-        target = Target(row.id, t, labels, streams, shapes, row.meta, nodes, self.tokens.blank, driven)
+        first = next(iter(driven.values()), np.zeros(0, np.int32))
+        target = Target(
+            row.id,
+            t,
+            driven.get("rnnt", first),
+            streams,
+            shapes,
+            row.meta,
+            nodes,
+            self.tokens.blank,
+            self.spec.teacher.clock,
+            driven,
+        )
         return target if self.vocab_map is None else self.vocab_map.target(target)
 
     def _labels(self, labels: Any, where: str) -> Any:
@@ -216,11 +227,40 @@ class Store(Mapping[str, Target]):
         chosen = Where(where, self.spec.speaking)
         return [meta["id"] for meta in self.metas() if chosen(meta)]
 
-    def batch(self, ids: Sequence[str], **options: Any) -> TargetBatch:
-        """Padded tensors of several utterances; see :func:`logitstore.batch.collate_targets`."""
+    def heard(self, clip: Clip) -> Clipped:
+        """A clip with its targets: for ``collate_targets``, or ``Store.batch`` at once."""
+        return Clipped.of(clip, self.__getitem__)
+
+    def batch(
+        self,
+        ids: Sequence[str | Clip],
+        *,
+        speed: Any = 1,
+        start: Any = 0,
+        duration: Any = None,
+        pad: Any = (0, 0),
+        silence: str = "mask",
+        **options: Any,
+    ) -> TargetBatch:
+        """Padded tensors of several utterances; see :func:`logitstore.batch.collate_targets`.
+
+        Args:
+            ids: utterances, or clips of them (:class:`logitstore.clip.Clip`).
+            speed: at which the student hears each: one number for all, or B of them.
+            start: seconds of each that are left out in front, in its own, stored time; one or B.
+            duration: seconds of each that are kept, in stored time; one or B; None for all that follow.
+            pad: seconds of silence before and after, as the student hears them; one pair, or B pairs.
+            silence: ``mask`` where the student is told nothing in it, ``blank`` where it is told blank.
+            options: of ``collate_targets``.
+
+        Raises:
+            UsageError, LengthError: what targets cannot follow, and why.
+        """
         from .batch import collate_targets
 
-        return collate_targets([self[i] for i in ids], **options)
+        clips = augmented(ids, speed=speed, start=start, duration=duration, pad=pad, silence=silence)
+        targets = [self.heard(c) if isinstance(c, Clip) else self[c] for c in clips]
+        return collate_targets(targets, **options)
 
     def require_vocab(self, table: TokenTable) -> None:
         """Raise ``VocabError`` naming the first differing token unless a student has the store's table."""
@@ -309,7 +349,7 @@ def _require_transcript(row: Row, stream: str) -> None:
     hyp = row.meta.get("hyp")
     said = hyp.get(stream) if isinstance(hyp, dict) else None
     if not (isinstance(said, dict) and isinstance(said.get("text"), str)):
-        raise FormatError(f"no transcript of the {stream} stream (SPEC S14)", where=row.id)
+        raise FormatError(f"no transcript of the {stream} stream (SPEC S15)", where=row.id)
 
 
 def _named(error: StoreError, shard: str, number: int, utt_id: str) -> StoreError:

@@ -10,6 +10,8 @@ import numpy as np
 from .decode import best_classes, decode, edit_distance, forced_rnnt, on_grid
 from .encodings.base import LOSS
 from .errors import UsageError
+from .footprint import footprint
+from .lattice import Form
 from .manifest import Manifest
 from .reader import Store
 from .sealed import read_entry
@@ -22,13 +24,14 @@ AXES = {
     "banded": "(T, S, V)",
     "path": "(T+U, V)",
     "sample": "(T, N, V)",
+    "mean-u": "(T, V)",
 }  # by lattice form
 
 
 def summary(store: Store, *, sample: int = SAMPLE) -> dict[str, Any]:
     """Identity, size and per-stream statistics, these over at most ``sample`` utterances, spread evenly."""
     entries = [read_entry(store.place, name) for name in store.shards]
-    on_disk = sum(e.bytes for e in entries)
+    on_disk = footprint(store.place, store.spec, entries)
     frames = sum(e.frames for e in entries)
     ids = [i for e in entries for i in e.ids]
     chosen = ids[:: max(1, -(-len(ids) // sample))] if ids else []
@@ -47,8 +50,9 @@ def summary(store: Store, *, sample: int = SAMPLE) -> dict[str, Any]:
         "frames": frames,
         "shards": len(entries),
         "skipped": sum(len(e.skipped) for e in entries),
-        "bytes": on_disk,
-        "bytes_per_frame": on_disk / max(frames, 1),
+        "bytes": on_disk.bytes,
+        "bytes_once": on_disk.once,
+        "bytes_per_frame": on_disk.rows / max(frames, 1),
         "sampled": len(targets),
         "streams": {s.name: _stream(store, s, targets) for s in store.spec.streams},
         "heard": _heard(targets),
@@ -151,6 +155,8 @@ def error_unit(spec: StreamSpec, store: Store) -> str:
 
 def errors_of(store: Store, target: Target, spec: StreamSpec) -> tuple[int, int]:
     """Errors of the greedy decode, or of a transcript, and length of the reference: tokens or words."""
+    if _means(spec):
+        return 0, 0
     if error_unit(spec, store) == "token":
         reference = target.driven.get(spec.name, target.labels).tolist()
         return edit_distance(reference, decode(target, spec.name, spec.blank)), len(reference)
@@ -166,6 +172,11 @@ def _text(store: Store, target: Target, spec: StreamSpec) -> str:
     tokens = decode(target, spec.name, spec.blank)
     head = store.spec.teacher.head(spec.name)
     return store.tokens.text([i for i in tokens if head is None or i != head.end])
+
+
+def _means(spec: StreamSpec) -> bool:
+    """Whether rows are means of a lattice's nodes: no walk through them says anything."""
+    return spec.kind == "rnnt" and Form.parse(spec.form).framewise
 
 
 def against_manifest(store: Store, manifest: Manifest) -> dict[str, Any]:
@@ -207,7 +218,8 @@ def utterance(store: Store, utt_id: str, *, top: int = 5) -> dict[str, Any]:
         }
         if spec.what.speaks:
             wrong, of = errors_of(store, target, spec)
-            found |= {"text": _text(store, target, spec), "errors": wrong, "reference": of}
+            text = "" if _means(spec) else _text(store, target, spec)
+            found |= {"text": text, "errors": wrong, "reference": of}
         if spec.what.classes:
             found |= _rows(store, target, spec, top)
         if spec.name in target.driven:
@@ -225,7 +237,7 @@ def _rows(store: Store, target: Target, spec: StreamSpec, top: int) -> dict[str,
     at = target[spec.name].at(1.0)
     best = best_classes(target[spec.name])
     grid = target.grid(spec.name)
-    tokens = decode(target, spec.name, spec.blank)
+    tokens = [] if _means(spec) else decode(target, spec.name, spec.blank)
     if grid is not None:
         path = forced_rnnt(on_grid(best, grid), spec.blank)
         nodes = [({"t": t, "u": u}, int(grid[t, u])) for t, u in path.nodes]

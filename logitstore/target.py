@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import MissingUtterance, UsageError
+from .frames import FrameClock
 from .lattice import Nodes
 
 Float = NDArray[np.float32]
@@ -297,6 +298,7 @@ class Target:
         meta: everything else that was stored: text, seconds, ...
         nodes: by stream, which nodes its rows are; not for lattices that keep all and nothing else.
         blank: id of the blank among the classes.
+        clock: when the teacher's frames are; None where nobody said.
         driven: labels of each stream that was driven with any; an attention decoder's end with its end token.
     """
 
@@ -308,6 +310,7 @@ class Target:
     meta: Mapping[str, Any] = field(default_factory=dict)
     nodes: Mapping[str, Nodes] = field(default_factory=dict)
     blank: int = 0
+    clock: FrameClock | None = None
     driven: Mapping[str, NDArray[np.int32]] = field(default_factory=dict)
 
     @property

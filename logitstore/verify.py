@@ -143,7 +143,7 @@ def check_row(store: Store, shard: str, number: int) -> None:
         if isinstance(rows, Vectors):
             if not np.isfinite(rows.values()).all():
                 raise CorruptError(
-                    f"{name} holds NaN or infinity (SPEC S13)", where=f"shard {shard} row {number}"
+                    f"{name} holds NaN or infinity (SPEC S14)", where=f"shard {shard} row {number}"
                 )
             continue
         if not (rows.at(1.0).logp <= 1e-3).all():

@@ -14,7 +14,7 @@ from .constants import read as read_constants
 from .decode import Transcript
 from .encoder import RowEncoder, label_count
 from .errors import LengthError, LogitStoreError, ManifestError, UsageError, Vanished, VocabError
-from .identity import establish, forget_empty, note_gate
+from .identity import PLANNING, establish, forget_empty, note_gate
 from .kinds import KINDS
 from .lattice import Form
 from .layout import columns_of, make_spec
@@ -24,7 +24,7 @@ from .registry import suggest
 from .replacing import settle
 from .sealed import Entry, current_index, read_entry, shard_names
 from .sealing import ShardInMaking, finish_store, listed, sweep, sweep_halves
-from .spec import StoreSpec, StreamSpec, TeacherSpec
+from .spec import UNNAMED, StoreSpec, StreamSpec, TeacherSpec
 from .storage import parse_storage
 from .vocab import TokenTable
 
@@ -46,10 +46,10 @@ class StoreWriter:
     listed: frozenset[tuple[str, str, str]] = frozenset()  # the key of each line of skipped.jsonl
 
     def __init__(self, place: Place, spec: StoreSpec, *, writer: str = "loop", shard_rows: int = 500) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", writer) or writer == "store":
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", writer) or writer in ("store", PLANNING):
             raise UsageError(
                 f"{writer!r} cannot name a writer",
-                why="It becomes part of file names; 'store' is the lock that all writers share.",
+                why="It becomes part of file names; 'store' and 'plan' are locks that all writers share.",
                 do="Up to 100 letters, digits, '.', '_' and '-', beginning with a letter or digit.",
             )
         self.place, self.spec = place, spec
@@ -85,7 +85,7 @@ class StoreWriter:
             writer: a name no other process writing into this store uses.
             shard_rows: utterances a shard.
         """
-        teacher = teacher or TeacherSpec("unnamed", 16000, 640)
+        teacher = teacher or TeacherSpec(UNNAMED, 16000, 640)
         spec = make_spec(teacher, tokens, streams, storage=storage)
         for stream in spec.streams:
             if stream.what.axes and not stream.size:

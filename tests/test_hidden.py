@@ -397,5 +397,5 @@ def test_damage_is_named(store):
     h = row.arrays["hidden.h"].copy()
     h[0, 0] = np.nan
     opened.row_at = lambda *_: replace(row, arrays={**row.arrays, "hidden.h": h})
-    with pytest.raises(CorruptError, match="S13"):
+    with pytest.raises(CorruptError, match="S14"):
         check_row(opened, opened.shards[0], 0)

@@ -453,7 +453,7 @@ def test_a_row_that_breaks_the_rule_is_named(stores):
     opened = open_store(stores / "alone")
     row = opened.row(next(iter(opened)))
     fewer = replace(row, arrays={**row.arrays, "seq2seq.labels": row.arrays["seq2seq.labels"][1:]})
-    with pytest.raises(FormatError, match="SPEC S12"):
+    with pytest.raises(FormatError, match="SPEC S13"):
         opened.decode(fewer)
     beyond = replace(row, arrays={**row.arrays, "seq2seq.labels": row.arrays["seq2seq.labels"] + 151})
     with pytest.raises(FormatError, match="a label outside"):

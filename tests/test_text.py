@@ -304,7 +304,7 @@ def test_what_cannot_be_asked_for(text, tmp_path):
     opened = open_store(tmp_path / "t")
     row = opened.row("demo-00")
     row.meta["hyp"]["text"]["text"] = 5
-    with pytest.raises(FormatError, match="SPEC S14"):
+    with pytest.raises(FormatError, match="SPEC S15"):
         opened.decode(row)
     with pytest.raises(LengthError, match="no transcript"):
         RowEncoder(opened.spec).finish("x", {}, {"T": 1})

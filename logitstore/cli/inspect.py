@@ -65,7 +65,8 @@ def _summary(d: dict[str, Any]) -> str:
         f"made with  {', '.join(f'{k} {v}' for k, v in d['made_with'].items())}",
         f"size       {d['utterances']} utterances, {d['hours']:.3f} h, {d['frames']} frames, "
         f"{d['shards']} shards",
-        f"on disk    {size(d['bytes'])}, {d['bytes_per_frame']:.1f} bytes a frame",
+        f"on disk    {size(d['bytes'])}: {d['bytes_per_frame']:.1f} bytes a frame, all included, and "
+        f"{size(d['bytes_once'])} once",
     ]
     lines += [f"allowed    {a['field']}: {a['was']} → {a['now']}" for a in d["allowed"]]
     lines += [f"skipped    gate {g['gate']}: {printable(g['reason'])}" for g in d["gates"]]
