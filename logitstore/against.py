@@ -132,11 +132,13 @@ def _exact(driver: Driver, said: Spoken, stream: StreamSpec, stored: Target) -> 
     pieces: Iterable[torch.Tensor]
     if kind.tapped:
         pieces = [said.rows[name]]
-    elif stream.kind == "rnnt" and Form.parse(stream.form).framewise:
+    elif kind.name == "seq2seq":
+        pieces = [driver.decoded(said, name)[0]]
+    elif Form.parse(stream.form).framewise:
         picker = Picker(stream, stored.labels.tolist(), stored.id)
         pieces = [rows for rows, _ in picker.rows(partial(driver.lattice, said), said.T)]
     else:
-        pieces = driver.lattice(said) if stream.kind == "rnnt" else [driver.decoded(said, name)[0]]
+        pieces = driver.lattice(said)
     flat = torch.cat([p.reshape(-1, p.shape[-1]).float().cpu() for p in pieces])
     if not kind.classes:
         return np.asarray(flat.double().numpy())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -15,7 +16,7 @@ from .errors import LengthError, UsageError
 from .frames import FrameClock, Method
 from .inputs import Factored, FactoredLattice
 from .resample import Resampled, factored_rows, follows_frames, resample_stream, resample_vectors
-from .splice import only_target, resample_clip, splice_vectors
+from .splice import clip_vectors, only_target, resample_clip
 from .streambatch import FactoredBatch, StreamBatch, VectorBatch, mapped
 from .target import NOTHING, Target, Tempered, Vectors, check_temperature
 from .timeline import Stretch, check_frames, frames_of, stretches
@@ -120,16 +121,12 @@ def collate_targets(
     if ratio is not None:
         for target, length in zip(heard, lengths, strict=True):
             check_frames(target, length, ratio, tolerance)
-    at: list[_At] = []
-    for target, length in zip(heard, lengths, strict=True):
-        if isinstance(target, Target):
-            at.append((target, length))
-        else:
-            where = _named(target.id, stretches, target, length, how, ratio, frames is None)
-            at.append((target, list(where)))
-    first = [t if isinstance(t, Target) else next(iter(t.targets.values())) for t in heard]
-    names = list(first[0].streams) if streams is None else list(streams)
-    kept = {name: _stream(name, at, how, temperature) for name in names}
+
+    some = heard[0] if isinstance(heard[0], Target) else next(iter(heard[0].targets.values()))
+    names = list(some.streams) if streams is None else list(streams)
+    stretched = partial(_stretched, how=how, ratio=ratio, teachers=frames is None)
+    pairs = list(zip(heard, lengths, strict=True))
+    kept = {name: _stream(name, pairs, how, temperature, stretched) for name in names}
     labels = [_labels(t) for t in heard]
     known = [x for x in labels if x is not None]
     counts = [len(x) for x in known] if len(known) == len(labels) else None
@@ -142,66 +139,69 @@ def collate_targets(
         label_lengths=None if counts is None else torch.tensor(counts),
         label_mask=None if counts is None else _mask(counts, max(counts)),
         streams=kept,
-        driven={n: _padded([t.driven[n] for t in first]) for n in first[0].driven if n in names},
+        driven=_driven(heard, names),
     )
 
 
-_At = tuple[Target, int] | tuple[Clipped, list[Stretch]]  # what is heard, and the student's frames of it
-
-
-def _mapped_to(vocab: VocabMap, heard: Target | Clipped) -> Target | Clipped:
-    if isinstance(heard, Target):
-        return vocab.target(heard)
-    return replace(heard, targets={i: vocab.target(t) for i, t in heard.targets.items()})
-
-
-def _labels(heard: Target | Clipped) -> NDArray[np.int32] | None:
-    """Label ids of what is heard; None where some of them may be cut off."""
-    if isinstance(heard, Target):
-        return heard.labels
-    said = [p for p in heard.pieces if p.id]
-    if any(heard.targets[p.id].U and not heard.whole(p) for p in said):
-        return None
-    return np.concatenate([heard.targets[p.id].labels for p in said])
+def _stretched(
+    heard: Clipped, length: int, *, how: Method, ratio: tuple[int, int] | FrameClock | None, teachers: bool
+) -> list[Stretch]:
+    """Where each frame of a clip looks."""
+    return list(stretches(heard, length, how, ratio, teachers=teachers))
 
 
 def _stream(
-    name: str, at: Sequence[_At], how: Method, temperature: float
+    name: str,
+    pairs: Sequence[tuple[Target | Clipped, int]],
+    how: Method,
+    temperature: float,
+    stretched: Callable[[Clipped, int], list[Stretch]],
 ) -> StreamBatch | FactoredBatch | VectorBatch:
-    """One stream of every utterance at the student's frames, padded."""
-    some = at[0][0] if isinstance(at[0][0], Target) else next(iter(at[0][0].targets.values()))
-    if isinstance(some.streams.get(name), Vectors):
-        return _pad_vectors([_named(h.id, _vectors, h, n, name, how) for h, n in at])
-    whole = [(h, n) for h, n in at if isinstance(h, Target) and isinstance(n, int)]
-    found = [factored_rows(h, name, n, how) for h, n in whole]
+    """One stream of all that is heard at the student's frames, padded."""
+    first = pairs[0][0]
+    one = first if isinstance(first, Target) else next(iter(first.targets.values()))
+    numbers = isinstance(one.streams.get(name), Vectors)
+
+    def resampled(heard: Target | Clipped, n: int) -> Any:
+        try:
+            if numbers:
+                if isinstance(heard, Target):
+                    return resample_vectors(heard, name, n, how)
+                return clip_vectors(heard, name, stretched(heard, n), how)
+            if isinstance(heard, Target):
+                return resample_stream(heard, name, n, how, temperature)
+            return resample_clip(heard, name, stretched(heard, n), how, temperature)
+        except LengthError as e:
+            raise LengthError(e.what, where=e.where or heard.id, why=e.why, do=e.do) from None
+
+    if numbers:
+        return _pad_vectors([resampled(t, n) for t, n in pairs])
+    found = [factored_rows(t, name, n, how) if isinstance(t, Target) else None for t, n in pairs]
     heads = [h for h in found if h is not None]
-    if len(heads) == len(at):
+    if len(heads) == len(found):
         check_temperature(temperature)
-        counts = [n if follows_frames(name) else len(h) for h, (_, n) in zip(heads, whole, strict=True)]
+        counts = [n if follows_frames(name) else len(h) for h, (_, n) in zip(heads, pairs, strict=True)]
         return _pad_heads(heads, counts, temperature)
-    return _pad([_named(h.id, _rows, h, n, name, how, temperature) for h, n in at])
+    return _pad([resampled(t, n) for t, n in pairs])
 
 
-def _vectors(
-    heard: Target | Clipped, frames: Any, name: str, how: Method
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    if isinstance(heard, Target):
-        return resample_vectors(heard, name, frames, how)
-    return splice_vectors(heard, name, frames, how)
+def _driven(heard: Sequence[Target | Clipped], names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Labels of the streams that are driven with some; not of clips, whose lattices follow from theirs."""
+    found: dict[str, torch.Tensor] = {}
+    for name in names:
+        own = [t.driven.get(name) if isinstance(t, Target) else _whole(t, name) for t in heard]
+        known = [x for x in own if x is not None]
+        if len(known) == len(own):
+            found[name] = _padded(known)
+    return found
 
 
-def _rows(heard: Target | Clipped, frames: Any, name: str, how: Method, temperature: float) -> Resampled:
-    if isinstance(heard, Target):
-        return resample_stream(heard, name, frames, how, temperature)
-    return resample_clip(heard, name, frames, how, temperature)
-
-
-def _named(where: str, resample: Callable[..., Any], *given: Any) -> Any:
-    """What it gives; a ``LengthError`` of it names the utterance."""
-    try:
-        return resample(*given)
-    except LengthError as e:
-        raise LengthError(e.what, where=e.where or where, why=e.why, do=e.do) from None
+def _whole(heard: Clipped, name: str) -> NDArray[Any] | None:
+    """Labels of a clip of one whole utterance; None of others."""
+    said = [p for p in heard.pieces if p.id]
+    if len(said) != 1 or not heard.whole(said[0]):
+        return None
+    return heard.targets[said[0].id].driven.get(name)
 
 
 def _padded(ids: Sequence[NDArray[Any]]) -> torch.Tensor:
@@ -220,6 +220,22 @@ def _pad_vectors(sampled: Sequence[tuple[NDArray[np.float32], NDArray[np.bool_]]
         h[b, : len(rows)] = np.where(valid[..., None], rows, np.float32(0))
         mask[b, : len(rows)] = valid
     return VectorBatch(torch.from_numpy(h), torch.from_numpy(mask))
+
+
+def _mapped_to(vocab: VocabMap, heard: Target | Clipped) -> Target | Clipped:
+    if isinstance(heard, Target):
+        return vocab.target(heard)
+    return replace(heard, targets={i: vocab.target(t) for i, t in heard.targets.items()})
+
+
+def _labels(heard: Target | Clipped) -> NDArray[np.int64] | None:
+    """Label ids of what is heard; None where some of them may be cut off."""
+    if isinstance(heard, Target):
+        return heard.labels.astype(np.int64)
+    said = [p for p in heard.pieces if p.id]
+    if any(heard.targets[p.id].U and not heard.whole(p) for p in said):
+        return None
+    return np.concatenate([heard.targets[p.id].labels.astype(np.int64) for p in said])
 
 
 def _mask(lengths: Sequence[int], width: int) -> torch.Tensor:

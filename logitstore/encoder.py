@@ -168,8 +168,8 @@ class RowEncoder:
                 if s.name not in meta.get("hyp", {}):
                     raise LengthError(f"no transcript for the {s.name} stream", where=utt_id)
             elif rows != (meta["T"] if form else s.what.rows(meta["T"], u)):
-                counts = f"{u} labels" if s.kind == "seq2seq" else f"T is {meta['T']}"
-                unit = "rows" if s.kind == "seq2seq" else "frames"
+                counts = f"{u} labels" if not s.what.frames else f"T is {meta['T']}"
+                unit = "rows" if not s.what.frames else "frames"
                 raise LengthError(f"{s.name} has {rows} {unit}, {counts}", where=utt_id)
         if lost:
             meta = {**meta, LOSS: {stream: lost_of(p.array()) for stream, p in lost.items()}}

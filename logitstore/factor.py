@@ -113,13 +113,6 @@ def fitted(number: int, utterances: int) -> bool:
     return number % every == 0 and number // every < SAMPLE_UTTERANCES
 
 
-def thinned(rows: Sequence[torch.Tensor]) -> torch.Tensor:
-    """(N, D) rows that constants are made from: finite ones, and no more than it takes."""
-    found = torch.cat(list(rows))
-    found = found[found.isfinite().all(1)]
-    return found[:: -(-len(found) // SAMPLE_FRAMES)]
-
-
 def _samples(
     driver: Driver, manifest: Manifest, batch_seconds: float, streams: Sequence[str]
 ) -> dict[str, torch.Tensor]:
@@ -127,11 +120,18 @@ def _samples(
     rows: dict[str, list[torch.Tensor]] = {name: [] for name in streams}
     for spoken in _spoken(driver, manifest, batch_seconds):
         for name in streams:
-            rows[name].append(_inputs(driver, spoken, name)[0].float())
+            rows[name].append(inputs_of(driver, spoken, name)[0].float())
     return {name: thinned(each) for name, each in rows.items()}
 
 
-def _inputs(driver: Driver, spoken: Spoken, stream: str) -> tuple[torch.Tensor, torch.Tensor]:
+def thinned(rows: Sequence[torch.Tensor]) -> torch.Tensor:
+    """(N, D) rows that constants are made from: finite ones, and no more than it takes."""
+    found = torch.cat(list(rows))
+    found = found[found.isfinite().all(1)]
+    return found[:: -(-len(found) // SAMPLE_FRAMES)]
+
+
+def inputs_of(driver: Driver, spoken: Spoken, stream: str) -> tuple[torch.Tensor, torch.Tensor]:
     """(N, D) what went into the head of a stream, and the (N, V) logits that it made of it."""
     if stream in spoken.rows:
         return spoken.inputs[stream], spoken.rows[stream]
@@ -217,7 +217,7 @@ def require_factors(driver: Driver, spoken: Sequence[Spoken], stream: str) -> st
     for item in spoken:
         if not item.T:
             continue
-        inputs, logits = _inputs(driver, item, stream)
+        inputs, logits = inputs_of(driver, item, stream)
         weight, bias = (inputs.new_tensor(x) for x in (head.weight, head.bias))
         ours = (inputs @ weight.T + bias).float().log_softmax(-1)
         own = logits.float().log_softmax(-1)

@@ -191,7 +191,8 @@ class Pipe:
         if failure is not None:
             self._encoder.drop()
             return self.fail(loaded.utt, failure)
-        self._shard.add(self._encoder.finish(loaded.utt.id, spoken.labels, row_meta(spoken)))
+        row = self._encoder.finish(loaded.utt.id, spoken.labels, row_meta(spoken))
+        self._shard.add(row)
         self.utterances += 1
         self.seconds += loaded.seconds
         self.frames += spoken.T

@@ -253,16 +253,17 @@ class _Run:
     def _take(self, spoken: Spoken, sampled: bool) -> None:
         """One utterance through every trial; one that nothing can be done with is left out."""
         utt = spoken.loaded.utt
-        if self.coded and "ctc" in spoken.inputs and utt.id in self.about.fitted:
-            self.heard.rows.append(spoken.inputs["ctc"].float())
+        hidden = spoken.inputs.get("ctc")
+        if self.coded and hidden is not None and utt.id in self.about.fitted:
+            self.heard.rows.append(hidden.float())
         if not sampled:
             return
         lattice = occupied = None
         try:
             if spoken.T < 1:
                 raise LengthError("no valid frame: the recording is too short", where=utt.id)
-            for stream, rows in spoken.rows.items():
-                require_finite(rows, stream, utt.id)
+            if "ctc" in spoken.rows:
+                require_finite(spoken.rows["ctc"], "ctc", utt.id)
             begin = time.perf_counter()
             spoken, _ = Scribe(self.driver, keep=self.options.transcripts).listen(spoken, judged=True)
             self.heard.forward += time.perf_counter() - begin
@@ -275,9 +276,8 @@ class _Run:
         for trial in list(self.trials):
             of_lattice = trial.stream.kind == "rnnt"
             self._try(trial, spoken, lattice if of_lattice else None, occupied if of_lattice else None)
-        if self.coded and "ctc" in spoken.inputs:
-            inputs = {"ctc": spoken.inputs["ctc"].cpu()}
-            self.heard.kept.append(replace(spoken, output=None, rows={}, inputs=inputs))
+        if self.coded and hidden is not None:
+            self.heard.kept.append(replace(spoken, output=None, rows={}, inputs={"ctc": hidden.cpu()}))
         self.heard.utterances += 1
         self.heard.seconds += spoken.loaded.seconds
         self.heard.frames += spoken.T
@@ -314,9 +314,9 @@ class _Run:
             self.trials.append(trial)
             weight, bias = (sample.new_tensor(x) for x in (head.weight, head.bias))
             for spoken in self.heard.kept:
-                h = spoken.inputs["ctc"].float().to(sample.device)
-                said = replace(spoken, inputs={stream: h}, rows={stream: h @ weight.T + bias})
-                self._try(trial, said)
+                hidden = spoken.inputs["ctc"].float().to(sample.device)
+                rows = {"ctc": hidden @ weight.T + bias}
+                self._try(trial, replace(spoken, inputs={"ctc": hidden}, rows=rows))
             if trial in self.trials:
                 self._weigh(trial)
 

@@ -173,10 +173,10 @@ class Store(Mapping[str, Target]):
                 driven[spec.name] = self._labels(arrays.pop(LABELS), row.id)
             rows = encoding.decode(arrays, spec.size)
             axes: tuple[int, ...] = (t,)
+            form = self._forms.get(spec.name)
             labels = driven.get(spec.name, ())
             if spec.kind == "rnnt" and len(labels) != u:
                 raise FormatError(f"{len(labels)} labels, U = {u} (SPEC S7)", where=row.id)
-            form = self._forms.get(spec.name)
             if form and not form.framewise:
                 kept = restored(form, t, u, len(rows), arrays, row.id)
                 axes = kept.axes
@@ -185,25 +185,23 @@ class Store(Mapping[str, Target]):
                 if isinstance(rows, Collapsed):
                     rows = rows.between(spec.blank, kept.next_labels(labels, spec.blank))
             else:
-                axes = (t,) if form else (spec.what.rows(t, len(labels)),)
+                axes = (t if form else spec.what.rows(t, len(labels)),)
                 if len(rows) != axes[0]:
-                    unit = f"T = {t} (SPEC S7)"
-                    if spec.kind == "seq2seq":
-                        unit = f"{axes[0]} labels (SPEC S13)"
+                    unit = f"T = {t} (SPEC S7)" if spec.what.frames else f"{axes[0]} labels (SPEC S13)"
                     raise FormatError(f"{spec.name} has {len(rows)} rows, {unit}", where=row.id)
             streams[spec.name], shapes[spec.name] = rows, (*axes, spec.size)
-        labels = next(iter(driven.values()), np.zeros(0, np.int32))
+        first = next(iter(driven.values()), np.zeros(0, np.int32))
         target = Target(
-            id=row.id,
-            T=t,
-            labels=driven.get("rnnt", labels),
-            streams=streams,
-            shapes=shapes,
-            meta=row.meta,
-            nodes=nodes,
-            blank=self.tokens.blank,
-            clock=self.spec.teacher.clock,
-            driven=driven,
+            row.id,
+            t,
+            driven.get("rnnt", first),
+            streams,
+            shapes,
+            row.meta,
+            nodes,
+            self.tokens.blank,
+            self.spec.teacher.clock,
+            driven,
         )
         return target if self.vocab_map is None else self.vocab_map.target(target)
 

@@ -11,7 +11,7 @@ from .decode import best_classes, decode, edit_distance, forced_rnnt, on_grid
 from .encodings.base import LOSS
 from .errors import UsageError
 from .footprint import footprint
-from .lattice import MEAN, Form
+from .lattice import Form
 from .manifest import Manifest
 from .reader import Store
 from .sealed import read_entry
@@ -24,7 +24,7 @@ AXES = {
     "banded": "(T, S, V)",
     "path": "(T+U, V)",
     "sample": "(T, N, V)",
-    MEAN: "(T, V)",
+    "mean-u": "(T, V)",
 }  # by lattice form
 
 
@@ -169,7 +169,7 @@ def errors_of(store: Store, target: Target, spec: StreamSpec) -> tuple[int, int]
 def _text(store: Store, target: Target, spec: StreamSpec) -> str:
     if not spec.what.axes:
         return str(target.meta["hyp"][spec.name]["text"])
-    tokens = [] if _means(spec) else decode(target, spec.name, spec.blank)
+    tokens = decode(target, spec.name, spec.blank)
     head = store.spec.teacher.head(spec.name)
     return store.tokens.text([i for i in tokens if head is None or i != head.end])
 
@@ -218,7 +218,8 @@ def utterance(store: Store, utt_id: str, *, top: int = 5) -> dict[str, Any]:
         }
         if spec.what.speaks:
             wrong, of = errors_of(store, target, spec)
-            found |= {"text": _text(store, target, spec), "errors": wrong, "reference": of}
+            text = "" if _means(spec) else _text(store, target, spec)
+            found |= {"text": text, "errors": wrong, "reference": of}
         if spec.what.classes:
             found |= _rows(store, target, spec, top)
         if spec.name in target.driven:

@@ -13,7 +13,7 @@ from .clip import Clipped
 from .errors import UsageError
 from .frames import Method
 from .resample import Resampled, follows_frames, is_lattice, resample_stream, resample_vectors
-from .target import NOTHING, Target, Tempered
+from .target import NOTHING, Float, Target, Tempered
 from .timeline import Stretch
 
 
@@ -49,25 +49,25 @@ def resample_clip(
     return replace(found, axes=(found.axes[0] // method.size, method.size)) if method.size else found
 
 
-def splice_vectors(
+def clip_vectors(
     heard: Clipped, stream: str, stretches: Sequence[Stretch], method: Method
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """(S, D) or (S, n, D) numbers of a layer at a student's frames, and where it gave any; not in silence."""
+) -> tuple[Float, NDArray[np.bool_]]:
+    """(S, D) numbers of a layer at a clip's frames, and where there are any: none in silence.
+
+    Raises ``UsageError`` as :func:`logitstore.resample.resample_vectors`.
+    """
     each = Method("nearest" if method.size else method.name)
-    first = next(iter(heard.targets.values()))
-    wide = first.vectors(stream).shape[1]
-    rows, valid = [], []
-    for s in stretches:
-        if s.piece is None or not s.piece.id:
-            rows.append(np.zeros((s.ramp.count, wide), np.float32))
-            valid.append(np.zeros(s.ramp.count, bool))
-        else:
-            said, there = resample_vectors(heard.targets[s.piece.id], stream, s.ramp, each)
-            rows.append(said)
-            valid.append(there)
-    h, mask = np.concatenate(rows), np.concatenate(valid)
-    n = method.size
-    return (h.reshape(-1, n, wide), mask.reshape(-1, n)) if n else (h, mask)
+    width = next(iter(heard.targets.values())).shapes[stream][-1]
+    parts = [
+        resample_vectors(heard.targets[s.piece.id], stream, s.ramp, each)
+        if s.piece is not None and s.piece.id
+        else (np.zeros((s.ramp.count, width), np.float32), np.zeros(s.ramp.count, bool))
+        for s in stretches
+    ]
+    rows, valid = (np.concatenate(x) for x in zip(*parts, strict=True))
+    if method.size:
+        return rows.reshape(-1, method.size, width), valid.reshape(-1, method.size)
+    return rows, valid
 
 
 def _require_whole(heard: Clipped, stream: str, why: str) -> None:

@@ -48,8 +48,8 @@ def _kept(out: str) -> str:
     "streams",
     multiple=True,
     metavar="NAME=ENCODING[/FORM]",
-    help="ctc=dense, rnnt=topk:16/banded:5+occupancy, seq2seq=topk:16, hidden=vectors, text, ctc=auto (as "
-    "logitstore plan recommends), ... [default: ctc=dense]; forms: full, banded:S, path, sample:N, mean-u",
+    help="ctc=dense, rnnt=topk:16/banded:5+occupancy, seq2seq=topk:16, hidden=vectors, text, rnnt=auto "
+    "(as logitstore plan recommends) [default: ctc=dense]; forms: full, banded:S, path, sample:N, mean-u",
 )
 @click.option(
     "--hidden",
