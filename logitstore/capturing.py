@@ -7,7 +7,6 @@ import concurrent.futures.thread  # noqa: F401 - registers its end before ours
 import os
 import sys
 import threading
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.util import Finalize
@@ -17,13 +16,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from .batchids import find_ids, find_texts
-from .errors import LengthError, TapError, TapFiredTwice, TapNeverFired, UsageError
+from .asking import Asking
+from .errors import LengthError, TapError, TapFiredTwice, TapNeverFired
 from .expression import Expression
 from .inject.finder import Finder
 from .inject.inside import Report
-from .inject.lengths import Lengths, candidates, choose, in_variables, vectors
-from .inject.surroundings import follow_loaders, variable
+from .inject.surroundings import follow_loaders
+from .inject.whose import Batches
 from .scribe import Heard, Scribe
 from .tap import LAYOUTS
 
@@ -46,21 +45,13 @@ class Capturing:
     def __init__(self, job: dict[str, Any], session: Path) -> None:
         self.job, self.session = job, session
         self.paths = {s: str(job[o]) for s, o in OPTIONS.items() if job[o]}
-        self.ids = Expression(job["ids"], "--ids") if job["ids"] else None
-        self.lengths = Expression(job["lengths"], "--lengths") if job["lengths"] else None
         self.labels = Expression(job["labels"], "--labels") if job["labels"] else None
-        self._batch: Any = None
-        self._source: Any = None
-        self._yielded, self._serial = 0, 0  # batches since the module ran; batches in all
         self._begin()
-        follow_loaders(self._noted)
-        keep = self.lengths.modules if self.lengths else ()
+        batches = Batches()
+        keep = Expression(job["lengths"], "--lengths").modules if job["lengths"] else ()
         self._finder = Finder(self.paths, self._take, self._guard, self._tell, keep)
-        # until it is known where the lengths are: what every module returned in this batch
-        self._vectors: list[tuple[weakref.ref[nn.Module], str, torch.Tensor]] = []
-        self._watcher: Any = None
-        if self.lengths is None:
-            self._watcher = nn.modules.module.register_module_forward_hook(self._watch)
+        self._asking = Asking(job, batches, self._finder, lambda **said: self._report.write(**said))
+        follow_loaders(self._noted)
         os.register_at_fork(after_in_child=self._begin)
         excepthook = sys.excepthook
 
@@ -85,21 +76,11 @@ class Capturing:
 
     # -- finding the model -------------------------------------------------------------------------------
 
-    def _noted(self, batch: Any, source: Any) -> None:
+    def _noted(self, batch: Any, source: Any, index: Any, dataset: Any) -> None:
         """A DataLoader of this process yields a batch."""
-        if self._source is None or source is not self._source():
-            self._source, self._yielded = weakref.ref(source), 0
+        if self._asking.batches.note(batch, source, index, dataset):
             self._finder.search(seldom=True)
-        self._batch = batch
-        self._yielded += 1
-        self._serial += 1
-        self._finder.outputs.clear()
-        self._vectors.clear()
-
-    def _watch(self, module: nn.Module, args: Any, output: Any) -> None:
-        for rest, tensor in vectors(output, ""):
-            self._vectors.append((weakref.ref(module), rest, tensor))
-            del self._vectors[:-256]
+        self._asking.begin()
 
     # -- taking the logits -------------------------------------------------------------------------------
 
@@ -124,7 +105,7 @@ class Capturing:
                 where=where,
                 why="Dropout and batch statistics make every forward say something else.",
             )
-        ids = self._ids(logits, where)
+        ids = self._asking.ids(logits, where)
         if len(ids) != len(logits):
             raise LengthError(
                 f"{len(ids)} ids for an output of {tuple(output.shape)}, layout {self.job['layout']}",
@@ -146,13 +127,14 @@ class Capturing:
         heard = self._heard
         if heard is None or heard.ids != tuple(ids) or stream in heard.logits:
             self._whole()
-            heard = self._heard = self._hear(ids, self._lengths(logits, root), logits.shape[1], where)
+            heard = self._heard = self._hear(ids, self._asking.lengths(logits, root), logits.shape[1], where)
         if stream == "rnnt":
             heard.labels = self._labels(logits, where)
         # A copy: decoders edit logits in place after the layer returns them.
         heard.logits[stream] = logits.clone() if heard.wanted else logits[:0]
         if len(heard.logits) == len(self.paths):
             self._heard = None
+            self._asking.forget()
             if heard.wanted:
                 self._scribe.put(heard)
 
@@ -185,9 +167,7 @@ class Capturing:
                 why="Lengths in samples or feature frames instead of encoder frames look like this.",
                 do="Say where the encoder's output lengths are: --lengths EXPR.",
             )
-        found = find_texts(self._batch, len(ids))
-        texts = found.values if found else None
-        return Heard(tuple(ids), tuple(lengths), self._scribe.wanted(ids), texts)
+        return Heard(tuple(ids), tuple(lengths), self._scribe.wanted(ids), self._asking.texts(len(ids)))
 
     def _whole(self) -> None:
         """Raise ``TapNeverFired`` where a batch lacks one of its streams."""
@@ -202,7 +182,7 @@ class Capturing:
         """Labels of every utterance: rows of ids, padded with the blank or negative ids."""
         assert self.labels is not None
         assert self._scribe is not None
-        value = self.labels.value(lambda name: self._lookup(name, logits))
+        value = self.labels.value(lambda name: self._asking.lookup(name, logits))
         rows = [list(map(int, row)) for row in (value.tolist() if hasattr(value, "tolist") else value)]
         for row in rows:
             while row and (row[-1] < 0 or row[-1] == self._scribe.blank):
@@ -216,79 +196,13 @@ class Capturing:
             )
         return tuple(map(tuple, rows))
 
-    def _ids(self, logits: torch.Tensor, where: str) -> list[str]:
-        if self.ids is not None and "batch" not in self.ids.names:
-            return self._follow(self.ids, logits)
-        if self._batch is None:
-            raise UsageError(
-                "no DataLoader of this process has yielded a batch: nothing says whose logits these are",
-                where=where,
-                do="Say where the ids are: --ids EXPR, e.g. a variable of your program at that moment.",
-            )
-        if self._yielded > 1 and all(batch != self._serial for batch, _ in self._ran.values()):
-            raise UsageError(
-                f"the loader yielded {self._yielded} batches before the module ran",
-                where=where,
-                why="A loader that fetches ahead, or batches that are left out: whose logits these are "
-                "would be a guess.",
-                do="Say it with a variable of your program: --ids EXPR.",
-            )
-        if self.ids is not None:
-            return self._follow(self.ids, logits)
-        found = find_ids(self._batch, logits.shape[0])
-        if not found:
-            raise UsageError(
-                f"no ids of {logits.shape[0]} utterances in the batch ({_outline(self._batch)})",
-                where=where,
-                do="Let the dataset return them, or say where they are: --ids EXPR; or the axes: --layout.",
-            )
-        self.ids = Expression(found[0].expression, "ids")  # the same place in every batch
-        self._report.write(ids=found[0].expression)
-        return list(found[0].values)
-
-    def _follow(self, ids: Expression, logits: torch.Tensor) -> list[str]:
-        value = ids.value(lambda name: self._lookup(name, logits))
-        return [str(i) for i in ([value] if isinstance(value, str | int) else list(value))]
-
-    def _lengths(self, logits: torch.Tensor, root: nn.Module) -> list[int]:
-        if self.lengths is None:
-            found = self._settle(logits, root)
-            self.lengths = Expression(found.expression, "lengths")
-            self._report.write(lengths=found.expression)
-            return list(found.values)
-        value = self.lengths.value(lambda name: self._lookup(name, logits))
-        if isinstance(value, torch.Tensor):
-            value = value.reshape(-1).tolist()
-        return [round(v) for v in (value if isinstance(value, list | tuple) else [value])]
-
-    def _settle(self, logits: torch.Tensor, root: nn.Module) -> Lengths:
-        """Where the lengths are, from the first batch: a variable by preference, for people can read it."""
-        b, t = logits.shape[:2]
-        names = {m: n for n, m in root.named_modules()}
-        returned = [(names[m], rest, v) for ref, rest, v in self._vectors if (m := ref()) in names]
-        found = candidates(in_variables(), b, t)
-        found += candidates(((f'modules["{n}"]{rest}', v) for n, rest, v in reversed(returned)), b, t)
-        chosen = choose(found, b, t, type(root).__name__)
-        self._watcher.remove()
-        self._watcher = None
-        self._vectors.clear()
-        for path in Expression(chosen.expression, "lengths").modules:
-            self._finder.listen(root, path)
-        return chosen
-
-    def _lookup(self, name: str, logits: torch.Tensor) -> Any:
-        known = {"batch": self._batch, "output": logits, "B": logits.shape[0], "T": logits.shape[1]}
-        if name == "modules":
-            return self._finder.outputs
-        return known[name] if name in known and known[name] is not None else variable(name)
-
     def _again(self, stream: str, ids: list[str], shape: tuple[int, ...], where: str) -> bool:
         """Whether this call is not the one to keep; raises ``TapFiredTwice`` where nobody said which."""
-        batch: Any = self._serial if self.ids is None or "batch" in self.ids.names else tuple(ids)
+        noted = self._asking.noted if self._asking.by_batch else None
+        batch: Any = noted.number if noted is not None else tuple(ids)
         before, calls = self._ran.get(stream, (None, 0))
         calls = calls + 1 if batch == before else 1
         self._ran[stream] = batch, calls
-        self._yielded = 0
         keep = self.job["call"]
         if keep is not None:
             return bool(calls - 1 != keep)
@@ -324,14 +238,4 @@ class Capturing:
     def stop(self) -> None:
         """Remove every hook from every module."""
         self._finder.stop()
-        if self._watcher is not None:
-            self._watcher.remove()
-            self._watcher = None
-
-
-def _outline(batch: Any) -> str:
-    if isinstance(batch, dict):
-        return ", ".join(f"{k}: {type(v).__name__}" for k, v in list(batch.items())[:12])
-    if isinstance(batch, list | tuple):
-        return ", ".join(type(v).__name__ for v in batch[:12])
-    return type(batch).__name__
+        self._asking.stop()

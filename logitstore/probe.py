@@ -179,8 +179,12 @@ def _command(
         words += ["--ids", report["ids"][0]["expression"]]
     elif head["variables"]:
         words += ["--ids", head["variables"][0]["expression"]]
-    if head["lengths"]:
-        words += ["--lengths", head["lengths"][0]["expression"]]
+    if ctc is not None and ctc.get("accumulate"):
+        words += ["--accumulate", ctc["accumulate"]]
+    elif ctc is not None and ctc.get("call") is not None:
+        words += ["--call", str(ctc["call"])]
+    if head["chosen"]:
+        words += ["--lengths", head["chosen"]]
     if tokens:
         words += ["--tokens", tokens]
     elif blank.index:

@@ -74,6 +74,7 @@ FLOORS = [
     "pipe",
     "dump",
     "inject",
+    "asking",
     "scribe",
     "capturing",
     "capture",
