@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -37,6 +37,7 @@ class Asking:
         self.lengths_at = Expression(job["lengths"], "--lengths") if job["lengths"] else None
         self.batches, self._finder, self._tell = batches, finder, tell
         self.noted: Noted | None = None
+        self._whole = job["accumulate"] != "b"  # whether logits are of the whole batch
         # until it is known where the lengths are: what every module was given and returned in this batch
         self._signs: list[tuple[weakref.ref[nn.Module], str, str, torch.Tensor]] = []
         self._watcher: Any = None
@@ -73,6 +74,10 @@ class Asking:
         """Whether the ids are of what a loader yielded, not of variables alone."""
         return self.ids_at is None or bool(self.ids_at.names & OF_BATCH)
 
+    def batch(self, ids: Sequence[str]) -> Any:
+        """What tells the batch at work from the others."""
+        return self.noted.number if self.by_batch and self.noted is not None else tuple(ids)
+
     def ids(self, logits: torch.Tensor, where: str) -> list[str]:
         """Ids of the utterances of (B, …) logits; raises ``UsageError`` where nobody knows."""
         try:
@@ -91,12 +96,12 @@ class Asking:
             value = self.ids_at.value(lambda name: self.lookup(name, logits))
             return [str(i) for i in ([value] if isinstance(value, str | int) else list(value))]
         assert self.noted is not None
-        count = logits.shape[0]
+        count = logits.shape[0] if self._whole else None
         found = find_ids(self.noted.batch, count)
         found += find_by_index(self.noted.index, self.noted.dataset, count)
         if not found:
             raise UsageError(
-                f"no ids of {count} utterances in the batch ({_outline(self.noted.batch)})",
+                f"no ids of {logits.shape[0]} utterances in the batch ({_outline(self.noted.batch)})",
                 where=where,
                 do="Let the dataset return them, or say where they are: --ids EXPR (it may look at `batch`, "
                 "at `index`, what the sampler asked `dataset` for, and at variables); or the axes: --layout.",

@@ -7,7 +7,7 @@ import concurrent.futures.thread  # noqa: F401 - registers its end before ours
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.util import Finalize
 from pathlib import Path
@@ -23,6 +23,7 @@ from .inject.finder import Finder
 from .inject.inside import Report
 from .inject.surroundings import follow_loaders
 from .inject.whose import Batches
+from .pieces import Pieces
 from .scribe import Heard, Scribe
 from .tap import LAYOUTS
 
@@ -72,6 +73,7 @@ class Capturing:
         self._failed = False
         self._ran: dict[str, tuple[Any, int]] = {}  # the batch in which a module ran last, and how often
         self._heard: Heard | None = None  # a batch of which some stream is still to come
+        self._pieces: Pieces | None = None  # a batch of which some calls are still to come
         self._report = Report(self.session, state="torch")
 
     # -- finding the model -------------------------------------------------------------------------------
@@ -106,13 +108,14 @@ class Capturing:
                 why="Dropout and batch statistics make every forward say something else.",
             )
         ids = self._asking.ids(logits, where)
-        if len(ids) != len(logits):
+        pieces = bool(self.job["accumulate"])
+        if len(ids) != len(logits) and not pieces:
             raise LengthError(
                 f"{len(ids)} ids for an output of {tuple(output.shape)}, layout {self.job['layout']}",
                 where=where,
                 do="Name its axes with --layout, or say where the ids are with --ids EXPR.",
             )
-        if self._again(stream, ids, tuple(output.shape), where):
+        if not pieces and self._again(stream, ids, tuple(output.shape), where):
             return
         if self._scribe is None:
             self._scribe = self._open(root, logits.shape[-1])
@@ -124,10 +127,13 @@ class Capturing:
                 why="Rows of two models in one store cannot be told apart.",
                 do="Capture a run of the recipe that decodes with one of them.",
             )
+        if pieces:
+            return self._piece(stream, ids, logits, root)
         heard = self._heard
         if heard is None or heard.ids != tuple(ids) or stream in heard.logits:
             self._whole()
-            heard = self._heard = self._hear(ids, self._asking.lengths(logits, root), logits.shape[1], where)
+            lengths, texts = self._asking.lengths(logits, root), self._asking.texts(len(ids))
+            heard = self._heard = self._hear(ids, lengths, logits.shape[1], texts)
         if stream == "rnnt":
             heard.labels = self._labels(logits, where)
         # A copy: decoders edit logits in place after the layer returns them.
@@ -137,6 +143,26 @@ class Capturing:
             self._asking.forget()
             if heard.wanted:
                 self._scribe.put(heard)
+
+    def _piece(self, stream: str, ids: list[str], logits: torch.Tensor, root: nn.Module) -> None:
+        """A piece of a batch: the next frames of all its utterances, or the next of these."""
+        where, axis = f"--{OPTIONS[stream]} {self.paths[stream]}", self.job["accumulate"]
+        batch, pieces = self._asking.batch(ids), self._pieces
+        if pieces is None or pieces.batch != batch:
+            self._whole()
+            texts = self._asking.texts(len(ids))
+            pieces = self._pieces = Pieces(stream, batch, tuple(ids), texts, where)
+        if axis == "t":
+            alone = len(ids) == 1 and self._asking.lengths_at is None  # as long as its pieces are
+            return pieces.add(logits, lambda x: [x.shape[1]] if alone else self._asking.lengths(x, root))
+        ids, lengths, texts = pieces.next(len(logits), self._asking.lengths(logits, root))
+        self._put(stream, logits, self._hear(ids, lengths, logits.shape[1], texts))
+
+    def _put(self, stream: str, logits: torch.Tensor, heard: Heard) -> None:
+        assert self._scribe is not None
+        heard.logits[stream] = logits.clone()
+        if heard.wanted:
+            self._scribe.put(heard)
 
     def _axes(self, stream: str, output: Any, where: str) -> torch.Tensor:
         """(B, T, V), or (B, T, U+1, V), as the first axes of what a module gave."""
@@ -157,20 +183,29 @@ class Capturing:
             raise TapError(f"gives {what}, not (B, T, V)", where=where, do="Ask logitstore probe.")
         return torch.as_tensor(output).detach().permute(LAYOUTS[self.job["layout"]])
 
-    def _hear(self, ids: list[str], lengths: list[int], t: int, where: str) -> Heard:
+    def _hear(
+        self, ids: Sequence[str], lengths: Sequence[int], t: int, texts: tuple[str, ...] | None
+    ) -> Heard:
         """A batch, nothing of it taken yet; raises ``LengthError``."""
         assert self._scribe is not None
         if len(lengths) != len(ids) or max(lengths) > t:
             raise LengthError(
-                f"lengths {lengths[:8]} for {len(ids)} utterances in {t} frames",
-                where=f"{where}, {ids[0]}",
+                f"lengths {list(lengths[:8])} for {len(ids)} utterances in {t} frames",
+                where=ids[0],
                 why="Lengths in samples or feature frames instead of encoder frames look like this.",
                 do="Say where the encoder's output lengths are: --lengths EXPR.",
             )
-        return Heard(tuple(ids), tuple(lengths), self._scribe.wanted(ids), self._asking.texts(len(ids)))
+        return Heard(tuple(ids), tuple(lengths), self._scribe.wanted(list(ids)), texts)
 
     def _whole(self) -> None:
-        """Raise ``TapNeverFired`` where a batch lacks one of its streams."""
+        """Take what pieces make; raise ``TapNeverFired`` where a batch lacks one of its streams."""
+        pieces, self._pieces = self._pieces, None
+        if pieces is not None:
+            pieces.check(self.job["accumulate"])
+        if pieces is not None and pieces.parts:
+            logits, lengths = pieces.whole()
+            heard = self._hear(pieces.ids, lengths, logits.shape[1], pieces.texts)
+            self._put(pieces.stream, logits, heard)
         if self._heard is not None:
             missing = [self.paths[s] for s in self.paths if s not in self._heard.logits]
             raise TapNeverFired(
@@ -198,8 +233,7 @@ class Capturing:
 
     def _again(self, stream: str, ids: list[str], shape: tuple[int, ...], where: str) -> bool:
         """Whether this call is not the one to keep; raises ``TapFiredTwice`` where nobody said which."""
-        noted = self._asking.noted if self._asking.by_batch else None
-        batch: Any = noted.number if noted is not None else tuple(ids)
+        batch = self._asking.batch(ids)
         before, calls = self._ran.get(stream, (None, 0))
         calls = calls + 1 if batch == before else 1
         self._ran[stream] = batch, calls
@@ -211,7 +245,8 @@ class Capturing:
                 f"the module ran again in one batch, giving {shape}",
                 where=f"{where}, {ids[0]}",
                 why="Which of them is the answer cannot be guessed; a decoding loop runs it once a step.",
-                do="Say which call to keep, counted from 0: --call N; or tap a module that runs once.",
+                do="Say which call to keep, counted from 0: --call N; that they are pieces of "
+                "one, --accumulate t (frames) or b (utterances); or tap a module that runs once.",
             )
         return False
 
@@ -228,11 +263,11 @@ class Capturing:
 
     def _close(self, pid: int) -> None:
         if pid == os.getpid() and self._scribe is not None:
-            scribe, self._scribe = self._scribe, None
             self.stop()
             if not self._failed:
-                with suppress(TapNeverFired), self._guard():  # the report says it; nobody hears it here
+                with suppress(Exception), self._guard():  # the report says it; nobody hears it here
                     self._whole()
+            scribe, self._scribe = self._scribe, None
             scribe.close(failed=self._failed)
 
     def stop(self) -> None:

@@ -36,6 +36,7 @@ TABLES = re.compile(
 IDS = re.compile(
     r"(^|_)(utt|uttid|uid|id|ids|key|keys|name|names|stem|cut|wav|path|file|audio)(_|$|\d)", re.I
 )
+BLANKS = ("blank_id", "blank_idx", "blank_index", "blank")
 CALLS = 64  # of one module in one batch that are looked at
 WAIT = 60.0  # seconds for the parent to end this program
 
@@ -208,6 +209,7 @@ class Observing:
             ids=_told(self._ids),
             texts=texts.expression if texts else "",
             opened=list(dict.fromkeys(self._opened)),
+            blanks=_blanks(tops),
         )
         return True
 
@@ -239,6 +241,20 @@ def _which(candidate: Candidate, calls: Sequence[Seen], count: int | None) -> tu
         return None, "t"
     ends = [i for i, step in enumerate(candidate.steps) if {"log_softmax", "ctc_loss"} & set(step)]
     return (ends[0] if len(ends) == 1 else None), ""
+
+
+def _blanks(tops: Sequence[nn.Module]) -> dict[str, int]:
+    """What models say their blank is: numbers of telling names, and transformers' padding token."""
+    found: dict[str, int] = {}
+    for path, module in (pair for top in tops for pair in top.named_modules()):
+        for name in BLANKS:
+            value = vars(module).get(name)
+            if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+                found[f"{path}.{name}" if path else name] = value
+        pad = getattr(getattr(module, "config", None), "pad_token_id", None)
+        if type(module).__name__.endswith("ForCTC") and isinstance(pad, int):
+            found["config.pad_token_id"] = pad
+    return found
 
 
 def _is_tensor(value: Any) -> bool:

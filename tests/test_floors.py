@@ -75,6 +75,7 @@ FLOORS = [
     "dump",
     "inject",
     "asking",
+    "pieces",
     "scribe",
     "capturing",
     "capture",

@@ -45,7 +45,7 @@ class Finder:
         self._paths, self._ran, self._guard, self._report = paths, ran, guard, report
         self._keep = tuple(keep)
         self.outputs: dict[str, Any] = {}
-        self.inputs: dict[str, dict[int | str, Any]] = {}
+        self.inputs: dict[str, dict[Any, Any]] = {}
         self._known: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._targets: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._handles: list[Any] = []
@@ -92,7 +92,7 @@ class Finder:
         """Keep what another module was last given, and returned."""
 
         def keep(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-            self.outputs[path], self.inputs[path] = output, {**dict(enumerate(args)), **kwargs}
+            self.outputs[path], self.inputs[path] = output, {**kwargs, **dict(enumerate(args))}
 
         target = find_module(root, path)
         self._handles.append(target.register_forward_hook(_uncompiled(keep), with_kwargs=True))

@@ -1,9 +1,9 @@
 """Which tensor says how many frames of each utterance are valid.
 
-Looked for among what modules were given and returned in this batch and among the variables of the user's program
-at the moment the tapped module runs. Three forms are known: an integer an utterance, the longest as long as the
-batch; a mask of frames, (B, T) or (B, 1, T), whichever of valid and padded frames it marks; a share of the longest
-an utterance, as SpeechBrain has it.
+Looked for among what modules were given and returned in this batch and among the variables of the user's
+program at the moment the tapped module runs. Three forms are known: an integer an utterance, the longest as
+long as the batch; a mask of frames, (B, T) or (B, 1, T), whichever of valid and padded frames it marks; a
+share of the longest an utterance, as SpeechBrain has it.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _read(expression: str, tensor: torch.Tensor, b: int, t: int) -> Lengths | No
     if tensor.dtype in INTEGERS:
         fits = min(values) >= 0 and (1 - SHORT) * t <= max(values) <= t
         return Lengths(expression, tuple(values)) if fits else None
-    if tensor.is_floating_point() and 0 < min(values) and 1 - 1e-4 < max(values) <= 1 + 1e-4:
+    if tensor.is_floating_point() and min(values) > 0 and 1 - 1e-4 < max(values) <= 1 + 1e-4:
         return Lengths(f"({expression} * T).round()", tuple(round(v * t) for v in values), SHARES)
     return None
 

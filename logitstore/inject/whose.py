@@ -1,8 +1,8 @@
-"""Whose logits are these? The batches that loaders yielded, and which of them the module that runs was given.
+"""Whose logits are these? The batches that loaders yielded, and which of them a module that runs was given.
 
-Most loops take a batch and run the model on it: then there is one batch that it can be. Where a loader fetches
-ahead (accelerate's, a thread, a generator), the batch is told by its objects: the innermost function of the
-program that holds a tensor, or a container, of exactly one of the batches says which.
+Most loops take a batch and run the model on it: then there is one batch that it can be. Where a loader
+fetches ahead (accelerate's, a thread, a generator), the batch is told by its objects: the innermost function
+of the program that holds a tensor, or a container, of exactly one of the batches says which.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Noted:
 
 
 class Batches:
-    """What the loaders of this process yielded and no module was run on yet, and the batch that is at work."""
+    """What the loaders of this process yielded and no module was run on yet, and the batch at work."""
 
     def __init__(self) -> None:
         self.current: Noted | None = None
@@ -182,7 +182,7 @@ def _arguments(frame: FrameType) -> list[Any]:
 
 
 def parts(value: Any, depth: int, kinds: Iterable[type] | None = None) -> Iterator[Any]:
-    """A value and what it holds: of a mapping, a list, and an object, one of ``kinds`` where they are given."""
+    """A value and what it holds, if it is a mapping, a list or an object (of ``kinds``, if given)."""
     if isinstance(value, PLAIN):
         return
     yield value
