@@ -64,7 +64,7 @@ def rank(
         count: B, where it is known.
         classes: V, where a token table says it: other widths are left out.
     """
-    names = {m: (n, top) for top in tops for n, m in top.named_modules() if n}
+    names = {m: (n, top) for m, (n, top) in named(tops).items() if n}
     embedded = {m.num_embeddings for m, _ in names.items() if isinstance(m, nn.Embedding)}
     found = []
     for said in emitted:
@@ -74,6 +74,20 @@ def rank(
             if candidate.score > 0:
                 found.append(candidate)
     return sorted(found, key=lambda c: (-c.score, c.path))
+
+
+def named(tops: list[nn.Module]) -> dict[nn.Module, tuple[str, nn.Module]]:
+    """Path and outermost module of every module; of several paths the one with the fewest numbers in it."""
+    found: dict[nn.Module, tuple[str, nn.Module]] = {}
+    for top in tops:
+        for path, module in top.named_modules():
+            if module not in found or _numbers(path) < _numbers(found[module][0]):
+                found[module] = path, top
+    return found
+
+
+def _numbers(path: str) -> int:
+    return sum(part.isdigit() for part in path.split("."))
 
 
 def _candidate(said: Emitted, path: str, top: nn.Module, count: int | None, embedded: bool) -> Candidate:

@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.data import get_worker_info
 
 from .batchids import Found, find_by_index, find_ids, find_texts
-from .candidates import AXES, Candidate, rank
+from .candidates import AXES, Candidate, named, rank
 from .errors import LengthError
 from .inject.inside import Report
 from .inject.lengths import INTEGERS, Lengths, candidates, choose, in_variables, signs, variables
@@ -175,7 +175,7 @@ class Observing:
     def say(self, state: str) -> bool:
         """Write the report, if there is any candidate."""
         tops, count = roots(live_modules()), self._count()
-        paths = {m: n for top in tops for n, m in top.named_modules()}
+        paths = {m: path for m, (path, _) in named(tops).items()}
         modules = {n: m for m, n in paths.items() if m in self._observer.emitted}
         ranked = rank(list(self._observer.emitted.values()), tops, count, self._classes)
         if not ranked:

@@ -146,8 +146,10 @@ def choose(
     best = min(_tier(f, frames_) for f in found)
     chosen = next(f for f in found if _tier(f, frames_) == best)
     against = [f for f in found if _against(f, chosen, best, frames_)]
-    if not against:
-        return chosen
+    if (
+        not against
+    ):  # of those that say the same, the first that was given: a variable, for people can read it
+        return next(f for f in found if f.values == chosen.values)
     raise LengthError(
         "several tensors could hold the valid lengths: "
         + "; ".join(f"{f.expression} = {list(f.values)[:4]}" for f in (chosen, *against)),
