@@ -90,6 +90,8 @@ FLOORS = [
     "auto",
     "dump",
     "inject",
+    "asking",
+    "pieces",
     "scribe",
     "capturing",
     "capture",
