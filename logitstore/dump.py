@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,7 @@ from .audio import seconds_of
 from .batches import Loaded, ahead, by_length, load
 from .blocks import DEFAULT_SHARD_SIZE, Block, ShardSize, blocks
 from .drive import Driver, Spoken
-from .errors import LogitStoreError, ManifestError, TooManySkipped, UsageError
+from .errors import LengthError, LogitStoreError, ManifestError, TooManySkipped, UsageError
 from .factor import factored, once_per_store
 from .gates import Gate, Skips, lines
 from .gpu import require_device
@@ -32,6 +33,7 @@ from .sealing import problem_key
 from .selfcheck import self_check
 from .spec import StoreSpec
 from .teachers.base import Teacher, weights_sha256
+from .timeline import check_audio
 from .transcribe import Scribe, Transcript
 from .vocab import TokenTable, require_same
 from .world import Part
@@ -198,7 +200,7 @@ class _Dump:
             load, teacher=driver.teacher, table=driver.table, needs_labels="rnnt" in options.streams
         )
         self.progress = Progress(total=manifest.utterances)
-        self.checked = False
+        self.checked, self.timed = False, True
         reason = options.skip_gate
         self.skips = Skips(reason, lambda gate: writer.note_gate(gate, reason))
         self.gate = Gate(driver.table, options.max_wer, self.skips)
@@ -267,6 +269,7 @@ class _Dump:
         heard = []
         for spoken in said:
             try:
+                self._require_true_time(spoken)
                 heard.append(self.scribe.listen(spoken, self.gate.open))
             except LogitStoreError as e:
                 pipe.fail(spoken.loaded.utt, e)
@@ -277,6 +280,19 @@ class _Dump:
         while self.skips.said:
             self.progress.findings += (self.skips.said.pop(0),)
         return heard
+
+    def _require_true_time(self, spoken: Spoken) -> None:
+        """Raise ``LengthError`` where its frames are not as long as its audio; skipped once, for all."""
+        clock, loaded = self.writer.spec.teacher.clock, spoken.loaded
+        if not self.timed or clock is None or not spoken.T:
+            return
+        try:
+            check_audio(
+                spoken.T, Fraction(round(loaded.seconds * clock.rate), clock.rate), clock, loaded.utt.id
+            )
+        except LengthError as e:
+            self.skips.refuse("true time", e)
+            self.timed = False
 
     def _tell(self, pipe: Pipe | None = None) -> None:
         """Report where it stands, the shard in the making included."""

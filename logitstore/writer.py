@@ -21,7 +21,7 @@ from .places import Place, open_place
 from .replacing import settle
 from .sealed import Entry, current_index, read_entry, shard_names
 from .sealing import ShardInMaking, finish_store, listed, sweep, sweep_halves
-from .spec import StoreSpec, StreamSpec, TeacherSpec
+from .spec import UNNAMED, StoreSpec, StreamSpec, TeacherSpec
 from .storage import parse_storage
 from .vocab import TokenTable
 
@@ -81,7 +81,7 @@ class StoreWriter:
             writer: a name no other process writing into this store uses.
             shard_rows: utterances a shard.
         """
-        teacher = teacher or TeacherSpec("unnamed", 16000, 640)
+        teacher = teacher or TeacherSpec(UNNAMED, 16000, 640)
         spec = make_spec(teacher, tokens, streams, storage=storage)
         return cls(open_place(location), spec, writer=writer, shard_rows=shard_rows).begin(tokens)
 
