@@ -190,6 +190,8 @@ class Pipe:
         }
         if loaded.audio:
             meta["audio"] = loaded.audio
+        if loaded.utt.recording:
+            meta["recording"] = loaded.utt.origin()
         if loaded.utt.text is not None:
             meta["text"] = loaded.utt.text
         meta.update(spoken.notes)
