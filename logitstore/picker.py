@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +21,7 @@ Slices = Iterable[torch.Tensor]
 
 
 class Picker:
-    """Which nodes of one utterance's lattice are kept, and their logits.
+    """Which nodes of one utterance's lattice are kept, and their logits; or the mean of each frame's.
 
     A form that follows the teacher's own alignment drives the joiner twice: for the scores of blank and next
     label, (T, U+1) numbers each, and for the rows. [T, U+1, V] never exists.
@@ -46,6 +48,9 @@ class Picker:
             frames: T.
         """
         u = len(self._labels)
+        if self.form.framewise:
+            yield from self._means(drive)
+            return
         if self.form.whole:
             for piece in drive():
                 yield piece, None
@@ -59,6 +64,25 @@ class Picker:
             at = (nodes.frame[low:high] - t) * (u + 1) + nodes.position[low:high]
             picked = piece.reshape(-1, piece.shape[-1])[_on(piece, at)]
             yield picked, _on(piece, always[low:high]) if self._names else None
+            t += len(piece)
+
+    def _means(self, drive: Callable[[], Slices]) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        """(t, V) log of the mean over label positions of the softmaxes of each frame (SPEC S12)."""
+        share = None
+        if self.form.occupancy:
+            occupied = occupancy(*self._scores(drive()))
+            with np.errstate(divide="ignore"):
+                share = np.log(occupied / occupied.sum(1, keepdims=True)).astype(np.float32)
+        t = 0
+        for piece in drive():
+            require_finite(piece.reshape(-1, piece.shape[-1]), self._stream.name, self._id)
+            logp = piece.float().log_softmax(-1)
+            if share is None:
+                mean = logp.logsumexp(1) - math.log(piece.shape[1])
+            else:
+                mean = (logp + _on(piece, share[t : t + len(piece)])[..., None]).logsumexp(1)
+            blank = torch.full_like(mean[:, :1], self._stream.blank, dtype=torch.int64)
+            yield mean, blank if self._names else None
             t += len(piece)
 
     def _choose(self, drive: Callable[[], Slices], t: int, u: int) -> Nodes:
@@ -100,5 +124,5 @@ class Picker:
         return np.concatenate(blanks).astype(np.float64), np.concatenate(labels).astype(np.float64)
 
 
-def _on(like: torch.Tensor, index: NDArray[np.int64]) -> torch.Tensor:
+def _on(like: torch.Tensor, index: NDArray[Any]) -> torch.Tensor:
     return torch.from_numpy(index).to(like.device)

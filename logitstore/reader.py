@@ -169,10 +169,10 @@ class Store(Mapping[str, Target]):
             labels = arrays.pop(LABELS, labels)
             rows = self._encodings[spec.name].decode(arrays, spec.classes)
             axes: tuple[int, ...] = (t,)
-            if spec.kind == "rnnt":
-                if len(labels) != u:
-                    raise FormatError(f"{len(labels)} labels, U = {u} (SPEC S7)", where=row.id)
-                form = self._forms[spec.name]
+            if spec.kind == "rnnt" and len(labels) != u:
+                raise FormatError(f"{len(labels)} labels, U = {u} (SPEC S7)", where=row.id)
+            form = self._forms.get(spec.name)
+            if form and not form.framewise:
                 kept = restored(form, t, u, len(rows), arrays, row.id)
                 axes = kept.axes
                 if not form.whole:

@@ -24,6 +24,7 @@ FLOORS = [
     "spec",
     "lattice",
     "target",
+    "divergence",
     "clip",
     "timeline",
     "emission",
@@ -49,6 +50,7 @@ FLOORS = [
     "replacing",
     "layout",
     "constants",
+    "footprint",
     # 3: outside
     "audio",
     "survey",
