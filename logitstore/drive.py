@@ -137,6 +137,10 @@ class Driver:
             for b, (item, t) in enumerate(zip(batch, lengths, strict=True))
         ]
 
+    def openings(self, spoken: Sequence[Spoken]) -> list[Spoken]:
+        """Of what ``run`` gave, what came of one forward: for the self-check."""
+        return list(spoken)
+
     def pad(self, features: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, T0, F) zero-padded and (B,) lengths, on the device."""
         lengths = torch.tensor([len(f) for f in features], device=self.device)

@@ -20,6 +20,7 @@ import torch
 from .audio import seconds_of
 from .batches import Loaded, ahead, by_length, load
 from .blocks import DEFAULT_SHARD_SIZE, Block, ShardSize, blocks
+from .chunked import Chunks, driver_of
 from .drive import Driver, Spoken
 from .errors import LengthError, LogitStoreError, ManifestError, TooManySkipped, UsageError
 from .factor import factored, once_per_store
@@ -61,6 +62,8 @@ class DumpOptions:
         max_wer: percent of the first references' words that the teacher's greedy decode may get wrong.
         skip_gate: why a teacher that a gate would stop is right; stored. Empty: gates stop it.
         transcripts: whose greedy decode rows keep: ``none``, ``ctc`` or ``all``.
+        chunk: seconds; recordings that are longer run in chunks of so many. None: never.
+        overlap: seconds that a chunk shares with the next; half of them are dropped on either side.
     """
 
     streams: dict[str, str] = field(default_factory=lambda: {"ctc": "dense"})
@@ -78,6 +81,8 @@ class DumpOptions:
     max_wer: float = 50.0
     skip_gate: str = ""
     transcripts: str = "ctc"
+    chunk: Any = None
+    overlap: Any = 5
 
     def __post_init__(self) -> None:
         if self.on_error not in ("raise", "skip"):
@@ -158,7 +163,8 @@ def dump(
         require_same(options.tokens, table, where="--tokens", which=("the given table", "the teacher"))
     spec = spec_of(teacher, table, manifest, options)
     place = open_place(out)
-    driver = Driver(teacher, table, list(options.streams), options.device, factored=factored(spec))
+    given = teacher, table, list(options.streams), options.device
+    driver = driver_of(Chunks.stored(spec.teacher), options.batch_seconds, *given, factored=factored(spec))
     with _cpu_threads(options.cpu_threads):
         spec, constants = once_per_store(place, spec, driver, manifest, options.batch_seconds)
         writer = StoreWriter(place, spec, writer=f"job-{options.part.index}-of-{options.part.count}")
@@ -169,6 +175,8 @@ def dump(
 def spec_of(teacher: Teacher, table: TokenTable, manifest: Manifest, options: DumpOptions) -> StoreSpec:
     """What the store of a dump says about itself."""
     about = replace(teacher.describe(), weights=weights_sha256(teacher.model))
+    if options.chunk is not None:
+        about = Chunks.of_seconds(options.chunk, options.overlap, about).told(about)
     return make_spec(about, table, options.streams, storage=options.storage, manifest=manifest.to_json())
 
 
@@ -265,7 +273,7 @@ class _Dump:
         """What the teacher would write down, and whether that lets the dump go on."""
         first, self.checked = not self.checked, True
         if first:
-            checks = self_check(self.driver, said, self.skips).findings
+            checks = self_check(self.driver, self.driver.openings(said), self.skips).findings
         heard = []
         for spoken in said:
             try:

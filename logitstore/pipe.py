@@ -22,6 +22,7 @@ from .sealed import Entry
 from .sealing import ShardInMaking
 
 DEPTH = 8  # slices waiting: what bounds memory
+FRAMES = 1 << 14  # of a slice, where a recording is that long
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,9 @@ class Pipe:
             if spoken.T < 1:
                 raise LengthError("no valid frame: the recording is too short", where=spoken.loaded.utt.id)
             if spoken.ctc is not None:
-                self._send(_Slice("ctc", spoken.ctc, inputs=spoken.hidden))
+                for n in range(0, spoken.T, FRAMES):
+                    inputs = None if spoken.hidden is None else spoken.hidden[n : n + FRAMES]
+                    self._send(_Slice("ctc", spoken.ctc[n : n + FRAMES], inputs=inputs))
             if lattice is not None:
                 assert self._rnnt is not None
                 picker = Picker(self._rnnt, spoken.loaded.labels or [], spoken.loaded.utt.id)

@@ -70,6 +70,7 @@ FLOORS = [
     "blocks",
     "batches",
     "drive",
+    "chunked",
     "factor",
     "decode",
     "transcribe",
