@@ -234,3 +234,14 @@ class Driver:
         """No gradients, no autocast: the numbers the teacher was trained to say."""
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
             yield
+
+
+@contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """So many threads inside torch's operators on the CPU, meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import partial
 from typing import Any
 
-import torch
-
 from .audio import seconds_of
+from .auto import decided, wishes
 from .batches import Loaded, ahead, by_length, load
 from .blocks import DEFAULT_SHARD_SIZE, Block, ShardSize, blocks
 from .chunked import Chunks, driver_of
-from .drive import Driver, Spoken
+from .contenders import Wish
+from .drive import Driver, Spoken, cpu_threads
 from .errors import LengthError, LogitStoreError, ManifestError, TooManySkipped, UsageError
 from .factor import factored, once_per_store
 from .gates import Gate, Skips, lines
@@ -30,9 +30,10 @@ from .layout import make_spec
 from .manifest import Manifest, Problem, Utterance
 from .pipe import Pipe
 from .places import open_place
+from .plan import PlanOptions
 from .sealing import problem_key
 from .selfcheck import self_check
-from .spec import StoreSpec
+from .spec import StoreSpec, TeacherSpec
 from .teachers.base import Teacher, weights_sha256
 from .timeline import check_audio
 from .transcribe import Scribe, Transcript
@@ -46,7 +47,7 @@ class DumpOptions:
     """How to dump.
 
     Attributes:
-        streams: encoding by stream name.
+        streams: encoding by stream name; ``auto`` for the smallest that a plan finds good enough.
         storage: ``zarr``, ``zarr:zstd``, ``webdataset``, ...
         batch_seconds: audio of one padded batch; 0 for one utterance at a time.
         device: where the teacher runs.
@@ -95,6 +96,10 @@ class DumpOptions:
         if not self.streams:
             raise UsageError("no stream to dump", do="E.g. --stream ctc=dense.")
 
+    def chunks(self, teacher: TeacherSpec) -> Chunks | None:
+        """How long recordings are cut; None where they are not. Raises ``UsageError``."""
+        return None if self.chunk is None else Chunks.of_seconds(self.chunk, self.overlap, teacher)
+
     def may_skip(self, utterances: int) -> int:
         """How many of so many utterances may be skipped."""
         number = float(self.max_skipped.rstrip("%"))
@@ -116,6 +121,7 @@ class Progress:
         shards: sealed in this run.
         elapsed: seconds since the teacher began.
         findings: of the self-check, once it ran.
+        planned: which encoding was taken for a stream that says ``auto``, and why.
     """
 
     total: int
@@ -128,6 +134,7 @@ class Progress:
     shards: int = 0
     elapsed: float = 0.0
     findings: tuple[str, ...] = ()
+    planned: tuple[str, ...] = ()
 
 
 def dump(
@@ -161,34 +168,46 @@ def dump(
     table = teacher.tokens()
     if options.tokens is not None:
         require_same(options.tokens, table, where="--tokens", which=("the given table", "the teacher"))
-    spec = spec_of(teacher, table, manifest, options)
-    place = open_place(out)
-    given = teacher, table, list(options.streams), options.device
-    driver = driver_of(Chunks.stored(spec.teacher), options.batch_seconds, *given, factored=factored(spec))
-    with _cpu_threads(options.cpu_threads):
+    place, name = open_place(out), f"job-{options.part.index}-of-{options.part.count}"
+    with ExitStack() as deciding, cpu_threads(options.cpu_threads):
+        planned: list[str] = []
+        if wished := wishes(options.streams):
+            how = plan_of(options, wished, options.chunks(teacher.describe()))
+            took = decided(place, teacher, manifest, options.streams, how, writer=name, say=planned.append)
+            options = replace(options, streams=deciding.enter_context(took))
+            report(Progress(total=manifest.utterances, planned=tuple(planned)))
+        spec = spec_of(teacher, table, manifest, options)
+        given = teacher, table, list(options.streams), options.device
+        chunks = Chunks.stored(spec.teacher)
+        driver = driver_of(chunks, options.batch_seconds, *given, factored=factored(spec))
         spec, constants = once_per_store(place, spec, driver, manifest, options.batch_seconds)
-        writer = StoreWriter(place, spec, writer=f"job-{options.part.index}-of-{options.part.count}")
+        writer = StoreWriter(place, spec, writer=name)
         with writer.begin(table, options.allow_different, constants=constants):
-            return _Dump(driver, manifest, options, writer, report).run()
+            deciding.close()  # the store says what was decided: other jobs may come
+            return _Dump(driver, manifest, options, writer, report, planned).run()
+
+
+def plan_of(options: DumpOptions, wished: Mapping[str, Wish], chunks: Chunks | None = None) -> PlanOptions:
+    """The plan of a dump: of the storage that was asked for, and no other."""
+    return PlanOptions(
+        wished,
+        storages=(options.storage,),
+        batch_seconds=options.batch_seconds,
+        device=options.device,
+        shard_size=options.shard_size,
+        cpu_threads=options.cpu_threads,
+        transcripts=options.transcripts,
+        skip_gate=options.skip_gate,
+        chunks=chunks,
+    )
 
 
 def spec_of(teacher: Teacher, table: TokenTable, manifest: Manifest, options: DumpOptions) -> StoreSpec:
     """What the store of a dump says about itself."""
     about = replace(teacher.describe(), weights=weights_sha256(teacher.model))
-    if options.chunk is not None:
-        about = Chunks.of_seconds(options.chunk, options.overlap, about).told(about)
+    if (chunks := options.chunks(about)) is not None:
+        about = chunks.told(about)
     return make_spec(about, table, options.streams, storage=options.storage, manifest=manifest.to_json())
-
-
-@contextmanager
-def _cpu_threads(count: int) -> Iterator[None]:
-    """So many threads inside torch's operators on the CPU, meanwhile."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class _Dump:
@@ -201,13 +220,14 @@ class _Dump:
         options: DumpOptions,
         writer: StoreWriter,
         report: Callable[[Progress], None],
+        planned: Sequence[str] = (),
     ) -> None:
         self.manifest, self.options, self.writer, self.report = manifest, options, writer, report
         self.driver = driver
         self.load = partial(
             load, teacher=driver.teacher, table=driver.table, needs_labels="rnnt" in options.streams
         )
-        self.progress = Progress(total=manifest.utterances)
+        self.progress = Progress(total=manifest.utterances, planned=tuple(planned))
         self.checked, self.timed = False, True
         reason = options.skip_gate
         self.skips = Skips(reason, lambda gate: writer.note_gate(gate, reason))
@@ -273,7 +293,7 @@ class _Dump:
         """What the teacher would write down, and whether that lets the dump go on."""
         first, self.checked = not self.checked, True
         if first:
-            checks = self_check(self.driver, self.driver.openings(said), self.skips).findings
+            checks = self_check(self.driver, said, self.skips).findings
         heard = []
         for spoken in said:
             try:

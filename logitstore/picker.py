@@ -70,7 +70,7 @@ class Picker:
         """(t, V) log of the mean over label positions of the softmaxes of each frame (SPEC S12)."""
         share = None
         if self.form.occupancy:
-            occupied = occupancy(*self._scores(drive()))
+            occupied = occupancy(*scores(drive(), self._stream, self._labels, self._id))
             with np.errstate(divide="ignore"):
                 share = np.log(occupied / occupied.sum(1, keepdims=True)).astype(np.float32)
         t = 0
@@ -89,7 +89,7 @@ class Picker:
         form = self.form
         blank = label = occupied = None
         if form.aligned:
-            blank, label = self._scores(drive())
+            blank, label = scores(drive(), self._stream, self._labels, self._id)
         if form.occupancy or form.name == "banded":
             assert blank is not None
             assert label is not None
@@ -111,17 +111,20 @@ class Picker:
         kept = occupied[nodes.frame, nodes.position].astype(np.float32)
         return Nodes(form, t, u, nodes.frame, nodes.position, kept)
 
-    def _scores(self, slices: Slices) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """(T, U+1) log-probabilities of the blank and of the next label; raises ``NonFinite``."""
-        blanks, labels = [], []
-        for piece in slices:
-            require_finite(piece.reshape(-1, piece.shape[-1]), self._stream.name, self._id)
-            logp = piece.float().log_softmax(-1)
-            following = _on(piece, np.array([*self._labels, self._stream.blank], np.int64))
-            index = following.expand(len(piece), -1)[..., None]
-            blanks.append(logp[..., self._stream.blank].cpu().numpy())
-            labels.append(logp.gather(-1, index)[..., 0].cpu().numpy())
-        return np.concatenate(blanks).astype(np.float64), np.concatenate(labels).astype(np.float64)
+
+def scores(
+    slices: Slices, stream: StreamSpec, labels: Sequence[int], where: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(T, U+1) log-probabilities of the blank and of the next label; raises ``NonFinite``."""
+    blanks, following = [], []
+    for piece in slices:
+        require_finite(piece.reshape(-1, piece.shape[-1]), stream.name, where)
+        logp = piece.float().log_softmax(-1)
+        behind = _on(piece, np.array([*labels, stream.blank], np.int64))
+        index = behind.expand(len(piece), -1)[..., None]
+        blanks.append(logp[..., stream.blank].cpu().numpy())
+        following.append(logp.gather(-1, index)[..., 0].cpu().numpy())
+    return np.concatenate(blanks).astype(np.float64), np.concatenate(following).astype(np.float64)
 
 
 def _on(like: torch.Tensor, index: NDArray[Any]) -> torch.Tensor:

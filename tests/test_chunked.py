@@ -212,3 +212,16 @@ def test_from_the_command_line(long, tmp_path):
 def test_a_plain_driver_where_nothing_is_cut():
     assert type(driver(None)) is Driver
     assert Chunks.stored(demo.teacher().describe()) is None
+
+
+def test_a_plan_cuts_as_the_dump_will(long, tmp_path):
+    """``auto`` is decided on chunks: the teacher is never given a whole recording."""
+    seen = []
+
+    def forward(teacher, features, lengths):
+        seen.append(features.shape[1])
+        return teacher.forward(features, lengths)
+
+    options = DumpOptions(streams={"ctc": "auto"}, chunk=4, overlap="2.56", max_wer=100, batch_seconds=0)
+    assert dump(demo.Spoiled(forward=forward), long, tmp_path / "s", options).done == 4
+    assert max(seen) <= 400

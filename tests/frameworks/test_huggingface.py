@@ -239,7 +239,7 @@ def test_kin_of_parakeet(
 
 
 def test_granite_speech(tmp_path: Path) -> None:
-    """Its head shares weights with a layer amid the encoder, not the module: the tap hears the answer alone."""
+    """A layer amid the encoder shares its head's weights, not the module: the tap hears the answer alone."""
     pytest.importorskip("torchaudio", reason="its feature extractor needs torchaudio")
     torch.manual_seed(0)
     encoder = {
