@@ -7,6 +7,8 @@ the utterance goes on doing so. Where the encoder sees no further than half an o
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
@@ -16,13 +18,14 @@ import torch
 
 from .batches import Loaded
 from .drive import Driver, Spoken
-from .errors import LengthError, TeacherError, UsageError
+from .errors import DiskError, LengthError, TeacherError, UsageError
 from .frames import exact
 from .spec import TeacherSpec
 from .timeline import STRAY
 
 IN_TIME = ("ctc", "rnnt", "hidden")  # streams whose rows follow the audio
 STORED_AS = "chunks"  # key of TeacherSpec.features: it changes numbers
+IN_MEMORY = 1 << 26  # bytes of one stream's joined rows; of more, memory does not grow with the recording
 EDGES = 8  # feature frames by which a whole recording may have more or fewer than its length says
 
 
@@ -145,22 +148,29 @@ class ChunkedDriver(Driver):
         return replace(item, features=features, seconds=seconds)
 
     def _join(self, item: Loaded, size: int) -> Spoken:
-        begins = self._chunks.begins(-(-len(item.features) // size))
-        kept, encs, last = [], [], None
+        frames = -(-len(item.features) // size)
+        begins, encs, last = self._chunks.begins(frames), [], None
+        joined: dict[tuple[str, str], _Joined] = {}
         for first in range(0, len(begins), self._at_once):
             some = begins[first : first + self._at_once]
             chunks = super().run([self._chunk(item, begin, size) for begin in some])
             for begin, said in zip(some, chunks, strict=True):
                 low, high = self._kept(said, begin, begin == begins[-1])
-                kept.append({name: _cut(value, low, high) for name, value in _rows(said)})
+                for name, rows in _rows(said):
+                    joined.setdefault(name, _Joined(frames + STRAY)).append(rows[low:high])
                 if "rnnt" in self.streams:
                     encs.append(super().project(said, [])[0][low:high])
                 last = said
         assert last is not None
-        rows = {name: _together([k[name] for k in kept]) for name in kept[0]}
+        fields: dict[str, Any] = {}
+        for (field, key), whole in joined.items():
+            if key:
+                fields.setdefault(field, {})[key] = whole.tensor()
+            else:
+                fields[field] = whole.tensor()
         enc = torch.cat(encs) if encs else None
-        frames = begins[-1] + last.T
-        return replace(last, loaded=item, T=frames, output=_Long(enc, last.output, last.b), b=0, **rows)
+        output = _Long(enc, last.output, last.b)
+        return replace(last, loaded=item, T=begins[-1] + last.T, output=output, b=0, **fields)
 
     def _kept(self, said: Spoken, begin: int, ends: bool) -> tuple[int, int]:
         """The frames of a chunk that are kept; raises ``LengthError`` where it gave too few or too many."""
@@ -176,23 +186,54 @@ class ChunkedDriver(Driver):
         return low, high
 
 
-def _rows(said: Spoken) -> Iterator[tuple[str, Any]]:
-    """Everything of an utterance that has a row a frame."""
-    for name, value in vars(said).items():
-        if isinstance(value, torch.Tensor) or (name in ("rows", "inputs") and value):
-            yield name, value
+def _rows(said: Spoken) -> Iterator[tuple[tuple[str, str], torch.Tensor]]:
+    """All that has a row a frame, by field, and by key where the field is a mapping."""
+    for field, value in vars(said).items():
+        for key, rows in value.items() if isinstance(value, Mapping) else [("", value)]:
+            if isinstance(rows, torch.Tensor):
+                yield (field, key), rows
 
 
-def _cut(value: Any, low: int, high: int) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _cut(rows, low, high) for name, rows in value.items()}
-    return value[low:high]
+class _Joined:
+    """Rows one behind the other; where they are many, in a file without a name instead of memory.
+
+    Args:
+        room: rows that there may be.
+    """
+
+    def __init__(self, room: int) -> None:
+        self._room, self._used = room, 0
+        self._all: torch.Tensor | None = None
+
+    def append(self, rows: torch.Tensor) -> None:
+        """Copy rows behind those there are; raises ``DiskError``."""
+        if self._all is None:
+            self._all = _space(self._room, rows)
+        self._all[self._used : self._used + len(rows)] = rows
+        self._used += len(rows)
+
+    def tensor(self) -> torch.Tensor:
+        """All of them."""
+        assert self._all is not None
+        return self._all[: self._used]
 
 
-def _together(parts: Sequence[Any]) -> Any:
-    if isinstance(parts[0], Mapping):
-        return {name: _together([p[name] for p in parts]) for name in parts[0]}
-    return torch.cat(list(parts))
+def _space(room: int, like: torch.Tensor) -> torch.Tensor:
+    """Space for so many rows like these, where they lie, or on the CPU in a file that nobody else sees."""
+    count = room * like[0].numel()
+    if count * like.element_size() <= IN_MEMORY:
+        return torch.empty((room, *like.shape[1:]), dtype=like.dtype, device=like.device)
+    try:
+        with tempfile.NamedTemporaryFile(prefix="logitstore-") as file:
+            os.posix_fallocate(file.fileno(), 0, count * like.element_size())  # full disks say so here
+            flat = torch.from_file(file.name, shared=True, size=count, dtype=like.dtype)
+    except OSError as e:
+        raise DiskError(
+            f"no space for the logits of a long recording: {e.strerror}",
+            where=tempfile.gettempdir(),
+            do="Make room there, or name another folder: TMPDIR.",
+        ) from None
+    return flat.view(room, *like.shape[1:])
 
 
 def driver_of(chunks: Chunks | None, batch_seconds: float, *given: Any, **named: Any) -> Driver:

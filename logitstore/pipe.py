@@ -22,7 +22,7 @@ from .sealed import Entry
 from .sealing import ShardInMaking
 
 DEPTH = 8  # slices waiting: what bounds memory
-FRAMES = 1 << 14  # of a slice, where a recording is that long
+FRAMES = 1 << 13  # of a slice, where a recording is that long: five minutes of 40 ms
 
 
 @dataclass(frozen=True)

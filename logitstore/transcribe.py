@@ -14,7 +14,7 @@ from .decode import edit_distance, greedy_ctc, words
 from .drive import Driver, Spoken
 
 MAX_SYMBOLS = 10  # tokens a frame; a joiner that never says blank must end
-FRAMES = 1 << 14  # whose log-normalisers are computed at once
+FRAMES = 1 << 13  # whose log-normalisers are computed at once
 FRAMES_AT_ONCE = 32  # that the joiner looks through for the next token
 
 

@@ -3,6 +3,8 @@ to either side, which half an overlap of 1.28 s holds.
 """
 
 import json
+import tempfile
+from pathlib import Path
 
 import demo
 import numpy as np
@@ -11,7 +13,7 @@ import soundfile
 import torch
 from click.testing import CliRunner
 
-from logitstore import open_store
+from logitstore import chunked, open_store
 from logitstore.against import against_teacher
 from logitstore.audio import load_audio
 from logitstore.batches import load
@@ -19,7 +21,7 @@ from logitstore.chunked import ChunkedDriver, Chunks, driver_of
 from logitstore.cli.dump import command
 from logitstore.drive import Driver
 from logitstore.dump import DumpOptions, dump
-from logitstore.errors import IdentityError, LengthError, TeacherError, UsageError
+from logitstore.errors import DiskError, IdentityError, LengthError, TeacherError, UsageError
 from logitstore.manifest import read_manifest
 
 STREAMS = ["ctc", "rnnt"]
@@ -160,6 +162,26 @@ def test_memory_of_forward_does_not_grow(long):
         assert said.ctc.shape == (said.T, 150)
     assert max(b * t for b, t, _ in seen) <= 2 * 400
     assert max(b for b, _, _ in seen) == 2
+
+
+def test_rows_of_very_long_recordings_lie_in_a_file(long, monkeypatch, tmp_path):
+    """Mapped, so that they take no memory that could not be had back; the same rows, and nothing is left."""
+    (one,) = driver(factored=STREAMS).run([loaded(long)])
+    monkeypatch.setattr(chunked, "IN_MEMORY", 10_000)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (two,) = driver(factored=STREAMS).run([loaded(long)])
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    assert sum(str(tmp_path) in line for line in maps) == 2
+    assert not list(tmp_path.iterdir())
+    torch.testing.assert_close(two.ctc, one.ctc, atol=0, rtol=0)
+    torch.testing.assert_close(two.hidden, one.hidden, atol=0, rtol=0)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(chunked.os, "posix_fallocate", full)
+    with pytest.raises(DiskError, match="No space left"):
+        driver().run([loaded(long)])
 
 
 def test_long_and_short_in_one_batch_keep_their_order(long):
