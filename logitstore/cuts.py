@@ -138,6 +138,8 @@ class CutClips:
             return None
 
     def _candidates(self, cut: Any) -> list[_Known]:
+        if cut.recording is None:
+            return []
         names = _bases(cut.recording.id, _affixes(cut.recording.transforms))
         return [k for name in names for k in self._recordings.get(name, [])]
 
