@@ -189,6 +189,8 @@ class ChunkedDriver(Driver):
 def _rows(said: Spoken) -> Iterator[tuple[tuple[str, str], torch.Tensor]]:
     """All that has a row a frame, by field, and by key where the field is a mapping."""
     for field, value in vars(said).items():
+        if field == "output":  # whatever the teacher gave, perhaps tensors by name
+            continue
         for key, rows in value.items() if isinstance(value, Mapping) else [("", value)]:
             if isinstance(rows, torch.Tensor):
                 yield (field, key), rows

@@ -73,6 +73,19 @@ def test_joined_is_the_whole(long, chunks, at_once):
     torch.testing.assert_close(pieces[1], pieces[0], atol=1e-4, rtol=0)
 
 
+def test_what_forward_gives_may_be_anything(long):
+    """Tensors by name, as of transformers: only what was tapped is joined."""
+
+    def forward(teacher, features, lengths):
+        output = teacher.forward(features, lengths)
+        return {"states": output.encoder_out, "ctc": output.ctc, "lens": output.lens}
+
+    named = demo.Spoiled(forward=forward, lengths=lambda teacher, output: output["lens"])
+    (one,) = driver(streams=["ctc"], teacher=named).run([loaded(long)])
+    (two,) = driver(streams=["ctc"]).run([loaded(long)])
+    assert torch.equal(one.ctc, two.ctc)
+
+
 def test_too_little_overlap_is_not_the_whole(long):
     """That the chunks above are joined where the context fits, and that it takes that much."""
     item = loaded(long)
