@@ -10,7 +10,7 @@ def weights(temperature: float, known: tuple[float, ...]) -> NDArray[np.float64]
     """Weights of the known points, and of that at 1/τ = 0, for the value of their polynomial.
 
     Through four stored points it is one in 1/τ (SPEC E7). Through five it is one in ln(1 + 4/τ), in which the
-    curve is nearly straight: the other misses the mass by a tenth at temperatures below 2 (SPEC E19).
+    curve is nearly straight: the other misses the mass by a tenth at temperatures below 2 (SPEC E20).
     """
     beta = np.array([1 / t for t in (*known, np.inf, temperature)])
     *at, x = beta if len(known) == 4 else np.log1p(4 * beta)
