@@ -30,7 +30,7 @@ def logits(stream):
     driver = Driver(teacher(), teacher().tokens(), ["ctc", "rnnt"], "cpu")
     said = driver.run([load(utt, teacher(), driver.table, True) for utt in manifest(5)])
     if stream == "ctc":
-        return torch.cat([s.ctc for s in said]).numpy()
+        return torch.cat([s.rows["ctc"] for s in said]).numpy()
     return torch.cat([piece.flatten(0, 1) for s in said for piece in driver.lattice(s)]).numpy()
 
 
