@@ -187,7 +187,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "branchformer": {"conv_mod_kernel_size": 5},
     "ebranchformer": {"conv_mod_kernel_size": 5, "depth_conv_kernel_size": 5},
 }
-DECODERS: dict[str, dict[str, Any]] = {
+PREDICTIONS: dict[str, dict[str, Any]] = {
     "rnn": {"rnn_type": "lstm", "num_layers": 2, "embed_size": 8, "hidden_size": 12},
     "stateless": {"embed_size": 12},
     "mega": {"block_size": 8, "linear_size": 12, "qk_size": 4, "v_size": 8, "num_heads": 2, "num_blocks": 2},
@@ -207,7 +207,7 @@ def other_transducer(exp: Path, body: str, decoder: str, *, ctc: float = 0.3, **
         task="asr_transducer",
         encoder_conf=encoder,
         decoder=decoder,
-        decoder_conf=DECODERS[decoder],
+        decoder_conf=PREDICTIONS[decoder],
         joint_network_conf={"joint_space_size": 10},
         model_conf={"auxiliary_ctc_weight": ctc, "auxiliary_ctc_dropout_rate": 0.3},
     )
