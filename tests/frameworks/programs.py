@@ -1,4 +1,4 @@
-"""What a framework's own program says: probed, captured by the printed command, compared with a teacher's dump."""
+"""What a framework's own program says: probed, captured as it printed, held against a teacher's dump."""
 
 from __future__ import annotations
 
