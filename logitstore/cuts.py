@@ -61,7 +61,7 @@ class CutClips:
         clips = CutClips(store)
         batch = store.batch([clips(cut) for cut in cuts], frames=lengths, ratio=(1, 1))
 
-    A stored utterance is found by the recording that its row names (SPEC S13; dumps of cuts write it), or by
+    A stored utterance is found by the recording that its row names (SPEC S16; dumps of cuts write it), or by
     an id of the cut, its recording or a supervision, less what transforms appended, where lengths agree.
 
     Args:

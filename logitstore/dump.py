@@ -21,11 +21,13 @@ from .batches import Loaded, ahead, by_length, load
 from .blocks import DEFAULT_SHARD_SIZE, Block, ShardSize, blocks
 from .chunked import Chunks, driver_of
 from .contenders import Wish
+from .decode import Transcript
 from .drive import Driver, Spoken, cpu_threads
 from .errors import LengthError, LogitStoreError, ManifestError, TooManySkipped, UsageError
 from .factor import factored, once_per_store
 from .gates import Gate, Skips, lines
 from .gpu import require_device
+from .kinds import kind_of
 from .layout import make_spec
 from .manifest import Manifest, Problem, Utterance
 from .pipe import Pipe
@@ -34,9 +36,9 @@ from .plan import PlanOptions
 from .sealing import problem_key
 from .selfcheck import self_check
 from .spec import StoreSpec, TeacherSpec
-from .teachers.base import Teacher, weights_sha256
+from .teachers.base import Teacher, check_protocol, weights_sha256
 from .timeline import check_audio
-from .transcribe import Scribe, Transcript
+from .transcribe import Scribe
 from .vocab import TokenTable, require_same
 from .world import Part
 from .writer import StoreWriter
@@ -62,7 +64,7 @@ class DumpOptions:
             threads, so it is fixed: the same bytes come out however many jobs share the machine.
         max_wer: percent of the first references' words that the teacher's greedy decode may get wrong.
         skip_gate: why a teacher that a gate would stop is right; stored. Empty: gates stop it.
-        transcripts: whose greedy decode rows keep: ``none``, ``ctc`` or ``all``.
+        transcripts: whose greedy decode rows keep: ``none``, ``ctc`` or ``all``; ``text`` always is.
         chunk: seconds; recordings that are longer run in chunks of so many. None: never.
         overlap: seconds that a chunk shares with the next; half of them are dropped on either side.
     """
@@ -99,6 +101,11 @@ class DumpOptions:
     def chunks(self, teacher: TeacherSpec) -> Chunks | None:
         """How long recordings are cut; None where they are not. Raises ``UsageError``."""
         return None if self.chunk is None else Chunks.of_seconds(self.chunk, self.overlap, teacher)
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether some stream is driven with labels."""
+        return any(kind_of(name).labels for name in self.streams)
 
     def may_skip(self, utterances: int) -> int:
         """How many of so many utterances may be skipped."""
@@ -165,6 +172,7 @@ def dump(
             else first.what,
             do="Mend the manifest, or leave such lines out and have them listed: --on-error skip.",
         )
+    teacher = check_protocol(teacher, type(teacher).__name__)
     table = teacher.tokens()
     if options.tokens is not None:
         require_same(options.tokens, table, where="--tokens", which=("the given table", "the teacher"))
@@ -204,7 +212,8 @@ def plan_of(options: DumpOptions, wished: Mapping[str, Wish], chunks: Chunks | N
 
 def spec_of(teacher: Teacher, table: TokenTable, manifest: Manifest, options: DumpOptions) -> StoreSpec:
     """What the store of a dump says about itself."""
-    about = replace(teacher.describe(), weights=weights_sha256(teacher.model))
+    weights = weights_sha256(teacher.model) if teacher.model.state_dict() else ""  # of a black box: unknown
+    about = replace(teacher.describe(), weights=weights)
     if (chunks := options.chunks(about)) is not None:
         about = chunks.told(about)
     return make_spec(about, table, options.streams, storage=options.storage, manifest=manifest.to_json())
@@ -225,7 +234,7 @@ class _Dump:
         self.manifest, self.options, self.writer, self.report = manifest, options, writer, report
         self.driver = driver
         self.load = partial(
-            load, teacher=driver.teacher, table=driver.table, needs_labels="rnnt" in options.streams
+            load, teacher=driver.teacher, table=driver.table, needs_labels=options.needs_labels
         )
         self.progress = Progress(total=manifest.utterances, planned=tuple(planned))
         self.checked, self.timed = False, True
@@ -264,9 +273,6 @@ class _Dump:
     def _block(self, block: Block, problems: list[Problem]) -> None:
         """Dump the missing utterances of one block into one shard and seal it."""
         before = self.progress
-        stored = "rnnt" in self.driver.heads
-        sides = self.driver.sides if stored else None
-        lattice = self.driver.lattice if "rnnt" in self.options.streams and not stored else None
         shard, skip = self.writer.shard(block.name), self.options.on_error == "skip"
         with Pipe(shard, self.writer.encoder, skip=skip) as pipe:
             self._bounded(problems)
@@ -274,7 +280,7 @@ class _Dump:
                 said = self.driver.run(batch)
                 heard = self._listen(said, pipe)
                 for spoken, _ in heard:
-                    pipe.put(spoken, lattice, sides)
+                    pipe.put(spoken, self.driver)
                 self._bounded([*problems, *pipe.failed])
                 self._tell(pipe)
             pipe.finish()

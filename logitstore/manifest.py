@@ -36,7 +36,7 @@ class Utterance:
         channel: of the recording, from 0; None for the mean of all.
         expected: seconds that the whole recording lasts by the manifest: to plan with, never to cut by.
         pipe: a shell command whose output is the recording; ``audio`` is then only its name.
-        recording: id of the recording, where the manifest has one: rows keep it (SPEC S13).
+        recording: id of the recording, where the manifest has one: rows keep it (SPEC S16).
     """
 
     id: str
@@ -52,7 +52,7 @@ class Utterance:
     recording: str = ""
 
     def origin(self) -> dict[str, Any]:
-        """Where in which recording it lies, as its row says it (SPEC S13)."""
+        """Where in which recording it lies, as its row says it (SPEC S16)."""
         value = {
             "id": self.recording,
             "start": self.offset,

@@ -15,6 +15,8 @@ from .extent import Extent
 from .gpu import require_device
 from .target import TEMPERATURES
 
+PLANNED = ("ctc", "rnnt")  # streams that encodings are measured on
+
 
 @dataclass(frozen=True)
 class PlanOptions:
@@ -51,6 +53,11 @@ class PlanOptions:
         for t in self.temperatures:
             if not 1 <= t <= 16:
                 raise UsageError(f"a temperature of {t:g}", do="From 1 to 16.")
+        if other := [name for name in self.streams if name not in PLANNED]:
+            raise UsageError(
+                f"no plan for {', '.join(other)}",
+                do=f"Planned are {' and '.join(PLANNED)}: name an encoding for the others.",
+            )
         if not self.streams or not self.temperatures or not self.max_kl > 0 or self.sample < 1:
             raise UsageError("nothing to plan", do="Streams, temperatures, utterances and a budget above 0.")
 

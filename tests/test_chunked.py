@@ -4,8 +4,10 @@ to either side, which half an overlap of 1.28 s holds.
 
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
+import attention_teacher
 import demo
 import numpy as np
 import pytest
@@ -17,12 +19,13 @@ from logitstore import chunked, open_store
 from logitstore.against import against_teacher
 from logitstore.audio import load_audio
 from logitstore.batches import load
-from logitstore.chunked import ChunkedDriver, Chunks, driver_of
+from logitstore.chunked import Chunks, driver_of
 from logitstore.cli.dump import command
 from logitstore.drive import Driver
 from logitstore.dump import DumpOptions, dump
 from logitstore.errors import DiskError, IdentityError, LengthError, TeacherError, UsageError
 from logitstore.manifest import read_manifest
+from logitstore.teachers.base import Head
 
 STREAMS = ["ctc", "rnnt"]
 CHUNKS = Chunks(100, 64)
@@ -64,8 +67,8 @@ def test_joined_is_the_whole(long, chunks, at_once):
     split = driver(chunks, at_once, factored=STREAMS)
     (two,) = split.run([item])
     assert one.T == two.T == 250
-    torch.testing.assert_close(two.ctc, one.ctc, atol=1e-5, rtol=1e-6)
-    torch.testing.assert_close(two.hidden, one.hidden, atol=1e-5, rtol=1e-6)
+    torch.testing.assert_close(two.rows["ctc"], one.rows["ctc"], atol=1e-5, rtol=1e-6)
+    torch.testing.assert_close(two.inputs["ctc"], one.inputs["ctc"], atol=1e-5, rtol=1e-6)
     for a, b in zip(driver(None).sides(one), split.sides(two), strict=True):
         torch.testing.assert_close(b, a, atol=1e-5, rtol=1e-6)
     pieces = [torch.cat(list(d.lattice(s))) for d, s in ((driver(None), one), (split, two))]
@@ -83,7 +86,7 @@ def test_what_forward_gives_may_be_anything(long):
     named = demo.Spoiled(forward=forward, lengths=lambda teacher, output: output["lens"])
     (one,) = driver(streams=["ctc"], teacher=named).run([loaded(long)])
     (two,) = driver(streams=["ctc"]).run([loaded(long)])
-    assert torch.equal(one.ctc, two.ctc)
+    assert torch.equal(one.rows["ctc"], two.rows["ctc"])
 
 
 def test_too_little_overlap_is_not_the_whole(long):
@@ -94,7 +97,7 @@ def test_too_little_overlap_is_not_the_whole(long):
         driver(Chunks(100, 20), streams=["ctc"]).run([item]),
     )
     assert one.T == two.T
-    assert (one.ctc - two.ctc).abs().max() > 0.1
+    assert (one.rows["ctc"] - two.rows["ctc"]).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("more", [0, 1, 79, 80, 81, 159, 160, 319, 320, 400, 639, 640, 641, 23040])
@@ -102,7 +105,7 @@ def test_as_many_frames_as_the_whole_whatever_the_length(long, more):
     item = loaded(long, 100 * 640 + more)
     (one,), (two,) = driver(None, streams=["ctc"]).run([item]), driver(streams=["ctc"]).run([item])
     assert one.T == two.T
-    torch.testing.assert_close(two.ctc, one.ctc, atol=1e-5, rtol=1e-6)
+    torch.testing.assert_close(two.rows["ctc"], one.rows["ctc"], atol=1e-5, rtol=1e-6)
 
 
 def test_every_frame_once():
@@ -172,7 +175,7 @@ def test_memory_of_forward_does_not_grow(long):
     split = driver(batch_seconds=9.0, teacher=demo.Spoiled(forward=forward))
     for one in (item, three):
         (said,) = split.run([one])
-        assert said.ctc.shape == (said.T, 150)
+        assert said.rows["ctc"].shape == (said.T, 150)
     assert max(b * t for b, t, _ in seen) <= 2 * 400
     assert max(b for b, _, _ in seen) == 2
 
@@ -186,8 +189,8 @@ def test_rows_of_very_long_recordings_lie_in_a_file(long, monkeypatch, tmp_path)
     maps = Path("/proc/self/maps").read_text().splitlines()
     assert sum(str(tmp_path) in line for line in maps) == 2
     assert not list(tmp_path.iterdir())
-    torch.testing.assert_close(two.ctc, one.ctc, atol=0, rtol=0)
-    torch.testing.assert_close(two.hidden, one.hidden, atol=0, rtol=0)
+    torch.testing.assert_close(two.rows["ctc"], one.rows["ctc"], atol=0, rtol=0)
+    torch.testing.assert_close(two.inputs["ctc"], one.inputs["ctc"], atol=0, rtol=0)
 
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -223,13 +226,19 @@ def test_what_cannot_be_joined_is_refused(long, tmp_path):
     chunks = Chunks.of_seconds(30, "5", demo.teacher().describe())
     assert (chunks.frames, chunks.overlap) == (750, 124)
     with pytest.raises(UsageError, match="seq2seq of chunks"):
-        Sequences(CHUNKS, 0, demo.teacher(), demo.teacher().tokens(), ["ctc"], "cpu")
+        driver(streams=["ctc", "seq2seq"], teacher=attention_teacher.load())
 
 
-class Sequences(ChunkedDriver):
-    """A driver whose teacher has another stream as well."""
-
-    streams = property(lambda self: ("ctc", "seq2seq"), lambda self, value: None)
+def test_layers_are_joined_as_well(long):
+    """A layer in the middle of the encoder, and what goes into the head."""
+    heads = (*demo.teacher().describe().heads, Head("hidden_2", "encoder.blocks.1", 0))
+    layered = demo.Spoiled(describe=lambda teacher: replace(teacher.describe(), heads=heads))
+    item, streams = loaded(long), ["hidden_2", "ctc"]
+    (one,) = driver(None, streams=streams, teacher=layered).run([item])
+    (two,) = driver(streams=streams, teacher=layered).run([item])
+    assert two.rows["hidden_2"].shape == (250, 128)
+    for name, rows in one.rows.items():
+        torch.testing.assert_close(two.rows[name], rows, atol=1e-5, rtol=1e-6)
 
 
 def test_from_the_command_line(long, tmp_path):

@@ -47,7 +47,7 @@ def own_logits():
     for utt in manifest():
         spoken = driver.run([load(utt, teacher(), driver.table, True)])[0]
         joint = torch.cat(list(driver.lattice(spoken))).flatten(0, 1)
-        said[utt.id] = {"ctc": spoken.ctc.numpy(), "rnnt": joint.numpy()}
+        said[utt.id] = {"ctc": spoken.rows["ctc"].numpy(), "rnnt": joint.numpy()}
     return said
 
 

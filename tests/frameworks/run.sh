@@ -4,6 +4,7 @@
 #   FRAMEWORKS="huggingface speechbrain"  which of them; all when not set
 #   VENVS=FOLDER                          where the environments are kept
 #   ICEFALL=CLONE  WENET=CLONE            also test the real models of clones
+#   NEMO=CLONE  SPEECHBRAIN=CLONE         also test the programs of clones, unmodified
 #
 # Further arguments go to pytest.
 set -euo pipefail
@@ -21,7 +22,9 @@ for framework in ${FRAMEWORKS:-huggingface speechbrain icefall nemo espnet wenet
     fi
     # A skipped module is a failure here: the framework was installed to be tested.
     report=$(mktemp)
-    if ! "$venv/bin/python" -m pytest -rs "$here/test_$framework.py" "$@" | tee "$report" ||
+    programs=$here/test_programs_$framework.py
+    [ -e "$programs" ] || programs=
+    if ! "$venv/bin/python" -m pytest -rs "$here/test_$framework.py" $programs "$@" | tee "$report" ||
         grep -q "does not import" "$report"; then
         failed+=("$framework")
     fi

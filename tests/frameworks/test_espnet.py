@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from teacher_checks import batched, check_teacher, framework, heard, lattice, recordings
+from teacher_checks import batched, check_teacher, forced, framework, heard, lattice, recordings
 
 from logitstore.errors import TeacherError, UsageError
 from logitstore.tap import Tap
@@ -128,6 +128,35 @@ def test_a_batch_together_is_what_the_model_says_of_that_batch(exp: Path) -> Non
     for got, said, n in zip(heard(teacher, audio), own, lengths.tolist(), strict=True):
         assert len(got) == n
         assert (got.log_softmax(-1) - said[:n]).abs().max() <= 1e-5
+
+
+DECODERS: dict[str, dict[str, Any]] = {
+    "transformer": {"decoder_conf": {"attention_heads": 2, "linear_units": 24, "num_blocks": 2}},
+    "rnn": {"decoder_conf": {"hidden_size": 12, "num_layers": 1, "att_conf": {"adim": 12}}},
+}
+
+
+@pytest.mark.parametrize("weight", [0.3, 0.0])
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_attention_decoder(decoder: str, weight: float, exp: Path) -> None:
+    config = {**CTC, **DECODERS[decoder], "decoder": decoder, "model_conf": {"ctc_weight": weight}}
+    model = build(exp, **{**config, "encoder_conf": CONDITIONED if weight else CONFORMER})
+    teacher: Any = load_teacher(f"espnet:{exp}")
+    check_teacher(teacher)
+    head, audio = teacher.describe().head("seq2seq"), recordings()[0]
+    assert [h.stream for h in teacher.describe().heads] == (["ctc"] if weight else []) + ["seq2seq"]
+    assert teacher.tokens()[head.end] == "<sos/eos>"
+    labels = teacher.labels("cat")
+    caught = []
+    with torch.inference_mode():
+        enc, n = model.encode(torch.from_numpy(audio)[None], torch.tensor([len(audio)]))
+        enc = enc[0] if isinstance(enc, tuple) else enc
+        model.criterion_att.forward = lambda *pair: caught.append(pair) or torch.tensor(0.0)
+        model._calc_att_loss(enc, n, torch.tensor([labels]), torch.tensor([len(labels)]))
+    said, wanted = caught[0]  # what the model itself compares in training
+    got = forced(teacher, [audio], labels)[0]
+    assert wanted[0].tolist() == [*labels, head.end]
+    assert (got - said[0]).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize("encoder", [CONFORMER, CONDITIONED], ids=["plain", "conditioned"])
