@@ -98,14 +98,14 @@ class DumpOptions:
         if not self.streams:
             raise UsageError("no stream to dump", do="E.g. --stream ctc=dense.")
 
-    def chunks(self, teacher: TeacherSpec) -> Chunks | None:
-        """How long recordings are cut; None where they are not. Raises ``UsageError``."""
-        return None if self.chunk is None else Chunks.of_seconds(self.chunk, self.overlap, teacher)
-
     @property
     def needs_labels(self) -> bool:
         """Whether some stream is driven with labels."""
         return any(kind_of(name).labels for name in self.streams)
+
+    def chunks(self, teacher: TeacherSpec) -> Chunks | None:
+        """How long recordings are cut; None where they are not. Raises ``UsageError``."""
+        return None if self.chunk is None else Chunks.of_seconds(self.chunk, self.overlap, teacher)
 
     def may_skip(self, utterances: int) -> int:
         """How many of so many utterances may be skipped."""

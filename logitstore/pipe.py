@@ -205,11 +205,9 @@ def _slices(stream: StreamSpec, spoken: Spoken, driver: Driver) -> Iterator[_Sli
     """Everything that one stream of an utterance is encoded from."""
     name = stream.name
     if name in spoken.rows:
-        rows, inputs = spoken.rows[name], spoken.inputs.get(name)
-        for n in range(0, max(len(rows), 1), FRAMES):
-            yield _Slice(
-                name, rows[n : n + FRAMES], inputs=None if inputs is None else inputs[n : n + FRAMES]
-            )
+        rows, below = spoken.rows[name], spoken.inputs.get(name)
+        for n in range(0, spoken.T, FRAMES):
+            yield _Slice(name, rows[n : n + FRAMES], inputs=None if below is None else below[n : n + FRAMES])
     elif stream.kind == "seq2seq":
         rows, inputs = driver.decoded(spoken, name)
         yield _Slice(name, rows, inputs=inputs)

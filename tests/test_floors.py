@@ -63,6 +63,7 @@ FLOORS = [
     "doctor",
     "tap",
     "head",
+    "tailerror",
     "teachers",
     "layers",
     "engines",

@@ -14,6 +14,7 @@ from logitstore import StoreWriter, Tap, VocabMap, open_store
 from logitstore.against import against_teacher
 from logitstore.batches import by_length, load
 from logitstore.cli import main
+from logitstore.clip import Clip
 from logitstore.compact import compact
 from logitstore.compare import compare
 from logitstore.convert import convert
@@ -208,6 +209,24 @@ def test_resampled_along_frames(store, own):
             opened.batch(ids, streams=["hidden"], method=method)
     with pytest.raises(LengthError, match="demo-00"):
         opened.batch(ids, streams=["hidden"], frames=[0, 0])
+
+
+def test_clips_of_it_are_its_frames_and_nothing_in_silence(store):
+    opened, utt_id = open_store(store), "demo-00"
+    whole = opened.batch([utt_id], streams=["hidden"])["hidden"].h[0]
+    shift = opened.spec.teacher.frame_shift / opened.spec.teacher.sample_rate
+    clips = [
+        Clip(utt_id).pad(before=10 * shift),
+        Clip(utt_id).crop(start=20 * shift, duration=30 * shift),
+    ]
+    batch = opened.batch(clips, streams=["hidden"], method="nearest")["hidden"]
+    assert not batch.mask[0, :10].any()
+    assert (batch.h[0, :10] == 0).all()
+    assert torch.equal(batch.h[0, 10 : 10 + len(whole)], whole)
+    assert torch.equal(batch.h[1, :30], whole[20:50])
+    assert batch.mask.sum(1).tolist() == [len(whole), 30]
+    stacked = opened.batch(clips[1:], streams=["hidden"], method="stack:3")["hidden"]
+    assert torch.equal(stacked.h[0].flatten(0, 1), whole[20:50])
 
 
 def test_neither_maps_nor_temperatures_touch_it(store):

@@ -16,6 +16,7 @@ from logitstore import StoreWriter, TokenTable, VocabMap, open_store
 from logitstore.against import against_teacher
 from logitstore.batches import by_length, load
 from logitstore.cli import main
+from logitstore.clip import Clip
 from logitstore.compact import compact
 from logitstore.compare import compare
 from logitstore.convert import convert
@@ -306,6 +307,17 @@ def test_batches_have_masks_whatever_the_frames(stores, own):
         assert (rows.logp[~rows.mask] == -1e4).all()
     moved = batch.map(lambda x: x.clone())
     assert torch.equal(moved.driven["seq2seq"], batch.driven["seq2seq"])
+
+
+def test_clips_keep_all_labels_or_are_refused(stores, own):
+    opened, utt_id = open_store(stores / "alone"), sorted(own)[0]
+    batch = opened.batch([Clip(utt_id).at_speed("1.1").pad(after=1), utt_id])
+    rows = batch["seq2seq"]
+    assert rows.mask.sum(1).tolist() == [len(own[utt_id][1])] * 2
+    assert torch.equal(rows.logp[0], rows.logp[1])
+    assert torch.equal(batch.driven["seq2seq"][0], batch.driven["seq2seq"][1])
+    with pytest.raises(UsageError, match="which of its labels a part holds"):
+        opened.batch([Clip(utt_id).crop(0, 1)])
 
 
 @pytest.mark.parametrize("encoding", ["dense", "topk:6", "factored"])

@@ -23,6 +23,7 @@ from logitstore.errors import (
     TeacherError,
     UsageError,
 )
+from logitstore.machine import plan
 from logitstore.manifest import read_manifest
 from logitstore.report import summary
 from logitstore.spec import TeacherSpec
@@ -32,6 +33,7 @@ from logitstore.verify import verify
 from logitstore.world import Part
 
 TEXT = {"text": ""}
+STREAMS = {"text": "", "hidden": "vectors/128", "hidden_2": "vectors:int8", "seq2seq": "dense"}
 SAID = {x["id"]: x["text"].replace("the", "a") for x in demo.lines()}  # a recogniser with one habit
 
 
@@ -308,6 +310,16 @@ def test_what_cannot_be_asked_for(text, tmp_path):
         opened.decode(row)
     with pytest.raises(LengthError, match="no transcript"):
         RowEncoder(opened.spec).finish("x", {}, {"T": 1})
+
+
+def test_what_a_dump_of_any_stream_weighs():
+    table = demo.teacher().tokens()
+    weighs = {n: plan(demo.manifest(), {n: e}, table, 0.04).bytes for n, e in STREAMS.items()}
+    seconds, labels = 44.27, sum(-(-len(x["text"]) // 4) for x in demo.lines())
+    assert weighs["text"] == 0
+    assert weighs["hidden"] == pytest.approx(seconds / 0.04 * 2 * 128, rel=0.02)
+    assert weighs["hidden_2"] == pytest.approx(seconds / 0.04 * (512 + 4), rel=0.02)
+    assert weighs["seq2seq"] == pytest.approx(labels * (2 * 150 + 4), rel=0.6)
 
 
 def test_by_the_command_line(text, tmp_path, capsys):

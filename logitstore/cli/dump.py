@@ -101,11 +101,11 @@ def command(**given: Any) -> None:
     from .progress import Meter, clock, size
     from .signals import Signals, Stopped
 
-    if given["overlap"] is not None and given["chunk"] is None:
-        raise UsageError("--overlap without --chunk", do="E.g. --chunk 30 --overlap 5.")
     layers = [parse_layer(text, 0) for text in given["layers"]]
     streams = parse_streams(given["streams"]) or ({} if layers else {"ctc": "dense"})
     streams = {**streams, **{h.stream: "vectors" for h in layers if h.stream not in streams}}
+    if given["overlap"] is not None and given["chunk"] is None:
+        raise UsageError("--overlap without --chunk", do="E.g. --chunk 30 --overlap 5.")
     part = Part.parse(given["job"])
     ShardSize.parse(given["shard_size"])
     options = DumpOptions(

@@ -7,7 +7,9 @@ is stored. A text begins with a space, as Whisper's own do (``space=0`` for a mo
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,15 @@ SILENT = ("<|nospeech|>", "<|nocaptions|>")  # the nearest that it has to a blan
 HEAD = "proj_out"
 
 
+def knows_languages(folder: Path) -> bool | None:
+    """What a folder's generation_config.json says of its languages; transformers 5 forgets it."""
+    try:
+        said = json.loads((folder / "generation_config.json").read_text("utf-8")).get("is_multilingual")
+    except (OSError, ValueError):
+        return None
+    return said if isinstance(said, bool) else None
+
+
 class Whisper(HuggingFace):
     """A ``WhisperForConditionalGeneration``.
 
@@ -35,10 +46,16 @@ class Whisper(HuggingFace):
         extractor: a WhisperFeatureExtractor.
         tokenizer: its tokenizer.
         asked: ``language``, ``task`` and ``space``, as far as they are given.
+        many: whether it knows more languages than English; None to tell by the size of its table.
     """
 
     def __init__(
-        self, model: nn.Module, extractor: Any, tokenizer: Any, asked: Mapping[str, str] | None = None
+        self,
+        model: nn.Module,
+        extractor: Any,
+        tokenizer: Any,
+        asked: Mapping[str, str] | None = None,
+        many: bool | None = None,
     ) -> None:
         self.model, self.extractor, self.tokenizer = model, extractor, tokenizer
         self.rate = int(extractor.sampling_rate)
@@ -51,6 +68,7 @@ class Whisper(HuggingFace):
             raise UsageError(f"space={asked['space']} is neither 0 nor 1", where="--teacher")
         self._space = " " * int(asked.get("space", "1"))
         self._end = int(model.config.eos_token_id)  # type: ignore[union-attr,arg-type]
+        self._many = self.model.config.vocab_size >= MULTILINGUAL if many is None else many
         self.prompt = self._prompt(asked.get("language", ""), asked.get("task", ""))
         self.most_labels = int(self.model.config.max_target_positions) - len(self.prompt)
 
@@ -61,9 +79,7 @@ class Whisper(HuggingFace):
 
     def _prompt(self, language: str, task: str) -> list[int]:
         """Ids of what the decoder is told first; raises ``UsageError`` for what the model does not know."""
-        settings = getattr(self.model, "generation_config", None)
-        many = getattr(settings, "is_multilingual", self.model.config.vocab_size >= MULTILINGUAL)
-        if many and not language:
+        if self._many and not language:
             raise UsageError(
                 "a Whisper of many languages, and no language",
                 where="--teacher",

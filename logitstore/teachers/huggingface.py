@@ -19,7 +19,7 @@ from ..errors import TeacherError, UsageError
 from ._alone import measured_shift, one_by_one
 from ._transformers import HuggingFace
 from ._where import existing, read_where
-from ._whisper import PROMPT, Whisper
+from ._whisper import PROMPT, Whisper, knows_languages
 from .base import Head, Teacher, TeacherSpec
 
 CTC_HEADS = ("lm_head", "ctc_head")
@@ -74,7 +74,7 @@ def load(where: str) -> Teacher:
         )
     prompt = {name: asked[name] for name in PROMPT if name in asked}
     if config.model_type == "whisper":
-        return Whisper(model.eval(), extractor, tokenizer, prompt)
+        return Whisper(model.eval(), extractor, tokenizer, prompt, knows_languages(path))
     if prompt:
         raise UsageError(
             f"{', '.join(prompt)}: {type(model).__name__} takes no prompt",
