@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from .batches import load
+from .chunked import Chunks, driver_of
 from .drive import Driver, Spoken
 from .emission import Row
 from .encoder import RowEncoder
@@ -74,7 +75,8 @@ def against_teacher(store: Store, teacher: Teacher, manifest: Manifest, count: i
         raise UsageError("the manifest names no utterance of the store", where=str(store.place))
     chosen = [shared[i * len(shared) // count] for i in range(min(count, len(shared)))]
     names = [s.name for s in store.spec.streams]
-    driver = Driver(teacher, store.tokens, names, "cpu", factored=list(factored(store.spec)))
+    given = teacher, store.tokens, names, "cpu"
+    driver = driver_of(Chunks.stored(store.spec.teacher), 0, *given, factored=list(factored(store.spec)))
     return [c for utt in chosen for c in _compare(store, driver, utt)]
 
 

@@ -11,6 +11,7 @@ from .observe import DECISIONS, SOFTMAX, Emitted
 
 NORMALISED = 1e-3  # nats: |log Σ exp| of a row of log-probabilities
 LOOP = 16  # calls a batch: a decoding loop
+AXES = {"BTV": (0, 1), "BVT": (0, 2), "TBV": (1, 0)}  # which axes are B and T
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Candidate:
         shape: of its first output; ``classes``: V.
         normalised: log-probabilities already; ``logz``: the largest |log Σ exp| of a row, nats.
         calls: a batch, at most.
-        after: what its output is given to: log_softmax, argmax, ...
+        after: what its output is given to: log_softmax, argmax, ...; ``steps``: call by call of a batch.
         best: class that is most often the largest, and in which share of the rows.
         inputs: D of a Linear or Conv1d, 0 for others.
         joiner: the additive joiner around it: ``encoder_proj 128 + decoder_proj 96 -> 112``.
@@ -46,6 +47,7 @@ class Candidate:
     inputs: int
     joiner: str
     score: float
+    steps: tuple[tuple[str, ...], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -62,7 +64,7 @@ def rank(
         count: B, where it is known.
         classes: V, where a token table says it: other widths are left out.
     """
-    names = {m: (n, top) for top in tops for n, m in top.named_modules() if n}
+    names = {m: (n, top) for m, (n, top) in named(tops).items() if n}
     embedded = {m.num_embeddings for m, _ in names.items() if isinstance(m, nn.Embedding)}
     found = []
     for said in emitted:
@@ -72,6 +74,20 @@ def rank(
             if candidate.score > 0:
                 found.append(candidate)
     return sorted(found, key=lambda c: (-c.score, c.path))
+
+
+def named(tops: list[nn.Module]) -> dict[nn.Module, tuple[str, nn.Module]]:
+    """Path and outermost module of every module; of several paths the one with the fewest numbers in it."""
+    found: dict[nn.Module, tuple[str, nn.Module]] = {}
+    for top in tops:
+        for path, module in top.named_modules():
+            if module not in found or _numbers(path) < _numbers(found[module][0]):
+                found[module] = path, top
+    return found
+
+
+def _numbers(path: str) -> int:
+    return sum(part.isdigit() for part in path.split("."))
 
 
 def _candidate(said: Emitted, path: str, top: nn.Module, count: int | None, embedded: bool) -> Candidate:
@@ -92,6 +108,7 @@ def _candidate(said: Emitted, path: str, top: nn.Module, count: int | None, embe
         inputs=int(getattr(module, "in_features", 0) or getattr(module, "in_channels", 0) or 0),
         joiner=_joiner(_parent(top, path), module),
         score=0.0,
+        steps=tuple(tuple(said.steps.get(i, ())) for i in range(min(max(said.calls.values()), LOOP))),
     )
     head = isinstance(module, nn.Linear) or getattr(module, "kernel_size", None) in ((1,), 1)
     if found.joiner and len(said.shape) == 3:

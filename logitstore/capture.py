@@ -37,6 +37,8 @@ class CaptureOptions:
         labels: expression for its labels: rows of ids, padded with the blank or negative ids.
         layout: axes of the CTC output: ``BTV``, ``BVT`` or ``TBV``.
         call: which call to keep where the module runs several times a batch, from 0; None: it runs once.
+        accumulate: that its calls in a batch are pieces of one answer: ``t``, the next frames of the same
+            utterances, or ``b``, the next utterances.
         ids: expression for the ids; empty: found in the batch.
         lengths: expression for the valid lengths; empty: found among the tensors of the first batch.
         tokens: the token table; empty: classes are named by their number.
@@ -55,6 +57,7 @@ class CaptureOptions:
     labels: str = ""
     layout: str = "BTV"
     call: int | None = None
+    accumulate: str = ""
     ids: str = ""
     lengths: str = ""
     tokens: str = ""
@@ -75,6 +78,13 @@ class CaptureOptions:
             raise UsageError(
                 "a lattice needs its joiner and its labels" if any(asked.values()) else "nothing to tap",
                 do="--ctc PATH, or --joiner PATH --labels EXPR, or all of them.",
+            )
+        if self.accumulate not in ("", "t", "b"):
+            raise UsageError(f"no axis {self.accumulate!r} to accumulate along", do="t or b.")
+        if self.accumulate and (self.call is not None or self.joiner):
+            raise UsageError(
+                "--accumulate joins all calls of the module at --ctc",
+                do="Leave --call out, and capture a joiner in a run and a store of its own.",
             )
         streams = {s: self.streams.get(s, ENCODINGS[s]) for s, path in asked.items() if path}
         if extra := set(self.streams) - set(streams):
@@ -186,7 +196,8 @@ def _never(job: dict[str, Any], reports: list[dict[str, Any]]) -> TapNeverFired:
         return TapNeverFired(
             "no Python process below the command imported torch with the start-up hook",
             where=where,
-            why="Something resets PYTHONPATH, or runs python with -I, -E or -S, or in a container.",
+            why="Something resets PYTHONPATH, or puts another sitecustomize.py in front, or runs python with "
+            "-I, -E or -S, or in a container.",
             do="Put $PYTHONPATH behind what the recipe sets: export PYTHONPATH=…:$PYTHONPATH.",
         )
     if any(r["state"] == "found" for r in reports):

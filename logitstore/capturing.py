@@ -7,8 +7,7 @@ import concurrent.futures.thread  # noqa: F401 - registers its end before ours
 import os
 import sys
 import threading
-import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.util import Finalize
 from pathlib import Path
@@ -17,13 +16,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from .batchids import find_ids, find_texts
-from .errors import LengthError, TapError, TapFiredTwice, TapNeverFired, UsageError
+from .asking import Asking
+from .errors import LengthError, TapError, TapFiredTwice, TapNeverFired
 from .expression import Expression
 from .inject.finder import Finder
 from .inject.inside import Report
-from .inject.lengths import Lengths, candidates, choose, in_variables, vectors
-from .inject.surroundings import follow_loaders, variable
+from .inject.surroundings import follow_loaders
+from .inject.whose import Batches
+from .pieces import Pieces
 from .scribe import Heard, Scribe
 from .tap import LAYOUTS
 
@@ -46,21 +46,13 @@ class Capturing:
     def __init__(self, job: dict[str, Any], session: Path) -> None:
         self.job, self.session = job, session
         self.paths = {s: str(job[o]) for s, o in OPTIONS.items() if job[o]}
-        self.ids = Expression(job["ids"], "--ids") if job["ids"] else None
-        self.lengths = Expression(job["lengths"], "--lengths") if job["lengths"] else None
         self.labels = Expression(job["labels"], "--labels") if job["labels"] else None
-        self._batch: Any = None
-        self._source: Any = None
-        self._yielded, self._serial = 0, 0  # batches since the module ran; batches in all
         self._begin()
-        follow_loaders(self._noted)
-        keep = self.lengths.modules if self.lengths else ()
+        batches = Batches()
+        keep = Expression(job["lengths"], "--lengths").modules if job["lengths"] else ()
         self._finder = Finder(self.paths, self._take, self._guard, self._tell, keep)
-        # until it is known where the lengths are: what every module returned in this batch
-        self._vectors: list[tuple[weakref.ref[nn.Module], str, torch.Tensor]] = []
-        self._watcher: Any = None
-        if self.lengths is None:
-            self._watcher = nn.modules.module.register_module_forward_hook(self._watch)
+        self._asking = Asking(job, batches, self._finder, lambda **said: self._report.write(**said))
+        follow_loaders(self._noted)
         os.register_at_fork(after_in_child=self._begin)
         excepthook = sys.excepthook
 
@@ -81,25 +73,16 @@ class Capturing:
         self._failed = False
         self._ran: dict[str, tuple[Any, int]] = {}  # the batch in which a module ran last, and how often
         self._heard: Heard | None = None  # a batch of which some stream is still to come
+        self._pieces: Pieces | None = None  # a batch of which some calls are still to come
         self._report = Report(self.session, state="torch")
 
     # -- finding the model -------------------------------------------------------------------------------
 
-    def _noted(self, batch: Any, source: Any) -> None:
+    def _noted(self, batch: Any, source: Any, index: Any, dataset: Any) -> None:
         """A DataLoader of this process yields a batch."""
-        if self._source is None or source is not self._source():
-            self._source, self._yielded = weakref.ref(source), 0
+        if self._asking.batches.note(batch, source, index, dataset):
             self._finder.search(seldom=True)
-        self._batch = batch
-        self._yielded += 1
-        self._serial += 1
-        self._finder.outputs.clear()
-        self._vectors.clear()
-
-    def _watch(self, module: nn.Module, args: Any, output: Any) -> None:
-        for rest, tensor in vectors(output, ""):
-            self._vectors.append((weakref.ref(module), rest, tensor))
-            del self._vectors[:-256]
+        self._asking.begin()
 
     # -- taking the logits -------------------------------------------------------------------------------
 
@@ -124,14 +107,15 @@ class Capturing:
                 where=where,
                 why="Dropout and batch statistics make every forward say something else.",
             )
-        ids = self._ids(logits, where)
-        if len(ids) != len(logits):
+        ids = self._asking.ids(logits, where)
+        pieces = bool(self.job["accumulate"])
+        if len(ids) != len(logits) and not pieces:
             raise LengthError(
                 f"{len(ids)} ids for an output of {tuple(output.shape)}, layout {self.job['layout']}",
                 where=where,
                 do="Name its axes with --layout, or say where the ids are with --ids EXPR.",
             )
-        if self._again(stream, ids, tuple(output.shape), where):
+        if not pieces and self._again(stream, ids, tuple(output.shape), where):
             return
         if self._scribe is None:
             self._scribe = self._open(root, logits.shape[-1])
@@ -143,18 +127,42 @@ class Capturing:
                 why="Rows of two models in one store cannot be told apart.",
                 do="Capture a run of the recipe that decodes with one of them.",
             )
+        if pieces:
+            return self._piece(stream, ids, logits, root)
         heard = self._heard
         if heard is None or heard.ids != tuple(ids) or stream in heard.logits:
             self._whole()
-            heard = self._heard = self._hear(ids, self._lengths(logits, root), logits.shape[1], where)
+            lengths, texts = self._asking.lengths(logits, root), self._asking.texts(len(ids))
+            heard = self._heard = self._hear(ids, lengths, logits.shape[1], texts)
         if stream == "rnnt":
             heard.labels = self._labels(logits, where)
         # A copy: decoders edit logits in place after the layer returns them.
         heard.logits[stream] = logits.clone() if heard.wanted else logits[:0]
         if len(heard.logits) == len(self.paths):
             self._heard = None
+            self._asking.forget()
             if heard.wanted:
                 self._scribe.put(heard)
+
+    def _piece(self, stream: str, ids: list[str], logits: torch.Tensor, root: nn.Module) -> None:
+        """A piece of a batch: the next frames of all its utterances, or the next of these."""
+        where, axis = f"--{OPTIONS[stream]} {self.paths[stream]}", self.job["accumulate"]
+        batch, pieces = self._asking.batch(ids), self._pieces
+        if pieces is None or pieces.batch != batch:
+            self._whole()
+            texts = self._asking.texts(len(ids))
+            pieces = self._pieces = Pieces(stream, batch, tuple(ids), texts, where)
+        if axis == "t":
+            alone = len(ids) == 1 and self._asking.lengths_at is None  # as long as its pieces are
+            return pieces.add(logits, lambda x: [x.shape[1]] if alone else self._asking.lengths(x, root))
+        ids, lengths, texts = pieces.next(len(logits), self._asking.lengths(logits, root))
+        self._put(stream, logits, self._hear(ids, lengths, logits.shape[1], texts))
+
+    def _put(self, stream: str, logits: torch.Tensor, heard: Heard) -> None:
+        assert self._scribe is not None
+        heard.logits[stream] = logits.clone()
+        if heard.wanted:
+            self._scribe.put(heard)
 
     def _axes(self, stream: str, output: Any, where: str) -> torch.Tensor:
         """(B, T, V), or (B, T, U+1, V), as the first axes of what a module gave."""
@@ -175,22 +183,29 @@ class Capturing:
             raise TapError(f"gives {what}, not (B, T, V)", where=where, do="Ask logitstore probe.")
         return torch.as_tensor(output).detach().permute(LAYOUTS[self.job["layout"]])
 
-    def _hear(self, ids: list[str], lengths: list[int], t: int, where: str) -> Heard:
+    def _hear(
+        self, ids: Sequence[str], lengths: Sequence[int], t: int, texts: tuple[str, ...] | None
+    ) -> Heard:
         """A batch, nothing of it taken yet; raises ``LengthError``."""
         assert self._scribe is not None
         if len(lengths) != len(ids) or max(lengths) > t:
             raise LengthError(
-                f"lengths {lengths[:8]} for {len(ids)} utterances in {t} frames",
-                where=f"{where}, {ids[0]}",
+                f"lengths {list(lengths[:8])} for {len(ids)} utterances in {t} frames",
+                where=ids[0],
                 why="Lengths in samples or feature frames instead of encoder frames look like this.",
                 do="Say where the encoder's output lengths are: --lengths EXPR.",
             )
-        found = find_texts(self._batch, len(ids))
-        texts = found.values if found else None
-        return Heard(tuple(ids), tuple(lengths), self._scribe.wanted(ids), texts)
+        return Heard(tuple(ids), tuple(lengths), self._scribe.wanted(list(ids)), texts)
 
     def _whole(self) -> None:
-        """Raise ``TapNeverFired`` where a batch lacks one of its streams."""
+        """Take what pieces make; raise ``TapNeverFired`` where a batch lacks one of its streams."""
+        pieces, self._pieces = self._pieces, None
+        if pieces is not None:
+            pieces.check(self.job["accumulate"])
+        if pieces is not None and pieces.parts:
+            logits, lengths = pieces.whole()
+            heard = self._hear(pieces.ids, lengths, logits.shape[1], pieces.texts)
+            self._put(pieces.stream, logits, heard)
         if self._heard is not None:
             missing = [self.paths[s] for s in self.paths if s not in self._heard.logits]
             raise TapNeverFired(
@@ -202,7 +217,7 @@ class Capturing:
         """Labels of every utterance: rows of ids, padded with the blank or negative ids."""
         assert self.labels is not None
         assert self._scribe is not None
-        value = self.labels.value(lambda name: self._lookup(name, logits))
+        value = self.labels.value(lambda name: self._asking.lookup(name, logits))
         rows = [list(map(int, row)) for row in (value.tolist() if hasattr(value, "tolist") else value)]
         for row in rows:
             while row and (row[-1] < 0 or row[-1] == self._scribe.blank):
@@ -216,79 +231,12 @@ class Capturing:
             )
         return tuple(map(tuple, rows))
 
-    def _ids(self, logits: torch.Tensor, where: str) -> list[str]:
-        if self.ids is not None and "batch" not in self.ids.names:
-            return self._follow(self.ids, logits)
-        if self._batch is None:
-            raise UsageError(
-                "no DataLoader of this process has yielded a batch: nothing says whose logits these are",
-                where=where,
-                do="Say where the ids are: --ids EXPR, e.g. a variable of your program at that moment.",
-            )
-        if self._yielded > 1 and all(batch != self._serial for batch, _ in self._ran.values()):
-            raise UsageError(
-                f"the loader yielded {self._yielded} batches before the module ran",
-                where=where,
-                why="A loader that fetches ahead, or batches that are left out: whose logits these are "
-                "would be a guess.",
-                do="Say it with a variable of your program: --ids EXPR.",
-            )
-        if self.ids is not None:
-            return self._follow(self.ids, logits)
-        found = find_ids(self._batch, logits.shape[0])
-        if not found:
-            raise UsageError(
-                f"no ids of {logits.shape[0]} utterances in the batch ({_outline(self._batch)})",
-                where=where,
-                do="Let the dataset return them, or say where they are: --ids EXPR; or the axes: --layout.",
-            )
-        self.ids = Expression(found[0].expression, "ids")  # the same place in every batch
-        self._report.write(ids=found[0].expression)
-        return list(found[0].values)
-
-    def _follow(self, ids: Expression, logits: torch.Tensor) -> list[str]:
-        value = ids.value(lambda name: self._lookup(name, logits))
-        return [str(i) for i in ([value] if isinstance(value, str | int) else list(value))]
-
-    def _lengths(self, logits: torch.Tensor, root: nn.Module) -> list[int]:
-        if self.lengths is None:
-            found = self._settle(logits, root)
-            self.lengths = Expression(found.expression, "lengths")
-            self._report.write(lengths=found.expression)
-            return list(found.values)
-        value = self.lengths.value(lambda name: self._lookup(name, logits))
-        if isinstance(value, torch.Tensor):
-            value = value.reshape(-1).tolist()
-        return [round(v) for v in (value if isinstance(value, list | tuple) else [value])]
-
-    def _settle(self, logits: torch.Tensor, root: nn.Module) -> Lengths:
-        """Where the lengths are, from the first batch: a variable by preference, for people can read it."""
-        b, t = logits.shape[:2]
-        names = {m: n for n, m in root.named_modules()}
-        returned = [(names[m], rest, v) for ref, rest, v in self._vectors if (m := ref()) in names]
-        found = candidates(in_variables(), b, t)
-        found += candidates(((f'modules["{n}"]{rest}', v) for n, rest, v in reversed(returned)), b, t)
-        chosen = choose(found, b, t, type(root).__name__)
-        self._watcher.remove()
-        self._watcher = None
-        self._vectors.clear()
-        for path in Expression(chosen.expression, "lengths").modules:
-            self._finder.listen(root, path)
-        return chosen
-
-    def _lookup(self, name: str, logits: torch.Tensor) -> Any:
-        known = {"batch": self._batch, "output": logits, "B": logits.shape[0], "T": logits.shape[1]}
-        if name == "modules":
-            return self._finder.outputs
-        return known[name] if name in known and known[name] is not None else variable(name)
-
     def _again(self, stream: str, ids: list[str], shape: tuple[int, ...], where: str) -> bool:
         """Whether this call is not the one to keep; raises ``TapFiredTwice`` where nobody said which."""
-        batch: Any = self._serial if self.ids is None or "batch" in self.ids.names else tuple(ids)
+        batch = self._asking.batch(ids)
         before, calls = self._ran.get(stream, (None, 0))
         calls = calls + 1 if batch == before else 1
         self._ran[stream] = batch, calls
-        self._yielded = 0
         keep = self.job["call"]
         if keep is not None:
             return bool(calls - 1 != keep)
@@ -297,7 +245,8 @@ class Capturing:
                 f"the module ran again in one batch, giving {shape}",
                 where=f"{where}, {ids[0]}",
                 why="Which of them is the answer cannot be guessed; a decoding loop runs it once a step.",
-                do="Say which call to keep, counted from 0: --call N; or tap a module that runs once.",
+                do="Say which call to keep, counted from 0: --call N; that they are pieces of "
+                "one, --accumulate t (frames) or b (utterances); or tap a module that runs once.",
             )
         return False
 
@@ -314,24 +263,14 @@ class Capturing:
 
     def _close(self, pid: int) -> None:
         if pid == os.getpid() and self._scribe is not None:
-            scribe, self._scribe = self._scribe, None
             self.stop()
             if not self._failed:
-                with suppress(TapNeverFired), self._guard():  # the report says it; nobody hears it here
+                with suppress(Exception), self._guard():  # the report says it; nobody hears it here
                     self._whole()
+            scribe, self._scribe = self._scribe, None
             scribe.close(failed=self._failed)
 
     def stop(self) -> None:
         """Remove every hook from every module."""
         self._finder.stop()
-        if self._watcher is not None:
-            self._watcher.remove()
-            self._watcher = None
-
-
-def _outline(batch: Any) -> str:
-    if isinstance(batch, dict):
-        return ", ".join(f"{k}: {type(v).__name__}" for k, v in list(batch.items())[:12])
-    if isinstance(batch, list | tuple):
-        return ", ".join(type(v).__name__ for v in batch[:12])
-    return type(batch).__name__
+        self._asking.stop()

@@ -163,6 +163,10 @@ class Driver:
             for b, (item, t) in enumerate(zip(batch, lengths, strict=True))
         ]
 
+    def openings(self, spoken: Sequence[Spoken]) -> list[Spoken]:
+        """Of what ``run`` gave, what came of one forward: for the self-check."""
+        return list(spoken)
+
     def _padded(self, output: Any, lengths: Sequence[int], logits: torch.Tensor | None) -> int:
         """Frames of a batch at the teacher's rate, padding included."""
         if logits is not None:

@@ -19,6 +19,7 @@ from .audio import seconds_of
 from .auto import decided, wishes
 from .batches import Loaded, ahead, by_length, load
 from .blocks import DEFAULT_SHARD_SIZE, Block, ShardSize, blocks
+from .chunked import Chunks, driver_of
 from .contenders import Wish
 from .decode import Transcript
 from .drive import Driver, Spoken, cpu_threads
@@ -34,7 +35,7 @@ from .places import open_place
 from .plan import PlanOptions
 from .sealing import problem_key
 from .selfcheck import self_check
-from .spec import StoreSpec
+from .spec import StoreSpec, TeacherSpec
 from .teachers.base import Teacher, check_protocol, weights_sha256
 from .timeline import check_audio
 from .transcribe import Scribe
@@ -64,6 +65,8 @@ class DumpOptions:
         max_wer: percent of the first references' words that the teacher's greedy decode may get wrong.
         skip_gate: why a teacher that a gate would stop is right; stored. Empty: gates stop it.
         transcripts: whose greedy decode rows keep: ``none``, ``ctc`` or ``all``; ``text`` always is.
+        chunk: seconds; recordings that are longer run in chunks of so many. None: never.
+        overlap: seconds that a chunk shares with the next; half of them are dropped on either side.
     """
 
     streams: dict[str, str] = field(default_factory=lambda: {"ctc": "dense"})
@@ -81,6 +84,8 @@ class DumpOptions:
     max_wer: float = 50.0
     skip_gate: str = ""
     transcripts: str = "ctc"
+    chunk: Any = None
+    overlap: Any = 5
 
     def __post_init__(self) -> None:
         if self.on_error not in ("raise", "skip"):
@@ -97,6 +102,10 @@ class DumpOptions:
     def needs_labels(self) -> bool:
         """Whether some stream is driven with labels."""
         return any(kind_of(name).labels for name in self.streams)
+
+    def chunks(self, teacher: TeacherSpec) -> Chunks | None:
+        """How long recordings are cut; None where they are not. Raises ``UsageError``."""
+        return None if self.chunk is None else Chunks.of_seconds(self.chunk, self.overlap, teacher)
 
     def may_skip(self, utterances: int) -> int:
         """How many of so many utterances may be skipped."""
@@ -171,12 +180,14 @@ def dump(
     with ExitStack() as deciding, cpu_threads(options.cpu_threads):
         planned: list[str] = []
         if wished := wishes(options.streams):
-            how = plan_of(options, wished)
+            how = plan_of(options, wished, options.chunks(teacher.describe()))
             took = decided(place, teacher, manifest, options.streams, how, writer=name, say=planned.append)
             options = replace(options, streams=deciding.enter_context(took))
             report(Progress(total=manifest.utterances, planned=tuple(planned)))
         spec = spec_of(teacher, table, manifest, options)
-        driver = Driver(teacher, table, list(options.streams), options.device, factored=factored(spec))
+        given = teacher, table, list(options.streams), options.device
+        chunks = Chunks.stored(spec.teacher)
+        driver = driver_of(chunks, options.batch_seconds, *given, factored=factored(spec))
         spec, constants = once_per_store(place, spec, driver, manifest, options.batch_seconds)
         writer = StoreWriter(place, spec, writer=name)
         with writer.begin(table, options.allow_different, constants=constants):
@@ -184,7 +195,7 @@ def dump(
             return _Dump(driver, manifest, options, writer, report, planned).run()
 
 
-def plan_of(options: DumpOptions, wished: Mapping[str, Wish]) -> PlanOptions:
+def plan_of(options: DumpOptions, wished: Mapping[str, Wish], chunks: Chunks | None = None) -> PlanOptions:
     """The plan of a dump: of the storage that was asked for, and no other."""
     return PlanOptions(
         wished,
@@ -195,6 +206,7 @@ def plan_of(options: DumpOptions, wished: Mapping[str, Wish]) -> PlanOptions:
         cpu_threads=options.cpu_threads,
         transcripts=options.transcripts,
         skip_gate=options.skip_gate,
+        chunks=chunks,
     )
 
 
@@ -202,6 +214,8 @@ def spec_of(teacher: Teacher, table: TokenTable, manifest: Manifest, options: Du
     """What the store of a dump says about itself."""
     weights = weights_sha256(teacher.model) if teacher.model.state_dict() else ""  # of a black box: unknown
     about = replace(teacher.describe(), weights=weights)
+    if (chunks := options.chunks(about)) is not None:
+        about = chunks.told(about)
     return make_spec(about, table, options.streams, storage=options.storage, manifest=manifest.to_json())
 
 

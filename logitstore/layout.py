@@ -5,16 +5,17 @@ from __future__ import annotations
 import importlib.metadata
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from numpy.typing import NDArray
 
 from .encodings import Encoding, HeadEncoding, parse_encoding
-from .encodings.base import LatticeSides
+from .encodings.base import KeepsTail, LatticeSides
 from .errors import UsageError, VocabError
 from .kinds import Kind, kind_of
 from .lattice import Form
-from .spec import LATER_KINDS, LATTICE_FORMS, Column, Head, StoreSpec, StreamSpec, TeacherSpec
+from .spec import LATER_KINDS, LATTICE_FORMS, TAIL_POINTS, Column, Head, StoreSpec, StreamSpec, TeacherSpec
 from .storage import parse_storage
 from .vocab import TokenTable
 
@@ -98,11 +99,16 @@ def _stream(name: str, kind: Kind, asked: str, tokens: TokenTable) -> StreamSpec
             f"{name}={asked}: factored keeps the two sides of the whole lattice",
             do="Leave the form out, or choose another encoding for it.",
         )
-    return StreamSpec(name, kind.name, len(tokens), tokens.blank, str(parsed), form, width)
+    points = parsed.tail_points if isinstance(parsed, KeepsTail) else 0
+    return StreamSpec(
+        name, kind.name, len(tokens), tokens.blank, str(parsed), form, width, tail_points=points
+    )
 
 
 def _requires(stream: StreamSpec) -> Iterator[str]:
     """What a reader of version 1.0's first rules would misread (SPEC F5)."""
+    if stream.tail_points:
+        yield TAIL_POINTS
     if stream.kind == "rnnt" and (stream.encoding == "collapsed" or not Form.parse(stream.form).whole):
         yield LATTICE_FORMS
     if stream.kind in LATER_KINDS:
@@ -126,6 +132,9 @@ def encoding_of(
     encoding = parse_encoding(stream.encoding)
     if isinstance(encoding, HeadEncoding):
         return encoding.bound(stream, constants or {})
+    if isinstance(encoding, KeepsTail):
+        older: Any = encoding  # a dataclass; what says nothing has four (SPEC E20)
+        return replace(older, tail_points=stream.tail_points or 4)  # type: ignore[no-any-return]
     return encoding
 
 

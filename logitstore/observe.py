@@ -46,7 +46,7 @@ class Emitted:
         calls: by batch.
         logz: the largest and the smallest log Σ exp of a row, in nats.
         best: how often each class was the largest of a row; rows looked at.
-        after: functions that were given its output, or a view of it, in order.
+        after: functions that were given its output, or a view of it, in order; ``steps``: by call of a batch.
         constant: whether every row holds one value only.
     """
 
@@ -60,6 +60,7 @@ class Emitted:
     best: Counter[int] = field(default_factory=Counter)
     rows: int = 0
     after: list[str] = field(default_factory=list)
+    steps: dict[int, list[str]] = field(default_factory=dict)
     constant: bool = True
 
 
@@ -70,14 +71,15 @@ class Observer(TorchFunctionMode):
         super().__init__()
         self.emitted: dict[nn.Module, Emitted] = {}
         self.batch = 0
-        self.on_output: Any = None  # told (module, output, Emitted or None) of every module call
-        # by id of a tensor: it, who gave it, and whether it still is what was given (or a softmax of it)
-        self._origins: dict[int, tuple[weakref.ref[torch.Tensor], Emitted, bool]] = {}
+        self.on_output: Any = None  # told (module, args, kwargs, output, Emitted or None) of every call
+        # by id of a tensor: it, who gave it, in which call, and whether it still is what was given (or a
+        # softmax of it)
+        self._origins: dict[int, tuple[weakref.ref[torch.Tensor], Emitted, int, bool]] = {}
         self._hook: Any = None
 
     def __enter__(self) -> Self:
         super().__enter__()  # type: ignore[no-untyped-call]
-        self._hook = nn.modules.module.register_module_forward_hook(self._ran)
+        self._hook = nn.modules.module.register_module_forward_hook(self._ran, with_kwargs=True)
         return self
 
     def __exit__(
@@ -91,38 +93,39 @@ class Observer(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if args and isinstance(args[0], torch.Tensor) and (origin := self._origin(args[0])) is not None:
             said = name if name in SOFTMAX else DECISIONS.get(name, "")
+            _, _, call, same = self._origins[id(args[0])]
             if said:
-                origin.after += [said] if said not in origin.after else []
+                for after in (origin.after, origin.steps.setdefault(call, [])):
+                    after += [said] if said not in after else []
                 if name in SOFTMAX:
-                    self._remember(out, origin, same=False)
+                    self._remember(out, origin, call, same=False)
             elif name in SAME:
-                same = self._origins[id(args[0])][2]
                 for tensor in out if isinstance(out, list | tuple) else (out,):
-                    self._remember(tensor, origin, same=same)
+                    self._remember(tensor, origin, call, same=same)
         return out
 
     def _origin(self, tensor: torch.Tensor) -> Emitted | None:
         found = self._origins.get(id(tensor))
         return found[1] if found is not None and found[0]() is tensor else None
 
-    def _remember(self, tensor: Any, origin: Emitted, *, same: bool = True) -> None:
+    def _remember(self, tensor: Any, origin: Emitted, call: int, *, same: bool = True) -> None:
         if isinstance(tensor, torch.Tensor):
             if len(self._origins) > 4096:
                 self._origins = {k: v for k, v in self._origins.items() if v[0]() is not None}
-            self._origins[id(tensor)] = (weakref.ref(tensor), origin, same)
+            self._origins[id(tensor)] = (weakref.ref(tensor), origin, call, same)
 
-    def _ran(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _ran(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         emitted = None
         with torch._C.DisableTorchFunction():
             for tensor in output[:1] if isinstance(output, list | tuple) else (output,):
                 if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.dim() >= 1:
                     emitted = self._look(module, tensor)
             if self.on_output is not None:
-                self.on_output(module, output, emitted)
+                self.on_output(module, args, kwargs, output, emitted)
 
     def _look(self, module: nn.Module, tensor: torch.Tensor) -> Emitted | None:
         inner = self._origin(tensor)
-        if inner is not None and inner.module is not module and self._origins[id(tensor)][2]:
+        if inner is not None and inner.module is not module and self._origins[id(tensor)][3]:
             return None  # a container, that gives what something inside it gave
         axis = tensor.dim() - 1
         if isinstance(module, nn.Conv1d) and tensor.dim() == 3 and tensor.shape[1] == module.out_channels:
@@ -136,7 +139,7 @@ class Observer(TorchFunctionMode):
         said.calls[self.batch] += 1
         if tuple(tensor.shape) not in said.shapes and len(said.shapes) < CALLS:
             said.shapes.append(tuple(tensor.shape))
-        self._remember(tensor, said)
+        self._remember(tensor, said, said.calls[self.batch] - 1)
         if said.calls[self.batch] <= CALLS:
             _measure(said, tensor)
         return said

@@ -23,6 +23,7 @@ from .sealing import ShardInMaking
 from .spec import StreamSpec
 
 DEPTH = 8  # slices waiting: what bounds memory
+FRAMES = 1 << 13  # of a slice, where a recording is that long: five minutes of 40 ms
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ def row_meta(spoken: Spoken) -> dict[str, Any]:
     }
     if loaded.audio:
         meta["audio"] = loaded.audio
+    if loaded.utt.recording:
+        meta["recording"] = loaded.utt.origin()
     if loaded.utt.text is not None:
         meta["text"] = loaded.utt.text
     return {**meta, **spoken.notes}
@@ -202,7 +205,9 @@ def _slices(stream: StreamSpec, spoken: Spoken, driver: Driver) -> Iterator[_Sli
     """Everything that one stream of an utterance is encoded from."""
     name = stream.name
     if name in spoken.rows:
-        yield _Slice(name, spoken.rows[name], inputs=spoken.inputs.get(name))
+        rows, below = spoken.rows[name], spoken.inputs.get(name)
+        for n in range(0, spoken.T, FRAMES):
+            yield _Slice(name, rows[n : n + FRAMES], inputs=None if below is None else below[n : n + FRAMES])
     elif stream.kind == "seq2seq":
         rows, inputs = driver.decoded(spoken, name)
         yield _Slice(name, rows, inputs=inputs)

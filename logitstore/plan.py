@@ -8,6 +8,7 @@ from typing import Any
 
 from .blocks import DEFAULT_SHARD_SIZE, ShardSize
 from .choice import Asked, Choice, Measured
+from .chunked import Chunks
 from .contenders import BUDGET, Wish
 from .errors import UsageError
 from .extent import Extent
@@ -28,7 +29,8 @@ class PlanOptions:
         temperatures: that rows are compared at.
         max_kl: nats that a row may lose on average at each of them, where a stream's wish says nothing else.
         max_gb: of the store; 0 for any size.
-        batch_seconds, device, shard_size, cpu_threads, transcripts, skip_gate: as the dump will have them.
+        batch_seconds, device, shard_size, cpu_threads, transcripts, skip_gate, chunks: as the dump will have
+            them.
     """
 
     streams: Mapping[str, Wish]
@@ -43,6 +45,7 @@ class PlanOptions:
     cpu_threads: int = 1
     transcripts: str = "ctc"
     skip_gate: str = ""
+    chunks: Chunks | None = None
 
     def __post_init__(self) -> None:
         require_device(self.device)

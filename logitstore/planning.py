@@ -17,6 +17,7 @@ from .alignment import occupancy
 from .batches import Loaded, by_length, load
 from .blocks import ShardSize
 from .choice import Measured, choose
+from .chunked import driver_of
 from .constants import Constants
 from .contenders import contenders
 from .drive import Driver, Spoken, cpu_threads
@@ -173,7 +174,8 @@ class _Run:
 
     def _driver(self, factors: Sequence[str]) -> Driver:
         streams = list(self.options.streams)
-        return Driver(self.teacher, self.table, streams, self.options.device, factored=factors)
+        given = self.teacher, self.table, streams, self.options.device
+        return driver_of(self.options.chunks, self.options.batch_seconds, *given, factored=factors)
 
     def _fail(self, utt: Utterance, error: LogitStoreError) -> None:
         self.heard.failed.append(str(error).splitlines()[0])

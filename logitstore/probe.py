@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -87,7 +87,8 @@ def probe(command: Sequence[str], *, tokens: str = "", batches: int = 2, out: st
                 "no process of the command ran a model that gives anything like logits",
                 where=shlex.join(command),
                 why=f"It ended with status {status}; {len(started.reports())} processes imported torch.",
-                do="Where nothing imported torch, something resets PYTHONPATH or runs python -I, -E or -S.",
+                do="Where nothing imported torch, something resets PYTHONPATH, puts another sitecustomize.py "
+                "in front, or runs python -I, -E or -S.",
             )
     report = max(reports, key=lambda r: r["candidates"][0]["score"])
     tables = _tables([tokens] if tokens else [*report.get("opened", ()), *map(str, command)])
@@ -104,7 +105,9 @@ def found_in(
     head = ctc or rnnt
     path, table = next(((p, t) for p, t in tables.items() if head and len(t) == head["classes"]), ("", None))
     loop = next((c for c in ranked if c["joiner"] and c["calls"] > 1), None)
-    notes = (LOOP.format(loop["path"], loop["calls"]),) if loop and command else ()
+    notes = [LOOP.format(loop["path"], loop["calls"])] if loop and command else []
+    notes += _several(ctc) if ctc and command and not loop else []
+    blank = _blank(head, table, report.get("blanks", {}))
     return Finding(
         candidates=tuple(ranked),
         ctc=ctc,
@@ -113,10 +116,10 @@ def found_in(
         texts=report["texts"],
         tokens=path,
         tables=tuple((p, len(t)) for p, t in tables.items()),
-        blank=_blank(head, table),
+        blank=blank,
         batches=report["batches"],
-        command=_command((ctc, rnnt), report, path, _blank(head, table), command, out),
-        notes=notes,
+        command=_command((ctc, rnnt), report, path, blank, command, out),
+        notes=tuple(notes),
     )
 
 
@@ -128,15 +131,34 @@ def _fit(candidate: dict[str, Any], tables: dict[str, TokenTable]) -> float:
 def _tables(paths: Sequence[str]) -> dict[str, TokenTable]:
     """Those of the files that are token tables."""
     found: dict[str, TokenTable] = {}
-    for path in dict.fromkeys(paths):
-        if os.path.isfile(path) and Path(path).suffix in (".txt", ".json", ".model"):
+    named = (p for path in paths for p in (path, path.partition("=")[2]))  # hydra's key=value
+    for path in dict.fromkeys(named):
+        if os.path.isfile(path) and Path(path).suffix in (".txt", ".json", ".model", ".yaml", ".yml"):
             with suppress(LogitStoreError, ValueError, OSError):
                 found[os.path.abspath(path)] = read_table(path)
     return found
 
 
-def _blank(head: dict[str, Any] | None, table: TokenTable | None) -> Blank:
-    """The blank, by the table first, by what the model says most often second."""
+def _several(head: dict[str, Any]) -> Iterator[str]:
+    """What the calls of a head that runs several times a batch are."""
+    if head["calls"] < 2:
+        return
+    path, calls = head["path"], head["calls"]
+    if head["accumulate"]:
+        what = {"t": "frames", "b": "utterances"}[head["accumulate"]]
+        yield f"{path} runs {calls} times in the first batches, on some {what} each: joined"
+    elif head["call"] is not None:
+        yield f"{path} runs {calls} times a batch; what call {head['call']} gives alone goes to log_softmax"
+    else:
+        steps = "; ".join(f"{i} → {', '.join(s) or 'nothing seen'}" for i, s in enumerate(head["steps"][:6]))
+        yield (
+            f"{path} runs {calls} times a batch ({steps}): say which is the answer, --call N, or that they "
+            "are pieces of one, --accumulate t (frames) or b (utterances)"
+        )
+
+
+def _blank(head: dict[str, Any] | None, table: TokenTable | None, told: Mapping[str, int]) -> Blank:
+    """The blank: by the table first, by what the model calls so second, by what it says most often third."""
     if head is None:
         return Blank(None, ())
     best, share = head["best"]
@@ -144,11 +166,16 @@ def _blank(head: dict[str, Any] | None, table: TokenTable | None) -> Blank:
         best, "neither end of the table"
     )
     said = f"class {best}, {where}, is the most frequent argmax ({share:.0%} of the rows)"
+    told = {n: v for n, v in told.items() if v < head["classes"]}
+    one = next(iter(told.values())) if len(set(told.values())) == 1 else None
+    model = [f"the model says so: {', '.join([*told][:3])} = {one}"] if one is not None else []
     if table is not None:
-        why = [f"the token table has {table[table.blank]!r} at {table.blank}", said]
-        if best != table.blank and share > SURE:
-            why.append("these two disagree: is this the table of this model?")
+        why = [f"the token table has {table[table.blank]!r} at {table.blank}", *model, said]
+        if one not in (None, table.blank) or (one is None and best != table.blank and share > SURE):
+            why.append("these disagree: is this the table of this model?")
         return Blank(table.blank, tuple(why))
+    if one is not None:
+        return Blank(one, (*model, said))
     if share >= SURE and best in (0, head["classes"] - 1):
         return Blank(best, (said,))
     return Blank(None, (said, "no token table was found; --tokens FILE settles it"))
@@ -179,8 +206,12 @@ def _command(
         words += ["--ids", report["ids"][0]["expression"]]
     elif head["variables"]:
         words += ["--ids", head["variables"][0]["expression"]]
-    if head["lengths"]:
-        words += ["--lengths", head["lengths"][0]["expression"]]
+    if ctc is not None and ctc.get("accumulate"):
+        words += ["--accumulate", ctc["accumulate"]]
+    elif ctc is not None and ctc.get("call") is not None:
+        words += ["--call", str(ctc["call"])]
+    if head["chosen"]:
+        words += ["--lengths", head["chosen"]]
     if tokens:
         words += ["--tokens", tokens]
     elif blank.index:

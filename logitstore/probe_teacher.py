@@ -47,8 +47,9 @@ def probe_teacher(
     tops = roots(list(speaker.model.modules()))
     ranked = rank(list(observer.emitted.values()), tops, len(lengths[0]), None)
     said = {"expression": "teacher.lengths(output)", "values": lengths[0]}
+    seen = {"lengths": [said], "chosen": said["expression"], "variables": [], "labels": []}
     report = {
-        "candidates": [{**c.to_json(), "lengths": [said], "variables": [], "labels": []} for c in ranked],
+        "candidates": [{**c.to_json(), **seen} for c in ranked],
         "ids": [{"expression": "the manifest", "values": [u.id for u in utterances[:4]]}],
         "texts": "the manifest",
         "batches": observer.batch,

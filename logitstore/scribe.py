@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import queue
+import sys
 import threading
 import weakref
 from dataclasses import dataclass, field
@@ -29,6 +31,7 @@ from .vocabs import read_table
 from .writer import StoreWriter
 
 DEPTH = 4  # batches waiting
+ZARR = os.path.join("zarr", "core", "sync.py")
 ROWS = 4096  # of each utterance of the first batch that are checked
 
 
@@ -56,6 +59,22 @@ class Heard:
             return None
         logits = self.logits[stream][i, : self.lengths[i]]
         return logits[:, : len(self.labels[i]) + 1] if stream == "rnnt" and self.labels else logits
+
+
+def hush() -> None:
+    """Keep what our libraries log below a warning out of the program's output, whatever it asked of its own."""
+    logging.getLogger("zarr").setLevel(logging.WARNING)
+    logging.getLogger("asyncio").addFilter(_not_for_us)
+
+
+def _not_for_us(record: logging.LogRecord) -> bool:
+    """Whether a record is the program's: asyncio says at DEBUG that a loop was made, for zarr too."""
+    frame = sys._getframe() if record.levelno < logging.WARNING else None
+    while frame is not None:
+        if frame.f_code.co_filename.endswith(ZARR):
+            return False
+        frame = frame.f_back
+    return True
 
 
 class Claims:
@@ -105,6 +124,7 @@ class Scribe:
     def __init__(
         self, job: dict[str, Any], session: Path, root: nn.Module, classes: int, report: Report
     ) -> None:
+        hush()
         self._job, self._report, self._claims = job, report, Claims(session)
         self.root = weakref.ref(root)
         model = unwrap(root)

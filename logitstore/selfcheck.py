@@ -38,6 +38,7 @@ def self_check(driver: Driver, spoken: Sequence[Spoken], skips: Skips | None = N
 
     Raises ``NotLogits``, ``NonFinite`` or ``TeacherError`` naming the utterance and the difference.
     """
+    spoken = driver.openings(spoken)
     found: list[str] = []
     if driver.was_training:
         found.append("the model came in training mode and was put to eval")

@@ -15,9 +15,9 @@ from .kinds import KINDS, Kind
 
 VERSION = "1.0"
 UNNAMED = "unnamed"  # the teacher of one's own loop, about whom nothing was said
-REPLACES, LATTICE_FORMS = "replaces", "lattice-forms"
+REPLACES, LATTICE_FORMS, TAIL_POINTS = "replaces", "lattice-forms", "tail-points"
 LATER_KINDS = frozenset(KINDS) - {"ctc", "rnnt"}  # that version 1.0's first rules do not know
-KNOWN_REQUIREMENTS = frozenset({REPLACES, LATTICE_FORMS}) | LATER_KINDS
+KNOWN_REQUIREMENTS = frozenset({REPLACES, LATTICE_FORMS, TAIL_POINTS}) | LATER_KINDS
 
 
 @dataclass(frozen=True)
@@ -148,6 +148,7 @@ class StreamSpec(Record):
         form: lattice form, ``full``, ``banded:5``, ...; empty for other kinds.
         width: D of what goes into the head, where that is stored, and of a ``hidden`` stream; 0 elsewhere.
         activation: in front of an RNN-T head that is stored, ``tanh`` or ``relu``; empty elsewhere.
+        tail_points: temperatures at which the mass left out is stored, where they are not four (SPEC E20).
         constants: what the stream stores once: ``name``, ``dtype``, ``shape``, ``crc32c`` (SPEC E13).
     """
 
@@ -159,6 +160,7 @@ class StreamSpec(Record):
     form: str = ""
     width: int = 0
     activation: str = ""
+    tail_points: int = 0
     constants: tuple[dict[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -184,6 +186,8 @@ class StreamSpec(Record):
             raise ValueError(f"a blank of {self.blank!r}")
         if not (isinstance(self.name, str) and re.fullmatch(r"[a-z][a-z0-9_]{0,31}", self.name)):
             raise ValueError(f"a stream called {self.name!r}")
+        if self.tail_points not in (0, 5):
+            raise ValueError(f"{self.tail_points!r} points of the tail")
         if not (isinstance(self.encoding, str) and isinstance(self.form, str)):
             raise ValueError(f"an encoding {self.encoding!r} of form {self.form!r}")
 

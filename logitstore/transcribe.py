@@ -13,6 +13,7 @@ from .decode import Transcript, greedy_ctc
 from .drive import Driver, Spoken
 
 MAX_SYMBOLS = 10  # tokens a frame; a joiner that never says blank must end
+FRAMES = 1 << 13  # whose log-normalisers are computed at once
 FRAMES_AT_ONCE = 32  # that the joiner looks through for the next token
 
 
@@ -94,7 +95,8 @@ class Scribe:
         if not len(rows):
             return [], 0.0
         top, best = rows.max(-1)
-        score = float((top - rows.logsumexp(-1)).sum())
+        total = torch.cat([some.logsumexp(-1) for some in torch.split(rows, FRAMES)])
+        score = float((top - total).sum())
         return greedy_ctc(np.asarray(best.cpu().numpy(), np.int64), self._blank), score
 
     def _rnnt(self, spoken: Spoken) -> tuple[list[int], float]:

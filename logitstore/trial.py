@@ -22,7 +22,7 @@ from .encoder import RowEncoder
 from .encodings.base import LatticeSides
 from .footprint import Footprint, footprint
 from .identity import establish
-from .lattice import Nodes, full
+from .lattice import Form, Nodes, full
 from .layout import columns_of, encoding_of
 from .picker import Picker
 from .pipe import row_meta
@@ -254,20 +254,19 @@ class Trial:
 
     def _encode(self, driver: Driver, spoken: Spoken, lattice: Lattice | None) -> Nodes | None:
         loaded, name = spoken.loaded, self.stream.name
-        labels = spoken.labels.get(name)
         if self._sides:
             enc, dec = driver.sides(spoken)
             self._encoder.take(name, enc, loaded.utt.id, inputs=dec)
         elif lattice is not None:
-            picker = Picker(self.stream, labels or [], loaded.utt.id)
+            labels = spoken.labels.get(name, [])
+            picker = Picker(self.stream, labels, loaded.utt.id)
             for rows, always in picker.rows(lattice, spoken.T):
                 self._encoder.take(name, rows, loaded.utt.id, labels, always=always)
             if picker.nodes is not None:
                 self._encoder.choose(name, picker.nodes)
             return picker.nodes
         else:
-            inputs = spoken.inputs.get(name)
-            self._encoder.take(name, spoken.rows[name], loaded.utt.id, labels, inputs=inputs)
+            self._encoder.take(name, spoken.rows[name], loaded.utt.id, inputs=spoken.inputs.get(name))
         return None
 
     def _compare(self, row: Row, spoken: Spoken, lattice: Lattice | None) -> None:
@@ -277,8 +276,12 @@ class Trial:
         some = max(1, min(LOOKED_AT, ELEMENTS // rows.classes, len(rows)))
         index = np.arange(some) * len(rows) // some
         if lattice is None:
-            logits = spoken.rows[self.stream.name]
-            own = logits[torch.from_numpy(index).to(logits.device)].double().cpu().numpy()
+            said = spoken.rows[self.stream.name]
+            own = said[torch.from_numpy(index).to(said.device)].double().cpu().numpy()
+        elif Form.parse(self.stream.form).framewise:
+            picker = Picker(self.stream, target.labels.tolist(), target.id)
+            means = torch.cat([rows for rows, _ in picker.rows(lattice, target.T)])
+            own = means[torch.from_numpy(index).to(means.device)].double().cpu().numpy()
         else:
             own = _own(lattice, target.nodes.get(self.stream.name) or full(target.T, target.U), index)
         served = rows.take(index)

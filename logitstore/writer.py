@@ -114,6 +114,7 @@ class StoreWriter:
                 if not self.place.exists("index.bin"):
                     self._storage.describe(self.place, {"format": "logitstore", "version": self.spec.version})
             self.encoder = RowEncoder(self.spec, read_constants(self.place, self.spec))
+            self._columns = columns_of(self.spec)
             sweep(self.place, self._writer)
             self._index = current_index(self.place)
             self.listed = listed(self.place)

@@ -62,6 +62,8 @@ def _kept(out: str) -> str:
 @click.option("--audio-root", type=click.Path(), help="what relative audio paths are relative to")
 @click.option("--storage", default="zarr", show_default=True, help="zarr, zarr:zstd, zarr:blosc, webdataset")
 @click.option("--batch-seconds", default=120.0, show_default=True, type=click.FloatRange(0), help="per batch")
+@click.option("--chunk", metavar="SECONDS", help="run longer recordings in chunks, joined without seams")
+@click.option("--overlap", metavar="SECONDS", help="of a chunk with the next; half is dropped  [default: 5]")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
 @click.option("--limit", default=0, type=click.IntRange(0), help="only the first N utterances")
 @click.option("--shard-size", default="500", show_default=True, help="utterances, or audio: 90s, 30m, 2h")
@@ -102,6 +104,8 @@ def command(**given: Any) -> None:
     layers = [parse_layer(text, 0) for text in given["layers"]]
     streams = parse_streams(given["streams"]) or ({} if layers else {"ctc": "dense"})
     streams = {**streams, **{h.stream: "vectors" for h in layers if h.stream not in streams}}
+    if given["overlap"] is not None and given["chunk"] is None:
+        raise UsageError("--overlap without --chunk", do="E.g. --chunk 30 --overlap 5.")
     part = Part.parse(given["job"])
     ShardSize.parse(given["shard_size"])
     options = DumpOptions(
@@ -120,6 +124,8 @@ def command(**given: Any) -> None:
         max_wer=given["max_wer"],
         skip_gate=given["skip_gate"],
         transcripts=given["transcripts"],
+        chunk=given["chunk"],
+        overlap=given["overlap"] or 5,
     )
     manifest = read_manifest(
         given["manifest"],

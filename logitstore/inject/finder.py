@@ -30,7 +30,8 @@ class Finder:
         ran: told stream, root, module and output, whenever one ran.
         guard: around everything that may raise.
         report: told ``state`` (``found`` or ``looking``) and what is ``near`` a path that is not there.
-        keep: paths of other modules of the same model, whose last output is kept in ``outputs``.
+        keep: paths of other modules of the same model, whose last output is kept in ``outputs`` and what they
+            were last given, by position and by name, in ``inputs``.
     """
 
     def __init__(
@@ -42,7 +43,9 @@ class Finder:
         keep: Iterable[str] = (),
     ) -> None:
         self._paths, self._ran, self._guard, self._report = paths, ran, guard, report
-        self._keep, self.outputs = tuple(keep), dict[str, Any]()
+        self._keep = tuple(keep)
+        self.outputs: dict[str, Any] = {}
+        self.inputs: dict[str, dict[Any, Any]] = {}
         self._known: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._targets: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._handles: list[Any] = []
@@ -86,12 +89,18 @@ class Finder:
             self._report(state="found")
 
     def listen(self, root: nn.Module, path: str) -> None:
-        """Keep the last output of another module."""
+        """Keep what another module was last given, and returned."""
 
-        def keep(module: nn.Module, args: Any, output: Any) -> None:
-            self.outputs[path] = output
+        def keep(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+            self.outputs[path], self.inputs[path] = output, {**kwargs, **dict(enumerate(args))}
 
-        self._handles.append(find_module(root, path).register_forward_hook(_uncompiled(keep)))
+        target = find_module(root, path)
+        self._handles.append(target.register_forward_hook(_uncompiled(keep), with_kwargs=True))
+
+    def forget(self) -> None:
+        """Drop what other modules said: the batch is over."""
+        self.outputs.clear()
+        self.inputs.clear()
 
     def _meet(self, module: nn.Module, args: Any) -> None:
         """Any module is called: where it was never seen before, the model may be among the new ones.

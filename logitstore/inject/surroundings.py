@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -20,18 +22,35 @@ from ..tap import find_module
 OWN = tuple(os.path.join(os.path.dirname(os.path.abspath(p)), "") for p in (torch.__file__, errors.__file__))
 
 
-def follow_loaders(noted: Callable[[Any, Any], None]) -> None:
-    """Call ``noted(batch, iterator)`` with every batch a DataLoader yields here, not in its workers."""
+def follow_loaders(noted: Callable[[Any, Any, Any, Any], None]) -> None:
+    """Call ``noted(batch, iterator, index, dataset)`` with every batch a DataLoader yields here, not in its
+    workers.
+
+    The index is what its sampler said of the batch: numbers of items, a CutSet, ...; None where nobody knows.
+    """
     kind: Any = dataloader._BaseDataLoaderIter
-    original = kind.__next__
+    original, next_index, reset = kind.__next__, kind._next_index, kind._reset
+    asked: weakref.WeakKeyDictionary[Any, deque[Any]] = weakref.WeakKeyDictionary()
+
+    def resetting(self: Any, *args: Any, **kwargs: Any) -> Any:
+        asked[self] = deque()
+        return reset(self, *args, **kwargs)
+
+    def asking(self: Any) -> Any:
+        index = next_index(self)  # workers are asked ahead, and answer in order
+        asked.setdefault(self, deque()).append(index)
+        return index
 
     def following(self: Any) -> Any:
         batch = original(self)
         if get_worker_info() is None:
-            noted(batch, self)
+            indices = asked.get(self)
+            index = indices.popleft() if indices else None
+            counted = self._dataset_kind == dataloader._DatasetKind.Map and getattr(self, "_in_order", True)
+            noted(batch, self, index if counted else None, self._dataset)
         return batch
 
-    kind.__next__ = following
+    kind.__next__, kind._next_index, kind._reset = following, asking, resetting
 
 
 def frames() -> Iterator[FrameType]:

@@ -175,6 +175,8 @@ class SpeechBrainTeacher:
             heads.append(Head("seq2seq", path, self.blank, end=int(self.attention.eos_index)))
         parts = (getattr(m, "parts", {"": m}).values() for m in self.hparams["modules"].values())
         name = " + ".join(type(m).__name__ for some in parts for m in some)
+        if "checkpoint" in self.settings:
+            name += f" ({self.settings['checkpoint']}, {self.settings['chosen']})"
         return TeacherSpec(f"SpeechBrain {name}", self.rate, self._frame_shift, tuple(heads), self.settings)
 
     def tokens(self) -> TokenTable:
