@@ -130,16 +130,16 @@ def test_a_batch_together_is_what_the_model_says_of_that_batch(exp: Path) -> Non
         assert (got.log_softmax(-1) - said[:n]).abs().max() <= 1e-5
 
 
-DECODERS: dict[str, dict[str, Any]] = {
+ATTENTION: dict[str, dict[str, Any]] = {
     "transformer": {"decoder_conf": {"attention_heads": 2, "linear_units": 24, "num_blocks": 2}},
     "rnn": {"decoder_conf": {"hidden_size": 12, "num_layers": 1, "att_conf": {"adim": 12}}},
 }
 
 
 @pytest.mark.parametrize("weight", [0.3, 0.0])
-@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("decoder", ATTENTION)
 def test_attention_decoder(decoder: str, weight: float, exp: Path) -> None:
-    config = {**CTC, **DECODERS[decoder], "decoder": decoder, "model_conf": {"ctc_weight": weight}}
+    config = {**CTC, **ATTENTION[decoder], "decoder": decoder, "model_conf": {"ctc_weight": weight}}
     model = build(exp, **{**config, "encoder_conf": CONDITIONED if weight else CONFORMER})
     teacher: Any = load_teacher(f"espnet:{exp}")
     check_teacher(teacher)
