@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import constants
+from .clip import Clip, Clipped, augmented
 from .digest import open_json, sha256
 from .emission import Row
 from .encodings.collapsed import Collapsed
@@ -20,7 +21,7 @@ from .places import Place, open_place
 from .sealed import Damaged, Entry, current_index, read_entry, shard_names
 from .spec import StoreSpec
 from .storage import Shard, open_storage
-from .target import Rows, Target
+from .target import Rows, Target, Vectors
 from .vocab import TokenTable, require_same
 from .vocabmap import VocabMap
 from .where import Where
@@ -113,8 +114,8 @@ class Store(Mapping[str, Target]):
 
     @property
     def has_labels(self) -> bool:
-        """Whether rows carry label ids: a lattice's."""
-        return any(s.kind == "rnnt" for s in self.spec.streams)
+        """Whether rows carry label ids: a lattice's or a decoder's."""
+        return any(s.what.labels for s in self.spec.streams)
 
     def entry(self, shard: str) -> Entry:
         """The sealed entry of a shard."""
@@ -158,35 +159,56 @@ class Store(Mapping[str, Target]):
     def decode(self, row: Row) -> Target:
         """The target of a stored row, over the student's classes where the store maps to them."""
         t, u = _lengths(row)
-        streams: dict[str, Rows] = {}
+        streams: dict[str, Rows | Vectors] = {}
         shapes: dict[str, tuple[int, ...]] = {}
         nodes: dict[str, Nodes] = {}
-        labels: Any = None
+        driven: dict[str, Any] = {}
         for spec in self.spec.streams:
-            prefix = f"{spec.name}."
+            prefix, encoding = f"{spec.name}.", self._encodings[spec.name]
+            if encoding is None:
+                _require_transcript(row, spec.name)
+                continue
             arrays = {n.removeprefix(prefix): a for n, a in row.arrays.items() if n.startswith(prefix)}
-            labels = arrays.pop(LABELS, labels)
-            rows = self._encodings[spec.name].decode(arrays, spec.classes)
+            if spec.what.labels:
+                driven[spec.name] = self._labels(arrays.pop(LABELS), row.id)
+            rows = encoding.decode(arrays, spec.size)
             axes: tuple[int, ...] = (t,)
-            if spec.kind == "rnnt":
-                if len(labels) != u:
-                    raise FormatError(f"{len(labels)} labels, U = {u} (SPEC S7)", where=row.id)
-                form = self._forms[spec.name]
+            form = self._forms.get(spec.name)
+            labels = driven.get(spec.name, ())
+            if spec.kind == "rnnt" and len(labels) != u:
+                raise FormatError(f"{len(labels)} labels, U = {u} (SPEC S7)", where=row.id)
+            if form and not form.framewise:
                 kept = restored(form, t, u, len(rows), arrays, row.id)
                 axes = kept.axes
                 if not form.whole:
                     nodes[spec.name] = kept
                 if isinstance(rows, Collapsed):
                     rows = rows.between(spec.blank, kept.next_labels(labels, spec.blank))
-            elif len(rows) != t:
-                raise FormatError(f"{spec.name} has {len(rows)} rows, T = {t} (SPEC S7)", where=row.id)
-            streams[spec.name], shapes[spec.name] = rows, (*axes, spec.classes)
-        if labels is None:
-            labels = np.zeros(0, np.int32)
-        if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < len(self.tokens)):
-            raise FormatError(f"a label outside of {len(self.tokens)} tokens (SPEC S7)", where=row.id)
-        target = Target(row.id, t, labels, streams, shapes, row.meta, nodes, self.tokens.blank)
+            else:
+                axes = (t if form else spec.what.rows(t, len(labels)),)
+                if len(rows) != axes[0]:
+                    unit = f"T = {t} (SPEC S7)" if spec.what.frames else f"{axes[0]} labels (SPEC S13)"
+                    raise FormatError(f"{spec.name} has {len(rows)} rows, {unit}", where=row.id)
+            streams[spec.name], shapes[spec.name] = rows, (*axes, spec.size)
+        first = next(iter(driven.values()), np.zeros(0, np.int32))
+        target = Target(
+            row.id,
+            t,
+            driven.get("rnnt", first),
+            streams,
+            shapes,
+            row.meta,
+            nodes,
+            self.tokens.blank,
+            self.spec.teacher.clock,
+            driven,
+        )
         return target if self.vocab_map is None else self.vocab_map.target(target)
+
+    def _labels(self, labels: Any, where: str) -> Any:
+        if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < len(self.tokens)):
+            raise FormatError(f"a label outside of {len(self.tokens)} tokens (SPEC S7)", where=where)
+        return labels
 
     def metas(self) -> Iterator[Mapping[str, Any]]:
         """What every row says about itself, in stored order: ``id``, ``seconds``, ``text``, ``hyp``, ..."""
@@ -202,14 +224,43 @@ class Store(Mapping[str, Target]):
         E.g. ``wer <= 0.1 and seconds < 20``, ``rnnt.wer == 0 and hours < 100``; see :mod:`logitstore.where`.
         Raises ``UsageError`` for what is no condition.
         """
-        chosen = Where(where, [s.name for s in self.spec.streams])
+        chosen = Where(where, self.spec.speaking)
         return [meta["id"] for meta in self.metas() if chosen(meta)]
 
-    def batch(self, ids: Sequence[str], **options: Any) -> TargetBatch:
-        """Padded tensors of several utterances; see :func:`logitstore.batch.collate_targets`."""
+    def heard(self, clip: Clip) -> Clipped:
+        """A clip with its targets: for ``collate_targets``, or ``Store.batch`` at once."""
+        return Clipped.of(clip, self.__getitem__)
+
+    def batch(
+        self,
+        ids: Sequence[str | Clip],
+        *,
+        speed: Any = 1,
+        start: Any = 0,
+        duration: Any = None,
+        pad: Any = (0, 0),
+        silence: str = "mask",
+        **options: Any,
+    ) -> TargetBatch:
+        """Padded tensors of several utterances; see :func:`logitstore.batch.collate_targets`.
+
+        Args:
+            ids: utterances, or clips of them (:class:`logitstore.clip.Clip`).
+            speed: at which the student hears each: one number for all, or B of them.
+            start: seconds of each that are left out in front, in its own, stored time; one or B.
+            duration: seconds of each that are kept, in stored time; one or B; None for all that follow.
+            pad: seconds of silence before and after, as the student hears them; one pair, or B pairs.
+            silence: ``mask`` where the student is told nothing in it, ``blank`` where it is told blank.
+            options: of ``collate_targets``.
+
+        Raises:
+            UsageError, LengthError: what targets cannot follow, and why.
+        """
         from .batch import collate_targets
 
-        return collate_targets([self[i] for i in ids], **options)
+        clips = augmented(ids, speed=speed, start=start, duration=duration, pad=pad, silence=silence)
+        targets = [self.heard(c) if isinstance(c, Clip) else self[c] for c in clips]
+        return collate_targets(targets, **options)
 
     def require_vocab(self, table: TokenTable) -> None:
         """Raise ``VocabError`` naming the first differing token unless a student has the store's table."""
@@ -291,6 +342,14 @@ def _lengths(row: Row) -> tuple[int, int]:
     if not (text is None or isinstance(text, str)) or type(seconds) not in (int, float):
         raise FormatError(f"text {text!r:.50}, {seconds!r:.50} seconds (SPEC S3)", where=row.id)
     return t, u
+
+
+def _require_transcript(row: Row, stream: str) -> None:
+    """Raise ``FormatError`` unless a row holds what its teacher wrote down."""
+    hyp = row.meta.get("hyp")
+    said = hyp.get(stream) if isinstance(hyp, dict) else None
+    if not (isinstance(said, dict) and isinstance(said.get("text"), str)):
+        raise FormatError(f"no transcript of the {stream} stream (SPEC S15)", where=row.id)
 
 
 def _named(error: StoreError, shard: str, number: int, utt_id: str) -> StoreError:

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from . import frames
 from .errors import UsageError
+from .inputs import Factored, FactoredLattice
+from .kinds import KINDS, kind_of
 from .lattice import Nodes
 from .target import (
     NOTHING,
-    Factored,
-    FactoredLattice,
     Float,
     Rows,
     Target,
@@ -45,22 +45,17 @@ class Resampled:
 
 
 def resample_stream(
-    target: Target, stream: str, student: int, method: frames.Method, temperature: float
+    target: Target, stream: str, student: int | frames.Ramp, method: frames.Method, temperature: float
 ) -> Resampled:
-    """One stream of a target at ``student`` frames instead of T, at a temperature.
+    """One stream of a target at ``student`` frames instead of T, or where a ramp looks, at a temperature.
 
     Label positions of a lattice stay apart. A banded lattice's ranges follow the nearest frame; where only
     one of two frames holds a node, that one is taken. Raises ``UsageError`` for what a form has no answer to.
     """
     rows, nodes, axes = target[stream], target.nodes.get(stream), target.shapes[stream][:-1]
-    lattice = target.grid(stream) is not None
-    if lattice and method.name in ("max-nonblank", "stack"):
-        raise UsageError(
-            f"{method} of the lattice {stream!r}",
-            where=target.id,
-            why="Which label position a frame belongs to depends on the frames before it.",
-            do="Resample lattices with linear, linear-logit or nearest.",
-        )
+    if not follows_frames(stream):
+        return Resampled(rows.at(temperature), axes, np.ones(axes[0], bool))
+    lattice = is_lattice(target, stream, method)
     if nodes is not None and not nodes.width:
         return _path(target, nodes, rows, student, method, temperature)
     width = axes[1] if lattice else 1
@@ -100,12 +95,56 @@ def resample_stream(
     )
 
 
-def _path(
-    target: Target, nodes: Nodes, rows: Rows, student: int, method: frames.Method, temperature: float
-) -> Resampled:
-    if student != target.T or method.shift:
+def follows_frames(stream: str) -> bool:
+    """Whether a stream changes with a student's frames; an attention decoder's labels do not."""
+    return stream.partition("_")[0] not in KINDS or kind_of(stream).frames
+
+
+def resample_vectors(
+    target: Target, stream: str, student: int | frames.Ramp, method: frames.Method
+) -> tuple[Float, NDArray[np.bool_]]:
+    """(S, D) or (S, n, D) numbers of a layer at ``student`` frames, and where it gave any.
+
+    ``linear`` mixes the numbers themselves. Raises ``UsageError`` for methods that need classes.
+    """
+    if method.name in ("max-nonblank", "linear-logit"):
         raise UsageError(
-            f"a path of {target.T} frames at {student} frames{f', {method}' * bool(method.shift)}",
+            f"{method} of {stream!r}",
+            where=target.id,
+            why="A layer's numbers are no logits, and none of them is a blank.",
+            do="Resample it with linear, nearest or stack:n; streams=[...] makes a batch of some streams.",
+        )
+    rows, plan = target.vectors(stream), frames.plan(target.T, student, method)
+    weight = plan.weight[..., None]
+    mixed = (1 - weight) * rows[plan.low] + weight * rows[plan.high] if weight.any() else rows[plan.low]
+    return np.asarray(mixed, np.float32), plan.valid
+
+
+def is_lattice(target: Target, stream: str, method: frames.Method) -> bool:
+    """Whether a stream is one; raises ``UsageError`` for a method that has no answer to it."""
+    lattice = target.grid(stream) is not None
+    if lattice and method.name in ("max-nonblank", "stack"):
+        raise UsageError(
+            f"{method} of the lattice {stream!r}",
+            where=target.id,
+            why="Which label position a frame belongs to depends on the frames before it.",
+            do="Resample lattices with linear, linear-logit or nearest.",
+        )
+    return lattice
+
+
+def _path(
+    target: Target,
+    nodes: Nodes,
+    rows: Rows,
+    student: int | frames.Ramp,
+    method: frames.Method,
+    temperature: float,
+) -> Resampled:
+    if student not in (target.T, frames.Ramp.whole(target.T, target.T)) or method.shift:
+        count = student.count if isinstance(student, frames.Ramp) else student
+        raise UsageError(
+            f"a path of {target.T} frames at {count} other frames{f', {method}' * bool(method.shift)}",
             where=target.id,
             why="Its T + U nodes are one alignment at the teacher's own frames; other frames have others.",
             do="Give the student the teacher's frame rate, or dump rnnt=ENCODING/banded:S.",
@@ -178,6 +217,8 @@ def factored_rows(
 ) -> Factored | FactoredLattice | None:
     """Rows at ``student`` frames that still are what goes into a head: where frames are taken, not mixed."""
     rows = target[stream]
+    if isinstance(rows, Factored) and not follows_frames(stream):
+        return rows
     if not isinstance(rows, Factored | FactoredLattice) or method.shift or method.size:
         return None
     if student == target.T:

@@ -6,14 +6,18 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from fractions import Fraction
 from typing import Any, Self
 
 from .errors import FormatError
+from .frames import FrameClock
+from .kinds import KINDS, Kind
 
 VERSION = "1.0"
-KINDS = ("ctc", "rnnt", "seq2seq", "hidden")
-REPLACES, LATTICE_FORMS = "replaces", "lattice-forms"
-KNOWN_REQUIREMENTS = frozenset({REPLACES, LATTICE_FORMS})
+UNNAMED = "unnamed"  # the teacher of one's own loop, about whom nothing was said
+REPLACES, LATTICE_FORMS, TAIL_POINTS = "replaces", "lattice-forms", "tail-points"
+LATER_KINDS = frozenset(KINDS) - {"ctc", "rnnt"}  # that version 1.0's first rules do not know
+KNOWN_REQUIREMENTS = frozenset({REPLACES, LATTICE_FORMS, TAIL_POINTS}) | LATER_KINDS
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,13 @@ class Head(Record):
     """One tapped module of a teacher.
 
     Attributes:
-        stream: ``ctc`` or ``rnnt``.
+        stream: ``ctc``, ``rnnt``, ``seq2seq``, ``hidden`` or ``hidden_NAME``.
         module: path below the teacher's model, e.g. ``ctc_output.1`` or ``joiner.output_linear``; a method
             where it ends in ``()``.
         blank: id of the blank in the teacher's token table.
         layout: axes of the module's output: ``BTV``, ``BVT`` or ``TBV``; a joiner's slices are always TUV.
         normalised: no single logits tensor exists (a HAT joint): log-probabilities are given.
+        end: id of the token that ends what an attention decoder says; None for others.
     """
 
     stream: str
@@ -51,6 +56,10 @@ class Head(Record):
     blank: int
     layout: str = "BTV"
     normalised: bool = False
+    end: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {k: v for k, v in asdict(self).items() if v is not None}
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,7 @@ class TeacherSpec(Record):
         heads: the modules to tap.
         features: settings of the features, anything that changes numbers; JSON.
         weights: sha256 over the model's parameters and buffers; filled in by logitstore.
+        offset: samples to the centre of frame 0; None where nobody knows.
     """
 
     name: str
@@ -72,6 +82,7 @@ class TeacherSpec(Record):
     heads: tuple[Head, ...] = ()
     features: dict[str, Any] = field(default_factory=dict)
     weights: str = ""
+    offset: int | None = None
 
     def __post_init__(self) -> None:
         heads = tuple(h if isinstance(h, Head) else Head.from_json(h) for h in self.heads)
@@ -82,9 +93,22 @@ class TeacherSpec(Record):
             raise ValueError(f"a sample rate of {self.sample_rate!r} Hz")
         if not (isinstance(self.frame_shift, int) and self.frame_shift > 0):
             raise ValueError(f"a frame shift of {self.frame_shift!r} samples")
+        if not (self.offset is None or type(self.offset) is int):
+            raise ValueError(f"a first frame centred on sample {self.offset!r}")
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "heads": [h.to_json() for h in self.heads]}
+        value = {**asdict(self), "heads": [h.to_json() for h in self.heads]}
+        if self.offset is None:
+            del value["offset"]
+        return value
+
+    @property
+    def clock(self) -> FrameClock | None:
+        """When its frames are; None of an unnamed teacher, whose frame shift nobody gave."""
+        if self.name == UNNAMED:
+            return None
+        offset = None if self.offset is None else Fraction(self.offset, self.sample_rate)
+        return FrameClock(Fraction(self.frame_shift, self.sample_rate), offset, self.sample_rate)
 
     def head(self, stream: str) -> Head | None:
         """The head of a stream; None where the teacher has none."""
@@ -117,13 +141,14 @@ class StreamSpec(Record):
 
     Attributes:
         name: ``ctc``, ``rnnt``, ...; also the prefix of its columns.
-        kind: ``ctc`` (T, V) or ``rnnt`` (T, U+1, V).
-        classes: V.
+        kind: one of :data:`logitstore.kinds.KINDS`.
+        classes: V of the token table, whether or not rows are over it.
         blank: id of the blank.
         encoding: name and settings, e.g. ``topk:16``.
         form: lattice form, ``full``, ``banded:5``, ...; empty for other kinds.
-        width: D of what goes into the head, where that is stored; 0 elsewhere.
+        width: D of what goes into the head, where that is stored, and of a ``hidden`` stream; 0 elsewhere.
         activation: in front of an RNN-T head that is stored, ``tanh`` or ``relu``; empty elsewhere.
+        tail_points: temperatures at which the mass left out is stored, where they are not four (SPEC E20).
         constants: what the stream stores once: ``name``, ``dtype``, ``shape``, ``crc32c`` (SPEC E13).
     """
 
@@ -135,10 +160,21 @@ class StreamSpec(Record):
     form: str = ""
     width: int = 0
     activation: str = ""
+    tail_points: int = 0
     constants: tuple[dict[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return {k: v for k, v in asdict(self).items() if v or k in ("blank", "form")}
+        return {k: v for k, v in asdict(self).items() if v or k in ("blank", "form", "encoding")}
+
+    @property
+    def what(self) -> Kind:
+        """What its rows are."""
+        return KINDS[self.kind]
+
+    @property
+    def size(self) -> int:
+        """Numbers a row stands for: V, or D of a ``hidden`` stream."""
+        return self.classes if self.what.classes else self.width
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "constants", tuple(self.constants))
@@ -150,6 +186,8 @@ class StreamSpec(Record):
             raise ValueError(f"a blank of {self.blank!r}")
         if not (isinstance(self.name, str) and re.fullmatch(r"[a-z][a-z0-9_]{0,31}", self.name)):
             raise ValueError(f"a stream called {self.name!r}")
+        if self.tail_points not in (0, 5):
+            raise ValueError(f"{self.tail_points!r} points of the tail")
         if not (isinstance(self.encoding, str) and isinstance(self.form, str)):
             raise ValueError(f"an encoding {self.encoding!r} of form {self.form!r}")
 
@@ -232,6 +270,11 @@ class StoreSpec(Record):
                 do="Install a newer logitstore.",
             )
         return super().from_json(value)
+
+    @property
+    def speaking(self) -> tuple[str, ...]:
+        """Names of the streams that a transcript can be had from, in order."""
+        return tuple(s.name for s in self.streams if s.what.speaks)
 
     def stream(self, name: str) -> StreamSpec:
         """The stream of that name; raises ``FormatError``."""

@@ -1,7 +1,8 @@
 """``espnet:DIR``: an ESPnet2 ASR experiment, ``config.yaml`` and a ``.pth`` of averaged weights.
 
 Options: ``config=FILE``, ``model=FILE`` (found in the folder where there is no doubt), ``bpe=FILE``,
-``batch=together``. CTC, transducer or both. Weights are read without running pickled code.
+``batch=together``. CTC, transducer or both, of the tasks ``asr`` and ``asr_transducer``, which the config
+tells apart. Weights are read without running pickled code.
 
 Each utterance is encoded alone unless ``batch=together``, which is faster on a GPU: convolutions inside a
 conformer see what stands after a recording.
@@ -27,6 +28,7 @@ from .. import registry
 from ..errors import TeacherError, UsageError
 from ..vocab import TokenTable
 from ._alone import measured_shift, one_by_one, read_alone
+from ._espnet_transducer import build, is_transducer_task, predicted
 from ._weights import fill, read_checkpoint
 from ._where import existing, read_where
 from .base import Head, Teacher, TeacherSpec, twin
@@ -54,7 +56,8 @@ def load(where: str) -> Teacher:
         said["bpemodel"] = str(existing(asked["bpe"], "the BPE model"))
     try:
         with _no_transducer_loss():
-            model = ASRTask.build_model(argparse.Namespace(**said))
+            other = is_transducer_task(said)
+            model = build(said) if other else ASRTask.build_model(argparse.Namespace(**said))
     except Exception as e:
         raise TeacherError(f"building it failed with {type(e).__name__}: {e}", where=str(config)) from e
     state = read_checkpoint(weights)
@@ -78,24 +81,26 @@ def refuse_live_dropout(ctc: Any) -> None:
 
 
 class EspnetTeacher:
-    """A model with ``encode`` and ``ctc.ctc_lo``.
+    """A model with ``encode`` and ``ctc.ctc_lo``, or the auxiliary ``ctc_lin``, or an attention decoder.
 
     Args:
-        model: an ``ESPnetASRModel``.
+        model: an ``ESPnetASRModel`` or ``ESPnetASRTransducerModel``.
         config: what its config.yaml says.
         alone: encode utterance by utterance, so that no padding reaches into an utterance's frames.
     """
 
     def __init__(self, model: Any, config: Mapping[str, Any], *, alone: bool = True) -> None:
         self.asr, self.config, self.alone = model.eval(), config, alone
-        self.ctc: Any = getattr(model, "ctc", None)
         self.model: Any = model
-        self._ctc_path = "ctc.ctc_lo"
-        self.blank = int(model.blank_id)
+        self._ctc_path = "ctc_lin" if hasattr(model, "ctc_lin") else "ctc.ctc_lo"  # asr_transducer, asr
+        self.ctc: Any = getattr(model, self._ctc_path.partition(".")[0], None)
+        self.blank = int(getattr(model, "blank_id", 0))  # asr_transducer knows no other than 0
+        transducer = getattr(model, "joint_network", None) is not None
+        self._decoder_path = "" if transducer else _decoder_head(model)
         if self.ctc is not None:
             refuse_live_dropout(self.ctc)
-        elif getattr(model, "joint_network", None) is None:
-            raise TeacherError("it has neither a CTC layer nor a joint network: ctc_weight is 0")
+        elif not transducer and not self._decoder_path:
+            raise TeacherError("it has neither a CTC layer nor a joint network nor an attention decoder")
         encoder = model.encoder
         if self.ctc is not None and (
             getattr(encoder, "interctc_use_conditioning", False) or getattr(encoder, "ctc_trim", False)
@@ -116,6 +121,9 @@ class EspnetTeacher:
         features = {k: self.config.get(k) for k in keep if self.config.get(k) is not None}
         features["batch"] = "alone" if self.alone else "together"
         heads = (Head("ctc", self._ctc_path, self.blank),) if self.ctc is not None else ()
+        if self._decoder_path:
+            path, end = f"{self._prefix}{self._decoder_path}", int(self.asr.eos)
+            heads = (*heads, Head("seq2seq", path, self.blank, end=end))
         name = f"ESPnet {type(self.asr.encoder).__name__}"
         return TeacherSpec(name, self.rate, self._frame_shift, heads, features)
 
@@ -166,6 +174,24 @@ class EspnetTeacher:
             raise ValueError(f"{text!r} does not tokenise: {unknown[0]!r} is not in the token list")
         return [known[p] for p in pieces]
 
+    def decode(self, output: Any, b: int, labels: list[int]) -> None:
+        """Teacher forcing as in training: the start, a language where the model has one, then the labels."""
+        n = output["lengths"][b : b + 1]
+        language = getattr(self.asr, "lang_token_id", None)
+        prompt = [int(self.asr.sos), *([] if language is None else language.flatten().tolist())]
+        ids = torch.tensor([[*prompt, *labels[:-1]]], device=n.device)
+        length = torch.tensor([ids.shape[1]], device=n.device)
+        self.asr.decoder(output["enc"][b : b + 1, : int(n)], n, ids, length)
+
+
+def _decoder_head(model: Any) -> str:
+    """Path of an attention decoder's last layer: of transformers ``output_layer``, of RNNs ``output``."""
+    decoder = getattr(model, "decoder", None)
+    for name in ("output_layer", "output"):
+        if isinstance(getattr(decoder, name, None), nn.Linear):
+            return f"decoder.{name}"
+    return ""
+
 
 class EspnetTransducer(EspnetTeacher):
     """A model with a transducer decoder and ``joint_network``, and perhaps CTC beside them."""
@@ -177,8 +203,7 @@ class EspnetTransducer(EspnetTeacher):
 
     def transducer(self, output: Any, b: int, labels: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         enc = output["enc"][b, : int(output["lengths"][b])]
-        self.asr.decoder.set_device(enc.device)
-        dec = self.asr.decoder(torch.tensor([[self.blank, *labels]], device=enc.device))[0]
+        dec = predicted(self.asr.decoder, torch.tensor([[self.blank, *labels]], device=enc.device))
         joint = self.asr.joint_network
         return joint.lin_enc(enc), joint.lin_dec(dec)
 

@@ -1,0 +1,55 @@
+"""ESPnet's other transducer, the task ``asr_transducer``: to be known, built and asked in its own ways."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+def is_transducer_task(config: Mapping[str, Any]) -> bool:
+    """Whether a config.yaml is of that task: the other one writes ``joint_net_conf``."""
+    return "joint_network_conf" in config
+
+
+def build(config: Mapping[str, Any]) -> Any:
+    """The model, random weights, as ``asr_transducer_inference`` has it."""
+    from espnet2.tasks.asr_transducer import ASRTransducerTask
+
+    with _no_kernel():
+        model: Any = ASRTransducerTask.build_model(argparse.Namespace(**config))
+    # Otherwise the encoder draws a chunk size in every forward, in eval mode too.
+    model.encoder.dynamic_chunk_training = False
+    return model
+
+
+def predicted(decoder: Any, ids: torch.Tensor) -> torch.Tensor:
+    """What a prediction network says: (1, U+1) → (U+1, D).
+
+    RWKV's forward is a CUDA kernel for training; like ESPnet's search, it is asked label by label instead.
+    """
+    decoder.set_device(ids.device)
+    if not hasattr(decoder, "rwkv_blocks"):
+        said: torch.Tensor = decoder(ids)[0]
+        return said
+    state, rows = decoder.init_state(1), []
+    for label in ids[0]:
+        row, state = decoder.inference(label[None, None], state)
+        rows.append(row[0, 0])
+    return torch.stack(rows)
+
+
+@contextmanager
+def _no_kernel() -> Iterator[None]:
+    """RWKV's constructor compiles its training kernel, and fails where there is no GPU or no compiler."""
+    from espnet2.asr_transducer.decoder.modules.rwkv import attention
+
+    compile_kernel = attention.load_wkv_kernel
+    attention.load_wkv_kernel = lambda context_size: None
+    try:
+        yield
+    finally:
+        attention.load_wkv_kernel = compile_kernel
