@@ -14,7 +14,7 @@ from .errors import UsageError
 from .expression import Expression
 from .inject.finder import Finder
 from .inject.lengths import Lengths, candidates, choose, in_variables, signs, variables
-from .inject.surroundings import variable
+from .inject.surroundings import eagerly, variable
 from .inject.whose import Batches, Noted, parts
 
 OF_BATCH = {"batch", "index", "dataset"}  # names of an expression that a loader gives their values
@@ -37,6 +37,8 @@ class Asking:
         self.lengths_at = Expression(job["lengths"], "--lengths") if job["lengths"] else None
         self.batches, self._finder, self._tell = batches, finder, tell
         self.noted: Noted | None = None
+        self.compiled = False  # whether the program compiles: variables inside of that are no more
+        self._homes: dict[str, tuple[str, str]] = {}
         self._whole = job["accumulate"] != "b"  # whether logits are of the whole batch
         # until it is known where the lengths are: what every module was given and returned in this batch
         self._signs: list[tuple[weakref.ref[nn.Module], str, str, torch.Tensor]] = []
@@ -63,6 +65,8 @@ class Asking:
         self._signs.clear()
 
     def _watch(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
         said = (("modules", output), ("inputs", args), ("inputs", kwargs))
         for where, value in said:
             for rest, tensor in signs(value, ""):
@@ -132,10 +136,12 @@ class Asking:
         b, t = logits.shape[:2]
         names = {m: n for n, m in root.named_modules()}
         told = [(names[m], where, rest, v) for ref, where, rest, v in self._signs if (m := ref()) in names]
-        found = candidates(in_variables(), b, t)
-        found += candidates(((f'{where}["{n}"]{rest}', v) for n, where, rest, v in reversed(told)), b, t)
+        found = candidates(((f'{where}["{n}"]{rest}', v) for n, where, rest, v in reversed(told)), b, t)
+        mine = candidates(in_variables(), b, t)
+        found = found + mine if self.compiled else mine + found
         chosen = choose(found, b, t, type(root).__name__, self._given())
         self.stop()
+        eagerly(False)
         for path in Expression(chosen.expression, "lengths").modules:
             self._finder.listen(root, path)
         return chosen
@@ -156,7 +162,7 @@ class Asking:
             return known[name]
         if name in OF_BATCH and self.noted is not None and getattr(self.noted, name) is not None:
             return getattr(self.noted, name)
-        return variable(name)
+        return variable(name, self._homes)
 
 
 def _outline(batch: Any) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from .observe import DECISIONS, SOFTMAX, Emitted
+from .observe import DECISIONS, LOGITS, SOFTMAX, Emitted
 
 NORMALISED = 1e-3  # nats: |log Σ exp| of a row of log-probabilities
 LOOP = 16  # calls a batch: a decoding loop
@@ -119,7 +119,7 @@ def _candidate(said: Emitted, path: str, top: nn.Module, count: int | None, embe
 def _score(c: Candidate, head: bool, embedded: bool) -> float:
     """How likely it is; 0 where nothing speaks for it but its width."""
     score = 4.0 * any(a in SOFTMAX for a in c.after) + 2 * any(a in DECISIONS.values() for a in c.after)
-    score += embedded + bool(c.joiner)
+    score += embedded + bool(c.joiner) + 2 * (LOGITS in c.after)
     if not score:
         return 0.0
     score += 2 * head + (c.layout in ("BTV", "BVT", "TBV", "BTUV", "TUV"))

@@ -21,7 +21,7 @@ from .errors import LengthError, TapError, TapFiredTwice, TapNeverFired
 from .expression import Expression
 from .inject.finder import Finder
 from .inject.inside import Report
-from .inject.surroundings import follow_loaders
+from .inject.surroundings import eagerly, follow_compiling, follow_loaders
 from .inject.whose import Batches
 from .pieces import Pieces
 from .scribe import Heard, Scribe
@@ -53,6 +53,7 @@ class Capturing:
         self._finder = Finder(self.paths, self._take, self._guard, self._tell, keep)
         self._asking = Asking(job, batches, self._finder, lambda **said: self._report.write(**said))
         follow_loaders(self._noted)
+        follow_compiling(self._compiling)
         os.register_at_fork(after_in_child=self._begin)
         excepthook = sys.excepthook
 
@@ -84,6 +85,13 @@ class Capturing:
             self._finder.search(seldom=True)
         self._asking.begin()
 
+    def _compiling(self) -> None:
+        """The program compiles a model: the first batch runs as it is, so that lengths can be found in it."""
+        self._finder.compiling()
+        self._asking.compiled = True
+        if self._asking.lengths_at is None:
+            eagerly(True)
+
     # -- taking the logits -------------------------------------------------------------------------------
 
     @contextmanager
@@ -101,7 +109,8 @@ class Capturing:
             return
         where = f"--{OPTIONS[stream]} {self.paths[stream]}"
         logits = self._axes(stream, output, where)
-        if root.training or module.training:
+        # SpeechBrain's interfaces are modules that stay in training mode themselves; what they hold does not.
+        if module.training or (root.training and any(m.training for m in root.children())):
             raise TapError(
                 "the model is in training mode",
                 where=where,

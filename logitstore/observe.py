@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -17,6 +18,7 @@ CALLS = 4  # of one module in one batch that are looked at
 WIDTH = 4  # classes, at least
 SOFTMAX = ("log_softmax", "softmax", "logsumexp")
 DECISIONS = {"argmax": "argmax", "topk": "topk", "max": "argmax", "ctc_loss": "ctc_loss", "sort": "sort"}
+LOGITS = ".logits"
 SAME = {
     *(
         "__getitem__",
@@ -117,6 +119,10 @@ class Observer(TorchFunctionMode):
     def _ran(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         emitted = None
         with torch._C.DisableTorchFunction():
+            named = output.get("logits") if isinstance(output, Mapping) else None
+            origin = self._origin(named) if isinstance(named, torch.Tensor) else None
+            if origin is not None and LOGITS not in origin.after:
+                origin.after.append(LOGITS)  # transformers' models say which of their outputs it is
             for tensor in output[:1] if isinstance(output, list | tuple) else (output,):
                 if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.dim() >= 1:
                     emitted = self._look(module, tensor)

@@ -24,7 +24,7 @@ from .candidates import AXES, Candidate, named, rank
 from .errors import LengthError
 from .inject.inside import Report
 from .inject.lengths import INTEGERS, Lengths, candidates, choose, in_variables, signs, variables
-from .inject.surroundings import follow_loaders, frames, live_modules, roots
+from .inject.surroundings import eagerly, follow_compiling, follow_loaders, frames, live_modules, roots
 from .inject.whose import parts
 from .observe import Emitted, Observer
 
@@ -82,14 +82,19 @@ class Observing:
         self._variables: dict[nn.Module, dict[str, list[Found]]] = {}
         self._signs: list[tuple[nn.Module, str, str, torch.Tensor]] = []
         self._opened: list[str] = []
-        self._over = False
+        self._over = self._compiled = False
         sys.addaudithook(self._audit)
         follow_loaders(self._noted)
+        follow_compiling(self._compiling)
         self._observer = Observer()
         self._observer.on_output = self._output
         self._observer.__enter__()  # until the program ends
         atexit.register(self._ended, os.getpid())
         Finalize(self, self._ended, args=(os.getpid(),), exitpriority=10)
+
+    def _compiling(self) -> None:
+        self._compiled = True
+        eagerly(True)
 
     def _audit(self, event: str, args: tuple[Any, ...]) -> None:
         if event == "open" and args and isinstance(args[0], str) and TABLES.search(Path(args[0]).name):
@@ -145,7 +150,8 @@ class Observing:
         chosen, b, t = None, shape[1 if axis == 0 else 0], shape[axis]
         for frames_ in (before + t, t) if before else (t,):
             told = ((f"{id(m)}{where}{rest}", v) for m, where, rest, v in reversed(self._signs))
-            found = candidates(in_variables(), b, frames_) + candidates(told, b, frames_)
+            mine, found = candidates(in_variables(), b, frames_), candidates(told, b, frames_)
+            found = found + mine if self._compiled else mine + found  # a compiled function keeps no variables
             given = [p for p in (*parts(self._batch, 3), *(v for _, v in variables())) if _is_tensor(p)]
             if found:
                 with suppress(LengthError):

@@ -62,7 +62,7 @@ class Heard:
 
 
 def hush() -> None:
-    """Keep what our libraries log below a warning out of the program's output, whatever it asked of its own."""
+    """Keep what our libraries log below a warning out of the program's output."""
     logging.getLogger("zarr").setLevel(logging.WARNING)
     logging.getLogger("asyncio").addFilter(_not_for_us)
 

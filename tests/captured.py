@@ -74,6 +74,7 @@ class Session:
         kind = dataloader._BaseDataLoaderIter
         for name in ("__next__", "_next_index", "_reset"):
             monkeypatch.setattr(kind, name, getattr(kind, name))  # put back at the end
+        monkeypatch.setattr(torch, "compile", torch.compile)
         monkeypatch.setattr(sys, "excepthook", sys.excepthook)
         self.inside = capturing.Capturing(self.job, folder)
         self.folder = folder

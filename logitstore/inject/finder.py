@@ -48,7 +48,7 @@ class Finder:
         self.inputs: dict[str, dict[Any, Any]] = {}
         self._known: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._targets: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-        self._handles: list[Any] = []
+        self._hooks: list[tuple[nn.Module, Any, bool, Any]] = []  # module, function, with kwargs, handle
         self._again = 0.0
         self._meeting: Any = nn.modules.module.register_module_forward_pre_hook(self._meet)
 
@@ -61,8 +61,19 @@ class Finder:
     def stop(self) -> None:
         """Remove every hook."""
         self.settle()
-        while self._handles:
-            self._handles.pop().remove()
+        while self._hooks:
+            self._hooks.pop()[-1].remove()
+
+    def _hook(self, module: nn.Module, function: Any, kwargs: bool) -> None:
+        handle = module.register_forward_hook(_uncompiled(function), with_kwargs=kwargs)
+        self._hooks.append((module, function, kwargs, handle))
+
+    def compiling(self) -> None:
+        """The program begins to compile: hooks that are there must be left out of what is compiled."""
+        hooks, self._hooks = self._hooks, []
+        for module, function, kwargs, handle in hooks:
+            handle.remove()
+            self._hook(module, function, kwargs)
 
     def search(self, *, seldom: bool = False) -> None:
         """Look among all live modules; ``seldom``: once settled, only now and then, for a second model."""
@@ -94,8 +105,7 @@ class Finder:
         def keep(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
             self.outputs[path], self.inputs[path] = output, {**kwargs, **dict(enumerate(args))}
 
-        target = find_module(root, path)
-        self._handles.append(target.register_forward_hook(_uncompiled(keep), with_kwargs=True))
+        self._hook(find_module(root, path), keep, True)
 
     def forget(self) -> None:
         """Drop what other modules said: the batch is over."""
@@ -107,7 +117,7 @@ class Finder:
 
         Some models make a small module in every forward: one without children makes us look now and then.
         """
-        if module in self._known or get_worker_info() is not None:
+        if torch.compiler.is_compiling() or module in self._known or get_worker_info() is not None:
             return
         self._known.add(module)
         if module._modules or time.monotonic() > self._again:
@@ -130,7 +140,9 @@ class Finder:
                 with self._guard():
                     self._ran(stream, top(), module, output)
 
-        self._handles.append(target.register_forward_hook(_uncompiled(ran)))
+        self._hook(target, ran, False)
+        if (dynamo := sys.modules.get("torch._dynamo")) is not None:
+            dynamo.reset()  # what was compiled before runs no hook that came later, and says nothing
 
 
 def _uncompiled(hook: Any) -> Any:

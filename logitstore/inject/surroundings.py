@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -53,6 +54,25 @@ def follow_loaders(noted: Callable[[Any, Any, Any, Any], None]) -> None:
     kind.__next__, kind._next_index, kind._reset = following, asking, resetting
 
 
+def follow_compiling(begun: Callable[[], None]) -> None:
+    """Call ``begun()`` whenever the program asks torch to compile something."""
+    original = torch.compile
+
+    def compiling(*args: Any, **kwargs: Any) -> Any:
+        warnings.filterwarnings("ignore", message="Using `torch.compile.module.` when there are global hooks")
+        made = original(*args, **kwargs)
+        begun()
+        return made
+
+    torch.compile = compiling
+
+
+def eagerly(wanted: bool) -> None:
+    """Whether compiled models run as if they were not, so that hooks see what is inside them."""
+    if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
+        torch.compiler.set_stance("force_eager" if wanted else "default")
+
+
 def frames() -> Iterator[FrameType]:
     """Frames of the user's program that lead here, innermost first."""
     frame: FrameType | None = sys._getframe(1)
@@ -62,10 +82,19 @@ def frames() -> Iterator[FrameType]:
         frame = frame.f_back
 
 
-def variable(name: str) -> Any:
-    """The value of a variable of the user's program, as its innermost frame sees it; raises ``KeyError``."""
+def variable(name: str, homes: dict[str, tuple[str, str]] | None = None) -> Any:
+    """The value of a variable of the user's program, as its innermost frame sees it; raises ``KeyError``.
+
+    Args:
+        name: of the variable.
+        homes: file and function that each was found in first: another function's variable of that name, of
+            the batch before perhaps, is not it. A compiled function keeps none.
+    """
     for frame in frames():
         if name in frame.f_locals:
+            home = frame.f_code.co_filename, frame.f_code.co_name
+            if homes is not None and (first := homes.setdefault(name, home)) != home:
+                raise KeyError(f"{name} was a variable of {first[1]}(), and is one of {home[1]}() alone here")
             return frame.f_locals[name]
     raise KeyError(f"no variable {name!r} where the module is called")
 

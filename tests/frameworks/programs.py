@@ -1,4 +1,4 @@
-"""What a framework's own program says: probed, captured by the printed command, compared with a teacher's dump."""
+"""A framework's own program, probed, captured by the printed command, compared with a teacher's dump."""
 
 from __future__ import annotations
 
@@ -47,13 +47,15 @@ def capture(found: Any, cwd: Path, *options: str, path: tuple[object, ...] = ())
     return open_store(cwd / "store"), ran
 
 
-def dump(teacher: str, cwd: Path, lines: list[dict[str, Any]], *options: str) -> Any:
+def dump(
+    teacher: str, cwd: Path, lines: list[dict[str, Any]], *options: str, path: tuple[object, ...] = ()
+) -> Any:
     """The store that a teacher's dump makes of demo lines, without their texts."""
     kept = [{"id": line["id"], "audio": wav(line)} for line in lines]
     (cwd / "dumped.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
     said = ("--teacher", teacher, "--manifest", "dumped.jsonl", "--out", "dumped", "--batch-seconds", "0")
     gate = ("--skip-gate", "random weights")
-    run(*LOGITSTORE, "dump", *said, *gate, *options, cwd=cwd)
+    run(*LOGITSTORE, "dump", *said, *gate, *options, cwd=cwd, path=path)
     return open_store(cwd / "dumped")
 
 

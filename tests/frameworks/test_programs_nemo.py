@@ -1,4 +1,4 @@
-"""NeMo's programs: `model.transcribe` in two lines, and where NEMO names a clone its own transcribe_speech.py."""
+"""NeMo's programs: `model.transcribe`, and where NEMO names a clone its own transcribe_speech.py."""
 
 from __future__ import annotations
 

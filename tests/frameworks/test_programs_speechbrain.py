@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from programs import LINES, ROOT, capture, dump, probe, run, same, wav
+from programs import LINES, capture, dump, probe, run, same, wav
 from test_speechbrain import ctc  # noqa: F401 - a fixture
 
 TRANSCRIBE = """
@@ -80,7 +80,7 @@ def test_a_recipes_own_test_stage(batch: int, tmp_path: Path, shim: Path) -> Non
     for utt_id, logits in said.items():
         stored = torch.from_numpy(ours[utt_id].log_probs("ctc"))
         assert stored.shape == logits.shape
-        assert (stored - logits.log_softmax(-1)).abs().max() < 2e-3
+        assert (stored - logits.log_softmax(-1)).abs().max() < 4e-3  # float16
 
 
 def _plain(text: str) -> str:
@@ -116,6 +116,3 @@ def by_hand(folder: Path, ids: list[str], batch: int) -> dict[str, torch.Tensor]
         for b, x in enumerate(part):
             said[x["id"]] = logits[b, : round(float(lens[b]) * logits.shape[1])]
     return said
-
-
-assert ROOT
