@@ -153,7 +153,7 @@ def test_what_a_dump_refuses_a_plan_refuses(tmp_path):
         plan(teacher(), manifest(2), tmp_path, PlanOptions(CTC, sample=2))
     with pytest.raises(UsageError, match="temperature"):
         PlanOptions(CTC, temperatures=(0.5,))
-    with pytest.raises(UsageError, match="hidden stream"):
+    with pytest.raises(UsageError, match="no plan for hidden"):
         PlanOptions({"hidden": Wish()})
     with pytest.raises(UsageError, match="nothing to plan"):
         PlanOptions(CTC, sample=0)
