@@ -106,7 +106,7 @@ class Observing:
         if self._notes > self._batches and not self._threaded:
             self._enough()
         self._batch = batch
-        self._ids = self._ids or [*find_ids(batch), *find_by_index(index, dataset)]
+        self._ids = self._ids or [*find_ids(batch), *find_by_index(index, dataset, guess=True)]
         if not self._threaded:
             self._next()
 
