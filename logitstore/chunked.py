@@ -23,7 +23,6 @@ from .frames import exact
 from .spec import TeacherSpec
 from .timeline import STRAY
 
-IN_TIME = ("ctc", "rnnt", "hidden")  # streams whose rows follow the audio
 STORED_AS = "chunks"  # key of TeacherSpec.features: it changes numbers
 IN_MEMORY = 1 << 26  # bytes of one stream's joined rows; of more, memory does not grow with the recording
 EDGES = 8  # feature frames by which a whole recording may have more or fewer than its length says
@@ -90,7 +89,7 @@ class ChunkedDriver(Driver):
 
     def __init__(self, chunks: Chunks, batch_seconds: float, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
-        odd = [s for s in self.streams if s.partition("_")[0] not in IN_TIME]
+        odd = [name for name, kind in self.kinds.items() if not kind.frames]
         if odd:
             raise UsageError(
                 f"{odd[0]} of chunks",

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from . import curve
 from .errors import MissingUtterance, UsageError
 from .frames import FrameClock
 from .lattice import Nodes
@@ -261,7 +262,7 @@ def pruned(
     else:
         points = [logsumexp(logp / t) + odds[:, i] for i, t in enumerate(known)]
         points.append(np.log(np.maximum(left, 1)))
-        tail = np.stack(points, -1) @ _lagrange(temperature, known)
+        tail = np.stack(points, -1) @ curve.weights(temperature, known)
     tail = np.where(left == 0, NOTHING, tail)
     total = np.logaddexp(kept, tail)
     out = (logp / temperature - total[:, None]).astype(np.float32)
@@ -277,22 +278,6 @@ def pruned(
 def stored_at(points: int) -> tuple[float, ...]:
     """The temperatures of so many stored tails."""
     return (*TEMPERATURES, BETWEEN)[:points]
-
-
-def _lagrange(temperature: float, known: tuple[float, ...]) -> NDArray[np.float64]:
-    """Weights of the known points, and of that at 1/τ = 0, for the value of their polynomial.
-
-    Through four stored points it is one in 1/τ (SPEC E7). Through five it is one in ln(1 + 4/τ), in which the
-    curve is all but straight: the error at temperatures below 2 is a thirtieth of the other's (SPEC E20).
-    """
-    beta = np.array([1 / t for t in (*known, np.inf, temperature)])
-    *at, x = beta if len(known) == len(TEMPERATURES) else np.log1p(4 * beta)
-    weights = np.ones(len(at))
-    for i, here in enumerate(at):
-        for j, other in enumerate(at):
-            if i != j:
-                weights[i] *= (x - other) / (here - other)
-    return weights
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,10 @@ to either side, which half an overlap of 1.28 s holds.
 
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
+import attention_teacher
 import demo
 import numpy as np
 import pytest
@@ -17,12 +19,13 @@ from logitstore import chunked, open_store
 from logitstore.against import against_teacher
 from logitstore.audio import load_audio
 from logitstore.batches import load
-from logitstore.chunked import ChunkedDriver, Chunks, driver_of
+from logitstore.chunked import Chunks, driver_of
 from logitstore.cli.dump import command
 from logitstore.drive import Driver
 from logitstore.dump import DumpOptions, dump
 from logitstore.errors import DiskError, IdentityError, LengthError, TeacherError, UsageError
 from logitstore.manifest import read_manifest
+from logitstore.teachers.base import Head
 
 STREAMS = ["ctc", "rnnt"]
 CHUNKS = Chunks(100, 64)
@@ -223,13 +226,19 @@ def test_what_cannot_be_joined_is_refused(long, tmp_path):
     chunks = Chunks.of_seconds(30, "5", demo.teacher().describe())
     assert (chunks.frames, chunks.overlap) == (750, 124)
     with pytest.raises(UsageError, match="seq2seq of chunks"):
-        Sequences(CHUNKS, 0, demo.teacher(), demo.teacher().tokens(), ["ctc"], "cpu")
+        driver(streams=["ctc", "seq2seq"], teacher=attention_teacher.load())
 
 
-class Sequences(ChunkedDriver):
-    """A driver whose teacher has another stream as well."""
-
-    streams = property(lambda self: ("ctc", "seq2seq"), lambda self, value: None)
+def test_layers_are_joined_as_well(long):
+    """A layer in the middle of the encoder, and what goes into the head."""
+    heads = (*demo.teacher().describe().heads, Head("hidden_2", "encoder.blocks.1", 0))
+    layered = demo.Spoiled(describe=lambda teacher: replace(teacher.describe(), heads=heads))
+    item, streams = loaded(long), ["hidden_2", "ctc"]
+    (one,) = driver(None, streams=streams, teacher=layered).run([item])
+    (two,) = driver(streams=streams, teacher=layered).run([item])
+    assert two.rows["hidden_2"].shape == (250, 128)
+    for name, rows in one.rows.items():
+        torch.testing.assert_close(two.rows[name], rows, atol=1e-5, rtol=1e-6)
 
 
 def test_from_the_command_line(long, tmp_path):

@@ -4,6 +4,7 @@ The trained teacher itself is asked: it runs on the audio as it was changed, and
 with the targets that follow from what it said of the audio as it was.
 """
 
+from dataclasses import replace
 from fractions import Fraction as F
 from functools import cache
 
@@ -21,6 +22,7 @@ from logitstore.clip import Clip, Clipped, Piece, silence
 from logitstore.dump import DumpOptions, dump
 from logitstore.errors import LengthError, MissingUtterance, UsageError
 from logitstore.frames import FrameClock, Method, Ramp
+from logitstore.spec import Head
 from logitstore.target import NOTHING, Dense, Target, logsumexp
 from logitstore.timeline import frames_of, stretches
 
@@ -234,6 +236,20 @@ def test_paths_and_sequences_without_time():
     clip = Clipped.of(Clip("u").crop(0, F(1, 10)), lambda i: target)
     with pytest.raises(UsageError, match="no time axis"):
         collate_targets([clip])
+
+
+def test_layers_follow_as_frames_do(tmp_path):
+    heads = (Head("hidden", "encoder.norm", 0),)
+    layered = demo.Spoiled(describe=lambda teacher: replace(teacher.describe(), heads=heads))
+    dump(layered, demo.manifest(2), tmp_path / "s", DumpOptions(streams={"hidden": "vectors"}))
+    store = open_store(tmp_path / "s")
+    rows = [store[i].vectors("hidden") for i in ("demo-00", "demo-01")]
+    clip = Clip("demo-00").crop(12 * FRAME, 40 * FRAME).pad(2 * FRAME) + Clip("demo-01").crop(0, 5 * FRAME)
+    batch = store.batch([clip])["hidden"]
+    assert batch.mask[0].tolist() == [False] * 2 + [True] * 45
+    np.testing.assert_array_equal(batch.h[0, 2:].numpy(), np.concatenate([rows[0][12:52], rows[1][:5]]))
+    fast = store.batch(["demo-00"], speed=2, frames=[38], method="nearest")["hidden"]
+    np.testing.assert_array_equal(fast.h[0].numpy(), rows[0][::2])
 
 
 def test_a_path_at_another_speed_is_refused(tmp_path):

@@ -24,6 +24,7 @@ FLOORS = [
     "frames",
     "spec",
     "lattice",
+    "curve",
     "target",
     "inputs",
     "divergence",

@@ -34,6 +34,7 @@ from logitstore.errors import (
 )
 from logitstore.losses import joint_kd, seq2seq_kd
 from logitstore.manifest import read_manifest
+from logitstore.probe_teacher import probe_teacher
 from logitstore.report import summary, utterance
 from logitstore.spec import StoreSpec
 from logitstore.transcripts import transcripts
@@ -470,6 +471,13 @@ def test_a_row_that_breaks_the_rule_is_named(stores):
     beyond = replace(row, arrays={**row.arrays, "seq2seq.labels": row.arrays["seq2seq.labels"] + 151})
     with pytest.raises(FormatError, match="a label outside"):
         opened.decode(beyond)
+
+
+def test_probe_drives_the_decoder_too():
+    found = probe_teacher(FACTORY, str(demo.MANIFEST), batches=1, out="store")
+    assert "--stream seq2seq=topk:16" in found.command
+    assert "attention.output_layer" in {c["path"] for c in found.candidates}
+    assert not [n for n in found.notes if "seq2seq" in n]
 
 
 def test_options_say_when_labels_are_needed():

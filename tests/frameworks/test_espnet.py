@@ -130,16 +130,16 @@ def test_a_batch_together_is_what_the_model_says_of_that_batch(exp: Path) -> Non
         assert (got.log_softmax(-1) - said[:n]).abs().max() <= 1e-5
 
 
-DECODERS: dict[str, dict[str, Any]] = {
+ATTENTION: dict[str, dict[str, Any]] = {
     "transformer": {"decoder_conf": {"attention_heads": 2, "linear_units": 24, "num_blocks": 2}},
     "rnn": {"decoder_conf": {"hidden_size": 12, "num_layers": 1, "att_conf": {"adim": 12}}},
 }
 
 
 @pytest.mark.parametrize("weight", [0.3, 0.0])
-@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("decoder", ATTENTION)
 def test_attention_decoder(decoder: str, weight: float, exp: Path) -> None:
-    config = {**CTC, **DECODERS[decoder], "decoder": decoder, "model_conf": {"ctc_weight": weight}}
+    config = {**CTC, **ATTENTION[decoder], "decoder": decoder, "model_conf": {"ctc_weight": weight}}
     model = build(exp, **{**config, "encoder_conf": CONDITIONED if weight else CONFORMER})
     teacher: Any = load_teacher(f"espnet:{exp}")
     check_teacher(teacher)
@@ -187,7 +187,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "branchformer": {"conv_mod_kernel_size": 5},
     "ebranchformer": {"conv_mod_kernel_size": 5, "depth_conv_kernel_size": 5},
 }
-DECODERS: dict[str, dict[str, Any]] = {
+PREDICTIONS: dict[str, dict[str, Any]] = {
     "rnn": {"rnn_type": "lstm", "num_layers": 2, "embed_size": 8, "hidden_size": 12},
     "stateless": {"embed_size": 12},
     "mega": {"block_size": 8, "linear_size": 12, "qk_size": 4, "v_size": 8, "num_heads": 2, "num_blocks": 2},
@@ -207,7 +207,7 @@ def other_transducer(exp: Path, body: str, decoder: str, *, ctc: float = 0.3, **
         task="asr_transducer",
         encoder_conf=encoder,
         decoder=decoder,
-        decoder_conf=DECODERS[decoder],
+        decoder_conf=PREDICTIONS[decoder],
         joint_network_conf={"joint_space_size": 10},
         model_conf={"auxiliary_ctc_weight": ctc, "auxiliary_ctc_dropout_rate": 0.3},
     )
