@@ -170,6 +170,13 @@ def test_a_transducers_decoding_loop_is_named_for_what_it_is(tmp_path):
     assert found["command"] == ""
 
 
+def test_a_program_that_ends_before_it_is_ended():
+    ran = recipe.call(*PROBE, "--json", "--", *recipe.DECODE, "--max-cuts", 20)
+    found = json.loads(ran.stdout.decode().splitlines()[-1])
+    assert (found["ctc"]["path"], found["ctc"]["chosen"]) == ("ctc_output.1", "encoder_out_lens")
+    assert found["batches"] == 1
+
+
 def test_a_program_without_a_model():
     ran = recipe.call(*PROBE, "--", sys.executable, "-c", "print(1)")
     assert ran.returncode == 1
