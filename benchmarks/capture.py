@@ -3,13 +3,15 @@
     python benchmarks/capture.py [--rounds 20]
 
 Prints what a batch costs with and without, in processor time, since other jobs of the machine disturb
-the clock: of the recipe's own thread in its decoding call, and of all threads with the loading of audio.
-Start-up (finding the model, opening the store, sealing) happens once: the times of whole programs show it.
+the clock: of the recipe's own thread in its decoding call, and of all threads with the loading of audio. Then
+whole programs, with all their processes, at two lengths: what each batch more costs, and what is there once
+(imports, finding the model, the digest of its weights, opening the store, sealing).
 """
 
 import argparse
 import itertools
 import json
+import resource
 import statistics
 import subprocess
 import sys
@@ -49,36 +51,58 @@ def inner(rounds):
 
 
 def run(command):
-    begin = time.perf_counter()
+    """Processor time of a command and all that it starts, seconds; what it prints."""
+    begin = spent()
     out = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    return time.perf_counter() - begin, json.loads(out)
+    return spent() - begin, json.loads(out)
+
+
+def spent():
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def commands(rounds, folder):
+    plain = [sys.executable, __file__, "--inner", "--rounds", str(rounds)]
+    capture = [sys.executable, "-m", "logitstore", "capture", "--ctc", "ctc_output.1", "--out", folder]
+    return {"plain": plain, "captured": [*capture, "--", *plain]}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--inner", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.inner:
         return inner(asked.rounds)
-    plain = [sys.executable, __file__, "--inner", "--rounds", str(asked.rounds)]
     times = {"plain": [], "captured": []}
-    whole = {"plain": [], "captured": []}
+    whole = {(n, r): [] for n in times for r in (asked.rounds, 3 * asked.rounds)}
     cpu = {"plain": [], "captured": []}
-    for turn, name in itertools.product(range(3), times):
+    for _, (name, rounds) in itertools.product(
+        range(asked.turns), whole
+    ):  # in turns: the machine's mood is shared
         with tempfile.TemporaryDirectory() as folder:
-            capture = [sys.executable, "-m", "logitstore", "capture", "--ctc", "ctc_output.1"]
-            command = plain if name == "plain" else [*capture, "--out", f"{folder}/s{turn}", "--", *plain]
-            seconds, said = run(command)
-        whole[name].append(seconds)
+            seconds, said = run(commands(rounds, f"{folder}/store")[name])
+        whole[name, rounds].append(seconds)
         cpu[name].append(1000 * said["cpu"])
         times[name] += [1000 * s for turn, number, s in said["took"] if turn]
     a, b = (statistics.median(times[n]) for n in times)
     print(f"decoding a batch of 10: {a:.2f} ms plain, {b:.2f} ms captured: {100 * (b / a - 1):+.1f} %")
     a, b = (min(cpu[n]) for n in cpu)
     print(f"with audio, all threads: {a:.2f} ms plain, {b:.2f} ms captured: {100 * (b / a - 1):+.1f} %")
-    p, c = (statistics.median(whole[n]) for n in whole)
-    print(f"whole program, {2 * asked.rounds} batches: {p:.2f} s plain, {c:.2f} s captured")
+    print(f"whole program, processor time of all its processes, medians of {asked.turns}:")
+    batch, once = {}, {}
+    for name in times:
+        short, long = (statistics.median(whole[name, r]) for r in (asked.rounds, 3 * asked.rounds))
+        batch[name] = (long - short) / (4 * asked.rounds)  # of two batches a round
+        once[name] = short - 2 * asked.rounds * batch[name]
+        print(
+            f"  {name:<8} {2 * asked.rounds} batches {short:.2f} s, {6 * asked.rounds} batches {long:.2f} s"
+        )
+    a, b = (1000 * batch[n] for n in times)
+    print(f"  a batch of 10 more: {a:.1f} ms plain, {b:.1f} ms captured: {100 * (b / a - 1):+.1f} %")
+    print(f"  once: {once['captured'] - once['plain']:+.2f} s")
 
 
 if __name__ == "__main__":

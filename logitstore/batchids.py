@@ -51,20 +51,22 @@ def find_ids(batch: Any, count: int | None = None) -> list[Found]:
     return [f for _, f in sorted(found.values(), key=lambda pair: pair[0])]
 
 
-def find_by_index(index: Any, dataset: Any, count: int | None = None) -> list[Found]:
+def find_by_index(index: Any, dataset: Any, count: int | None = None, *, guess: bool = False) -> list[Found]:
     """Ids of a batch that keeps none, by what its sampler asked the dataset for, the likeliest first.
 
     Args:
         index: things that have an ``id`` (lhotse's samplers give cuts), or numbers of items.
-        dataset: with a column of ids (Hugging Face), or attributes as long as it is that hold ids.
+        dataset: with a column of ids (Hugging Face).
         count: B, where it is known.
+        guess: also by its attributes that are as long as it is and hold ids, or paths: whether item i is the
+            i-th of them, its author knows.
     """
     if index is None or isinstance(index, str | int) or not hasattr(index, "__iter__"):
         return []
     asked = list(index)
     found: list[tuple[str, Any]] = []
     if asked and all(isinstance(i, int) for i in asked):
-        for key, expression, values in _columns(dataset):
+        for key, expression, values in _columns(dataset, guess):
             with suppress(LookupError, TypeError, AttributeError):
                 found += _each(key, expression, [values[i] for i in asked])
     else:
@@ -73,14 +75,14 @@ def find_by_index(index: Any, dataset: Any, count: int | None = None) -> list[Fo
     return [f for f in good if f.values and (count is None or len(f.values) == count)]
 
 
-def _columns(dataset: Any) -> list[tuple[str, str, Any]]:
+def _columns(dataset: Any, guess: bool) -> list[tuple[str, str, Any]]:
     """(name, expression, values) of what a dataset keeps of every item, the likeliest ids first."""
     found = []
     for key in getattr(dataset, "column_names", None) or ():
         if key in ID_KEYS:
             found.append((key, f'dataset["{key}"]', dataset[key]))
     with suppress(TypeError):
-        for key, value in vars(dataset).items():
+        for key, value in vars(dataset).items() if guess else ():
             if isinstance(value, Sequence) and not isinstance(value, str) and len(value) == len(dataset):
                 found.append((key, f"dataset.{key}", value))
     return sorted(found, key=lambda c: ID_KEYS.index(c[0]) if c[0] in ID_KEYS else len(ID_KEYS))

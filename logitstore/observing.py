@@ -82,6 +82,8 @@ class Observing:
         self._variables: dict[nn.Module, dict[str, list[Found]]] = {}
         self._signs: list[tuple[nn.Module, str, str, torch.Tensor]] = []
         self._opened: list[str] = []
+        self._tops: list[nn.Module] = []
+        self._held: set[int] = set()  # batches in which these were looked up
         self._over = self._compiled = False
         sys.addaudithook(self._audit)
         follow_loaders(self._noted)
@@ -106,7 +108,7 @@ class Observing:
         if self._notes > self._batches and not self._threaded:
             self._enough()
         self._batch = batch
-        self._ids = self._ids or [*find_ids(batch), *find_by_index(index, dataset)]
+        self._ids = self._ids or [*find_ids(batch), *find_by_index(index, dataset, guess=True)]
         if not self._threaded:
             self._next()
 
@@ -129,6 +131,9 @@ class Observing:
         for where, value in (("modules", output), ("inputs", args), ("inputs", kwargs)):
             self._signs += [(module, where, rest, tensor) for rest, tensor in signs(value, "")]
         del self._signs[:-512]
+        if self._observer.batch not in self._held:  # a program that ends lets its model go before it is asked
+            self._held.add(self._observer.batch)
+            self._tops = roots(live_modules())
         if said is not None and len(said.shape) >= 3 and said.calls[self._observer.batch] <= CALLS:
             self._surroundings(module, said, tuple(_first(output).shape))
 
@@ -180,7 +185,8 @@ class Observing:
 
     def say(self, state: str) -> bool:
         """Write the report, if there is any candidate."""
-        tops, count = roots(live_modules()), self._count()
+        held = (m for top in self._tops for m in top.modules())
+        tops, count = roots(list({*live_modules(), *held})), self._count()
         paths = {m: path for m, (path, _) in named(tops).items()}
         modules = {n: m for m, n in paths.items() if m in self._observer.emitted}
         ranked = rank(list(self._observer.emitted.values()), tops, count, self._classes)

@@ -107,6 +107,8 @@ def found_in(
     loop = next((c for c in ranked if c["joiner"] and c["calls"] > 1), None)
     notes = [LOOP.format(loop["path"], loop["calls"])] if loop and command else []
     notes += _several(ctc) if ctc and command and not loop else []
+    if command and report["ids"] and "dataset." in report["ids"][0]["expression"]:
+        notes.append("ids are the dataset's own list, by the number of the item: is item i the i-th of them?")
     blank = _blank(head, table, report.get("blanks", {}))
     return Finding(
         candidates=tuple(ranked),

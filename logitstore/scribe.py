@@ -64,10 +64,10 @@ class Heard:
 def hush() -> None:
     """Keep what our libraries log below a warning out of the program's output."""
     logging.getLogger("zarr").setLevel(logging.WARNING)
-    logging.getLogger("asyncio").addFilter(_not_for_us)
+    logging.getLogger("asyncio").addFilter(_of_the_program)
 
 
-def _not_for_us(record: logging.LogRecord) -> bool:
+def _of_the_program(record: logging.LogRecord) -> bool:
     """Whether a record is the program's: asyncio says at DEBUG that a loop was made, for zarr too."""
     frame = sys._getframe() if record.levelno < logging.WARNING else None
     while frame is not None:

@@ -10,6 +10,7 @@ import torch
 from captured import Program, check, decode, loader
 from torch.utils.data import DataLoader
 
+from logitstore.batchids import find_by_index
 from logitstore.errors import LengthError, LogitStoreError, UsageError
 from logitstore.inject.whose import Batches
 from recipes.demo.decode import collate
@@ -155,13 +156,15 @@ def run_pairs(program, batches):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_ids_by_what_the_sampler_asked_for(session, model, utterances, workers):
-    run = session()
     dataset = Listed(utterances)
+    (found,) = find_by_index([3, 1], dataset, 2, guess=True)[:1]
+    assert found.values == (utterances[3].id, utterances[1].id)
+    assert not find_by_index([3, 1], dataset, 2)  # whether item i is the i-th path, nobody said
+    run = session(ids=found.expression)
     batches = DataLoader(
         dataset, batch_size=2, sampler=[3, 1, 5, 0, 2, 4], collate_fn=plain, num_workers=workers
     )
     run_pairs(Program(model, "plain").eval(), batches)
-    assert run.inside._report.said["ids"] == "[stem(dataset.paths[i]) for i in index]"
     check(run.store(), model, utterances)
 
 

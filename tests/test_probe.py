@@ -12,8 +12,11 @@ from torch import nn
 from torch.nn import functional
 
 from logitstore import open_store
-from logitstore.candidates import rank
+from logitstore.candidates import Candidate, rank
+from logitstore.inject.lengths import Lengths
 from logitstore.observe import Observer
+from logitstore.observing import Seen, _blanks, _which
+from logitstore.probe import _blank, _several
 from logitstore.probe_teacher import probe_teacher
 
 PROBE = [sys.executable, "-m", "logitstore", "probe"]
@@ -167,6 +170,13 @@ def test_a_transducers_decoding_loop_is_named_for_what_it_is(tmp_path):
     assert found["command"] == ""
 
 
+def test_a_program_that_ends_before_it_is_ended():
+    ran = recipe.call(*PROBE, "--json", "--", *recipe.DECODE, "--max-cuts", 20)
+    found = json.loads(ran.stdout.decode().splitlines()[-1])
+    assert (found["ctc"]["path"], found["ctc"]["chosen"]) == ("ctc_output.1", "encoder_out_lens")
+    assert found["batches"] == 1
+
+
 def test_a_program_without_a_model():
     ran = recipe.call(*PROBE, "--", sys.executable, "-c", "print(1)")
     assert ran.returncode == 1
@@ -267,3 +277,49 @@ def test_layouts_and_what_follows(kind):
     assert not ranked[0].normalised
     assert ranked[0].calls == 1
     assert not nn.modules.module._global_forward_hooks
+
+
+def seen(shape, *lengths):
+    found = [Lengths("x", values) for values in lengths]
+    return Seen(shape, found, found[0] if found else None, [])
+
+
+CONDITIONED = (("softmax",), ("softmax",), ("log_softmax",), ("argmax",))
+CALLS = {
+    "once": ([seen((1, 9, 5))], (), 1, (None, "")),
+    "inner layers too": ([seen((1, 9, 5))] * 4, CONDITIONED, 1, (2, "")),
+    "which of them is not clear": ([seen((1, 9, 5))] * 2, (("log_softmax",),) * 2, 1, (None, "")),
+    "chunks": ([seen((2, 4, 5)), seen((2, 4, 5)), seen((2, 1, 5), (9, 7))], (), 2, (None, "t")),
+    "parts of a batch": ([seen((2, 9, 5), (9, 8)), seen((1, 7, 5), (7,))], (), 3, (None, "b")),
+}
+
+
+@pytest.mark.parametrize("name", list(CALLS))
+def test_which_of_several_calls(name):
+    calls, steps, count, wanted = CALLS[name]
+    candidate = Candidate(
+        *("head", "Model", "Linear", "BTV", calls[0].shape, 5, False, 3.0, len(calls), ()),
+        *((0, 0.9), 4, "", 1.0, steps),
+    )
+    assert _which(candidate, calls, count) == wanted
+    said = {**candidate.to_json(), "call": wanted[0], "accumulate": wanted[1]}
+    notes = list(_several(said))
+    assert len(notes) == (len(calls) > 1)
+    assert name != "which of them is not clear" or "--call N" in notes[0]
+    assert name != "chunks" or "on some frames each" in notes[0]
+
+
+def test_what_models_call_their_blank():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.ctc_loss, self.decoder = nn.CTCLoss(blank=28), nn.Linear(2, 3)
+            self.decoder.blank_id = 28
+
+    told = _blanks([Model()])
+    assert told == {"ctc_loss.blank": 28, "decoder.blank_id": 28}
+    head = {"classes": 29, "best": (3, 0.9)}
+    assert _blank(head, None, told).index == 28
+    assert _blank(head, None, {**told, "other.blank": 0}).index is None
+    assert _blank({**head, "best": (0, 0.9)}, None, {}).index == 0
+    assert _blank({**head, "classes": 20}, None, told).index is None

@@ -195,4 +195,6 @@ def _input_lengths(tensor: torch.Tensor, b: int, t: int) -> list[int] | None:
     if tensor.dim() > 3 or tensor.shape[1] < t:
         return None
     heard = (tensor != 0).reshape(b, tensor.shape[1], -1).any(-1)
-    return [int(row.nonzero()[-1]) + 1 if bool(row.any()) else 0 for row in heard]
+    lengths = [int(row.nonzero()[-1]) + 1 if bool(row.any()) else 0 for row in heard]
+    # Features that end in no zeros may be padded with something else.
+    return None if tensor.is_floating_point() and min(lengths) == tensor.shape[1] else lengths

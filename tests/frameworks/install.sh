@@ -32,6 +32,7 @@ huggingface)
     pip -c "$keep" "transformers==5.23.0" torchaudio # Granite Speech hears by torchaudio
     plain_torchaudio
     ;;
+accelerate) pip -c "$keep" "transformers==5.23.0" "accelerate==1.15.0" ;;
 speechbrain)
     pip -c "$keep" "speechbrain==1.1.2"
     plain_torchaudio

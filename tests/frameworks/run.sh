@@ -22,7 +22,7 @@ clone() { # FOLDER URL COMMIT
         git -C "$1.part" checkout -q FETCH_HEAD && mv "$1.part" "$1" || rm -rf "$1.part"
 }
 
-for framework in ${FRAMEWORKS:-huggingface speechbrain icefall nemo espnet wenet}; do
+for framework in ${FRAMEWORKS:-huggingface accelerate speechbrain icefall nemo espnet wenet}; do
     echo "== $framework"
     venv=$venvs/$framework
     case $framework in
