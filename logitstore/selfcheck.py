@@ -42,11 +42,16 @@ def self_check(driver: Driver, spoken: Sequence[Spoken], skips: Skips | None = N
         found.append("the model came in training mode and was put to eval")
     for stream in driver.streams:
         _require_alive(driver, spoken, stream, skips or Skips())
+        head = driver.teacher.describe().head(stream)
+        normalised = head is not None and head.normalised
+        if normalised:
+            found.append(f"the {stream} branch has no logits tensor (HAT): its log-probabilities are stored")
         for item in spoken:
             rows = _rows(driver, item, stream)
             if not len(rows) or not bool(rows.isfinite().all()):
                 continue  # the encoder names these, utterance by utterance
-            require_logits(rows, stream, item.loaded.utt.id)
+            if not normalised:
+                require_logits(rows, stream, item.loaded.utt.id)
     if "ctc" in driver.heads:
         found.append(require_factors(driver, list(spoken)))
     if "rnnt" in driver.heads:

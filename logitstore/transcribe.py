@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from .decode import edit_distance, greedy_ctc, words
-from .drive import Driver, Spoken
+from .drive import Driver, Joining, Spoken
 
 MAX_SYMBOLS = 10  # tokens a frame; a joiner that never says blank must end
 FRAMES_AT_ONCE = 32  # that the joiner looks through for the next token
@@ -109,7 +109,7 @@ class Scribe:
             return None
 
     def _transcript(self, stream: str, spoken: Spoken, reference: Sequence[int] | None) -> Transcript:
-        tokens, score = self._rnnt(spoken) if stream == "rnnt" else self._ctc(spoken)
+        tokens, score = search(self._driver, spoken) if stream == "rnnt" else self._ctc(spoken)
         text = self._driver.table.text(tokens)
         said = spoken.loaded.utt.text
         by_words = None if said is None else (edit_distance(words(said), words(text)), len(words(said)))
@@ -127,30 +127,34 @@ class Scribe:
         score = float((top - rows.logsumexp(-1)).sum())
         return greedy_ctc(np.asarray(best.cpu().numpy(), np.int64), self._blank), score
 
-    def _rnnt(self, spoken: Spoken) -> tuple[list[int], float]:
-        """Time-synchronous greedy search (Graves 2012): the joiner looks ahead for the next token that is
-        not blank, so it runs once a token and once in every thirty-two frames.
-        """
-        tokens: list[int] = []
-        score, t, here = 0.0, 0, 0
-        enc, dec = self._driver.project(spoken, tokens)
-        while t < spoken.T:
-            logits = self._driver.join(enc[t : t + FRAMES_AT_ONCE], dec[-1:])
-            top, best = _best(logits.reshape(-1, logits.shape[-1]).float())
-            ahead = next((i for i, token in enumerate(best) if token != self._blank), len(best))
-            score += sum(top[:ahead])
-            here = 0 if ahead else here
-            t += ahead
-            if ahead == len(best):
-                continue
-            if here >= MAX_SYMBOLS or len(tokens) >= spoken.T:
-                t, here = t + 1, 0
-                continue
-            tokens.append(best[ahead])
-            score += top[ahead]
-            here += 1
-            _, dec = self._driver.project(spoken, tokens)
-        return tokens, score
+
+def search(joining: Joining, spoken: Spoken) -> tuple[list[int], float]:
+    """Time-synchronous greedy search (Graves 2012): token ids, and the score of the path.
+
+    The joiner looks ahead for the next token that is not blank, so it runs once a token and once in every
+    thirty-two frames.
+    """
+    blank = joining.table.blank
+    tokens: list[int] = []
+    score, t, here = 0.0, 0, 0
+    enc, dec = joining.project(spoken, tokens)
+    while t < spoken.T:
+        logits = joining.join(enc[t : t + FRAMES_AT_ONCE], dec[-1:])
+        top, best = _best(logits.reshape(-1, logits.shape[-1]).float())
+        ahead = next((i for i, token in enumerate(best) if token != blank), len(best))
+        score += sum(top[:ahead])
+        here = 0 if ahead else here
+        t += ahead
+        if ahead == len(best):
+            continue
+        if here >= MAX_SYMBOLS or len(tokens) >= spoken.T:
+            t, here = t + 1, 0
+            continue
+        tokens.append(best[ahead])
+        score += top[ahead]
+        here += 1
+        _, dec = joining.project(spoken, tokens)
+    return tokens, score
 
 
 def _best(rows: torch.Tensor) -> tuple[list[float], list[int]]:

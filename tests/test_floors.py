@@ -55,6 +55,8 @@ FLOORS = [
     "doctor",
     "tap",
     "head",
+    "tokenise",
+    "drives",
     "teachers",
     "engines",
     # 4: stories

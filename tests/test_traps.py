@@ -343,7 +343,10 @@ def test_the_durations_of_a_tdt_joint_are_no_classes() -> None:
 
     teacher = HuggingFaceTransducer.__new__(HuggingFaceTransducer)
     teacher.model = nn.ModuleDict({"joint": Joint()}).eval()
-    teacher.model.joint, teacher.model.config = teacher.model["joint"], SimpleNamespace(vocab_size=V)
+    teacher.model.joint, teacher.model.config = (
+        teacher.model["joint"],
+        SimpleNamespace(vocab_size=V, blank_token_id=V - 1),
+    )
     enc, dec = torch.randn(T, D), torch.randn(3, D)
     with torch.inference_mode():
         out = teacher.join(enc, dec)

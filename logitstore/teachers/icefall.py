@@ -18,6 +18,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from .. import registry
+from ..drives import Drive, sides
+from ..drives.icefall import Transducer
 from ..errors import TeacherError, UsageError
+from ..tokenise import Tokeniser
 from ..vocab import TokenTable
 from ._alone import measured_shift, one_by_one, read_alone
 from ._fbank import Fbank
@@ -120,6 +124,7 @@ class IcefallTeacher:
         if linear.out_features > len(tokens):
             raise TeacherError(f"{len(tokens)} tokens, but {linear.out_features} classes")
         self.table = TokenTable(tokens.tokens[: linear.out_features], tokens.blank)
+        self._longest = Tokeniser(self.table)
         settings = self.compute.to_json() if hasattr(self.compute, "to_json") else {}
         settings = {**settings, "batch": "alone" if alone else "together"}
         shift = measured_shift(self, self.rate)
@@ -177,24 +182,10 @@ class IcefallTeacher:
 
     def labels(self, text: str) -> list[int]:
         """Token ids of a text; raises ``ValueError`` for one that has no tokens."""
-        ids = [int(i) for i in self.encode_text(text)] if self.encode_text else self._longest(text)
+        ids = [int(i) for i in self.encode_text(text)] if self.encode_text else self._longest.labels(text)
         unknown = [self.table[i] for i in ids if i == self.table.blank or self.table[i] == "<unk>"]
         if unknown:
             raise ValueError(f"{text!r} does not tokenise: it becomes {ids}")
-        return ids
-
-    def _longest(self, text: str) -> list[int]:
-        known = {t: i for i, t in enumerate(self.table.tokens)}
-        rest = "".join("▁" + word for word in text.split())
-        if not any(t.startswith("▁") for t in known):
-            rest = "".join(text.split())
-        ids = []
-        while rest:
-            n = next((n for n in range(len(rest), 0, -1) if rest[:n] in known), 0)
-            if not n:
-                raise ValueError(f"{text!r} does not tokenise: no token begins {rest[:8]!r}")
-            ids.append(known[rest[:n]])
-            rest = rest[n:]
         return ids
 
 
@@ -207,15 +198,16 @@ class IcefallTransducer(IcefallTeacher):
             raise TeacherError(f"the blank is {blank} in the tokens and {own} in the decoder")
         return (*super()._heads(blank), Head("rnnt", "joiner.output_linear", blank))
 
+    @cached_property
+    def drive(self) -> Drive:
+        """Of its joiner."""
+        return Transducer(self.model, blank=self.table.blank)
+
     def transducer(self, output: Any, b: int, labels: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        enc = output["enc"][b, : int(output["lengths"][b])]
-        said = self.model.decoder(torch.tensor([[self.table.blank, *labels]], device=enc.device))
-        said = said[0] if isinstance(said, tuple) else said
-        return self.model.joiner.encoder_proj(enc), self.model.joiner.decoder_proj(said[0])
+        return sides(self.drive, output["enc"][b, : int(output["lengths"][b])], labels)
 
     def join(self, enc: torch.Tensor, dec: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.model.joiner(enc[None, :, None], dec[None, None], project_input=False)
-        return logits[0]
+        return self.drive.join(enc, dec)
 
 
 def _ctc_path(model: nn.Module) -> str:
