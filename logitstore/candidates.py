@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from .head import additive
 from .observe import DECISIONS, SOFTMAX, Emitted
 
 NORMALISED = 1e-3  # nats: |log Σ exp| of a row of log-probabilities
@@ -90,7 +91,7 @@ def _candidate(said: Emitted, path: str, top: nn.Module, count: int | None, embe
         after=tuple(said.after),
         best=(best, times / said.rows),
         inputs=int(getattr(module, "in_features", 0) or getattr(module, "in_channels", 0) or 0),
-        joiner=_joiner(_parent(top, path), module),
+        joiner=additive(_parent(top, path), module),
         score=0.0,
     )
     head = isinstance(module, nn.Linear) or getattr(module, "kernel_size", None) in ((1,), 1)
@@ -126,17 +127,3 @@ def _parent(top: nn.Module, path: str) -> nn.Module | None:
         return top.get_submodule(path.rpartition(".")[0]) if path else None
     except AttributeError:
         return None
-
-
-def _joiner(parent: nn.Module | None, output: nn.Module) -> str:
-    """Two Linears beside the output one, both as wide as its input: logits = output(act(enc + dec))."""
-    if parent is None or not isinstance(output, nn.Linear):
-        return ""
-    sides = [
-        (name, m)
-        for name, m in parent.named_children()
-        if m is not output and isinstance(m, nn.Linear) and m.out_features == output.in_features
-    ]
-    if len(sides) != 2:
-        return ""
-    return f"{' + '.join(f'{n} {m.in_features}' for n, m in sides)} -> {output.in_features}"

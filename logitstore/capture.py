@@ -25,6 +25,7 @@ from .sealing import finish_store, publish
 from .storage import parse_storage
 
 ENCODINGS = {"ctc": "dense", "rnnt": "topk:16"}
+NOTES = ("ids", "lengths", "encoder", "labels", "ranges", "rnnt", "ctc")  # of a report, said to the user
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,18 @@ class CaptureOptions:
 
     Attributes:
         ctc: path of the module whose output is the CTC logits, below the outermost module that has it.
-        joiner: path of the module whose output is the whole lattice of logits, (B, T, U+1, V).
-        labels: expression for its labels: rows of ids, padded with the blank or negative ids.
+        joiner: path of a transducer's joiner. With ``labels`` and no ``encoder`` its own output is taken:
+            the whole lattice (B, T, U+1, V), packed (N, V), or pruned (B, T, S, V) with ``ranges``.
+            Otherwise the recipe never makes it, and it is driven here (``driving``).
+        labels: expression for its labels: rows of ids, padded with the blank or negative ids; empty: of the
+            batch's texts, or the teacher's own decode where it has none, and always with ``greedy``.
+        encoder: module whose output the joiner is driven with, ``input:PATH`` for its input; empty: as the
+            model's framework has it. ``encoder_layout``: its axes, where they are not found.
+        drive: ``FILE.py:NAME`` for a joiner of no known convention.
+        bpe: SentencePiece model that makes labels of the texts.
+        ranges: expression for the ranges (B, T, S) of a pruned joint; empty: found beside it.
+        durations: columns behind the tokens that are a TDT joint's durations, and no classes.
+        accumulate: the joiner runs several times a batch, on some of its utterances each.
         layout: axes of the CTC output: ``BTV``, ``BVT`` or ``TBV``.
         call: which call to keep where the module runs several times a batch, from 0; None: it runs once.
         ids: expression for the ids; empty: found in the batch.
@@ -48,11 +59,20 @@ class CaptureOptions:
         frame_shift: samples between two teacher frames: what the store says of them.
         shard_rows: utterances a shard.
         allow_different: fields in which a store may differ when it is resumed.
+        driven: whether the joiner is driven here: follows from the others.
     """
 
     ctc: str = ""
     joiner: str = ""
     labels: str = ""
+    greedy: bool = False
+    encoder: str = ""
+    encoder_layout: str = ""
+    drive: str = ""
+    bpe: str = ""
+    ranges: str = ""
+    durations: int = 0
+    accumulate: bool = False
     layout: str = "BTV"
     call: int | None = None
     ids: str = ""
@@ -66,27 +86,58 @@ class CaptureOptions:
     frame_shift: int = 640
     shard_rows: int = 500
     allow_different: tuple[str, ...] = ()
+    driven: bool = field(init=False)
 
     def __post_init__(self) -> None:
         if self.layout not in ("BTV", "BVT", "TBV"):
             raise UsageError(f"no layout {self.layout!r}", do="BTV, BVT or TBV.")
         asked = {"ctc": self.ctc, "rnnt": self.joiner}
-        if not any(asked.values()) or bool(self.joiner) != bool(self.labels):
-            raise UsageError(
-                "a lattice needs its joiner and its labels" if any(asked.values()) else "nothing to tap",
-                do="--ctc PATH, or --joiner PATH --labels EXPR, or all of them.",
-            )
+        if not any(asked.values()):
+            raise UsageError("nothing to tap", do="--ctc PATH, or --joiner PATH, or both.")
+        driven = bool(self.joiner) and bool(self.encoder or self.drive or not self.labels)
+        object.__setattr__(self, "driven", driven)
+        self._require_joiner()
         streams = {s: self.streams.get(s, ENCODINGS[s]) for s, path in asked.items() if path}
         if extra := set(self.streams) - set(streams):
             raise UsageError(f"no module is tapped for {', '.join(extra)}", where="--stream")
         object.__setattr__(self, "streams", streams)
         given = {"--ids": self.ids, "--lengths": self.lengths, "--labels": self.labels}
+        given["--ranges"] = self.ranges
         for option, text in given.items():
             if text:
                 Expression(text, option)
         for encoding in self.streams.values():
             parse_encoding(encoding)
         parse_storage(self.storage)
+
+    def _require_joiner(self) -> None:
+        """Refuse options that would mean nothing."""
+        if self.encoder_layout not in ("", "BTD", "BDT", "TBD"):
+            raise UsageError(f"no layout {self.encoder_layout!r}", do="BTD, BDT or TBD.")
+        of_any = {"--labels": self.labels, "--durations": self.durations}
+        of_driven = {
+            "--encoder": self.encoder,
+            "--encoder-layout": self.encoder_layout,
+            "--drive": self.drive,
+            "--bpe": self.bpe,
+            "--greedy": self.greedy,
+        }
+        of_tapped = {"--ranges": self.ranges, "--accumulate": self.accumulate}
+        for option, value in {**of_any, **of_driven, **of_tapped}.items():
+            if value and not self.joiner:
+                raise UsageError(f"{option} without a joiner", do="--joiner PATH")
+        wrong = of_tapped if self.driven else of_driven
+        if said := [option for option, value in wrong.items() if value]:
+            how = "is driven here" if self.driven else "is taken as the recipe runs it"
+            raise UsageError(
+                f"{said[0]} means nothing where the joiner {how}",
+                where=f"--joiner {self.joiner}",
+                do="With --labels, without --encoder the recipe's own lattice is taken; else it is driven.",
+            )
+        if self.labels and (self.greedy or self.bpe):
+            raise UsageError("labels from two places", do="--labels EXPR, or --bpe FILE, or --greedy.")
+        if self.bpe and not self.tokens:
+            raise UsageError("--bpe needs a token table", do="--tokens FILE")
 
 
 @dataclass(frozen=True)
@@ -128,7 +179,7 @@ def capture(command: Sequence[str], out: Any, options: CaptureOptions) -> Captur
         "out": os.path.abspath(str(place)),
         "session": name,
         "handover": f"handover-{name}",
-        "tokens": os.path.abspath(options.tokens) if options.tokens else "",
+        **{n: os.path.abspath(p) if (p := getattr(options, n)) else "" for n in ("tokens", "drive", "bpe")},
     }
     fresh = not place.exists()
     try:
@@ -160,7 +211,7 @@ def _settle(place: Place, job: dict[str, Any], started: Session, status: int) ->
                 entry = parse_entry(r["entry"].encode("utf-8"), r["shard"], "handover")
                 staged = place.stage(job["handover"]) / entry.shard
                 publish(place, parse_storage(job["storage"]), staged, entry)
-    notes = [f"{what}: {r[what]}" for r in reports for what in ("ids", "lengths") if r.get(what)]
+    notes = [f"{what}: {r[what]}" for r in reports for what in NOTES if r.get(what)]
     return Captured(
         status,
         sum(r["rows"] for r in wrote),

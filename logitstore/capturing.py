@@ -24,7 +24,8 @@ from .inject.finder import Finder
 from .inject.inside import Report
 from .inject.lengths import Lengths, candidates, choose, in_variables, vectors
 from .inject.surroundings import follow_loaders, variable
-from .scribe import Heard, Scribe
+from .joiner import Joiner
+from .scribe import Heard, Scribe, Shape
 from .tap import LAYOUTS
 
 OPTIONS = {"ctc": "ctc", "rnnt": "joiner"}  # by stream
@@ -48,14 +49,16 @@ class Capturing:
         self.paths = {s: str(job[o]) for s, o in OPTIONS.items() if job[o]}
         self.ids = Expression(job["ids"], "--ids") if job["ids"] else None
         self.lengths = Expression(job["lengths"], "--lengths") if job["lengths"] else None
-        self.labels = Expression(job["labels"], "--labels") if job["labels"] else None
         self._batch: Any = None
         self._source: Any = None
         self._yielded, self._serial = 0, 0  # batches since the module ran; batches in all
+        self._joiner: Joiner | None = None
         self._begin()
+        if "rnnt" in self.paths:
+            self._joiner = Joiner(job, self._lookup, lambda **said: self._report.write(**said))
         follow_loaders(self._noted)
         keep = self.lengths.modules if self.lengths else ()
-        self._finder = Finder(self.paths, self._take, self._guard, self._tell, keep)
+        self._finder = Finder(self.paths, self._take, self._guard, self._tell, keep, self._place)
         # until it is known where the lengths are: what every module returned in this batch
         self._vectors: list[tuple[weakref.ref[nn.Module], str, torch.Tensor]] = []
         self._watcher: Any = None
@@ -113,30 +116,42 @@ class Capturing:
             self._report.write(state="failed", error=f"{type(e).__name__}: {e}")
             raise
 
+    def _place(self, stream: str, root: nn.Module, target: nn.Module) -> tuple[nn.Module, str]:
+        joiner = self._joiner if stream == "rnnt" else None
+        return (target, "output") if joiner is None else joiner.place(root, target)
+
     def _take(self, stream: str, root: nn.Module | None, module: nn.Module, output: Any) -> None:
         if self._failed or root is None:
             return
         where = f"--{OPTIONS[stream]} {self.paths[stream]}"
-        logits = self._axes(stream, output, where)
-        if root.training or module.training:
+        joiner = self._joiner if stream == "rnnt" else None
+        if joiner is not None:
+            logits = joiner.logits(output, where, lambda x: self._has_ids(x, where))
+        else:
+            logits = self._axes(output, where)
+        if any(m.training for m in (root, module, *(joiner.modules if joiner else ()))):
             raise TapError(
                 "the model is in training mode",
                 where=where,
                 why="Dropout and batch statistics make every forward say something else.",
             )
-        ids = self._ids(logits, where)
-        if len(ids) != len(logits):
+        parted = joiner is not None and joiner.parted(logits)
+        ids = self._ids(logits, where, None if parted else len(logits))
+        if len(ids) != len(logits) and not parted:
+            axes = "a joint that runs on some of a batch: --accumulate" if joiner else "its axes: --layout"
             raise LengthError(
-                f"{len(ids)} ids for an output of {tuple(output.shape)}, layout {self.job['layout']}",
+                f"{len(ids)} ids for an output of {tuple(logits.shape)}",
                 where=where,
-                do="Name its axes with --layout, or say where the ids are with --ids EXPR.",
+                do=f"Say where the ids are: --ids EXPR; {axes}.",
             )
-        if self._again(stream, ids, tuple(output.shape), where):
+        got = joiner.gathered(logits, len(ids), where) if joiner else [logits]
+        if got is None or self._again(stream, ids, tuple(logits.shape), where):
             return
         if self._scribe is None:
-            self._scribe = self._open(root, logits.shape[-1])
+            alone = Shape(logits.shape[-1])
+            self._scribe = self._open(root, self._joiner.shape(module, logits) if self._joiner else alone)
             self._finder.settle()
-        elif self._scribe.root() is not root:
+        if self._scribe.root() is not root or (joiner is not None and joiner.strange(module)):
             raise TapError(
                 f"a second model ({type(root).__name__}) runs a module at this path",
                 where=where,
@@ -144,41 +159,39 @@ class Capturing:
                 do="Capture a run of the recipe that decodes with one of them.",
             )
         heard = self._heard
-        if heard is None or heard.ids != tuple(ids) or stream in heard.logits:
+        if heard is None or heard.ids != tuple(ids) or stream in heard.streams:
             self._whole()
-            heard = self._heard = self._hear(ids, self._lengths(logits, root), logits.shape[1], where)
-        if stream == "rnnt":
-            heard.labels = self._labels(logits, where)
-        # A copy: decoders edit logits in place after the layer returns them.
-        heard.logits[stream] = logits.clone() if heard.wanted else logits[:0]
-        if len(heard.logits) == len(self.paths):
+            t = 0 if logits.dim() == 2 else max(x.shape[1] for x in got)
+            # where no one tensor has the batch's B and T: one that has them, and nothing in it
+            about = logits.new_empty(len(ids), t, 0) if parted else logits
+            heard = self._heard = self._hear(ids, self._lengths(about, root), t, where)
+        if joiner is not None:
+            joiner.keep(heard, got, self._scribe.blank, where)
+        else:  # a copy: decoders edit logits in place after the layer returns them
+            heard.logits = logits.clone() if heard.wanted else logits[:0]
+        if len(heard.streams) == len(self.paths):
             self._heard = None
             if heard.wanted:
                 self._scribe.put(heard)
 
-    def _axes(self, stream: str, output: Any, where: str) -> torch.Tensor:
-        """(B, T, V), or (B, T, U+1, V), as the first axes of what a module gave."""
+    def _axes(self, output: Any, where: str) -> torch.Tensor:
+        """(B, T, V), whatever the order of a module's axes."""
         shape = tuple(output.shape) if isinstance(output, torch.Tensor) else ()
-        if stream == "rnnt":
-            if len(shape) != 4 or shape[2] == 1 == shape[1]:
-                raise TapError(
-                    f"gives {shape or type(output).__name__}, no lattice (B, T, U+1, V)",
-                    where=where,
-                    why="A decoding loop runs the joiner once a step, on the way of its own hypothesis; "
-                    "the lattice of the references is never made.",
-                    do="Capture a program that computes it whole, or let a teacher drive the joiner "
-                    "(logitstore dump).",
-                )
-            return torch.as_tensor(output).detach()
         if len(shape) != 3:
             what = shape or type(output).__name__
             raise TapError(f"gives {what}, not (B, T, V)", where=where, do="Ask logitstore probe.")
         return torch.as_tensor(output).detach().permute(LAYOUTS[self.job["layout"]])
 
+    def _has_ids(self, x: torch.Tensor, where: str) -> bool:
+        try:
+            return len(self._ids(x, where, len(x))) == len(x)
+        except UsageError:
+            return False
+
     def _hear(self, ids: list[str], lengths: list[int], t: int, where: str) -> Heard:
         """A batch, nothing of it taken yet; raises ``LengthError``."""
         assert self._scribe is not None
-        if len(lengths) != len(ids) or max(lengths) > t:
+        if len(lengths) != len(ids) or (t and max(lengths) > t):
             raise LengthError(
                 f"lengths {lengths[:8]} for {len(ids)} utterances in {t} frames",
                 where=f"{where}, {ids[0]}",
@@ -192,31 +205,13 @@ class Capturing:
     def _whole(self) -> None:
         """Raise ``TapNeverFired`` where a batch lacks one of its streams."""
         if self._heard is not None:
-            missing = [self.paths[s] for s in self.paths if s not in self._heard.logits]
+            missing = [self.paths[s] for s in self.paths if s not in self._heard.streams]
             raise TapNeverFired(
                 f"{', '.join(missing)} did not run in a batch in which the other one did",
                 where=self._heard.ids[0],
             )
 
-    def _labels(self, logits: torch.Tensor, where: str) -> tuple[tuple[int, ...], ...]:
-        """Labels of every utterance: rows of ids, padded with the blank or negative ids."""
-        assert self.labels is not None
-        assert self._scribe is not None
-        value = self.labels.value(lambda name: self._lookup(name, logits))
-        rows = [list(map(int, row)) for row in (value.tolist() if hasattr(value, "tolist") else value)]
-        for row in rows:
-            while row and (row[-1] < 0 or row[-1] == self._scribe.blank):
-                row.pop()
-        if len(rows) != len(logits) or max(map(len, rows), default=0) + 1 > logits.shape[2]:
-            raise LengthError(
-                f"labels of {len(rows)} utterances, at most {max(map(len, rows), default=0)} each, "
-                f"for a lattice of {tuple(logits.shape)}",
-                where=where,
-                do="Say where the reference labels are: --labels EXPR.",
-            )
-        return tuple(map(tuple, rows))
-
-    def _ids(self, logits: torch.Tensor, where: str) -> list[str]:
+    def _ids(self, logits: torch.Tensor, where: str, count: int | None) -> list[str]:
         if self.ids is not None and "batch" not in self.ids.names:
             return self._follow(self.ids, logits)
         if self._batch is None:
@@ -235,7 +230,7 @@ class Capturing:
             )
         if self.ids is not None:
             return self._follow(self.ids, logits)
-        found = find_ids(self._batch, logits.shape[0])
+        found = find_ids(self._batch, count)
         if not found:
             raise UsageError(
                 f"no ids of {logits.shape[0]} utterances in the batch ({_outline(self._batch)})",
@@ -303,8 +298,8 @@ class Capturing:
 
     # -- the writer --------------------------------------------------------------------------------------
 
-    def _open(self, root: nn.Module, classes: int) -> Scribe:
-        scribe = Scribe(self.job, self.session, root, classes, self._report)
+    def _open(self, root: nn.Module, shape: Shape) -> Scribe:
+        scribe = Scribe(self.job, self.session, root, self._report, shape)
         # At the end of a child that multiprocessing made, and of a program: there before the executors end,
         # which storages work with (concurrent.futures registered itself first; last in, first out).
         pid = os.getpid()

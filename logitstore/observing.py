@@ -19,8 +19,8 @@ from torch.utils.data import get_worker_info
 from .batchids import Found, find_ids, find_texts
 from .candidates import rank
 from .inject.inside import Report
-from .inject.lengths import INTEGERS, Lengths, candidates, in_variables, vectors
-from .inject.surroundings import follow_loaders, frames, live_modules, roots
+from .inject.lengths import Lengths, candidates, in_variables, vectors
+from .inject.surroundings import INTEGERS, follow_loaders, frames, live_modules, roots
 from .observe import Emitted, Observer
 
 TABLES = re.compile(

@@ -152,14 +152,14 @@ class Tap:
     def _before(self, name: str, module: nn.Module) -> Any:
         def hook(caller: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if caller is module:
-                self._catch(name, _first(args, kwargs))
+                self._catch(name, first(args, kwargs))
 
         return hook
 
     def _catcher(self, name: str) -> Callable[[tuple[Any, ...], dict[str, Any], Callable[..., Any]], Any]:
         def run(args: tuple[Any, ...], kwargs: dict[str, Any], method: Callable[..., Any]) -> Any:
             if self._side == "input":
-                self._catch(name, _first(args, kwargs))
+                self._catch(name, first(args, kwargs))
                 return method(*args, **kwargs)
             output = method(*args, **kwargs)
             self._catch(name, output)
@@ -271,5 +271,6 @@ def _method(path: str) -> str:
     return path[:-2].rpartition(".")[2]
 
 
-def _first(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+def first(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """The first argument of a call."""
     return args[0] if args else next(iter(kwargs.values()), None)

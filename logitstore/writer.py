@@ -14,7 +14,7 @@ from .constants import read as read_constants
 from .encoder import RowEncoder
 from .errors import LengthError, LogitStoreError, ManifestError, UsageError, Vanished, VocabError
 from .identity import establish, forget_empty, note_gate
-from .lattice import Form
+from .lattice import Form, Nodes
 from .layout import columns_of, make_spec
 from .manifest import check_id
 from .places import Place, open_place
@@ -145,6 +145,7 @@ class StoreWriter:
         labels: Sequence[int] | None = None,
         text: str | None = None,
         seconds: float = 0.0,
+        notes: Mapping[str, Any] | None = None,
     ) -> None:
         """Add one utterance of one's own loop; every ``shard_rows`` of them are sealed.
 
@@ -152,10 +153,11 @@ class StoreWriter:
             utt_id: unique in the store.
             ctc: (T, V) logits, torch or numpy, valid frames only.
             rnnt: (T, U+1, V) logits, or an iterable of its slices along T; or a function that gives them, for
-                forms that go through them twice.
+                forms that go through them twice; or ``(logits, nodes)`` of those nodes alone that are kept.
             labels: (U,) token ids of the lattice.
             text: reference text.
             seconds: of audio.
+            notes: what else its row says (SPEC S3, S9).
 
         Raises:
             ManifestError: an id that cannot be stored or is there already.
@@ -186,6 +188,7 @@ class StoreWriter:
             meta: dict[str, Any] = {"T": frames, "U": len(labels), "seconds": float(seconds)}
             if text is not None:
                 meta["text"] = text
+            meta.update(notes or {})
             row = self.encoder.finish(utt_id, labels, meta)
         except BaseException:
             self.encoder.drop()
@@ -200,8 +203,14 @@ class StoreWriter:
 
     def _lattice(self, stream: StreamSpec, value: Any, labels: list[int], utt_id: str) -> int:
         """Encode the nodes that a form keeps; gives T."""
-        from .picker import Picker
+        from .picker import Picker, chosen
 
+        if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], Nodes):
+            logits, nodes = value
+            rows, always = chosen(stream, logits, nodes, labels)
+            self.encoder.take(stream.name, rows, utt_id, always=always)
+            self.encoder.choose(stream.name, nodes)
+            return int(nodes.T)
         if not hasattr(value, "shape") and not callable(value) and iter(value) is value:
             raise UsageError(
                 f"{stream.encoding}/{stream.form} goes through a lattice more than once",

@@ -15,11 +15,12 @@ from torch.utils.data import get_worker_info
 
 from ..errors import TapError
 from ..registry import suggest
-from ..tap import find_module
+from ..tap import find_module, first
 from .surroundings import live_modules, outermost, roots
 
 SELDOM = 200  # times longer than a search takes, until the next one
 Ran = Callable[[str, nn.Module | None, nn.Module, Any], None]
+Place = Callable[[str, nn.Module, nn.Module], tuple[nn.Module, str]]
 
 
 class Finder:
@@ -31,6 +32,8 @@ class Finder:
         guard: around everything that may raise.
         report: told ``state`` (``found`` or ``looking``) and what is ``near`` a path that is not there.
         keep: paths of other modules of the same model, whose last output is kept in ``outputs``.
+        place: given stream, root and the module at its path, says which module to hook instead, and whether
+            its ``output`` or its ``input``.
     """
 
     def __init__(
@@ -40,12 +43,15 @@ class Finder:
         guard: Callable[[], AbstractContextManager[None]],
         report: Callable[..., None],
         keep: Iterable[str] = (),
+        place: Place = lambda stream, root, target: (target, "output"),
     ) -> None:
+        self._place = place
         self._paths, self._ran, self._guard, self._report = paths, ran, guard, report
         self._keep, self.outputs = tuple(keep), dict[str, Any]()
         self._known: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._targets: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._handles: list[Any] = []
+        self._listened: list[tuple[str, weakref.ref[nn.Module]]] = []
         self._again = 0.0
         self._meeting: Any = nn.modules.module.register_module_forward_pre_hook(self._meet)
 
@@ -91,7 +97,9 @@ class Finder:
         def keep(module: nn.Module, args: Any, output: Any) -> None:
             self.outputs[path] = output
 
-        self._handles.append(find_module(root, path).register_forward_hook(_uncompiled(keep)))
+        module = find_module(root, path)
+        self._listened.append((path, weakref.ref(module)))
+        self._handles.append(module.register_forward_hook(_uncompiled(keep)))
 
     def _meet(self, module: nn.Module, args: Any) -> None:
         """Any module is called: where it was never seen before, the model may be among the new ones.
@@ -105,6 +113,7 @@ class Finder:
             self.search()
 
     def _tap(self, stream: str, root: nn.Module, target: nn.Module) -> None:
+        target, side = self._place(stream, root, target)
         if isinstance(target, torch.jit.ScriptModule):
             raise TapError(
                 "a scripted or traced module runs no Python hook",
@@ -118,10 +127,18 @@ class Finder:
         def ran(module: nn.Module, args: Any, output: Any) -> None:
             # A hook travels with copy.deepcopy: what a copied model says is not what this one says.
             if module is target and get_worker_info() is None:
+                # Kept before it is told: its own lengths may be in it.
+                self.outputs.update((path, output) for path, kept in self._listened if kept() is module)
                 with self._guard():
                     self._ran(stream, top(), module, output)
 
-        self._handles.append(target.register_forward_hook(_uncompiled(ran)))
+        def runs(module: nn.Module, args: Any, kwargs: Any) -> None:
+            ran(module, args, first(args, kwargs))
+
+        if side == "input":
+            self._handles.append(target.register_forward_pre_hook(_uncompiled(runs), with_kwargs=True))
+        else:
+            self._handles.append(target.register_forward_hook(_uncompiled(ran)))
 
 
 def _uncompiled(hook: Any) -> Any:

@@ -13,10 +13,9 @@ from typing import Any
 import torch
 
 from ..errors import LengthError
-from .surroundings import frames
+from .surroundings import INTEGERS, frames
 
 SHORT = 0.1  # of T that the longest utterance may lack: right context, stacked frames
-INTEGERS = (torch.int64, torch.int32, torch.int16)
 
 
 @dataclass(frozen=True)
