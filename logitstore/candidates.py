@@ -8,10 +8,9 @@ from typing import Any
 from torch import nn
 
 from .head import additive
-from .observe import DECISIONS, SOFTMAX, Emitted
+from .observe import DECISIONS, FEW, SOFTMAX, Emitted
 
 NORMALISED = 1e-3  # nats: |log Σ exp| of a row of log-probabilities
-LOOP = 16  # calls a batch: a decoding loop
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,8 @@ class Candidate:
             or ``V`` (one row a call).
         shape: of its first output; ``classes``: V.
         normalised: log-probabilities already; ``logz``: the largest |log Σ exp| of a row, nats.
-        calls: a batch, at most.
+        calls: a batch, at most; ``call``: which of a few is the answer, from 0, where that shows: the only
+            one from which a class is chosen, or a log-softmax taken.
         after: what its output is given to: log_softmax, argmax, ...
         best: class that is most often the largest, and in which share of the rows.
         inputs: D of a Linear or Conv1d, 0 for others.
@@ -42,6 +42,7 @@ class Candidate:
     normalised: bool
     logz: float
     calls: int
+    call: int | None
     after: tuple[str, ...]
     best: tuple[int, float]
     inputs: int
@@ -88,6 +89,7 @@ def _candidate(said: Emitted, path: str, top: nn.Module, count: int | None, embe
         normalised=off < NORMALISED,
         logz=off,
         calls=max(said.calls.values()),
+        call=_answer(said),
         after=tuple(said.after),
         best=(best, times / said.rows),
         inputs=int(getattr(module, "in_features", 0) or getattr(module, "in_channels", 0) or 0),
@@ -100,6 +102,17 @@ def _candidate(said: Emitted, path: str, top: nn.Module, count: int | None, embe
     return replace(found, score=_score(found, head, embedded))
 
 
+def _answer(said: Emitted) -> int | None:
+    """InterCTC: heads condition layers and serve auxiliary losses by other calls."""
+    if not 1 < max(said.calls.values()) <= FEW or min(said.calls.values()) != max(said.calls.values()):
+        return None
+    for names in (("argmax", "topk", "sort"), ("log_softmax",)):
+        calls = [call for call, after in said.each.items() if set(after) & set(names)]
+        if len(calls) == 1:
+            return calls[0]
+    return None
+
+
 def _score(c: Candidate, head: bool, embedded: bool) -> float:
     """How likely it is; 0 where nothing speaks for it but its width."""
     score = 4.0 * any(a in SOFTMAX for a in c.after) + 2 * any(a in DECISIONS.values() for a in c.after)
@@ -107,7 +120,7 @@ def _score(c: Candidate, head: bool, embedded: bool) -> float:
     if not score:
         return 0.0
     score += 2 * head + (c.layout in ("BTV", "BVT", "TBV", "BTUV", "TUV"))
-    score -= 3 * c.normalised + (c.calls > 1) + 2 * (c.calls > LOOP)
+    score -= 3 * c.normalised + (c.calls > 1) + 2 * (c.calls > FEW)
     return max(score, 0.1)
 
 

@@ -19,6 +19,7 @@ from .encodings import parse_encoding
 from .errors import TapNeverFired, TeacherError, UsageError
 from .expression import Expression
 from .inject.launch import Session, run, session
+from .lattice import Form
 from .places import Place, open_place
 from .sealed import parse_entry
 from .sealing import finish_store, publish
@@ -107,7 +108,9 @@ class CaptureOptions:
             if text:
                 Expression(text, option)
         for encoding in self.streams.values():
-            parse_encoding(encoding)
+            how, found, form = encoding.partition("/")
+            parse_encoding(how)
+            Form.parse(form if found else "full")
         parse_storage(self.storage)
 
     def _require_joiner(self) -> None:

@@ -124,6 +124,8 @@ class Capturing:
         if self._failed or root is None:
             return
         where = f"--{OPTIONS[stream]} {self.paths[stream]}"
+        if self._joiner is not None:
+            self._joiner.runs(root)
         joiner = self._joiner if stream == "rnnt" else None
         if joiner is not None:
             logits = joiner.logits(output, where, lambda x: self._has_ids(x, where))
@@ -151,7 +153,7 @@ class Capturing:
             alone = Shape(logits.shape[-1])
             self._scribe = self._open(root, self._joiner.shape(module, logits) if self._joiner else alone)
             self._finder.settle()
-        if self._scribe.root() is not root or (joiner is not None and joiner.strange(module)):
+        if self._scribe.root() is not root:
             raise TapError(
                 f"a second model ({type(root).__name__}) runs a module at this path",
                 where=where,

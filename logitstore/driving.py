@@ -99,7 +99,7 @@ def resolve(root: nn.Module, job: dict[str, Any]) -> Driven:
     """The transducer of a model, by the job's ``joiner``, ``encoder`` and ``drive``; raises ``TapError``."""
     where, blank = f"--joiner {job['joiner']}", job["blank"]
     if job["drive"]:
-        found: Found | None = Found("script", "", _script(job["drive"], root, blank))
+        found: Found | None = Found("script", "", job["joiner"], _script(job["drive"], root, blank))
     else:
         found = find(root, job["joiner"], blank)
     if found is None:
@@ -153,6 +153,8 @@ class Lattices:
         driven: its transducer.
         table: token table.
         job: see ``logitstore.capture``: ``durations``, ``tokens``, ``bpe``, ``greedy``.
+
+    ``labels_from`` says where labels come from that the recipe does not give, for the user.
     """
 
     def __init__(self, driven: Driven, table: TokenTable, job: dict[str, Any]) -> None:
@@ -160,15 +162,14 @@ class Lattices:
         self.model = self._drive.model
         self._durations, self._table = job["durations"], table
         own: Callable[[str], list[int]] | None = getattr(self._drive, "labels", None)
+        how = "by the model's own tokenizer"
         if job["bpe"] or (own is None and job["tokens"]):
-            own = Tokeniser(table, job["bpe"]).labels
+            tokeniser = Tokeniser(table, job["bpe"])
+            own, how = tokeniser.labels, tokeniser.how
         self._split = None if job["greedy"] else own
+        said = f"the batch's texts, {how}; without texts the teacher's own decode"
+        self.labels_from = "the teacher's own decode" if self._split is None else said
         self._joining: Joining | None = None
-
-    @property
-    def labels_from(self) -> str:
-        """Where the labels of a batch with texts come from, for the user."""
-        return "the teacher's own decode" if self._split is None else "the batch's texts, where it has any"
 
     def transducer(self, output: Any, b: int, labels: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """As a teacher's; ``output`` is the valid frames of each utterance."""

@@ -31,7 +31,8 @@ class Joiner:
         self._job, self._lookup, self._say = job, lookup, say
         self._labels = Expression(job["labels"], "--labels") if job["labels"] else None
         self._ranges = Expression(job["ranges"], "--ranges") if job["ranges"] else None
-        self._pieces, self._layout, self._seen = Pieces(), "", False
+        self._pieces, self._layout = Pieces(), ""
+        self._met: list[tuple[nn.Module, Driven]] = []  # root and transducer of every model, until one runs
         self.driven: Driven | None = None
 
     @property
@@ -48,13 +49,18 @@ class Joiner:
         """What to hook: the module itself, or the encoder that its lattice is driven from."""
         if not self._job["driven"]:
             return target, "output"
-        self.driven = resolve(root, self._job)
-        self._say(encoder=self.driven.where.removeprefix("--encoder "))
-        return self.driven.encoder, self.driven.side
+        met = resolve(root, self._job)
+        if self.driven is None:
+            self._met.append((root, met))
+        return met.encoder, met.side
 
-    def strange(self, module: nn.Module) -> bool:
-        """Whether this is the encoder of another model than the one whose joiner is driven."""
-        return self.driven is not None and module is not self.driven.encoder
+    def runs(self, root: nn.Module) -> None:
+        """A model runs: its joiner is the one to drive, whatever others there are."""
+        found = next((met for top, met in self._met if top is root), None)
+        if self.driven is None and found is not None:
+            self.driven = found
+            self._met.clear()
+            self._say(encoder=found.where.removeprefix("--encoder "))
 
     def logits(self, output: Any, where: str, has_ids: Callable[[torch.Tensor], bool]) -> torch.Tensor:
         """(B, T, U+1, V) or (N, V) of what it gave; or (B, T, D) of the encoder; raises ``TapError``.

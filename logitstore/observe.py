@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 ROWS = 512  # of one output that are looked at
 CALLS = 4  # of one module in one batch that are looked at
+FEW = 16  # calls of one module in one batch; more are a decoding loop
 WIDTH = 4  # classes, at least
 SOFTMAX = ("log_softmax", "softmax", "logsumexp")
 DECISIONS = {"argmax": "argmax", "topk": "topk", "max": "argmax", "ctc_loss": "ctc_loss", "sort": "sort"}
@@ -48,6 +49,7 @@ class Emitted:
         best: how often each class was the largest of a row; rows looked at.
         after: functions that were given its output, or a view of it, in order.
         constant: whether every row holds one value only.
+        each: of each of its first calls in a batch, what it was given to.
     """
 
     module: nn.Module
@@ -61,6 +63,12 @@ class Emitted:
     rows: int = 0
     after: list[str] = field(default_factory=list)
     constant: bool = True
+    each: dict[int, list[str]] = field(default_factory=dict)
+
+    def became(self, call: int, name: str) -> None:
+        """Note that the output of a call was given to a function."""
+        for names in (self.after, self.each.setdefault(call, []) if call < FEW else []):
+            names += [name] if name not in names else []
 
 
 class Observer(TorchFunctionMode):
@@ -72,7 +80,8 @@ class Observer(TorchFunctionMode):
         self.batch = 0
         self.on_output: Any = None  # told (module, output, Emitted or None) of every module call
         # by id of a tensor: it, who gave it, and whether it still is what was given (or a softmax of it)
-        self._origins: dict[int, tuple[weakref.ref[torch.Tensor], Emitted, bool]] = {}
+        # and in which call of the batch
+        self._origins: dict[int, tuple[weakref.ref[torch.Tensor], Emitted, bool, int]] = {}
         self._hook: Any = None
 
     def __enter__(self) -> Self:
@@ -91,25 +100,25 @@ class Observer(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if args and isinstance(args[0], torch.Tensor) and (origin := self._origin(args[0])) is not None:
             said = name if name in SOFTMAX else DECISIONS.get(name, "")
+            _, _, same, call = self._origins[id(args[0])]
             if said:
-                origin.after += [said] if said not in origin.after else []
+                origin.became(call, said)
                 if name in SOFTMAX:
-                    self._remember(out, origin, same=False)
+                    self._remember(out, origin, call, same=False)
             elif name in SAME:
-                same = self._origins[id(args[0])][2]
                 for tensor in out if isinstance(out, list | tuple) else (out,):
-                    self._remember(tensor, origin, same=same)
+                    self._remember(tensor, origin, call, same=same)
         return out
 
     def _origin(self, tensor: torch.Tensor) -> Emitted | None:
         found = self._origins.get(id(tensor))
         return found[1] if found is not None and found[0]() is tensor else None
 
-    def _remember(self, tensor: Any, origin: Emitted, *, same: bool = True) -> None:
+    def _remember(self, tensor: Any, origin: Emitted, call: int, *, same: bool = True) -> None:
         if isinstance(tensor, torch.Tensor):
             if len(self._origins) > 4096:
                 self._origins = {k: v for k, v in self._origins.items() if v[0]() is not None}
-            self._origins[id(tensor)] = (weakref.ref(tensor), origin, same)
+            self._origins[id(tensor)] = (weakref.ref(tensor), origin, same, call)
 
     def _ran(self, module: nn.Module, args: Any, output: Any) -> None:
         emitted = None
@@ -136,7 +145,7 @@ class Observer(TorchFunctionMode):
         said.calls[self.batch] += 1
         if tuple(tensor.shape) not in said.shapes and len(said.shapes) < CALLS:
             said.shapes.append(tuple(tensor.shape))
-        self._remember(tensor, said)
+        self._remember(tensor, said, said.calls[self.batch] - 1)
         if said.calls[self.batch] <= CALLS:
             _measure(said, tensor)
         return said

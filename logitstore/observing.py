@@ -8,6 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,14 @@ from torch.utils.data import get_worker_info
 
 from .batchids import Found, find_ids, find_texts
 from .candidates import rank
+from .drives import Found as Drivable
+from .drives import search
+from .errors import TapPathError
 from .inject.inside import Report
 from .inject.lengths import Lengths, candidates, in_variables, vectors
 from .inject.surroundings import INTEGERS, follow_loaders, frames, live_modules, roots
 from .observe import Emitted, Observer
+from .tap import find_module
 
 TABLES = re.compile(
     r"(^|[._-])(tokens?|units?|dict|vocab|vocabulary|words|lang_char|bpe)[._-]?.*\.(txt|json|model)$", re.I
@@ -53,10 +58,13 @@ class Observing:
         self._first: nn.Module | None = None
         self._notes, self._try_at = 0, self._batches
         self._lengths: dict[nn.Module, list[Lengths]] = {}
+        self._at_encoder: dict[nn.Module, list[Lengths]] = {}
         self._labels: dict[nn.Module, list[str]] = {}
         self._variables: dict[nn.Module, dict[str, list[Found]]] = {}
         self._vectors: list[tuple[nn.Module, str, torch.Tensor]] = []
         self._opened: list[str] = []
+        # model, drive, encoder and joiner, once the first batch has passed
+        self._joiners: list[tuple[str, Drivable, nn.Module, nn.Module]] = []
         self._over = False
         sys.addaudithook(self._audit)
         follow_loaders(self._noted)
@@ -74,6 +82,8 @@ class Observing:
         self._notes += 1
         if self._notes > self._batches:
             self._enough()
+        if self._notes == 2:
+            self._seek()
         self._batch = batch
         self._ids = self._ids or find_ids(batch)
         self._next()
@@ -95,6 +105,35 @@ class Observing:
         self._vectors += [(module, rest, tensor) for rest, tensor in vectors(output, "")]
         if said is not None and len(said.shape) >= 3 and said.calls[self._observer.batch] <= 1:
             self._surroundings(module, said)
+        for _, found, encoder, _ in self._joiners:
+            if module is encoder and found.drive.side == "output":
+                self._encoded(module, found, output)
+
+    def _seek(self) -> None:
+        """Transducers whose joiner capture can drive."""
+        for top in roots(live_modules()):
+            for found in search(top):
+                encoder = found.encoder.removeprefix("input:")
+                with suppress(TapPathError):
+                    parts = find_module(top, encoder), find_module(top, found.joint)
+                    self._joiners.append((type(top).__name__, found, *parts))
+
+    def _encoded(self, module: nn.Module, found: Drivable, output: Any) -> None:
+        """Where the lengths are when capture takes the encoder's output."""
+        queue, enc = [output], None
+        while queue and enc is None:
+            item = queue.pop(0)
+            if isinstance(item, torch.Tensor):
+                enc = item if item.dim() == 3 and item.is_floating_point() else None
+            elif isinstance(item, list | tuple):
+                queue[:0] = list(item)
+        count = self._count()
+        if enc is None or count is None or module in self._at_encoder:
+            return
+        axes = [n for n, size in enumerate(enc.shape) if size not in (count, found.drive.width)]
+        t = enc.shape[axes[0]] if len(axes) == 1 else enc.shape[1]
+        own = ((f"{id(m)}{rest}", v) for m, rest, v in reversed(self._vectors))
+        self._at_encoder[module] = [f for f in candidates(own, count, t) if max(f.values) == t]
 
     def _surroundings(self, module: nn.Module, said: Emitted) -> None:
         """Where lengths and ids are while a module that may be the head runs."""
@@ -150,8 +189,29 @@ class Observing:
             ids=_told(self._ids),
             texts=texts.expression if texts else "",
             opened=list(dict.fromkeys(self._opened)),
+            joiners=self._told_joiners(paths),
         )
         return True
+
+    def _told_joiners(self, paths: dict[nn.Module, str]) -> list[dict[str, Any]]:
+        """What capture can drive; ``ran``: how often a batch a part of the joiner did."""
+        if not self._joiners:
+            self._seek()
+        told = []
+        for model, found, encoder, joint in self._joiners:
+            seen = [self._observer.emitted[m] for m in joint.modules() if m in self._observer.emitted]
+            told.append(
+                {
+                    "convention": found.name,
+                    "model": model,
+                    "joiner": found.joint,
+                    "encoder": found.encoder,
+                    "classes": found.drive.classes,
+                    "ran": max((max(s.calls.values()) for s in seen), default=0),
+                    "lengths": _told([_named(f, paths) for f in self._at_encoder.get(encoder, [])]),
+                }
+            )
+        return told
 
 
 def _told(found: Sequence[Found | Lengths]) -> list[dict[str, Any]]:

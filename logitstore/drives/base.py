@@ -64,10 +64,11 @@ class Convention(Protocol):
 
 @dataclass(frozen=True)
 class Found:
-    """A drive, the convention that fits, and where the joiner's owner is below the model."""
+    """A drive, the convention that fits, and where the joiner and its owner are below the model."""
 
     name: str
     owner: str
+    joint: str
     drive: Drive
 
     @property
@@ -92,11 +93,27 @@ def find(model: nn.Module, path: str, blank: int | None = None) -> Found | None:
             owner, joint = find_module(model, above), find_module(model, ".".join(parts[:n]))
         except TapPathError:
             continue
-        for name in registry.names(__package__):
-            known = cast(Convention, registry.load(__package__, name))
+        for name, known in _conventions():
             if known.fits(owner, joint):
-                return Found(name, above, known.Transducer(owner, parts[n - 1], blank))
+                drive = known.Transducer(owner, parts[n - 1], blank)
+                return Found(name, above, ".".join(parts[:n]), drive)
     return None
+
+
+def search(model: nn.Module) -> list[Found]:
+    """The drives of all joiners in a model whose convention is known."""
+    found = []
+    for path, owner in model.named_modules():
+        for child, joint in owner.named_children():
+            name = next((n for n, known in _conventions() if known.fits(owner, joint)), "")
+            if name and (one := find(model, f"{path}.{child}" if path else child)) is not None:
+                found.append(one)
+    return found
+
+
+def _conventions() -> list[tuple[str, Convention]]:
+    names = registry.names(__package__)
+    return [(name, cast(Convention, registry.load(__package__, name))) for name in names]
 
 
 class Shared:

@@ -16,8 +16,8 @@ from .base import Shared, has, takes
 
 def fits(owner: nn.Module, joint: nn.Module) -> bool:
     """A ``joint`` with a ``head``, told its sides by their names, and a ``decoder``."""
-    sides = takes(joint, "encoder_hidden_states") and takes(joint, "decoder_hidden_states")
-    return sides and has(joint, "head") and has(owner, "decoder", "config")
+    sides = ("encoder_hidden_states", "decoder_hidden_states")
+    return has(joint, "head") and has(owner, "decoder", "config") and all(takes(joint, s) for s in sides)
 
 
 class Transducer(Shared):

@@ -12,7 +12,7 @@ from .base import Shared, has, takes
 
 def fits(owner: nn.Module, joint: nn.Module) -> bool:
     """A ``joint`` that can be told not to project, and a ``predictor``."""
-    return takes(joint, "pre_project") and has(owner, "predictor")
+    return has(owner, "predictor") and takes(joint, "pre_project")
 
 
 class Transducer(Shared):
