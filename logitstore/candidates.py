@@ -9,6 +9,7 @@ from torch import nn
 
 from .head import additive
 from .observe import DECISIONS, FEW, SOFTMAX, Emitted
+from .products import PREFIX
 
 NORMALISED = 1e-3  # nats: |log Σ exp| of a row of log-probabilities
 
@@ -18,7 +19,8 @@ class Candidate:
     """A module that emits something as wide as the token table may be.
 
     Attributes:
-        path: below the outermost module that has it; ``model``: the class of that.
+        path: below the outermost module that has it, or ``fn:PATH.weight`` of a product with its weight;
+            ``model``: the class of that.
         kind: class of the module.
         layout: ``BTV``, ``BVT``, ``TBV``, ``BTUV``, ``TUV`` (of one utterance), ``NV`` (packed),
             or ``V`` (one row a call).
@@ -80,7 +82,7 @@ def _candidate(said: Emitted, path: str, top: nn.Module, count: int | None, embe
     module, off = said.module, max(abs(said.logz[0]), abs(said.logz[1]))
     best, times = said.best.most_common(1)[0]
     found = Candidate(
-        path=path,
+        path=f"{PREFIX}{path}.{said.weight}" if said.weight else path,
         model=type(top).__name__,
         kind=type(module).__name__,
         layout=_layout(said, count),

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import get_worker_info
 
 from .batchids import find_ids, find_texts
 from .errors import LengthError, TapError, TapFiredTwice, TapNeverFired, UsageError
@@ -25,6 +26,7 @@ from .inject.inside import Report
 from .inject.lengths import Lengths, candidates, choose, in_variables, vectors
 from .inject.surroundings import follow_loaders, variable
 from .joiner import Joiner
+from .products import PREFIX, Watch, split
 from .scribe import Heard, Scribe, Shape
 from .tap import LAYOUTS
 
@@ -47,6 +49,7 @@ class Capturing:
     def __init__(self, job: dict[str, Any], session: Path) -> None:
         self.job, self.session = job, session
         self.paths = {s: str(job[o]) for s, o in OPTIONS.items() if job[o]}
+        self._watch_products, self._multiplied = Watch(self._product), False
         self.ids = Expression(job["ids"], "--ids") if job["ids"] else None
         self.lengths = Expression(job["lengths"], "--lengths") if job["lengths"] else None
         self._batch: Any = None
@@ -56,9 +59,12 @@ class Capturing:
         self._begin()
         if "rnnt" in self.paths:
             self._joiner = Joiner(job, self._lookup, lambda **said: self._report.write(**said))
+        if "ctc" in self.paths:  # the first mode there is: nothing stands below it
+            self._watch_products.__enter__()  # type: ignore[no-untyped-call]
         follow_loaders(self._noted)
         keep = self.lengths.modules if self.lengths else ()
-        self._finder = Finder(self.paths, self._take, self._guard, self._tell, keep, self._place)
+        owners = {s: split(p)[0] if p.startswith(PREFIX) else p for s, p in self.paths.items()}
+        self._finder = Finder(owners, self._take, self._guard, self._tell, keep, self._place)
         # until it is known where the lengths are: what every module returned in this batch
         self._vectors: list[tuple[weakref.ref[nn.Module], str, torch.Tensor]] = []
         self._watcher: Any = None
@@ -93,6 +99,8 @@ class Capturing:
         if self._source is None or source is not self._source():
             self._source, self._yielded = weakref.ref(source), 0
             self._finder.search(seldom=True)
+        if self._scribe is not None and not self._watch_products.busy:
+            self._watch_products.remove()
         self._batch = batch
         self._yielded += 1
         self._serial += 1
@@ -117,8 +125,25 @@ class Capturing:
             raise
 
     def _place(self, stream: str, root: nn.Module, target: nn.Module) -> tuple[nn.Module, str]:
-        joiner = self._joiner if stream == "rnnt" else None
-        return (target, "output") if joiner is None else joiner.place(root, target)
+        if stream == "rnnt" and self._joiner is not None:
+            return self._joiner.place(root, target)
+        asked = self.paths[stream]
+        by_name = asked.startswith(PREFIX)
+        weight = split(asked)[1] if by_name else "weight"
+        if isinstance(getattr(target, weight, None), torch.Tensor):
+            self._watch_products.add(stream, target, weight)
+        elif by_name:
+            raise TapError(f"{type(target).__name__} has no {weight!r}", where=f"--{OPTIONS[stream]} {asked}")
+        return target, "" if by_name else "output"
+
+    def _product(self, stream: str, module: nn.Module, given: torch.Tensor, output: torch.Tensor) -> None:
+        """A head that does not run itself: somebody multiplies with its weight."""
+        if get_worker_info() is None:
+            with self._guard():
+                if not self._multiplied:
+                    self._multiplied = True
+                    self._report.write(ctc=f"a product with the weight of {split(self.paths[stream])[0]}")
+                self._take(stream, self._finder.root_of(module), module, output)
 
     def _take(self, stream: str, root: nn.Module | None, module: nn.Module, output: Any) -> None:
         if self._failed or root is None:
@@ -150,6 +175,8 @@ class Capturing:
         if got is None or self._again(stream, ids, tuple(logits.shape), where):
             return
         if self._scribe is None:
+            if stream == "ctc" and not self._multiplied:
+                self._watch_products.clear()  # a module that runs needs no watching
             alone = Shape(logits.shape[-1])
             self._scribe = self._open(root, self._joiner.shape(module, logits) if self._joiner else alone)
             self._finder.settle()
@@ -321,6 +348,7 @@ class Capturing:
     def stop(self) -> None:
         """Remove every hook from every module."""
         self._finder.stop()
+        self._watch_products.remove()
         if self._watcher is not None:
             self._watcher.remove()
             self._watcher = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -11,6 +12,9 @@ from typing import Any, Self
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
+
+from .inject.surroundings import live_modules
+from .products import Products
 
 ROWS = 512  # of one output that are looked at
 CALLS = 4  # of one module in one batch that are looked at
@@ -50,6 +54,7 @@ class Emitted:
         after: functions that were given its output, or a view of it, in order.
         constant: whether every row holds one value only.
         each: of each of its first calls in a batch, what it was given to.
+        weight: name of the module's weight that a function multiplied with, where the module did not run.
     """
 
     module: nn.Module
@@ -64,6 +69,7 @@ class Emitted:
     after: list[str] = field(default_factory=list)
     constant: bool = True
     each: dict[int, list[str]] = field(default_factory=dict)
+    weight: str = ""
 
     def became(self, call: int, name: str) -> None:
         """Note that the output of a call was given to a function."""
@@ -77,6 +83,10 @@ class Observer(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.emitted: dict[nn.Module, Emitted] = {}
+        self.products: dict[nn.Module, Emitted] = {}  # of functions with a module's weight
+        self._products = Products(self._whose)
+        self._weights: dict[int, tuple[weakref.ref[nn.Module], int]] = {}  # by address
+        self._weighed = -1  # the batch in which they were looked for
         self.batch = 0
         self.on_output: Any = None  # told (module, output, Emitted or None) of every module call
         # by id of a tensor: it, who gave it, and whether it still is what was given (or a softmax of it)
@@ -98,6 +108,11 @@ class Observer(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
+        if (found := self._products.seen(name, args, kwargs or {}, out)) is not None:
+            with torch._C.DisableTorchFunction():
+                emitted = self._look(found[0], out, "weight")
+                if self.on_output is not None:
+                    self.on_output(found[0], out, emitted)
         if args and isinstance(args[0], torch.Tensor) and (origin := self._origin(args[0])) is not None:
             said = name if name in SOFTMAX else DECISIONS.get(name, "")
             _, _, same, call = self._origins[id(args[0])]
@@ -129,7 +144,17 @@ class Observer(TorchFunctionMode):
             if self.on_output is not None:
                 self.on_output(module, output, emitted)
 
-    def _look(self, module: nn.Module, tensor: torch.Tensor) -> Emitted | None:
+    def _whose(self, tensor: torch.Tensor) -> nn.Module | None:
+        if self._weighed != self.batch:
+            self._weighed = self.batch
+            self._weights = {_weight(m): (weakref.ref(m), m.weight.numel()) for m in weighty()}
+        try:
+            found = self._weights.get(tensor.data_ptr())
+        except RuntimeError:  # no storage, while something traces
+            return None
+        return found[0]() if found is not None and found[1] == tensor.numel() else None
+
+    def _look(self, module: nn.Module, tensor: torch.Tensor, weight: str = "") -> Emitted | None:
         inner = self._origin(tensor)
         if inner is not None and inner.module is not module and self._origins[id(tensor)][2]:
             return None  # a container, that gives what something inside it gave
@@ -139,9 +164,10 @@ class Observer(TorchFunctionMode):
         classes = int(tensor.shape[axis])
         if classes < WIDTH or not tensor.numel():
             return None
-        said = self.emitted.get(module)
+        table = self.products if weight else self.emitted
+        said = table.get(module)
         if said is None or said.classes != classes:
-            said = self.emitted[module] = Emitted(module, tuple(tensor.shape), axis, classes)
+            said = table[module] = Emitted(module, tuple(tensor.shape), axis, classes, weight=weight)
         said.calls[self.batch] += 1
         if tuple(tensor.shape) not in said.shapes and len(said.shapes) < CALLS:
             said.shapes.append(tuple(tensor.shape))
@@ -149,6 +175,18 @@ class Observer(TorchFunctionMode):
         if said.calls[self.batch] <= CALLS:
             _measure(said, tensor)
         return said
+
+
+def weighty() -> Iterator[Any]:
+    """Every live module with a weight of its own that has two axes or more."""
+    for module in live_modules():
+        weight = module._parameters.get("weight")
+        if weight is not None and weight.dim() > 1:
+            yield module
+
+
+def _weight(module: Any) -> int:
+    return int(module.weight.data_ptr())
 
 
 def _measure(said: Emitted, tensor: torch.Tensor) -> None:

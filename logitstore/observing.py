@@ -26,6 +26,7 @@ from .inject.inside import Report
 from .inject.lengths import Lengths, candidates, in_variables, vectors
 from .inject.surroundings import INTEGERS, follow_loaders, frames, live_modules, roots
 from .observe import Emitted, Observer
+from .products import PREFIX, split
 from .tap import find_module
 
 TABLES = re.compile(
@@ -151,7 +152,7 @@ class Observing:
         return len(self._ids[0].values) if self._ids else None
 
     def _ended(self, pid: int) -> None:
-        if pid == os.getpid() and not self._over and self._observer.emitted:
+        if pid == os.getpid() and not self._over and (self._observer.emitted or self._observer.products):
             self.say("ended")
 
     def _enough(self) -> None:
@@ -169,22 +170,24 @@ class Observing:
         """Write the report, if there is any candidate."""
         tops, count = roots(live_modules()), self._count()
         paths = {m: n for top in tops for n, m in top.named_modules()}
-        modules = {n: m for m, n in paths.items() if m in self._observer.emitted}
-        ranked = rank(list(self._observer.emitted.values()), tops, count, self._classes)
+        seen = [*self._observer.emitted.values(), *self._observer.products.values()]
+        known = {s.module for s in seen}
+        modules = {n: m for m, n in paths.items() if m in known}
+        ranked = rank(seen, tops, count, self._classes)
         if not ranked:
             return False
         told = []
         for candidate in ranked[:64]:
-            module = modules[candidate.path]
+            module = modules[_path(candidate.path)]
             lengths = [_named(f, paths) for f in self._lengths.get(module, [])]
             variables = _changing(self._variables.get(module, {}))
             labels = self._labels.get(module, [])
-            seen = {"lengths": _told(lengths), "variables": _told(variables), "labels": labels}
-            told.append({**candidate.to_json(), **seen})
+            beside = {"lengths": _told(lengths), "variables": _told(variables), "labels": labels}
+            told.append({**candidate.to_json(), **beside})
         texts = find_texts(self._batch, count) if count else None
         self._report.write(
             state=state,
-            batches=len(self._observer.emitted[modules[ranked[0].path]].calls),
+            batches=max(len(s.calls) for s in seen if s.module is modules[_path(ranked[0].path)]),
             candidates=told,
             ids=_told(self._ids),
             texts=texts.expression if texts else "",
@@ -212,6 +215,11 @@ class Observing:
                 }
             )
         return told
+
+
+def _path(candidate: str) -> str:
+    """Of the module, whether it ran or only its weight was used."""
+    return split(candidate)[0] if candidate.startswith(PREFIX) else candidate
 
 
 def _told(found: Sequence[Found | Lengths]) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from torch import nn
 
 from . import registry
 from .errors import LengthError, TapError, TapFiredTwice, TapNeverFired, TapPathError
+from .products import PREFIX, Watch, split
 
 WRAPPERS = ("module", "_orig_mod")  # DataParallel / DDP, torch.compile
 LAYOUTS = {"BTV": (0, 1, 2), "BVT": (0, 2, 1), "TBV": (1, 0, 2)}
@@ -72,7 +73,8 @@ class Tap:
     """Hooks on named modules of a model.
 
     A path that ends in ``()`` names a method, ``joint.joint_after_projection()`` or ``ctc.head.forward()``:
-    for logits that are made without calling a module.
+    for logits that are made without calling a module. One that begins with ``fn:`` names a weight,
+    ``fn:ctc_lo.weight``: for logits that are a product with it (``F.linear``, ``matmul``).
 
     Args:
         model: any ``nn.Module``; wrappers are looked through.
@@ -121,7 +123,12 @@ class Tap:
 
     def __enter__(self) -> Self:
         for name, module in self._modules.items():
-            if self._paths[name].endswith("()"):
+            if self._paths[name].startswith(PREFIX):
+                watch = Watch(self._product)
+                watch.add(name, module, split(self._paths[name])[1])
+                watch.__enter__()  # type: ignore[no-untyped-call]
+                self._handles.append(watch)
+            elif self._paths[name].endswith("()"):
                 self._handles.append(_Method(module, _method(self._paths[name]), self._catcher(name)))
             elif self._side == "input":  # before the module runs: it may work in place
                 hook = self._before(name, module)
@@ -155,6 +162,9 @@ class Tap:
                 self._catch(name, first(args, kwargs))
 
         return hook
+
+    def _product(self, name: str, module: nn.Module, given: torch.Tensor, output: torch.Tensor) -> None:
+        self._catch(name, given if self._side == "input" else output)
 
     def _catcher(self, name: str) -> Callable[[tuple[Any, ...], dict[str, Any], Callable[..., Any]], Any]:
         def run(args: tuple[Any, ...], kwargs: dict[str, Any], method: Callable[..., Any]) -> Any:
@@ -205,8 +215,9 @@ class Tap:
                 where=where,
                 why="A scripted or bypassed module runs no hook; nor does one that torch.compile compiled "
                 "before the tap opened.",
-                do="Open the tap before the first compiled batch, or tap another module or a method: "
-                "logitstore probe lists the candidates.",
+                do="Open the tap before the first compiled batch, or tap another module, a method, or the "
+                f"product with its weight ({PREFIX}{self._paths[name]}.weight): logitstore probe lists "
+                "the candidates.",
             )
         if name in self._keep:
             value = self._chosen(caught, self._keep[name], where)
@@ -253,6 +264,17 @@ class _Method:
 
 
 def _owner(model: nn.Module, path: str) -> nn.Module:
+    if path.startswith(PREFIX):
+        above, name = split(path)
+        module = find_module(model, above)
+        if not isinstance(getattr(module, name, None), torch.Tensor):
+            known = [n for n, p in module.named_parameters(recurse=False) if p.dim() > 1]
+            raise TapPathError(
+                f"{type(module).__name__} has no weight {name!r}",
+                where=f"tap {path!r}",
+                do=registry.suggest(name, known),
+            )
+        return module
     if not path.endswith("()"):
         return find_module(model, path)
     module = find_module(model, path[:-2].rpartition(".")[0])

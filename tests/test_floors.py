@@ -53,6 +53,7 @@ FLOORS = [
     "gpu",
     "machine",
     "doctor",
+    "products",
     "tap",
     "head",
     "tokenise",
@@ -106,7 +107,7 @@ FLOORS = [
     "cli",
     "__main__",
 ]
-FIRST_WITH_TORCH = "tap"
+FIRST_WITH_TORCH = "products"
 # (module, what it imports from above or before its time, why that is allowed)
 ALLOWED_INSIDE_FUNCTIONS = {
     ("gpu", "torch"): "only looking at GPUs runs torch, judging what was found does not",

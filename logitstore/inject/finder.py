@@ -33,7 +33,7 @@ class Finder:
         report: told ``state`` (``found`` or ``looking``) and what is ``near`` a path that is not there.
         keep: paths of other modules of the same model, whose last output is kept in ``outputs``.
         place: given stream, root and the module at its path, says which module to hook instead, and whether
-            its ``output`` or its ``input``.
+            its ``output`` or its ``input``; neither: it is watched otherwise.
     """
 
     def __init__(
@@ -50,6 +50,9 @@ class Finder:
         self._keep, self.outputs = tuple(keep), dict[str, Any]()
         self._known: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._targets: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self._roots: weakref.WeakKeyDictionary[nn.Module, weakref.ref[nn.Module]] = (
+            weakref.WeakKeyDictionary()
+        )
         self._handles: list[Any] = []
         self._listened: list[tuple[str, weakref.ref[nn.Module]]] = []
         self._again = 0.0
@@ -91,6 +94,11 @@ class Finder:
         elif self._meeting is not None:
             self._report(state="found")
 
+    def root_of(self, target: nn.Module) -> nn.Module | None:
+        """The outermost module that a found one lies in."""
+        found = self._roots.get(target)
+        return found() if found is not None else None
+
     def listen(self, root: nn.Module, path: str) -> None:
         """Keep the last output of another module."""
 
@@ -113,6 +121,7 @@ class Finder:
             self.search()
 
     def _tap(self, stream: str, root: nn.Module, target: nn.Module) -> None:
+        self._roots[target] = weakref.ref(root)
         target, side = self._place(stream, root, target)
         if isinstance(target, torch.jit.ScriptModule):
             raise TapError(
@@ -137,7 +146,7 @@ class Finder:
 
         if side == "input":
             self._handles.append(target.register_forward_pre_hook(_uncompiled(runs), with_kwargs=True))
-        else:
+        elif side == "output":
             self._handles.append(target.register_forward_hook(_uncompiled(ran)))
 
 
