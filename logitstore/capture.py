@@ -26,7 +26,16 @@ from .sealing import finish_store, publish
 from .storage import parse_storage
 
 ENCODINGS = {"ctc": "dense", "rnnt": "topk:16"}
-NOTES = ("ids", "lengths", "encoder", "labels", "ranges", "rnnt", "ctc")  # of a report, said to the user
+NOTES = (
+    "ids",
+    "lengths",
+    "encoder",
+    "labels",
+    "ranges",
+    "rnnt",
+    "ctc",
+    "eval",
+)  # of a report, said to the user
 
 
 @dataclass(frozen=True)

@@ -156,7 +156,8 @@ class Capturing:
             logits = joiner.logits(output, where, lambda x: self._has_ids(x, where))
         else:
             logits = self._axes(output, where)
-        if any(m.training for m in (root, module, *(joiner.modules if joiner else ()))):
+        # A mere wrapper is not always told (SpeechBrain's inference classes); what it holds is.
+        if module.training or (root.training and any(m.training for m in root.children())):
             raise TapError(
                 "the model is in training mode",
                 where=where,

@@ -61,17 +61,13 @@ class Driven:
         """V, and durations that the drive does not know of; asked of the joiner itself if need be."""
         if self.drive.classes:
             return self.drive.classes
-        with unnoticed(enc.device):
+        with unnoticed(enc.device, self.drive.model):
             return int(self.drive.join(*sides(self.drive, enc[0, :1], [])).shape[-1])
 
     def encoded(self, value: Any) -> torch.Tensor:
-        """The first (…, …, D) of what the module gave, in whatever it is packed; raises ``TapError``."""
-        queue = [value]
-        while queue:
-            item = queue.pop(0)
-            if isinstance(item, torch.Tensor) and item.is_floating_point() and item.dim() == 3:
-                return item.detach()
-            queue[:0] = list(item.values() if isinstance(item, dict) else item) if _holds(item) else []
+        """Frames in what the module gave; raises ``TapError`` where there are none."""
+        if (found := frames_in(value)) is not None:
+            return found
         what = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
         raise TapError(
             f"gives {what}, no frames (B, T, D)",
@@ -154,7 +150,8 @@ class Lattices:
         table: token table.
         job: see ``logitstore.capture``: ``durations``, ``tokens``, ``bpe``, ``greedy``.
 
-    ``labels_from`` says where labels come from that the recipe does not give, for the user.
+    ``labels_from`` says where labels come from that the recipe does not give, for the user; ``in_training``
+    is how many modules the recipe left in training mode, which here run in eval.
     """
 
     def __init__(self, driven: Driven, table: TokenTable, job: dict[str, Any]) -> None:
@@ -168,6 +165,7 @@ class Lattices:
             own, how = tokeniser.labels, tokeniser.how
         self._split = None if job["greedy"] else own
         said = f"the batch's texts, {how}; without texts the teacher's own decode"
+        self.in_training = sum(m.training for m in self.model.modules())
         self.labels_from = "the teacher's own decode" if self._split is None else said
         self._joining: Joining | None = None
 
@@ -217,12 +215,30 @@ class Lattices:
         return self._joining
 
 
+def frames_in(value: Any) -> torch.Tensor | None:
+    """The first tensor of real numbers with three axes, in lists, tuples and dicts of whatever depth."""
+    if isinstance(value, torch.Tensor):
+        return value.detach() if value.is_floating_point() and value.dim() == 3 else None
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return next((x for item in inner if (x := frames_in(item)) is not None), None)
+
+
 @contextmanager
-def unnoticed(device: torch.device) -> Iterator[None]:
-    """What runs here leaves the recipe's random numbers as they were, and keeps no graph."""
+def unnoticed(device: torch.device, model: nn.Module) -> Iterator[None]:
+    """What runs here leaves the recipe's random numbers as they were, and its modules in their modes.
+
+    In here they are in eval: what lies in lists, outside the reach of ``eval()``, often is not (SpeechBrain).
+    """
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices), torch.inference_mode():
-        yield
+    training = [m for m in model.modules() if m.training]
+    try:
+        for module in training:
+            module.training = False
+        with torch.random.fork_rng(devices), torch.inference_mode():
+            yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def wrong_width(classes: int, table: int, what: str, where: str) -> VocabError:
@@ -237,7 +253,3 @@ def wrong_width(classes: int, table: int, what: str, where: str) -> VocabError:
         why="A logit's position is its token.",
         do=f"{tdt}Give the table that the model was trained with: --tokens.",
     )
-
-
-def _holds(item: Any) -> bool:
-    return isinstance(item, list | tuple | dict)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,16 +34,6 @@ class Joiner:
         self._pieces, self._layout = Pieces(), ""
         self._met: list[tuple[nn.Module, Driven]] = []  # root and transducer of every model, until one runs
         self.driven: Driven | None = None
-
-    @property
-    def modules(self) -> Iterable[nn.Module]:
-        """All that are driven."""
-        return self.driven.drive.model.modules() if self.driven is not None else ()
-
-    @property
-    def missing(self) -> bool:
-        """Whether pieces of a batch were still to come."""
-        return self._pieces.missing
 
     def place(self, root: nn.Module, target: nn.Module) -> tuple[nn.Module, str]:
         """What to hook: the module itself, or the encoder that its lattice is driven from."""

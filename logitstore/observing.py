@@ -21,6 +21,7 @@ from .batchids import Found, find_ids, find_texts
 from .candidates import rank
 from .drives import Found as Drivable
 from .drives import search
+from .driving import frames_in
 from .errors import TapPathError
 from .inject.inside import Report
 from .inject.lengths import Lengths, candidates, in_variables, vectors
@@ -57,9 +58,11 @@ class Observing:
         self._batch: Any = None
         self._ids: list[Found] = []  # of the first batch that has any
         self._first: nn.Module | None = None
+        self._first_trained = False
         self._notes, self._try_at = 0, self._batches
         self._lengths: dict[nn.Module, list[Lengths]] = {}
         self._at_encoder: dict[nn.Module, list[Lengths]] = {}
+        self._encoder_ids: dict[nn.Module, dict[str, list[Found]]] = {}
         self._labels: dict[nn.Module, list[str]] = {}
         self._variables: dict[nn.Module, dict[str, list[Found]]] = {}
         self._vectors: list[tuple[nn.Module, str, torch.Tensor]] = []
@@ -83,13 +86,13 @@ class Observing:
         self._notes += 1
         if self._notes > self._batches:
             self._enough()
-        if self._notes == 2:
-            self._seek()
         self._batch = batch
         self._ids = self._ids or find_ids(batch)
         self._next()
 
     def _next(self) -> None:
+        if self._observer.batch == 1:
+            self._seek()
         self._observer.batch += 1
         self._vectors.clear()
 
@@ -97,7 +100,9 @@ class Observing:
         if get_worker_info() is not None or self._over:
             return
         if self._batch is None:  # no DataLoader: a batch begins where the module that ran first runs again
-            self._first = self._first or module
+            # Some layers run on dummies while they are made, in training mode (SpeechBrain).
+            if self._first is None or (self._first_trained and not module.training):
+                self._first, self._first_trained = module, module.training
             if module is self._first:
                 self._next()
                 if self._observer.batch > self._try_at:
@@ -107,7 +112,7 @@ class Observing:
         if said is not None and len(said.shape) >= 3 and said.calls[self._observer.batch] <= 1:
             self._surroundings(module, said)
         for _, found, encoder, _ in self._joiners:
-            if module is encoder and found.drive.side == "output":
+            if module is encoder:
                 self._encoded(module, found, output)
 
     def _seek(self) -> None:
@@ -120,16 +125,12 @@ class Observing:
                     self._joiners.append((type(top).__name__, found, *parts))
 
     def _encoded(self, module: nn.Module, found: Drivable, output: Any) -> None:
-        """Where the lengths are when capture takes the encoder's output."""
-        queue, enc = [output], None
-        while queue and enc is None:
-            item = queue.pop(0)
-            if isinstance(item, torch.Tensor):
-                enc = item if item.dim() == 3 and item.is_floating_point() else None
-            elif isinstance(item, list | tuple):
-                queue[:0] = list(item)
-        count = self._count()
-        if enc is None or count is None or module in self._at_encoder:
+        """Where ids and lengths are when capture takes the encoder's output, or another module's input."""
+        enc = frames_in(output) if found.drive.side == "output" else None
+        count = self._count() or (1 if enc is None else enc.shape[0])
+        for ids in _id_variables(count):
+            self._encoder_ids.setdefault(module, {}).setdefault(ids.expression, []).append(ids)
+        if enc is None or module in self._at_encoder:
             return
         axes = [n for n, size in enumerate(enc.shape) if size not in (count, found.drive.width)]
         t = enc.shape[axes[0]] if len(axes) == 1 else enc.shape[1]
@@ -212,6 +213,7 @@ class Observing:
                     "classes": found.drive.classes,
                     "ran": max((max(s.calls.values()) for s in seen), default=0),
                     "lengths": _told([_named(f, paths) for f in self._at_encoder.get(encoder, [])]),
+                    "variables": _told(_changing(self._encoder_ids.get(encoder, {}))),
                 }
             )
         return told

@@ -220,7 +220,7 @@ def _command(
     if table is not None and (joiner := driven or rnnt) is not None:
         more = joiner["classes"] - len(table)
         words += ["--durations", str(more)] if 0 < more <= DURATIONS else []
-    variables = next((h["variables"] for h in (ctc, rnnt) if h is not None), ())
+    variables = next((h["variables"] for h in (driven, ctc, rnnt) if h and h["variables"]), ())
     if report["ids"]:
         words += ["--ids", report["ids"][0]["expression"]]
     elif variables:

@@ -156,6 +156,8 @@ class Scribe:
         if driven is not None:
             self._lattices = Lattices(driven, table, job)
             report.write(labels=self._lattices.labels_from)
+            if n := self._lattices.in_training:
+                report.write(eval=f"{n} modules that the recipe left in training mode are driven in eval")
         name = job["name"] or type(model).__name__
         weights = weights_sha256(_with_joint(model, driven))
         about = TeacherSpec(name, job["sample_rate"], job["frame_shift"], tuple(heads), weights=weights)
@@ -194,7 +196,8 @@ class Scribe:
                 for stream, part in heard.first(i):
                     self._check(stream, part, heard.ids[i])
         if self._error is None and heard.encoded is not None:  # the recipe's own modules run: in its thread
-            with unnoticed(heard.encoded.device):
+            assert self._lattices is not None
+            with unnoticed(heard.encoded.device, self._lattices.model):
                 self._write(heard)
         elif self._error is None:
             self._queue.put(heard)

@@ -344,11 +344,25 @@ def test_encoders_whose_axes_are_turned(session, model, utterances, axes, option
     check(store, model, utterances, reference)
 
 
-def test_a_transducer_partly_in_training_mode(session, model, utterances):
-    session(**DENSE)
+def test_a_transducer_partly_in_training_mode_is_driven_in_eval_and_said(session, model, utterances):
+    run = session(**DENSE, greedy=True)
+    model.decoder = nn.Sequential(model.decoder, nn.Dropout(0.5))
+    model.decoder.blank_id = 0
     model.decoder.train()
+    with torch.no_grad():
+        for batch in loader(utterances[:3]):
+            model.forward_encoder(batch["feats"], batch["feats_lengths"])
+    assert model.decoder[1].training
+    assert "5 modules that the recipe left in training mode" in run.inside._report.said["eval"]
+    store = run.store()
+    model.decoder = model.decoder[0].eval()
+    check(store, model, utterances[:3], {u.id: store[u.id].labels.tolist() for u in utterances[:3]})
+
+
+def test_a_model_in_training_mode(session, model, utterances):
+    session(**DENSE)
     with pytest.raises(TapError, match="training mode"):
-        search(model, loader(utterances))
+        search(model.train(), loader(utterances))
 
 
 def test_an_encoder_that_runs_in_chunks_is_no_batch(session, model, utterances):
