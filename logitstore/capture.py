@@ -256,7 +256,7 @@ def _never(job: dict[str, Any], reports: list[dict[str, Any]]) -> TapNeverFired:
         return TapNeverFired(
             "the module is there, but did not run",
             where=where,
-            why="Functional heads (F.linear on its weight), scripted and bypassed modules run no hook.",
+            why="Scripted and bypassed modules run no hook; nor do products with only a part of a weight.",
             do="Ask logitstore probe which modules run.",
         )
     near = {name: text for r in reports for name, text in r.get("near", {}).items()}

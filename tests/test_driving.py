@@ -1,6 +1,8 @@
 """Capture of transducers whose program never makes the whole joint, and of joints of every other shape."""
 
+import copy
 import sys
+from dataclasses import replace
 
 import demo
 import pytest
@@ -13,6 +15,8 @@ from torch import nn
 from torch.nn.functional import pad
 
 from logitstore import StoreWriter, TokenTable, open_store
+from logitstore.batches import load
+from logitstore.drive import Driver
 from logitstore.errors import (
     LengthError,
     TapError,
@@ -21,6 +25,7 @@ from logitstore.errors import (
     UsageError,
     VocabError,
 )
+from logitstore.selfcheck import self_check
 from logitstore.tokenise import Tokeniser
 from recipes.demo.decode import collate, read_manifest, rnnt_greedy
 from recipes.demo.pieces import Pieces
@@ -554,3 +559,41 @@ def test_pieces_that_do_not_add_up(session, model, utterances):
     session(**TAPPED, accumulate=True, ids="batch['utt_ids'][:2]")
     with pytest.raises(LengthError, match="pieces of 3 utterances in a batch of 2"):
         score(Thrice(model, "plain").eval(), loader(utterances), utterances)
+
+
+@pytest.mark.parametrize("kind", ["tdt", "hat"])
+def test_joints_without_one_logits_tensor_are_dumped(kind, tmp_path):
+    """TDT: the tapped Linear has durations behind the tokens. HAT: log-probabilities are all there is."""
+    wide = nn.Linear(112, 155)
+    joiner = copy.deepcopy(demo.teacher().model.joiner)
+    with torch.no_grad():
+        wide.weight[:150], wide.bias[:150] = joiner.output_linear.weight, joiner.output_linear.bias
+
+    class Hat(nn.Module):
+        def forward(self, enc, dec):
+            return joiner.output_linear(torch.tanh(enc + dec)).log_softmax(-1)
+
+    model = nn.ModuleDict({"of": demo.teacher().model, "wide": wide, "hat": Hat()}).eval()
+
+    def describe(teacher):
+        spec = teacher.describe()
+        path = "wide" if kind == "tdt" else "hat"
+        return replace(spec, heads=(replace(spec.heads[1], module=path, normalised=kind == "hat"),))
+
+    def join(teacher, enc, dec):
+        if kind == "hat":
+            return model["hat"](enc[:, None], dec[None])
+        return model["wide"](torch.tanh(enc[:, None] + dec[None]))[..., :150]
+
+    teacher = demo.Spoiled(describe=describe, join=join)
+    teacher.model = model
+    driver = Driver(teacher, teacher.tokens(), ["rnnt"], "cpu")
+    utterance = next(iter(demo.manifest(1)))
+    loaded = load(utterance, teacher, teacher.tokens(), True)
+    spoken = driver.run([loaded])
+    found = self_check(driver, spoken).findings
+    assert any("HAT" in f for f in found) == (kind == "hat")
+    with torch.inference_mode():
+        lattice = torch.cat(list(driver.lattice(spoken[0])))
+        own = demo.teacher().join(*demo.teacher().transducer(spoken[0].output, 0, loaded.labels))
+    torch.testing.assert_close(lattice.log_softmax(-1), own.log_softmax(-1))
