@@ -71,7 +71,7 @@ def rank(
     found = []
     for said in emitted:
         path, top = names.get(said.module, ("", said.module))
-        if not said.constant and (classes is None or said.classes == classes):
+        if not said.constant and not said.wrapped and (classes is None or said.classes == classes):
             candidate = _candidate(said, path, top, count, said.classes in embedded)
             if candidate.score > 0:
                 found.append(candidate)

@@ -54,6 +54,7 @@ class Emitted:
         after: functions that were given its output, or a view of it, in order.
         constant: whether every row holds one value only.
         each: of each of its first calls in a batch, what it was given to.
+        wrapped: it came first in a list or tuple, which no tap takes (an LSTM's output).
         weight: name of the module's weight that a function multiplied with, where the module did not run.
     """
 
@@ -69,6 +70,7 @@ class Emitted:
     after: list[str] = field(default_factory=list)
     constant: bool = True
     each: dict[int, list[str]] = field(default_factory=dict)
+    wrapped: bool = False
     weight: str = ""
 
     def became(self, call: int, name: str) -> None:
@@ -125,6 +127,12 @@ class Observer(TorchFunctionMode):
                     self._remember(tensor, origin, call, same=same)
         return out
 
+    def forget(self) -> None:
+        """Begin anew: what ran so far was no batch."""
+        self.emitted.clear()
+        self.products.clear()
+        self.batch, self._weighed = 0, -1
+
     def _origin(self, tensor: torch.Tensor) -> Emitted | None:
         found = self._origins.get(id(tensor))
         return found[1] if found is not None and found[0]() is tensor else None
@@ -141,6 +149,8 @@ class Observer(TorchFunctionMode):
             for tensor in output[:1] if isinstance(output, list | tuple) else (output,):
                 if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.dim() >= 1:
                     emitted = self._look(module, tensor)
+                    if emitted is not None:
+                        emitted.wrapped = tensor is not output
             if self.on_output is not None:
                 self.on_output(module, output, emitted)
 

@@ -100,9 +100,11 @@ class Observing:
         if get_worker_info() is not None or self._over:
             return
         if self._batch is None:  # no DataLoader: a batch begins where the module that ran first runs again
-            # Some layers run on dummies while they are made, in training mode (SpeechBrain).
             if self._first is None or (self._first_trained and not module.training):
+                # Some layers run on dummies while they are made, in training mode (SpeechBrain).
                 self._first, self._first_trained = module, module.training
+                self._observer.forget()
+                self._try_at = self._batches
             if module is self._first:
                 self._next()
                 if self._observer.batch > self._try_at:

@@ -17,6 +17,7 @@ from .vocabs import read_table
 
 SURE = 0.3  # of the rows: a class that is the largest so often, at an end of the table, is a blank
 LOOP = "{} runs {} times a batch, a decoding loop: this program never makes the lattice of the references; {}"
+FEW = 16  # calls a batch; more are a decoding loop
 DURATIONS = 16  # of a TDT joint, at most
 
 
@@ -99,9 +100,7 @@ def found_in(
 ) -> Finding:
     """What a process's report means."""
     ranked = sorted(report["candidates"], key=lambda c: -_fit(c, tables))
-    ctc = next(
-        (c for c in ranked if c["path"] and not c["joiner"] and c["layout"] in ("BTV", "BVT", "TBV")), None
-    )
+    ctc = next((c for c in ranked if _like_ctc(c)), None)
     rnnt = next((c for c in ranked if c["joiner"] or c["layout"] == "BTUV"), None)
     head = ctc or rnnt
     path, table = next(
@@ -113,6 +112,8 @@ def found_in(
     joiners = report.get("joiners", ())
     whole = rnnt is not None and rnnt["layout"] == "BTUV" and bool(rnnt["labels"]) and rnnt["calls"] == 1
     driven = None if whole else next((j for j in joiners if j["ran"]), None)
+    variables = next((h["variables"] for h in (driven, ctc, rnnt) if h and h["variables"]), ())
+    about = {**report, "variables": variables}
     notes = tuple(_notes(ranked, ctc, driven, joiners)) if command else ()
     return Finding(
         candidates=tuple(ranked),
@@ -126,10 +127,16 @@ def found_in(
         blank=_blank(head, table),
         batches=report["batches"],
         command=_command(
-            (ctc, rnnt if whole else None, driven), report, (path, table), _blank(head, table), command, out
+            (ctc, rnnt if whole else None, driven), about, (path, table), _blank(head, table), command, out
         ),
         notes=notes,
     )
+
+
+def _like_ctc(candidate: dict[str, Any]) -> bool:
+    """Frames of classes, a few times a batch at most: prediction networks run once a step."""
+    whole = candidate["layout"] in ("BTV", "BVT", "TBV") and candidate["calls"] <= FEW
+    return whole and bool(candidate["path"]) and not candidate["joiner"]
 
 
 def _fit(candidate: dict[str, Any], tables: dict[str, TokenTable]) -> float:
@@ -220,7 +227,7 @@ def _command(
     if table is not None and (joiner := driven or rnnt) is not None:
         more = joiner["classes"] - len(table)
         words += ["--durations", str(more)] if 0 < more <= DURATIONS else []
-    variables = next((h["variables"] for h in (driven, ctc, rnnt) if h and h["variables"]), ())
+    variables = report["variables"]
     if report["ids"]:
         words += ["--ids", report["ids"][0]["expression"]]
     elif variables:
