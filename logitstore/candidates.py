@@ -71,7 +71,8 @@ def rank(
     found = []
     for said in emitted:
         path, top = names.get(said.module, ("", said.module))
-        if not said.constant and not said.wrapped and (classes is None or said.classes == classes):
+        looked_up = isinstance(said.module, nn.Embedding) and not said.weight
+        if not (said.constant or said.wrapped or looked_up) and (classes is None or said.classes == classes):
             candidate = _candidate(said, path, top, count, said.classes in embedded)
             if candidate.score > 0:
                 found.append(candidate)

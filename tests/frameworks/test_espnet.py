@@ -191,7 +191,8 @@ for path in sys.argv[1:]:
 def test_its_own_beam_search_captured(encoder: dict[str, Any], exp: Path) -> None:
     from recipes import audio, check_lattices, probed_and_captured
 
-    build(exp, **{**TRANSDUCER, "encoder_conf": encoder})
+    wide = {**TRANSDUCER["decoder_conf"], "hidden_size": 14}  # another width than V
+    build(exp, **{**TRANSDUCER, "encoder_conf": encoder, "decoder_conf": wide})
     config = (exp / "config.yaml").read_text()
     stats = str(exp.parent / "exp" / "asr_stats" / "feats_stats.npz")
     (exp / "config.yaml").write_text(config.replace("exp/asr_stats/feats_stats.npz", stats))
