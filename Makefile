@@ -4,6 +4,7 @@
 # make check   ruff and mypy
 # make torture kills, disk faults, rot and hostile input, thousands of cases in under ten minutes; one table
 # make fuzz    coverage-guided fuzzing of everything that reads a store, for FUZZ_SECONDS (60)
+# make digits FSDD=DIR   heads over real spoken digits, and what every encoding weighs and loses on them
 # Each makes its own virtual environment in .venv when none is active.
 
 SHELL := /bin/bash
@@ -11,9 +12,9 @@ VENV := $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv)
 PY := $(VENV)/bin/python
 DEMO := demo-store
 
-.PHONY: demo test test-frameworks torture fuzz check install benchmark clean help
+.PHONY: demo test test-frameworks torture fuzz check install benchmark digits clean help
 help:
-	@sed -n '1,7s/^# //p' Makefile
+	@sed -n '1,8s/^# //p' Makefile
 
 # torch is left alone where there is one: a user's own CUDA build stays theirs.
 $(VENV)/.logitstore: setup.cfg pyproject.toml
@@ -63,6 +64,11 @@ benchmark: install
 	$(PY) benchmarks/size.py
 	$(PY) benchmarks/capture.py
 	$(PY) benchmarks/verify.py
+
+digits: install
+	@test -d "$(FSDD)/recordings" || { echo "make digits FSDD=DIR, a folder that holds recordings/"; exit 2; }
+	$(PY) recipes/digits/train.py --fsdd $(FSDD) --out exp/digits
+	$(PY) benchmarks/size.py --fsdd $(FSDD) --heads exp/digits
 
 clean:
 	rm -rf $(DEMO) $(DEMO)-webdataset build *.egg-info .pytest_cache .mypy_cache .ruff_cache

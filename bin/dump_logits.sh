@@ -13,7 +13,7 @@ nj=1                # parallel jobs; each loads the teacher once
 teacher=            # FILE.py:NAME
 manifest=           # JSON lines
 out=                # the store
-streams="ctc=dense" # space separated, e.g. "ctc=dense rnnt=topk:16"
+streams="ctc=dense" # space separated, e.g. "ctc=dense rnnt=topk:16", "ctc=auto"
 storage=zarr
 batch_seconds=120
 shard_size=500      # utterances, or audio: 90s, 30m, 2h

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _WHERE = {
+    "Clip": "logitstore.clip",
+    "FrameClock": "logitstore.frames",
     "LogitStoreError": "logitstore.errors",
     "Store": "logitstore.reader",
     "StoreWriter": "logitstore.writer",
@@ -25,6 +27,8 @@ _WHERE = {
 }
 
 __all__ = [
+    "Clip",
+    "FrameClock",
     "LogitStoreError",
     "Store",
     "StoreWriter",
@@ -41,8 +45,10 @@ __all__ = [
 
 if TYPE_CHECKING:
     from .batch import TargetBatch, collate_targets
+    from .clip import Clip
     from .dataset import TargetDataset
     from .errors import LogitStoreError
+    from .frames import FrameClock
     from .reader import Store, open_store
     from .tap import Tap
     from .vocab import TokenTable

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,12 @@ from .emission import Row
 from .encoder import RowEncoder
 from .errors import UsageError
 from .factor import factored
+from .lattice import Form
 from .manifest import Manifest, Utterance
+from .picker import Picker
 from .pipe import Pipe
 from .reader import Store
+from .spec import StreamSpec
 from .target import Target
 from .teachers.base import Teacher
 from .vocab import require_same
@@ -92,7 +96,7 @@ def _compare(store: Store, driver: Driver, utt: Utterance) -> Iterable[Compared]
     (said,) = driver.run([loaded])
     now = store.decode(_encoded(store, driver, said))
     for name in names:
-        exact = _exact(driver, said, name, stored)
+        exact = _exact(driver, said, store.spec.stream(name), stored)
         there, here = _dense(stored, name), _dense(now, name)
         if not len(there) == len(here) == len(exact):
             yield Compared(utt.id, name, float("inf"), float("inf"), 0, note)
@@ -112,9 +116,13 @@ def _encoded(store: Store, driver: Driver, said: Spoken) -> Row:
     return row
 
 
-def _exact(driver: Driver, said: Spoken, name: str, stored: Target) -> Float:
-    """(N, V) log-probabilities of the stored nodes, in double precision."""
+def _exact(driver: Driver, said: Spoken, stream: StreamSpec, stored: Target) -> Float:
+    """(N, V) log-probabilities of the stored nodes, or of their means, in double precision."""
+    name = stream.name
     pieces = [said.ctc] if name == "ctc" else driver.lattice(said)
+    if name == "rnnt" and Form.parse(stream.form).framewise:
+        picker = Picker(stream, stored.labels.tolist(), stored.id)
+        pieces = [rows for rows, _ in picker.rows(partial(driver.lattice, said), said.T)]
     flat = torch.cat([p.reshape(-1, p.shape[-1]).float().cpu() for p in pieces if p is not None])
     nodes = stored.nodes.get(name)
     if nodes is not None:

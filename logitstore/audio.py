@@ -26,12 +26,18 @@ def _soundfile() -> Any:
 
 def seconds_of(utt: Utterance) -> float:
     """Length of an utterance in seconds, from the manifest or the recording's header."""
-    if utt.duration is not None:
-        return utt.duration
-    if utt.expected is not None:
-        return max(0.0, utt.expected - utt.offset)
+    stated = stated_seconds(utt)
+    if stated is not None:
+        return stated
     frames, rate = header(utt)
     return max(0.0, frames / rate - utt.offset)
+
+
+def stated_seconds(utt: Utterance) -> float | None:
+    """Length of an utterance in seconds by the manifest alone; None where it does not say."""
+    if utt.duration is not None:
+        return utt.duration
+    return None if utt.expected is None else max(0.0, utt.expected - utt.offset)
 
 
 def header(utt: Utterance) -> tuple[int, int]:

@@ -10,10 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .clip import Clipped
 from .errors import LengthError, UsageError
-from .frames import Method, check_ratio
+from .frames import FrameClock, Method
 from .resample import Resampled, factored_rows, resample_stream
+from .splice import only_target, resample_clip
 from .target import NOTHING, Factored, FactoredLattice, Target, Tempered, check_temperature
+from .timeline import check_frames, frames_of, stretches
 from .vocabmap import VocabMap
 
 ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu}
@@ -152,11 +155,12 @@ class TargetBatch:
     """Targets of B utterances.
 
     Attributes:
-        utt_ids: B utterance ids.
+        utt_ids: B utterance ids, or names of clips.
         temperature: that probabilities were taken at.
         lengths: (B,) int64 frames, after resampling.
         mask: (B, T) bool, True on valid frames.
-        labels: (B, U) int64 token ids, 0 in padding.
+        labels: (B, U) int64 token ids, 0 in padding; those of utterances that are joined, one behind the
+            other. None, as the next two, where an utterance is cut: which of them are heard is not known.
         label_lengths: (B,) int64.
         label_mask: (B, U) bool, True on labels.
         streams: by stream name.
@@ -166,9 +170,9 @@ class TargetBatch:
     temperature: float
     lengths: torch.Tensor
     mask: torch.Tensor
-    labels: torch.Tensor
-    label_lengths: torch.Tensor
-    label_mask: torch.Tensor
+    labels: torch.Tensor | None
+    label_lengths: torch.Tensor | None
+    label_mask: torch.Tensor | None
     streams: dict[str, StreamBatch | FactoredBatch]
 
     def __len__(self) -> int:
@@ -201,12 +205,12 @@ def _mapped(record: Any, f: Any) -> dict[str, Any]:
 
 
 def collate_targets(
-    targets: Sequence[Target],
+    targets: Sequence[Target | Clipped],
     *,
     frames: Sequence[int] | torch.Tensor | None = None,
     method: str = "linear",
     temperature: float = 1.0,
-    ratio: tuple[int, int] | None = None,
+    ratio: tuple[int, int] | FrameClock | None = None,
     tolerance: int = 2,
     streams: Sequence[str] | None = None,
     vocab: VocabMap | None = None,
@@ -214,11 +218,12 @@ def collate_targets(
     """Pad targets into a batch, each resampled by its own valid length.
 
     Args:
-        targets: B of them.
+        targets: B of them, or clips of them: cut, at another speed, with silence around, joined.
         frames: (B,) valid frames of the student; None keeps the teacher's.
         method: ``linear``, ``nearest``, ...: :class:`logitstore.frames.Method`.
         temperature: ≥ 1.
-        ratio: student frames per teacher frame as p, q; lengths that do not fit it are refused.
+        ratio: student frames per teacher frame as p, q, or the student's own ``FrameClock``; lengths that do
+            not fit it are refused. It also tells where exactly the frames of a clip are.
         tolerance: student frames by which they may miss it.
         streams: only these.
         vocab: maps rows, after resampling and at the temperature, and labels to a student's token table;
@@ -227,51 +232,79 @@ def collate_targets(
     Raises:
         TokenError: a label that the student's table lacks.
         LengthError: frames that do not fit the utterance.
-        UsageError: an empty batch, or options that do not exist.
+        UsageError: an empty batch, options that do not exist, or a stream that cannot follow a clip.
     """
     if not targets:
         raise UsageError("a batch of no utterances")
     if vocab is not None:
-        targets = [vocab.target(t) for t in targets]
+        targets = [_mapped_to(vocab, t) for t in targets]
+    heard = [only_target(t) or t for t in targets]
     how = Method.parse(method)
-    lengths = [-(-t.T // max(how.size, 1)) for t in targets] if frames is None else [int(f) for f in frames]
-    if len(lengths) != len(targets):
-        raise LengthError(f"{len(lengths)} frame counts for {len(targets)} utterances")
+    lengths = [-(-frames_of(t) // max(how.size, 1)) for t in heard]
+    if frames is not None:
+        lengths = [int(f) for f in frames]
+    if len(lengths) != len(heard):
+        raise LengthError(f"{len(lengths)} frame counts for {len(heard)} utterances")
     if ratio is not None:
-        for target, length in zip(targets, lengths, strict=True):
-            check_ratio(target.T, length, ratio, tolerance, target.id)
-    label_lengths = [t.U for t in targets]
-    size = (len(targets), max(lengths), max(label_lengths))
-    labels = torch.zeros(size[0], size[2], dtype=torch.int64)
-    for b, target in enumerate(targets):
-        labels[b, : target.U] = torch.from_numpy(target.labels.astype(np.int64))
-    names = list(targets[0].streams) if streams is None else list(streams)
+        for target, length in zip(heard, lengths, strict=True):
+            check_frames(target, length, ratio, tolerance)
+
+    def resampled(target: Target | Clipped, name: str, length: int) -> Resampled:
+        try:
+            if isinstance(target, Target):
+                return resample_stream(target, name, length, how, temperature)
+            where = list(stretches(target, length, how, ratio, teachers=frames is None))
+            return resample_clip(target, name, where, how, temperature)
+        except LengthError as e:
+            raise LengthError(e.what, where=e.where or target.id, why=e.why, do=e.do) from None
+
+    pairs = list(zip(heard, lengths, strict=True))
+    some = heard[0] if isinstance(heard[0], Target) else next(iter(heard[0].targets.values()))
     kept: dict[str, StreamBatch | FactoredBatch] = {}
-    for name in names:
-        pairs = list(zip(targets, lengths, strict=True))
-        found = [factored_rows(t, name, n, how) for t, n in pairs]
+    for name in list(some.streams) if streams is None else list(streams):
+        found = [factored_rows(t, name, n, how) if isinstance(t, Target) else None for t, n in pairs]
         heads = [h for h in found if h is not None]
         if len(heads) == len(found):
             check_temperature(temperature)
             kept[name] = _pad_heads(heads, lengths, temperature)
-            continue
-        rows = []
-        for target, length in zip(targets, lengths, strict=True):
-            try:
-                rows.append(resample_stream(target, name, length, how, temperature))
-            except LengthError as e:
-                raise LengthError(e.what, where=target.id, why=e.why, do=e.do) from None
-        kept[name] = _pad(rows)
+        else:
+            kept[name] = _pad([resampled(t, name, n) for t, n in pairs])
+    labels = [_labels(t) for t in heard]
+    known = [x for x in labels if x is not None]
+    counts = [len(x) for x in known] if len(known) == len(labels) else None
     return TargetBatch(
-        utt_ids=tuple(t.id for t in targets),
+        utt_ids=tuple(t.id for t in heard),
         temperature=float(temperature),
         lengths=torch.tensor(lengths),
-        mask=_mask(lengths, size[1]),
-        labels=labels,
-        label_lengths=torch.tensor(label_lengths),
-        label_mask=_mask(label_lengths, size[2]),
+        mask=_mask(lengths, max(lengths)),
+        labels=None if counts is None else _pad_labels(known),
+        label_lengths=None if counts is None else torch.tensor(counts),
+        label_mask=None if counts is None else _mask(counts, max(counts)),
         streams=kept,
     )
+
+
+def _mapped_to(vocab: VocabMap, heard: Target | Clipped) -> Target | Clipped:
+    if isinstance(heard, Target):
+        return vocab.target(heard)
+    return replace(heard, targets={i: vocab.target(t) for i, t in heard.targets.items()})
+
+
+def _labels(heard: Target | Clipped) -> NDArray[np.int64] | None:
+    """Label ids of what is heard; None where some of them may be cut off."""
+    if isinstance(heard, Target):
+        return heard.labels.astype(np.int64)
+    said = [p for p in heard.pieces if p.id]
+    if any(heard.targets[p.id].U and not heard.whole(p) for p in said):
+        return None
+    return np.concatenate([heard.targets[p.id].labels.astype(np.int64) for p in said])
+
+
+def _pad_labels(labels: Sequence[NDArray[np.int64]]) -> torch.Tensor:
+    padded = torch.zeros(len(labels), max(map(len, labels)), dtype=torch.int64)
+    for b, row in enumerate(labels):
+        padded[b, : len(row)] = torch.from_numpy(row)
+    return padded
 
 
 def _mask(lengths: Sequence[int], width: int) -> torch.Tensor:

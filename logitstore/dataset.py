@@ -7,12 +7,13 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from .clip import Clip, Clipped
 from .errors import MissingUtterance
 from .reader import Store, open_store
 from .target import Target
 
 
-class TargetDataset(Dataset[Target]):
+class TargetDataset(Dataset[Target | Clipped]):
     """Targets of some or all utterances of a store, in a fixed order.
 
     Zip it with one's own dataset by utterance id, or use it alone with ``collate_fn=collate_targets``. It
@@ -20,7 +21,7 @@ class TargetDataset(Dataset[Target]):
 
     Args:
         store: an opened store or its location.
-        ids: utterances, in this order; None for all, in stored order.
+        ids: utterances, or clips of them, in this order; None for all, in stored order.
         missing: ``error``, or ``skip`` to leave out ids that the store does not hold.
 
     Raises:
@@ -28,12 +29,12 @@ class TargetDataset(Dataset[Target]):
     """
 
     def __init__(
-        self, store: Store | Any, ids: Sequence[str] | None = None, *, missing: str = "error"
+        self, store: Store | Any, ids: Sequence[str | Clip] | None = None, *, missing: str = "error"
     ) -> None:
         self.store = store if isinstance(store, Store) else open_store(store)
-        self.ids = list(self.store) if ids is None else list(ids)
+        self.ids: list[str | Clip] = list(self.store) if ids is None else list(ids)
         if ids is not None:
-            absent = [i for i in self.ids if i not in self.store]
+            absent = [i for i in self.ids if not all(u in self.store for u in _named(i))]
             if absent and missing != "skip":
                 raise MissingUtterance(
                     f"{len(absent)} of {len(self.ids)} utterances are not there, the first {absent[0]!r}",
@@ -46,5 +47,10 @@ class TargetDataset(Dataset[Target]):
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, index: int) -> Target:
-        return self.store[self.ids[index]]
+    def __getitem__(self, index: int) -> Target | Clipped:
+        chosen = self.ids[index]
+        return self.store.heard(chosen) if isinstance(chosen, Clip) else self.store[chosen]
+
+
+def _named(chosen: str | Clip) -> Sequence[str]:
+    return chosen.ids if isinstance(chosen, Clip) else [chosen]

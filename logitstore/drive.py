@@ -250,3 +250,14 @@ class Driver(Joining):
                         do="Return the encoder's output lengths from lengths().",
                     )
         return lengths
+
+
+@contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """So many threads inside torch's operators on the CPU, meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from functools import partial
 from typing import Any
 
-import torch
-
 from .audio import seconds_of
+from .auto import decided, wishes
 from .batches import Loaded, ahead, by_length, load
 from .blocks import DEFAULT_SHARD_SIZE, Block, ShardSize, blocks
-from .drive import Driver, Spoken
-from .errors import LogitStoreError, ManifestError, TooManySkipped, UsageError
+from .contenders import Wish
+from .drive import Driver, Spoken, cpu_threads
+from .errors import LengthError, LogitStoreError, ManifestError, TooManySkipped, UsageError
 from .factor import factored, once_per_store
 from .gates import Gate, Skips, lines
 from .gpu import require_device
@@ -28,10 +29,12 @@ from .layout import make_spec
 from .manifest import Manifest, Problem, Utterance
 from .pipe import Pipe
 from .places import open_place
+from .plan import PlanOptions
 from .sealing import problem_key
 from .selfcheck import self_check
 from .spec import StoreSpec
 from .teachers.base import Teacher, weights_sha256
+from .timeline import check_audio
 from .transcribe import Scribe, Transcript
 from .vocab import TokenTable, require_same
 from .world import Part
@@ -43,7 +46,7 @@ class DumpOptions:
     """How to dump.
 
     Attributes:
-        streams: encoding by stream name.
+        streams: encoding by stream name; ``auto`` for the smallest that a plan finds good enough.
         storage: ``zarr``, ``zarr:zstd``, ``webdataset``, ...
         batch_seconds: audio of one padded batch; 0 for one utterance at a time.
         device: where the teacher runs.
@@ -109,6 +112,7 @@ class Progress:
         shards: sealed in this run.
         elapsed: seconds since the teacher began.
         findings: of the self-check, once it ran.
+        planned: which encoding was taken for a stream that says ``auto``, and why.
     """
 
     total: int
@@ -121,6 +125,7 @@ class Progress:
     shards: int = 0
     elapsed: float = 0.0
     findings: tuple[str, ...] = ()
+    planned: tuple[str, ...] = ()
 
 
 def dump(
@@ -154,31 +159,41 @@ def dump(
     table = teacher.tokens()
     if options.tokens is not None:
         require_same(options.tokens, table, where="--tokens", which=("the given table", "the teacher"))
-    spec = spec_of(teacher, table, manifest, options)
-    place = open_place(out)
-    driver = Driver(teacher, table, list(options.streams), options.device, factored=factored(spec))
-    with _cpu_threads(options.cpu_threads):
+    place, name = open_place(out), f"job-{options.part.index}-of-{options.part.count}"
+    with ExitStack() as deciding, cpu_threads(options.cpu_threads):
+        planned: list[str] = []
+        if wished := wishes(options.streams):
+            how = plan_of(options, wished)
+            took = decided(place, teacher, manifest, options.streams, how, writer=name, say=planned.append)
+            options = replace(options, streams=deciding.enter_context(took))
+            report(Progress(total=manifest.utterances, planned=tuple(planned)))
+        spec = spec_of(teacher, table, manifest, options)
+        driver = Driver(teacher, table, list(options.streams), options.device, factored=factored(spec))
         spec, constants = once_per_store(place, spec, driver, manifest, options.batch_seconds)
-        writer = StoreWriter(place, spec, writer=f"job-{options.part.index}-of-{options.part.count}")
+        writer = StoreWriter(place, spec, writer=name)
         with writer.begin(table, options.allow_different, constants=constants):
-            return _Dump(driver, manifest, options, writer, report).run()
+            deciding.close()  # the store says what was decided: other jobs may come
+            return _Dump(driver, manifest, options, writer, report, planned).run()
+
+
+def plan_of(options: DumpOptions, wished: Mapping[str, Wish]) -> PlanOptions:
+    """The plan of a dump: of the storage that was asked for, and no other."""
+    return PlanOptions(
+        wished,
+        storages=(options.storage,),
+        batch_seconds=options.batch_seconds,
+        device=options.device,
+        shard_size=options.shard_size,
+        cpu_threads=options.cpu_threads,
+        transcripts=options.transcripts,
+        skip_gate=options.skip_gate,
+    )
 
 
 def spec_of(teacher: Teacher, table: TokenTable, manifest: Manifest, options: DumpOptions) -> StoreSpec:
     """What the store of a dump says about itself."""
     about = replace(teacher.describe(), weights=weights_sha256(teacher.model))
     return make_spec(about, table, options.streams, storage=options.storage, manifest=manifest.to_json())
-
-
-@contextmanager
-def _cpu_threads(count: int) -> Iterator[None]:
-    """So many threads inside torch's operators on the CPU, meanwhile."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class _Dump:
@@ -191,14 +206,15 @@ class _Dump:
         options: DumpOptions,
         writer: StoreWriter,
         report: Callable[[Progress], None],
+        planned: Sequence[str] = (),
     ) -> None:
         self.manifest, self.options, self.writer, self.report = manifest, options, writer, report
         self.driver = driver
         self.load = partial(
             load, teacher=driver.teacher, table=driver.table, needs_labels="rnnt" in options.streams
         )
-        self.progress = Progress(total=manifest.utterances)
-        self.checked = False
+        self.progress = Progress(total=manifest.utterances, planned=tuple(planned))
+        self.checked, self.timed = False, True
         reason = options.skip_gate
         self.skips = Skips(reason, lambda gate: writer.note_gate(gate, reason))
         self.gate = Gate(driver.table, options.max_wer, self.skips)
@@ -267,6 +283,7 @@ class _Dump:
         heard = []
         for spoken in said:
             try:
+                self._require_true_time(spoken)
                 heard.append(self.scribe.listen(spoken, self.gate.open))
             except LogitStoreError as e:
                 pipe.fail(spoken.loaded.utt, e)
@@ -277,6 +294,19 @@ class _Dump:
         while self.skips.said:
             self.progress.findings += (self.skips.said.pop(0),)
         return heard
+
+    def _require_true_time(self, spoken: Spoken) -> None:
+        """Raise ``LengthError`` where its frames are not as long as its audio; skipped once, for all."""
+        clock, loaded = self.writer.spec.teacher.clock, spoken.loaded
+        if not self.timed or clock is None or not spoken.T:
+            return
+        try:
+            check_audio(
+                spoken.T, Fraction(round(loaded.seconds * clock.rate), clock.rate), clock, loaded.utt.id
+            )
+        except LengthError as e:
+            self.skips.refuse("true time", e)
+            self.timed = False
 
     def _tell(self, pipe: Pipe | None = None) -> None:
         """Report where it stands, the shard in the making included."""

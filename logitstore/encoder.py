@@ -149,11 +149,12 @@ class RowEncoder:
         self.drop()
         for s in self.spec.streams:
             rows = counted[s.name]
-            if s.kind == "rnnt" and not Form.parse(s.form).whole:
+            form = Form.parse(s.form) if s.kind == "rnnt" else None
+            if form and form.whole:
+                check_nodes(rows, meta["T"], meta["U"], utt_id)
+            elif form and not form.framewise:
                 if rows != len(chosen[s.name]):
                     raise LengthError(f"{rows} rows of {len(chosen[s.name])} lattice nodes", where=utt_id)
-            elif s.kind == "rnnt":
-                check_nodes(rows, meta["T"], meta["U"], utt_id)
             elif rows != meta["T"]:
                 raise LengthError(f"{s.name} has {rows} frames, T is {meta['T']}", where=utt_id)
         if lost:

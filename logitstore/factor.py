@@ -47,7 +47,14 @@ def once_per_store(
     if any(e.needs_sample for e in encodings.values()):
         sample = _sample(driver, manifest, batch_seconds)
     made = {n: e.prepare(driver.heads[n], sample) for n, e in encodings.items()}
-    activation = _activation(driver, manifest, batch_seconds) if "rnnt" in made else ""
+    activation = ""
+    if "rnnt" in made:
+        activation = activation_of(driver, next(_spoken(driver, manifest, batch_seconds)))
+    return with_heads(spec, driver, made, activation), made
+
+
+def with_heads(spec: StoreSpec, driver: Driver, made: Constants, activation: str) -> StoreSpec:
+    """The spec of a store that keeps these constants; ``activation`` is the one before an rnnt head."""
     streams = [
         replace(
             declared(s, made[s.name]),
@@ -58,7 +65,7 @@ def once_per_store(
         else s
         for s in spec.streams
     ]
-    return replace(spec, streams=tuple(streams)), made
+    return replace(spec, streams=tuple(streams))
 
 
 def _as_stored(place: Place, spec: StoreSpec, driver: Driver) -> StoreSpec:
@@ -80,8 +87,8 @@ def _as_stored(place: Place, spec: StoreSpec, driver: Driver) -> StoreSpec:
 
 def _spoken(driver: Driver, manifest: Manifest, batch_seconds: float) -> Iterator[Spoken]:
     """Utterances spread over the manifest; what cannot be loaded is left out. None at all is an error."""
-    every, some = max(1, manifest.utterances // SAMPLE_UTTERANCES), False
-    chosen = [u for n, u in enumerate(manifest) if n % every == 0][:SAMPLE_UTTERANCES]
+    some = False
+    chosen = [u for n, u in enumerate(manifest) if fitted(n, manifest.utterances)]
     for batch in by_length(chosen, batch_seconds, _ignore):
         loaded = []
         for utt in batch:
@@ -97,18 +104,27 @@ def _spoken(driver: Driver, manifest: Manifest, batch_seconds: float) -> Iterato
         )
 
 
+def fitted(number: int, utterances: int) -> bool:
+    """Whether an utterance, numbered from 0, is one of those that constants are made from."""
+    every = max(1, utterances // SAMPLE_UTTERANCES)
+    return number % every == 0 and number // every < SAMPLE_UTTERANCES
+
+
 def _sample(driver: Driver, manifest: Manifest, batch_seconds: float) -> torch.Tensor:
     """(N, D) rows of the ctc head's input."""
     spoken = _spoken(driver, manifest, batch_seconds)
-    rows = [s.hidden.float() for s in spoken if s.hidden is not None]
-    found = torch.cat(rows)
+    return thinned([s.hidden.float() for s in spoken if s.hidden is not None])
+
+
+def thinned(rows: Sequence[torch.Tensor]) -> torch.Tensor:
+    """(N, D) rows that constants are made from: finite ones, and no more than it takes."""
+    found = torch.cat(list(rows))
     found = found[found.isfinite().all(1)]
     return found[:: -(-len(found) // SAMPLE_FRAMES)]
 
 
-def _activation(driver: Driver, manifest: Manifest, batch_seconds: float) -> str:
+def activation_of(driver: Driver, spoken: Spoken) -> str:
     """The function in front of the joiner's head, found on one utterance; raises ``TeacherError``."""
-    spoken = next(_spoken(driver, manifest, batch_seconds))
     enc, dec = driver.sides(spoken)
     inputs, _, _ = driver.joined(enc[:FRAMES], dec)
     added = (enc[:FRAMES, None] + dec[None]).flatten(0, 1).float()

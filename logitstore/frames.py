@@ -2,13 +2,17 @@
 
 Frame ``i`` of S covers the share [i/S, (i+1)/S) of the utterance; its centre falls at
 ``(2i + 1)·T / 2S - 1/2`` in units of the other side's frames. Everything is computed in integers from the
-utterance's **own** valid lengths: resampling a padded batch would shift every shorter utterance.
+utterance's **own** valid lengths: resampling a padded batch would shift every shorter utterance. Where a
+student hears an utterance cut, stretched or joined to others, a :class:`Ramp` says where its frames look.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,24 +22,65 @@ from .errors import LengthError, UsageError
 METHODS = ("linear", "linear-logit", "nearest", "max-nonblank", "stack:n")
 
 
+@dataclass(frozen=True)
+class Ramp:
+    """Where student frames look: frame i at teacher frame ``begin + step · i``, exactly.
+
+    Attributes:
+        begin: 0 is the centre of the teacher's first frame, 1 that of its second.
+        step: teacher frames from one student frame to the next.
+        count: S.
+    """
+
+    begin: Fraction
+    step: Fraction
+    count: int
+
+    @classmethod
+    def whole(cls, teacher: int, student: int) -> Ramp:
+        """S frames that share T evenly; raises ``LengthError``."""
+        _check(teacher, student)
+        over = max(student, 1)
+        return cls(Fraction(teacher - student, 2 * over), Fraction(teacher, over), student)
+
+    def nearest(self, teacher: int) -> NDArray[np.int64]:
+        """(S,) the teacher frame, of T, that each takes; a tie goes to the earlier one."""
+        return np.clip(self._ceil(self.begin - Fraction(1, 2), self.count), 0, max(teacher - 1, 0))
+
+    def linear(self, teacher: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+        """(S,) two teacher frames and (S,) the weight in [0, 1) of the second."""
+        numerator, over = self._numerators(self.begin, self.count)
+        low = numerator // over
+        weight = ((numerator - low * over) / over).astype(np.float32)
+        last = max(teacher - 1, 0)
+        weight[(low < 0) | (low >= last)] = 0.0
+        low = np.clip(low, 0, last).astype(np.int64)
+        return low, np.minimum(low + (weight > 0), last), weight
+
+    def edges(self, teacher: int) -> NDArray[np.int64]:
+        """(S+1,) the first teacher frame, of T, whose centre falls into each student frame or a later one."""
+        return np.clip(self._ceil(self.begin - self.step / 2, self.count + 1), 0, teacher)
+
+    def _ceil(self, begin: Fraction, count: int) -> NDArray[np.int64]:
+        numerator, over = self._numerators(begin, count)
+        return np.asarray(-(-numerator // over), np.int64)
+
+    def _numerators(self, begin: Fraction, count: int) -> tuple[NDArray[Any], int]:
+        """(count,) whole numbers that are positions when divided by the second."""
+        over = math.lcm(begin.denominator, self.step.denominator)
+        first, each = int(begin * over), int(self.step * over)
+        small = abs(first) + abs(each) * count + over < 1 << 62
+        return first + each * np.arange(count).astype(np.int64 if small else object), over
+
+
 def nearest(teacher: int, student: int) -> NDArray[np.int64]:
     """(S,) the teacher frame, of T, that each of S student frames takes; a tie goes to the earlier one."""
-    _check(teacher, student)
-    i = np.arange(student, dtype=np.int64)
-    return np.clip(((2 * i + 1) * teacher - 1) // (2 * student), 0, max(teacher - 1, 0))
+    return Ramp.whole(teacher, student).nearest(teacher)
 
 
 def linear(teacher: int, student: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
     """(S,) two teacher frames and (S,) the weight in [0, 1) of the second, for each of S student frames."""
-    _check(teacher, student)
-    i = np.arange(student, dtype=np.int64)
-    numerator = (2 * i + 1) * teacher - student  # of 2 * student: the centre's position
-    low, rest = np.divmod(numerator, 2 * student) if student else (i, i)
-    weight = (rest / max(2 * student, 1)).astype(np.float32)
-    last = max(teacher - 1, 0)
-    weight[(low < 0) | (low >= last)] = 0.0
-    low = np.clip(low, 0, last)
-    return low, np.minimum(low + (weight > 0), last), weight
+    return Ramp.whole(teacher, student).linear(teacher)
 
 
 @dataclass(frozen=True)
@@ -87,56 +132,99 @@ class Plan:
     valid: NDArray[np.bool_]
 
 
-def plan(teacher: int, student: int, method: Method, nonblank: NDArray[np.floating] | None = None) -> Plan:
-    """Which of T teacher frames each of S student frames looks at.
+def plan(
+    teacher: int, student: int | Ramp, method: Method, nonblank: NDArray[np.floating] | None = None
+) -> Plan:
+    """Which of T teacher frames each student frame looks at: S of them share T, or a ramp says where.
 
-    ``nonblank`` (T,) is the mass of all classes but the blank, for ``max-nonblank``. Raises ``LengthError``.
+    ``nonblank`` (T,) is the mass of all classes but the blank, for ``max-nonblank``. A ramp lags already.
+    Raises ``LengthError``.
     """
     weight: NDArray[np.float32]
-    if method.name == "stack":
-        if student != -(-teacher // method.size):
-            raise LengthError(
-                f"{student} student frames for {teacher} teacher frames in stacks of {method.size}",
-                why="A stack of another size would move every label.",
-                do=f"The student has {-(-teacher // method.size)} frames of this utterance.",
-            )
+    count, lag = (student.count, 0) if isinstance(student, Ramp) else (student, method.shift)
+    if method.name == "stack" and not isinstance(student, Ramp):
+        check_stack(teacher, student, method.size)
         low = np.arange(student * method.size).reshape(student, method.size)
         valid = low < teacher
         low = np.minimum(low, max(teacher - 1, 0))
         high = low
         weight = np.zeros(low.shape, np.float32)
     else:
+        ramp = student if isinstance(student, Ramp) else Ramp.whole(teacher, student)
         if method.name.startswith("linear"):
-            low, high, weight = linear(teacher, student)
+            low, high, weight = ramp.linear(teacher)
         else:
-            low = nearest(teacher, student)
+            low = ramp.nearest(teacher)
             if method.name == "max-nonblank":
                 assert nonblank is not None
-                low = spikes(nonblank, low, student)
-            high, weight = low, np.zeros(student, np.float32)
-        valid = np.ones(student, bool)
-    n = min(method.shift, student)
+                low = spikes(nonblank, low, ramp)
+            high, weight = low, np.zeros(count, np.float32)
+        valid = np.ones(count, bool)
+    n = min(lag, count)
     if n:
         low, high, weight, valid = (
-            np.concatenate([np.repeat(x[:1], n, axis=0), x[: student - n]])
-            for x in (low, high, weight, valid)
+            np.concatenate([np.repeat(x[:1], n, axis=0), x[: count - n]]) for x in (low, high, weight, valid)
         )
         valid[:n] = False
     return Plan(low, high, weight, valid)
 
 
-def spikes(nonblank: NDArray[np.floating], near: NDArray[np.int64], student: int) -> NDArray[np.int64]:
+def spikes(nonblank: NDArray[np.floating], near: NDArray[np.int64], student: int | Ramp) -> NDArray[np.int64]:
     """(S,) the frame of most non-blank mass of those whose centres fall into each student frame.
 
-    Frame i of S holds the centres (2j + 1)/2T in [i/S, (i + 1)/S): every teacher frame falls into exactly
-    one. Where none does, ``near`` is taken. Of equal masses the first.
+    Every teacher frame falls into one at most. Where none does, ``near`` is taken. Of equal masses the first.
     """
-    teacher = len(nonblank)
-    edges = -(-(2 * np.arange(student + 1) * teacher - student) // (2 * student))  # first centre at or after
-    best = near.copy()
+    ramp = student if isinstance(student, Ramp) else Ramp.whole(len(nonblank), student)
+    edges, best = ramp.edges(len(nonblank)), near.copy()
     for i in np.flatnonzero(edges[1:] > edges[:-1]):
         best[i] = edges[i] + int(np.argmax(nonblank[edges[i] : edges[i + 1]]))
     return best
+
+
+def check_stack(teacher: int, student: int, size: int) -> None:
+    """Raise ``LengthError`` unless S stacks of ``size`` frames are what T frames need."""
+    if student != -(-teacher // size):
+        raise LengthError(
+            f"{student} student frames for {teacher} teacher frames in stacks of {size}",
+            why="A stack of another size would move every label.",
+            do=f"The student has {-(-teacher // size)} frames of this utterance.",
+        )
+
+
+@dataclass(frozen=True)
+class FrameClock:
+    """When a model's frames are, in exact seconds.
+
+    Attributes:
+        shift: from one frame to the next: ``Fraction(640, 16000)``, ``"0.04"``.
+        offset: of the centre of frame 0 from the beginning of the audio; None where it is not known. It
+            counts only where teacher and student both say theirs; else frames lie in the middle of their
+            shifts.
+        rate: samples a second: lengths of audio are whole numbers of them; 0 where it is not known.
+    """
+
+    shift: Fraction
+    offset: Fraction | None = None
+    rate: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shift", exact(self.shift, "a frame shift"))
+        if self.offset is not None:
+            object.__setattr__(self, "offset", exact(self.offset, "a frame offset"))
+        if self.shift <= 0:
+            raise UsageError(f"a frame shift of {self.shift} s")
+
+    def frames(self, seconds: Fraction) -> Fraction:
+        """How many frames that is, not rounded."""
+        return seconds / self.shift
+
+
+def exact(value: Any, what: str) -> Fraction:
+    """A rational number; a float is the shortest decimal that reads back as it. Raises ``UsageError``."""
+    try:
+        return Fraction(repr(value) if isinstance(value, float) else value)
+    except (TypeError, ValueError, ZeroDivisionError):
+        raise UsageError(f"{what} of {value!r}", do="Give a Fraction, an integer or a decimal.") from None
 
 
 def check_ratio(teacher: int, student: int, ratio: tuple[int, int], tolerance: int, where: str) -> None:

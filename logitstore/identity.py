@@ -16,6 +16,7 @@ from .spec import StoreSpec, StreamSpec, differences
 from .vocab import TokenTable
 
 ALLOWABLE = ("teacher", "manifest")
+PLANNING = "plan"  # the lock of whoever chooses the encodings of a store to be
 
 
 def establish(
@@ -63,17 +64,25 @@ def forget_empty(place: Place, writer: str) -> None:
     Whoever mends the teacher that a gate refused may go on in the same place. The caller holds the store's
     lock and its own.
     """
-    if not place.exists("logitstore.json") or shard_names(place):
-        return
+    if place.exists("logitstore.json") and not is_declared(place, writer):
+        place.remove("logitstore.json")
+
+
+def is_declared(place: Place, writer: str) -> bool:
+    """Whether a store's answers stand: it has shards, or another live process writes them."""
+    if not place.exists("logitstore.json"):
+        return False
+    if shard_names(place):
+        return True
     for name in place.names("partial"):
         other = name.removesuffix(".lock")
-        if name.endswith(".lock") and other not in (writer, "store"):
+        if name.endswith(".lock") and other not in (writer, "store", PLANNING):
             try:
                 with place.lock(other):
                     pass
             except StoreBusy:
-                return
-    place.remove("logitstore.json")
+                return True
+    return False
 
 
 def note_gate(place: Place, gate: str, reason: str) -> StoreSpec:

@@ -13,9 +13,16 @@ from numpy.typing import NDArray
 
 from .errors import FormatError, LengthError, UsageError
 
-FORMS = {"full": False, "banded": True, "path": False, "sample": True}  # whether it takes a number
+MEAN = "mean-u"
+FORMS = {
+    "full": False,
+    "banded": True,
+    "path": False,
+    "sample": True,
+    MEAN: False,
+}  # whether it takes a number
 BEGIN, POSITIONS, OCCUPANCY = "begin", "positions", "occupancy"
-KNOWN = "full, banded:S, path, sample:N; each with +occupancy"
+KNOWN = "full, banded:S, path, sample:N, mean-u; each with +occupancy"
 
 
 @dataclass(frozen=True)
@@ -24,10 +31,12 @@ class Form:
 
     Attributes:
         name: ``full`` (all), ``banded`` (``size`` label positions a frame, around the teacher's own
-            alignment), ``path`` (the most probable alignment: T + U nodes) or ``sample`` (``size`` label
-            positions, the same in every frame, drawn by the utterance's id).
+            alignment), ``path`` (the most probable alignment: T + U nodes), ``sample`` (``size`` label
+            positions, the same in every frame, drawn by the utterance's id) or ``mean-u`` (no node, but the
+            mean of a frame's: T rows).
         size: see there; 0 for the others.
-        occupancy: whether the probability that an alignment passes a node is kept with it.
+        occupancy: whether the probability that an alignment passes a node is kept with it; the mean is
+            weighted by it.
     """
 
     name: str = "full"
@@ -41,7 +50,7 @@ class Form:
     @classmethod
     def parse(cls, text: str) -> Form:
         """``full``, ``banded:5``, ``path+occupancy``, ...; raises ``UsageError``."""
-        found = re.fullmatch(r"([a-z]+)(?::([1-9][0-9]{0,5}))?(\+occupancy)?", text)
+        found = re.fullmatch(r"([a-z-]+)(?::([1-9][0-9]{0,5}))?(\+occupancy)?", text)
         if not found or found[1] not in FORMS or FORMS[found[1]] != bool(found[2]):
             raise UsageError(f"no lattice form {text!r}", do=f"Known: {KNOWN}.")
         return cls(found[1], int(found[2] or 0), bool(found[3]))
@@ -57,6 +66,11 @@ class Form:
         return self.name == "full" and not self.occupancy
 
     @property
+    def framewise(self) -> bool:
+        """Whether rows are frames and not nodes."""
+        return self.name == MEAN
+
+    @property
     def columns(self) -> tuple[tuple[str, str, str], ...]:
         """Name, dtype and meaning of what is stored beside rows and labels (SPEC S10)."""
         found = []
@@ -64,7 +78,7 @@ class Form:
             found.append((BEGIN, "int32", "first label position of each frame's nodes"))
         if self.name == "sample":
             found.append((POSITIONS, "int32", "label positions that every frame keeps"))
-        if self.occupancy:
+        if self.occupancy and not self.framewise:
             found.append((OCCUPANCY, "float16", "probability that an alignment passes each node"))
         return tuple(found)
 

@@ -56,6 +56,11 @@ def make_spec(
             form = str(Form.parse(form if found else "full"))
         elif found or how == "collapsed":
             raise UsageError(f"{name}={encoding}: only an rnnt stream has lattice nodes to choose from")
+        if how == "collapsed" and Form.parse(form).framewise:
+            raise UsageError(
+                f"{name}={encoding}: the mean over label positions has no next label",
+                do="Choose dense, topk or nucleus for it.",
+            )
         if name == "rnnt" and how.startswith("factored") and form != "full":
             raise UsageError(
                 f"{name}={encoding}: factored keeps the two sides of the whole lattice",

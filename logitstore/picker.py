@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +21,7 @@ Slices = Iterable[torch.Tensor]
 
 
 class Picker:
-    """Which nodes of one utterance's lattice are kept, and their logits.
+    """Which nodes of one utterance's lattice are kept, and their logits; or the mean of each frame's.
 
     A form that follows the teacher's own alignment drives the joiner twice: for the scores of blank and next
     label, (T, U+1) numbers each, and for the rows. [T, U+1, V] never exists.
@@ -46,6 +48,9 @@ class Picker:
             frames: T.
         """
         u = len(self._labels)
+        if self.form.framewise:
+            yield from self._means(drive)
+            return
         if self.form.whole:
             for piece in drive():
                 yield piece, None
@@ -60,11 +65,30 @@ class Picker:
             yield picked, _on(piece, always[low:high]) if self._names else None
             t += len(piece)
 
+    def _means(self, drive: Callable[[], Slices]) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        """(t, V) log of the mean over label positions of the softmaxes of each frame (SPEC S12)."""
+        share = None
+        if self.form.occupancy:
+            occupied = occupancy(*scores(drive(), self._stream, self._labels, self._id))
+            with np.errstate(divide="ignore"):
+                share = np.log(occupied / occupied.sum(1, keepdims=True)).astype(np.float32)
+        t = 0
+        for piece in drive():
+            require_finite(piece.reshape(-1, piece.shape[-1]), self._stream.name, self._id)
+            logp = piece.float().log_softmax(-1)
+            if share is None:
+                mean = logp.logsumexp(1) - math.log(piece.shape[1])
+            else:
+                mean = (logp + _on(piece, share[t : t + len(piece)])[..., None]).logsumexp(1)
+            blank = torch.full_like(mean[:, :1], self._stream.blank, dtype=torch.int64)
+            yield mean, blank if self._names else None
+            t += len(piece)
+
     def _choose(self, drive: Callable[[], Slices], t: int, u: int) -> Nodes:
         form = self.form
         blank = label = occupied = None
         if form.aligned:
-            blank, label = self._scores(drive())
+            blank, label = scores(drive(), self._stream, self._labels, self._id)
         if form.occupancy or form.name == "banded":
             assert blank is not None
             assert label is not None
@@ -86,17 +110,20 @@ class Picker:
         kept = occupied[nodes.frame, nodes.position].astype(np.float32)
         return Nodes(form, t, u, nodes.frame, nodes.position, kept)
 
-    def _scores(self, slices: Slices) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """(T, U+1) log-probabilities of the blank and of the next label; raises ``NonFinite``."""
-        blanks, labels = [], []
-        for piece in slices:
-            require_finite(piece.reshape(-1, piece.shape[-1]), self._stream.name, self._id)
-            logp = piece.float().log_softmax(-1)
-            following = _on(piece, np.array([*self._labels, self._stream.blank], np.int64))
-            index = following.expand(len(piece), -1)[..., None]
-            blanks.append(logp[..., self._stream.blank].cpu().numpy())
-            labels.append(logp.gather(-1, index)[..., 0].cpu().numpy())
-        return np.concatenate(blanks).astype(np.float64), np.concatenate(labels).astype(np.float64)
+
+def scores(
+    slices: Slices, stream: StreamSpec, labels: Sequence[int], where: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(T, U+1) log-probabilities of the blank and of the next label; raises ``NonFinite``."""
+    blanks, following = [], []
+    for piece in slices:
+        require_finite(piece.reshape(-1, piece.shape[-1]), stream.name, where)
+        logp = piece.float().log_softmax(-1)
+        behind = _on(piece, np.array([*labels, stream.blank], np.int64))
+        index = behind.expand(len(piece), -1)[..., None]
+        blanks.append(logp[..., stream.blank].cpu().numpy())
+        following.append(logp.gather(-1, index)[..., 0].cpu().numpy())
+    return np.concatenate(blanks).astype(np.float64), np.concatenate(following).astype(np.float64)
 
 
 def chosen(
@@ -114,5 +141,5 @@ def _always(stream: StreamSpec, nodes: Nodes, labels: Sequence[int]) -> NDArray[
     return np.stack([np.full_like(following, stream.blank), following], 1)
 
 
-def _on(like: torch.Tensor, index: NDArray[np.int64]) -> torch.Tensor:
+def _on(like: torch.Tensor, index: NDArray[Any]) -> torch.Tensor:
     return torch.from_numpy(index).to(like.device)

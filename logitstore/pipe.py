@@ -48,6 +48,21 @@ class _Stop(Exception):
 _Item = Spoken | _Slice | Nodes | _LastSlice | _Stop
 
 
+def row_meta(spoken: Spoken) -> dict[str, Any]:
+    """What the row of an utterance says about itself (SPEC S3)."""
+    loaded = spoken.loaded
+    meta: dict[str, Any] = {
+        "T": spoken.T,
+        "U": len(loaded.labels or ()),
+        "seconds": round(loaded.seconds, 6),
+    }
+    if loaded.audio:
+        meta["audio"] = loaded.audio
+    if loaded.utt.text is not None:
+        meta["text"] = loaded.utt.text
+    return {**meta, **spoken.notes}
+
+
 class Pipe:
     """Encodes what the teacher says and appends it to a shard.
 
@@ -183,17 +198,7 @@ class Pipe:
         if failure is not None:
             self._encoder.drop()
             return self.fail(loaded.utt, failure)
-        meta: dict[str, Any] = {
-            "T": spoken.T,
-            "U": len(loaded.labels or ()),
-            "seconds": round(loaded.seconds, 6),
-        }
-        if loaded.audio:
-            meta["audio"] = loaded.audio
-        if loaded.utt.text is not None:
-            meta["text"] = loaded.utt.text
-        meta.update(spoken.notes)
-        self._shard.add(self._encoder.finish(loaded.utt.id, loaded.labels, meta))
+        self._shard.add(self._encoder.finish(loaded.utt.id, loaded.labels, row_meta(spoken)))
         self.utterances += 1
         self.seconds += loaded.seconds
         self.frames += spoken.T

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import constants
+from .clip import Clip, Clipped, augmented
 from .digest import open_json, sha256
 from .emission import Row
 from .encodings.collapsed import Collapsed
@@ -168,10 +169,10 @@ class Store(Mapping[str, Target]):
             labels = arrays.pop(LABELS, labels)
             rows = self._encodings[spec.name].decode(arrays, spec.classes)
             axes: tuple[int, ...] = (t,)
-            if spec.kind == "rnnt":
-                if len(labels) != u:
-                    raise FormatError(f"{len(labels)} labels, U = {u} (SPEC S7)", where=row.id)
-                form = self._forms[spec.name]
+            if spec.kind == "rnnt" and len(labels) != u:
+                raise FormatError(f"{len(labels)} labels, U = {u} (SPEC S7)", where=row.id)
+            form = self._forms.get(spec.name)
+            if form and not form.framewise:
                 kept = restored(form, t, u, len(rows), arrays, row.id)
                 axes = kept.axes
                 if not form.whole:
@@ -185,7 +186,8 @@ class Store(Mapping[str, Target]):
             labels = np.zeros(0, np.int32)
         if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < len(self.tokens)):
             raise FormatError(f"a label outside of {len(self.tokens)} tokens (SPEC S7)", where=row.id)
-        target = Target(row.id, t, labels, streams, shapes, row.meta, nodes, self.tokens.blank)
+        clock = self.spec.teacher.clock
+        target = Target(row.id, t, labels, streams, shapes, row.meta, nodes, self.tokens.blank, clock)
         return target if self.vocab_map is None else self.vocab_map.target(target)
 
     def metas(self) -> Iterator[Mapping[str, Any]]:
@@ -205,11 +207,40 @@ class Store(Mapping[str, Target]):
         chosen = Where(where, [s.name for s in self.spec.streams])
         return [meta["id"] for meta in self.metas() if chosen(meta)]
 
-    def batch(self, ids: Sequence[str], **options: Any) -> TargetBatch:
-        """Padded tensors of several utterances; see :func:`logitstore.batch.collate_targets`."""
+    def heard(self, clip: Clip) -> Clipped:
+        """A clip with its targets: for ``collate_targets``, or ``Store.batch`` at once."""
+        return Clipped.of(clip, self.__getitem__)
+
+    def batch(
+        self,
+        ids: Sequence[str | Clip],
+        *,
+        speed: Any = 1,
+        start: Any = 0,
+        duration: Any = None,
+        pad: Any = (0, 0),
+        silence: str = "mask",
+        **options: Any,
+    ) -> TargetBatch:
+        """Padded tensors of several utterances; see :func:`logitstore.batch.collate_targets`.
+
+        Args:
+            ids: utterances, or clips of them (:class:`logitstore.clip.Clip`).
+            speed: at which the student hears each: one number for all, or B of them.
+            start: seconds of each that are left out in front, in its own, stored time; one or B.
+            duration: seconds of each that are kept, in stored time; one or B; None for all that follow.
+            pad: seconds of silence before and after, as the student hears them; one pair, or B pairs.
+            silence: ``mask`` where the student is told nothing in it, ``blank`` where it is told blank.
+            options: of ``collate_targets``.
+
+        Raises:
+            UsageError, LengthError: what targets cannot follow, and why.
+        """
         from .batch import collate_targets
 
-        return collate_targets([self[i] for i in ids], **options)
+        clips = augmented(ids, speed=speed, start=start, duration=duration, pad=pad, silence=silence)
+        targets = [self.heard(c) if isinstance(c, Clip) else self[c] for c in clips]
+        return collate_targets(targets, **options)
 
     def require_vocab(self, table: TokenTable) -> None:
         """Raise ``VocabError`` naming the first differing token unless a student has the store's table."""

@@ -10,6 +10,8 @@ import numpy as np
 from .decode import best_classes, decode, edit_distance, forced_rnnt, greedy_ctc, on_grid
 from .encodings.base import LOSS
 from .errors import UsageError
+from .footprint import footprint
+from .lattice import Form
 from .manifest import Manifest
 from .reader import Store
 from .sealed import read_entry
@@ -28,7 +30,7 @@ AXES = {
 def summary(store: Store, *, sample: int = SAMPLE) -> dict[str, Any]:
     """Identity, size and per-stream statistics, these over at most ``sample`` utterances, spread evenly."""
     entries = [read_entry(store.place, name) for name in store.shards]
-    on_disk = sum(e.bytes for e in entries)
+    on_disk = footprint(store.place, store.spec, entries)
     frames = sum(e.frames for e in entries)
     ids = [i for e in entries for i in e.ids]
     chosen = ids[:: max(1, -(-len(ids) // sample))] if ids else []
@@ -47,8 +49,9 @@ def summary(store: Store, *, sample: int = SAMPLE) -> dict[str, Any]:
         "frames": frames,
         "shards": len(entries),
         "skipped": sum(len(e.skipped) for e in entries),
-        "bytes": on_disk,
-        "bytes_per_frame": on_disk / max(frames, 1),
+        "bytes": on_disk.bytes,
+        "bytes_once": on_disk.once,
+        "bytes_per_frame": on_disk.rows / max(frames, 1),
         "sampled": len(targets),
         "streams": {s.name: _stream(store, s, targets) for s in store.spec.streams},
         "heard": _heard(targets),
@@ -122,6 +125,8 @@ def _lost(spec: StreamSpec, targets: list[Target]) -> dict[str, float] | None:
 
 def errors_of(store: Store, target: Target, spec: StreamSpec) -> tuple[int, int]:
     """Errors of the greedy decode and length of the reference: tokens where labels are stored, else words."""
+    if _means(spec):
+        return 0, 0
     hypothesis = decode(target, spec.name, spec.blank)
     if store.has_labels:
         return edit_distance(target.labels.tolist(), hypothesis), target.U
@@ -129,6 +134,11 @@ def errors_of(store: Store, target: Target, spec: StreamSpec) -> tuple[int, int]
         return 0, 0
     words = target.text.split()
     return edit_distance(words, store.tokens.text(hypothesis).split()), len(words)
+
+
+def _means(spec: StreamSpec) -> bool:
+    """Whether rows are means of a lattice's nodes: no walk through them says anything."""
+    return spec.kind == "rnnt" and Form.parse(spec.form).framewise
 
 
 def against_manifest(store: Store, manifest: Manifest) -> dict[str, Any]:
@@ -173,7 +183,7 @@ def utterance(store: Store, utt_id: str, *, top: int = 5) -> dict[str, Any]:
             tokens = list(path.tokens)
         else:
             nodes = [(t, -1, t) for t in range(shape[0])]
-            tokens = greedy_ctc(best, spec.blank)
+            tokens = [] if _means(spec) else greedy_ctc(best, spec.blank)
         lines = []
         for t, u, row in nodes:
             order = np.argsort(-at.logp[row], kind="stable")[:top]

@@ -45,22 +45,15 @@ class Resampled:
 
 
 def resample_stream(
-    target: Target, stream: str, student: int, method: frames.Method, temperature: float
+    target: Target, stream: str, student: int | frames.Ramp, method: frames.Method, temperature: float
 ) -> Resampled:
-    """One stream of a target at ``student`` frames instead of T, at a temperature.
+    """One stream of a target at ``student`` frames instead of T, or where a ramp looks, at a temperature.
 
     Label positions of a lattice stay apart. A banded lattice's ranges follow the nearest frame; where only
     one of two frames holds a node, that one is taken. Raises ``UsageError`` for what a form has no answer to.
     """
     rows, nodes, axes = target[stream], target.nodes.get(stream), target.shapes[stream][:-1]
-    lattice = target.grid(stream) is not None
-    if lattice and method.name in ("max-nonblank", "stack"):
-        raise UsageError(
-            f"{method} of the lattice {stream!r}",
-            where=target.id,
-            why="Which label position a frame belongs to depends on the frames before it.",
-            do="Resample lattices with linear, linear-logit or nearest.",
-        )
+    lattice = is_lattice(target, stream, method)
     if nodes is not None and not nodes.width:
         return _path(target, nodes, rows, student, method, temperature)
     width = axes[1] if lattice else 1
@@ -100,12 +93,31 @@ def resample_stream(
     )
 
 
-def _path(
-    target: Target, nodes: Nodes, rows: Rows, student: int, method: frames.Method, temperature: float
-) -> Resampled:
-    if student != target.T or method.shift:
+def is_lattice(target: Target, stream: str, method: frames.Method) -> bool:
+    """Whether a stream is one; raises ``UsageError`` for a method that has no answer to it."""
+    lattice = target.grid(stream) is not None
+    if lattice and method.name in ("max-nonblank", "stack"):
         raise UsageError(
-            f"a path of {target.T} frames at {student} frames{f', {method}' * bool(method.shift)}",
+            f"{method} of the lattice {stream!r}",
+            where=target.id,
+            why="Which label position a frame belongs to depends on the frames before it.",
+            do="Resample lattices with linear, linear-logit or nearest.",
+        )
+    return lattice
+
+
+def _path(
+    target: Target,
+    nodes: Nodes,
+    rows: Rows,
+    student: int | frames.Ramp,
+    method: frames.Method,
+    temperature: float,
+) -> Resampled:
+    if student not in (target.T, frames.Ramp.whole(target.T, target.T)) or method.shift:
+        count = student.count if isinstance(student, frames.Ramp) else student
+        raise UsageError(
+            f"a path of {target.T} frames at {count} other frames{f', {method}' * bool(method.shift)}",
             where=target.id,
             why="Its T + U nodes are one alignment at the teacher's own frames; other frames have others.",
             do="Give the student the teacher's frame rate, or dump rnnt=ENCODING/banded:S.",

@@ -6,11 +6,14 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from fractions import Fraction
 from typing import Any, Self
 
 from .errors import FormatError
+from .frames import FrameClock
 
 VERSION = "1.0"
+UNNAMED = "unnamed"  # the teacher of one's own loop, about whom nothing was said
 KINDS = ("ctc", "rnnt", "seq2seq", "hidden")
 REPLACES, LATTICE_FORMS = "replaces", "lattice-forms"
 KNOWN_REQUIREMENTS = frozenset({REPLACES, LATTICE_FORMS})
@@ -64,6 +67,7 @@ class TeacherSpec(Record):
         heads: the modules to tap.
         features: settings of the features, anything that changes numbers; JSON.
         weights: sha256 over the model's parameters and buffers; filled in by logitstore.
+        offset: samples to the centre of frame 0; None where nobody knows.
     """
 
     name: str
@@ -72,6 +76,7 @@ class TeacherSpec(Record):
     heads: tuple[Head, ...] = ()
     features: dict[str, Any] = field(default_factory=dict)
     weights: str = ""
+    offset: int | None = None
 
     def __post_init__(self) -> None:
         heads = tuple(h if isinstance(h, Head) else Head.from_json(h) for h in self.heads)
@@ -82,9 +87,22 @@ class TeacherSpec(Record):
             raise ValueError(f"a sample rate of {self.sample_rate!r} Hz")
         if not (isinstance(self.frame_shift, int) and self.frame_shift > 0):
             raise ValueError(f"a frame shift of {self.frame_shift!r} samples")
+        if not (self.offset is None or type(self.offset) is int):
+            raise ValueError(f"a first frame centred on sample {self.offset!r}")
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "heads": [h.to_json() for h in self.heads]}
+        value = {**asdict(self), "heads": [h.to_json() for h in self.heads]}
+        if self.offset is None:
+            del value["offset"]
+        return value
+
+    @property
+    def clock(self) -> FrameClock | None:
+        """When its frames are; None of an unnamed teacher, whose frame shift nobody gave."""
+        if self.name == UNNAMED:
+            return None
+        offset = None if self.offset is None else Fraction(self.offset, self.sample_rate)
+        return FrameClock(Fraction(self.frame_shift, self.sample_rate), offset, self.sample_rate)
 
     def head(self, stream: str) -> Head | None:
         """The head of a stream; None where the teacher has none."""

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import MissingUtterance, UsageError
+from .frames import FrameClock
 from .lattice import Nodes
 
 Float = NDArray[np.float32]
@@ -355,6 +356,7 @@ class Target:
         meta: everything else that was stored: text, seconds, ...
         nodes: by stream, which nodes its rows are; not for lattices that keep all and nothing else.
         blank: id of the blank among the classes.
+        clock: when the teacher's frames are; None where nobody said.
     """
 
     id: str
@@ -365,6 +367,7 @@ class Target:
     meta: Mapping[str, Any] = field(default_factory=dict)
     nodes: Mapping[str, Nodes] = field(default_factory=dict)
     blank: int = 0
+    clock: FrameClock | None = None
 
     @property
     def U(self) -> int:

@@ -13,7 +13,7 @@ from .constants import Constants
 from .constants import read as read_constants
 from .encoder import RowEncoder
 from .errors import LengthError, LogitStoreError, ManifestError, UsageError, Vanished, VocabError
-from .identity import establish, forget_empty, note_gate
+from .identity import PLANNING, establish, forget_empty, note_gate
 from .lattice import Form, Nodes
 from .layout import columns_of, make_spec
 from .manifest import check_id
@@ -21,7 +21,7 @@ from .places import Place, open_place
 from .replacing import settle
 from .sealed import Entry, current_index, read_entry, shard_names
 from .sealing import ShardInMaking, finish_store, listed, sweep, sweep_halves
-from .spec import StoreSpec, StreamSpec, TeacherSpec
+from .spec import UNNAMED, StoreSpec, StreamSpec, TeacherSpec
 from .storage import parse_storage
 from .vocab import TokenTable
 
@@ -43,10 +43,10 @@ class StoreWriter:
     listed: frozenset[tuple[str, str, str]] = frozenset()  # the key of each line of skipped.jsonl
 
     def __init__(self, place: Place, spec: StoreSpec, *, writer: str = "loop", shard_rows: int = 500) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", writer) or writer == "store":
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", writer) or writer in ("store", PLANNING):
             raise UsageError(
                 f"{writer!r} cannot name a writer",
-                why="It becomes part of file names; 'store' is the lock that all writers share.",
+                why="It becomes part of file names; 'store' and 'plan' are locks that all writers share.",
                 do="Up to 100 letters, digits, '.', '_' and '-', beginning with a letter or digit.",
             )
         self.place, self.spec = place, spec
@@ -81,7 +81,7 @@ class StoreWriter:
             writer: a name no other process writing into this store uses.
             shard_rows: utterances a shard.
         """
-        teacher = teacher or TeacherSpec("unnamed", 16000, 640)
+        teacher = teacher or TeacherSpec(UNNAMED, 16000, 640)
         spec = make_spec(teacher, tokens, streams, storage=storage)
         return cls(open_place(location), spec, writer=writer, shard_rows=shard_rows).begin(tokens)
 

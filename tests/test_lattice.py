@@ -13,13 +13,14 @@ from test_dump import same_tree
 from test_losses import brute
 
 from logitstore import StoreWriter, TokenTable, VocabMap, collate_targets, open_store
+from logitstore.against import against_teacher
 from logitstore.alignment import band, best_path, occupancy
 from logitstore.convert import convert
 from logitstore.dump import DumpOptions, dump
 from logitstore.errors import FormatError, LengthError, NonFinite, UsageError
 from logitstore.frames import nearest
 from logitstore.lattice import Form, band_size, path, ranges, restored, sample, stored
-from logitstore.losses import rnnt_kd
+from logitstore.losses import ctc_kd, mean_u, rnnt_kd
 from logitstore.report import summary, utterance
 from logitstore.target import NOTHING
 from logitstore.verify import verify
@@ -392,11 +393,123 @@ def test_what_cannot_be_is_refused(tmp_path):
             w.add("a", rnnt=bad, labels=[1, 2, 3, 4])
 
 
+MEANS = ["mean-u", "mean-u+occupancy"]
+
+
+def means(logits, labels, form):
+    """(T, V) probabilities: the mean of each frame's nodes, alike or by occupancy, in double precision."""
+    p = torch.softmax(logits.double(), -1)
+    share = torch.full(p.shape[:2], 1 / p.shape[1], dtype=torch.float64)
+    if form.endswith("occupancy"):
+        following = torch.tensor([*labels, 0])
+        label = torch.stack([p[:, u, following[u]] for u in range(p.shape[1])], 1)
+        occupied = torch.from_numpy(occupancy(p[..., 0].log().numpy(), label.log().numpy()))
+        share = occupied / occupied.sum(1, keepdim=True)
+    return torch.einsum("tuv,tu->tv", p, share)
+
+
+@pytest.mark.parametrize("encoding", ["dense", "dense:int8", "topk:3", "nucleus:0.01"])
+@pytest.mark.parametrize("form", MEANS)
+def test_means_over_label_positions(tmp_path, form, encoding):
+    store, said = make(tmp_path / "s", f"{encoding}/{form}")
+    assert store.spec.requires == ("lattice-forms",)
+    for utt, (logits, labels) in said.items():
+        target = store[utt]
+        assert target.shapes["rnnt"] == (len(logits), V)
+        assert target.labels.tolist() == labels
+        assert target.grid("rnnt") is None
+        wanted, at = means(logits, labels, form).numpy(), target["rnnt"].at(1.0)
+        every = np.broadcast_to(np.arange(V), wanted.shape) if at.ids is None else at.ids
+        kept = np.take_along_axis(wanted, every.astype(np.int64), 1)
+        atol = 2e-2 if encoding == "dense:int8" else 2e-3
+        np.testing.assert_allclose(np.where(at.logp > NOTHING, np.exp(at.logp) - kept, 0), 0, atol=atol)
+        if encoding.startswith("dense"):
+            np.testing.assert_allclose(target["rnnt"].logz, 0, atol=1e-6)
+        if encoding.startswith("nucleus"):
+            assert (at.ids == 0).any(1).all()  # the blank
+    batch = collate_targets([store[i] for i in said], temperature=2.0)
+    assert torch.equal(batch["rnnt"].mask, batch.mask)
+    assert not verify(tmp_path / "s").findings
+    assert summary(store)["streams"]["rnnt"]["shape"] == "(T, V)"
+    assert summary(store)["streams"]["rnnt"]["error_rate"] is None
+    shown = utterance(store, "u0")["streams"]["rnnt"]
+    assert [frame["t"] for frame in shown["frames"]] == list(range(6))
+    assert shown["decoded"] == []
+
+
+@pytest.mark.parametrize("form", MEANS)
+def test_losses_of_means(tmp_path, form):
+    """A student that says what the teacher does is nowhere from it; any other is as far as a frame's loss."""
+    store, said = make(tmp_path / "s", f"dense/{form}")
+    batch = collate_targets([store[i] for i in said], temperature=2.0)
+    logits, share = torch.full((4, 6, 5, V), torch.nan), torch.zeros(4, 6, 5)
+    for b, (own, labels) in enumerate(said.values()):
+        t, u = own.shape[:2]
+        logits[b, :t, :u] = own
+        dense = own.double().log_softmax(-1)
+        label = torch.stack([dense[:, i, [*labels, 0][i]] for i in range(u)], 1)
+        occupied = occupancy(dense[..., 0].numpy(), label.numpy())
+        share[b, :t, :u] = torch.from_numpy(occupied) if "occupancy" in form else 1.0
+    mine = mean_u(logits, batch.label_mask, share)
+    assert float(rnnt_kd(mine, batch["rnnt"])) < 1e-5
+    assert torch.equal(rnnt_kd(mine, batch["rnnt"]), ctc_kd(mine, batch["rnnt"]))
+    if form == "mean-u":
+        valid = batch.mask
+        torch.testing.assert_close(mean_u(logits, batch.label_mask)[valid], mine[valid])
+    other = torch.randn(4, 6, V, dtype=torch.float64)
+    wanted = brute(batch["rnnt"], other, "forward")
+    torch.testing.assert_close(rnnt_kd(other, batch["rnnt"], reduction="none"), wanted, atol=3e-6, rtol=3e-6)
+    with pytest.raises(LengthError, match="mean_u"):
+        rnnt_kd(logits, batch["rnnt"])
+    with pytest.raises(LengthError, match="labels"):
+        mean_u(logits[:, :, :3], batch.label_mask)
+    slower = collate_targets([store["u0"]], frames=[3], method="nearest")["rnnt"]
+    assert slower.logp.shape == (1, 3, V)
+
+
+def test_means_of_what_cannot_be(tmp_path):
+    for how in ("collapsed/mean-u", "factored/mean-u", "dense/mean-u:3"):
+        with pytest.raises(UsageError, match="mean-u"):
+            StoreWriter.open(tmp_path / "a", tokens=TABLE, streams={"rnnt": how})
+    for form in MEANS:
+        with StoreWriter.open(tmp_path / form, tokens=TABLE, streams={"rnnt": f"dense/{form}"}) as w:
+            bad = lattice(6, 4, 0)
+            bad[0, 4, 3] = torch.inf
+            with pytest.raises(NonFinite, match="inf"):
+                w.add("a", rnnt=bad, labels=[1, 2, 3, 4])
+            w.add("a", rnnt=lattice(2, 1, 0), labels=[1])
+    store = open_store(tmp_path / "mean-u")
+    row = store.row("a")
+    row.arrays["rnnt.logp"], row.arrays["rnnt.logz"] = (row.arrays[f"rnnt.{n}"][:1] for n in ("logp", "logz"))
+    with pytest.raises(FormatError, match="T = 2"):
+        store.decode(row)
+
+
+@pytest.mark.parametrize("form", MEANS)
+def test_the_trained_teachers_means(tmp_path, form):
+    """The same for any number of jobs, what brute force says, and half a lattice's bytes at most."""
+    dump(demo.teacher(), demo.manifest(3), tmp_path / "one", options(f"dense/{form}"))
+    for i in range(2):
+        dump(demo.teacher(), demo.manifest(3), tmp_path / "two", options(f"dense/{form}", part=Part(i, 2)))
+    same_tree(tmp_path / "one", tmp_path / "two")
+    dump(demo.teacher(), demo.manifest(3), tmp_path / "all", options("dense"))
+    store, every = open_store(tmp_path / "one"), open_store(tmp_path / "all")
+    for utt, target in store.items():
+        whole = torch.from_numpy(every[utt]["rnnt"].logits()).reshape(target.T, target.U + 1, -1)
+        wanted = means(whole, target.labels.tolist(), form)
+        got = torch.from_numpy(target["rnnt"].at(1.0).logp).double()
+        assert float((wanted * (wanted.log() - got)).sum(1).abs().max()) < 1e-4
+    (one, *_) = against_teacher(store, demo.teacher(), demo.manifest(3), 1)[1:]
+    assert (one.stream, one.rows) == ("rnnt", store[one.id].T)
+    assert one.kl < 1e-5
+    assert one.lost < 1e-4
+
+
 def options(how, **other):
     return DumpOptions(streams={"ctc": "topk:4", "rnnt": how}, shard_size="2", **other)
 
 
-@pytest.mark.parametrize("how", ["topk:4/banded:4+occupancy", "collapsed/path"])
+@pytest.mark.parametrize("how", ["topk:4/banded:4+occupancy", "collapsed/path", "topk:4/sample:3"])
 def test_the_trained_teachers_own_alignment(tmp_path, how):
     """Its lattice in two passes: the same bytes for any number of jobs, and nearly all of its occupancy."""
     dump(demo.teacher(), demo.manifest(4), tmp_path / "one", options(how))
@@ -409,9 +522,13 @@ def test_the_trained_teachers_own_alignment(tmp_path, how):
         if nodes.occupancy is not None:
             assert nodes.occupancy.sum() > 0.95 * (target.T + target.U)
             assert len(nodes) < 0.5 * target.T * (target.U + 1)
+        elif nodes.form.name == "sample":
+            drawn = sample(nodes.form, target.T, target.U, target.id)
+            assert nodes.position.tolist() == drawn.position.tolist()
+            assert len(nodes) == 3 * target.T
         else:
             assert len(nodes) == target.T + target.U
-    assert summary(store)["streams"]["rnnt"]["error_rate"] < 0.2
+    assert "sample" in how or summary(store)["streams"]["rnnt"]["error_rate"] < 0.2
     convert(tmp_path / "one", tmp_path / "tar", "webdataset")
     assert not verify(tmp_path / "tar").findings
     other = open_store(tmp_path / "tar")

@@ -14,6 +14,7 @@ from ..errors import LogitStoreError
 
 COMMANDS = {
     "probe": "find the logits in a recipe or a teacher, and say what to run next",
+    "plan": "say what every encoding would cost and keep, and which one to take",
     "dump": "run a teacher over a manifest and store what it says",
     "capture": "run a recipe, unmodified, and store what its model says",
     "doctor": "say what would bite later, before a long job",

@@ -46,7 +46,8 @@ def _kept(out: str) -> str:
     "streams",
     multiple=True,
     metavar="NAME=ENCODING[/FORM]",
-    help="ctc=dense, rnnt=topk:16, rnnt=topk:16/banded:5+occupancy, ... [default: ctc=dense]",
+    help="ctc=dense, rnnt=topk:16/banded:5+occupancy, rnnt=auto (as logitstore plan recommends), "
+    "... [default: ctc=dense]; forms: full, banded:S, path, sample:N, mean-u",
 )
 @click.option("--tokens", type=click.Path(), help="tokens.txt that the teacher's table must equal")
 @click.option("--audio-root", type=click.Path(), help="what relative audio paths are relative to")

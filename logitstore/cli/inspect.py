@@ -65,7 +65,8 @@ def _summary(d: dict[str, Any]) -> str:
         f"made with  {', '.join(f'{k} {v}' for k, v in d['made_with'].items())}",
         f"size       {d['utterances']} utterances, {d['hours']:.3f} h, {d['frames']} frames, "
         f"{d['shards']} shards",
-        f"on disk    {size(d['bytes'])}, {d['bytes_per_frame']:.1f} bytes a frame",
+        f"on disk    {size(d['bytes'])}: {d['bytes_per_frame']:.1f} bytes a frame, all included, and "
+        f"{size(d['bytes_once'])} once",
     ]
     lines += [f"allowed    {a['field']}: {a['was']} → {a['now']}" for a in d["allowed"]]
     lines += [f"skipped    gate {g['gate']}: {printable(g['reason'])}" for g in d["gates"]]
@@ -151,6 +152,7 @@ def _utterance(d: dict[str, Any]) -> str:
             best = [f"{printable(token)} {p:.3f}" if p >= 5e-4 else "·" for token, p in frame["best"]]
             rows.append([at, *best, f"{frame['tail']:.1e}"])
         count = max((len(r) - 2 for r in rows), default=0)
-        head = ["t" if name != "rnnt" else "t,u", *[f"best {i + 1}" for i in range(count)], "rest"]
+        walk = any("u" in frame for frame in s["frames"])
+        head = ["t,u" if walk else "t", *[f"best {i + 1}" for i in range(count)], "rest"]
         lines += table(head, rows, width)
     return "\n".join(lines)

@@ -51,7 +51,7 @@ class Meter:
 
     def __init__(self, share: int) -> None:
         self._share = share
-        self._said = 0
+        self._said = self._planned = 0
         self._last = time.monotonic()
         console = Console(stderr=True)
         self._live = (
@@ -70,6 +70,9 @@ class Meter:
             self._live.stop()
 
     def __call__(self, progress: Progress) -> None:
+        for taken in progress.planned[self._planned :]:
+            self._print(f"auto: {printable(taken)}")
+        self._planned = max(self._planned, len(progress.planned))
         for finding in progress.findings[self._said :]:
             self._print(f"self-check: {printable(finding)}")
         self._said = max(self._said, len(progress.findings))

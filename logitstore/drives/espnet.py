@@ -33,10 +33,25 @@ class Transducer(Shared):
         return value
 
     def predict(self, labels: list[int], device: torch.device) -> torch.Tensor:
-        self.owner.decoder.set_device(device)
-        value: torch.Tensor = self.joint.lin_dec(self.owner.decoder(self.begun(labels, device))[0])
+        value: torch.Tensor = self.joint.lin_dec(predicted(self.owner.decoder, self.begun(labels, device)))
         return value
 
     def join(self, enc: torch.Tensor, dec: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.joint(enc[None, :, None], dec[None, None], no_projection=True)
         return logits[0]
+
+
+def predicted(decoder: Any, ids: torch.Tensor) -> torch.Tensor:
+    """What a prediction network says: (1, U+1) → (U+1, D).
+
+    RWKV's forward is a CUDA kernel for training; like ESPnet's search, it is asked label by label instead.
+    """
+    decoder.set_device(ids.device)
+    if not hasattr(decoder, "rwkv_blocks"):
+        said: torch.Tensor = decoder(ids)[0]
+        return said
+    state, rows = decoder.init_state(1), []
+    for label in ids[0]:
+        row, state = decoder.inference(label[None, None], state)
+        rows.append(row[0, 0])
+    return torch.stack(rows)

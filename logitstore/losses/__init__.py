@@ -3,6 +3,15 @@
 from .hidden import hidden_kd
 from .joint import JointLoss, joint_kd
 from .rows import blank_weights
-from .streams import ctc_kd, rnnt_kd, seq2seq_kd
+from .streams import ctc_kd, mean_u, rnnt_kd, seq2seq_kd
 
-__all__ = ["JointLoss", "blank_weights", "ctc_kd", "hidden_kd", "joint_kd", "rnnt_kd", "seq2seq_kd"]
+__all__ = [
+    "JointLoss",
+    "blank_weights",
+    "ctc_kd",
+    "hidden_kd",
+    "joint_kd",
+    "mean_u",
+    "rnnt_kd",
+    "seq2seq_kd",
+]

@@ -9,7 +9,7 @@ import torch
 
 from ..batch import StreamBatch
 from ..errors import LengthError, UsageError
-from .rows import Divergence, Viewed, reduce, view
+from .rows import FAR, Divergence, Viewed, reduce, view
 
 
 def ctc_kd(
@@ -83,7 +83,8 @@ def rnnt_kd(
     Args:
         logits: (B, T, U+1, V) of the student's joiner; or its slices along T one after the other, each
             (B, t, U+1, V). Of kept nodes also those alone: (B, T, S, V) at ``target.positions``, ranges of
-            k2's pruned loss, or (B, N, V) at a path's ``target.frames`` and ``target.positions``.
+            k2's pruned loss, (B, N, V) at a path's ``target.frames`` and ``target.positions``, or
+            :func:`mean_u` of the whole for ``mean-u``.
         target: the lattice, at the student's frames. What ``collapsed`` keeps is compared as it should be,
             blank, next label and the rest, with ``tail="class"``.
         temperature, direction, tail, scale, reduction: as in :func:`ctc_kd`.
@@ -112,8 +113,42 @@ def rnnt_kd(
     return reduce(torch.cat(pieces, 1), rows.mask, weights, reduction)
 
 
+def mean_u(
+    logits: torch.Tensor, label_mask: torch.Tensor, weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """What a student says in each frame, its mean over label positions, for rows of the form ``mean-u``.
+
+    ``rnnt_kd(mean_u(joint_logits, batch.label_mask), batch["rnnt"])``.
+
+    Args:
+        logits: (B, T, U+1, V) of the student's joiner.
+        label_mask: (B, U) of the batch.
+        weights: (B, T, U+1) of positions, ≥ 0, e.g. the student's own occupancy beside ``mean-u+occupancy``;
+            None for all alike.
+
+    Returns:
+        (B, T, V) log-probabilities at temperature 1, float32 at least.
+    """
+    if logits.dim() != 4 or logits.shape[2] != label_mask.shape[1] + 1:
+        raise LengthError(
+            f"a lattice {tuple(logits.shape)} of {label_mask.shape[1]} labels, not (B, T, U+1, V)"
+        )
+    there = torch.nn.functional.pad(label_mask, (1, 0), value=True)[:, None]
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = logits.masked_fill(~there[..., None], 0.0)  # whatever stands in padding, NaN too
+    share = there.to(logits).log() if weights is None else torch.where(there, weights, 0.0).to(logits).log()
+    share = share.clamp(min=FAR)
+    share = share - share.logsumexp(-1, keepdim=True)
+    return (logits.log_softmax(-1) + share[..., None]).logsumexp(2)
+
+
 def at_nodes(logits: torch.Tensor, rows: StreamBatch) -> torch.Tensor:
     """The student's logits at the target's nodes, where it gives those of the whole lattice."""
+    if logits.dim() == 4 and rows.mask.dim() == 2 and rows.frames is None:
+        raise LengthError(
+            f"a lattice {tuple(logits.shape)} for rows that are means over label positions",
+            do="Give the student's mean: rnnt_kd(mean_u(joint_logits, batch.label_mask), batch['rnnt']).",
+        )
     if rows.positions is None or logits.shape[:-1] == rows.mask.shape:
         return logits
     if logits.dim() != 4 or len(logits) != len(rows.mask):

@@ -40,16 +40,17 @@ def one_by_one(
 
 
 def measured_shift(teacher: Any, rate: int) -> int:
-    """Samples between two teacher frames, measured on 8 and 16 s of noise.
+    """Samples between two teacher frames, measured on 4 and 16 s of noise.
 
-    No two frameworks name all their strides the same, and some name none.
+    No two frameworks name all their strides the same, and some name none. The 12 s between are a multiple of
+    the usual ones, that of three or six features too.
     """
     noise = np.random.default_rng(0).standard_normal(16 * rate).astype(np.float32) * np.float32(0.1)
     device = next(teacher.model.parameters()).device
     frames = []
     with torch.inference_mode():
-        for seconds in (8, 16):
+        for seconds in (4, 16):
             x = teacher.features(noise[: seconds * rate])
             output = teacher.forward(x[None].to(device), torch.tensor([len(x)], device=device))
             frames.append(int(teacher.lengths(output)[0]))
-    return round(8 * rate / (frames[1] - frames[0]))
+    return round(12 * rate / (frames[1] - frames[0]))

@@ -1,7 +1,8 @@
 """``espnet:DIR``: an ESPnet2 ASR experiment, ``config.yaml`` and a ``.pth`` of averaged weights.
 
 Options: ``config=FILE``, ``model=FILE`` (found in the folder where there is no doubt), ``bpe=FILE``,
-``batch=together``. CTC, transducer or both. Weights are read without running pickled code.
+``batch=together``. CTC, transducer or both, of the tasks ``asr`` and ``asr_transducer``, which the config
+tells apart. Weights are read without running pickled code.
 
 Each utterance is encoded alone unless ``batch=together``, which is faster on a GPU: convolutions inside a
 conformer see what stands after a recording.
@@ -30,6 +31,7 @@ from ..drives.espnet import Transducer
 from ..errors import TeacherError, UsageError
 from ..vocab import TokenTable
 from ._alone import measured_shift, one_by_one, read_alone
+from ._espnet_transducer import build, is_transducer_task
 from ._weights import fill, read_checkpoint
 from ._where import existing, read_where
 from .base import Head, Teacher, TeacherSpec, twin
@@ -57,7 +59,8 @@ def load(where: str) -> Teacher:
         said["bpemodel"] = str(existing(asked["bpe"], "the BPE model"))
     try:
         with _no_transducer_loss():
-            model = ASRTask.build_model(argparse.Namespace(**said))
+            other = is_transducer_task(said)
+            model = build(said) if other else ASRTask.build_model(argparse.Namespace(**said))
     except Exception as e:
         raise TeacherError(f"building it failed with {type(e).__name__}: {e}", where=str(config)) from e
     state = read_checkpoint(weights)
@@ -81,20 +84,20 @@ def refuse_live_dropout(ctc: Any) -> None:
 
 
 class EspnetTeacher:
-    """A model with ``encode`` and ``ctc.ctc_lo``.
+    """A model with ``encode`` and ``ctc.ctc_lo``, or the auxiliary ``ctc_lin``.
 
     Args:
-        model: an ``ESPnetASRModel``.
+        model: an ``ESPnetASRModel`` or ``ESPnetASRTransducerModel``.
         config: what its config.yaml says.
         alone: encode utterance by utterance, so that no padding reaches into an utterance's frames.
     """
 
     def __init__(self, model: Any, config: Mapping[str, Any], *, alone: bool = True) -> None:
         self.asr, self.config, self.alone = model.eval(), config, alone
-        self.ctc: Any = getattr(model, "ctc", None)
         self.model: Any = model
-        self._ctc_path = "ctc.ctc_lo"
-        self.blank = int(model.blank_id)
+        self._ctc_path = "ctc_lin" if hasattr(model, "ctc_lin") else "ctc.ctc_lo"  # asr_transducer, asr
+        self.ctc: Any = getattr(model, self._ctc_path.partition(".")[0], None)
+        self.blank = int(getattr(model, "blank_id", 0))  # asr_transducer knows no other than 0
         if self.ctc is not None:
             refuse_live_dropout(self.ctc)
         elif getattr(model, "joint_network", None) is None:

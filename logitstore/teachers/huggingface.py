@@ -2,7 +2,8 @@
 
 CTC: wav2vec2, HuBERT, WavLM, their kin, and Parakeet. Transducers: Parakeet RNN-T and TDT and the Nemotron
 models of the same interface. ``huggingface:DIR,processor=OTHER`` takes the feature extractor and the
-tokenizer from elsewhere. Nothing is downloaded and no code out of a folder is run.
+tokenizer from elsewhere; ``target_lang=spa`` is for the models that keep an adapter and a table a language
+(MMS). Nothing is downloaded and no code out of a folder is run.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def load(where: str) -> Teacher:
     Raises ``UsageError`` for a wrong path or where transformers is missing, and ``TeacherError`` for a model
     that is no CTC model or transducer, or that lacks its head, feature extractor or tokenizer.
     """
-    asked = read_where(where, "model", ("processor",))
+    asked = read_where(where, "model", ("processor", "target_lang"))
     path = existing(asked["model"], "a folder that save_pretrained wrote")
     side = existing(asked.get("processor", path), "a folder that holds the processor")
     with registry.needs("huggingface"):
@@ -54,14 +55,20 @@ def load(where: str) -> Teacher:
             path, config=config, dtype=torch.float32, output_loading_info=True, **options
         )
         extractor = transformers.AutoFeatureExtractor.from_pretrained(side, **options)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(side, **options)
+        tongue = {k: asked[k] for k in ("target_lang",) if k in asked}
+        tokenizer = transformers.AutoTokenizer.from_pretrained(side, **tongue, **options)
+        if tongue:
+            model.load_adapter(**tongue, local_files_only=True)  # its head too, of that language's size
     except ImportError as e:  # some processors need more than transformers
         raise UsageError(f"transformers needs more to load it: {str(e).strip()}", where=str(path)) from e
-    except (OSError, ValueError, KeyError) as e:
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        adapters = sorted(f.name.split(".")[1] for f in path.glob("adapter.*"))
         raise TeacherError(
             f"transformers cannot load it: {e}",
             where=str(path),
-            do="The folder needs the model and its processor; processor=DIR names another folder.",
+            do=f"It has adapters: say target_lang={', target_lang='.join(adapters)}."
+            if adapters
+            else "The folder needs the model and its processor; processor=DIR names another folder.",
         ) from e
     missing = sorted(k for k in report["missing_keys"] if not k.endswith(UNTRAINED))
     if missing:

@@ -4,7 +4,8 @@
 ``epoch=N``, ``iter=N``, ``avg=N`` (1 if not given), ``use-averaged-model=0``; ``model=FILE.py:NAME`` (needed;
 the recipe's ``train.py:get_model``, or a function of one's own without arguments); ``tokens=FILE``,
 ``bpe=FILE``; ``params.NAME=VALUE`` (a setting of the recipe, ``;`` for a comma); ``sample_rate=HZ``;
-``batch=together``; ``pickle=trusted`` (read checkpoints that hold more than weights).
+``batch=together``; ``tail=N`` (feature frames of silence put behind every recording: ``decode.py`` of causal
+models appends 30, training none); ``pickle=trusted`` (read checkpoints that hold more than weights).
 
 Each utterance is encoded alone unless ``batch=together``, which is faster on a GPU: the convolutions in
 front of a zipformer see what stands after a recording, so in a batch the last frame of a shorter one differs.
@@ -35,6 +36,7 @@ from ..tokenise import Tokeniser
 from ..vocab import TokenTable
 from ._alone import measured_shift, one_by_one, read_alone
 from ._fbank import Fbank
+from ._icefall_whole import as_encoder_and_head
 from ._weights import State, between, fill, mean_of, read_checkpoint
 from ._where import existing, read_where
 from .base import Head, Teacher, TeacherSpec
@@ -42,7 +44,7 @@ from .script import run_file
 
 OPTIONS = (
     *("epoch", "iter", "avg", "use-averaged-model", "model", "tokens", "bpe", "sample_rate", "batch"),
-    "pickle",
+    *("tail", "pickle"),
 )
 STATES = ("model", "model_avg", "optimizer", "scheduler", "grad_scaler", "sampler")
 LOG_EPSILON = math.log(1e-10)  # icefall's padding of features
@@ -77,6 +79,7 @@ def load(where: str) -> Teacher:
         features=Fbank(rate, bins, high_freq=-400.0, snip_edges=False),
         encode_text=_sentencepiece(bpe) if bpe else None,
         alone=read_alone(asked),
+        tail=int(asked.get("tail", 0)),
     )
 
 
@@ -90,12 +93,14 @@ class IcefallTeacher:
     """A model with ``forward_encoder`` (or ``encoder``) and ``ctc_output``, as icefall writes them.
 
     Args:
-        model: ``forward_encoder(x, x_lens)`` gives (N, T, C) and (N,); ``ctc_output`` is a Sequential.
+        model: ``forward_encoder(x, x_lens)`` gives (N, T, C) and (N,); ``ctc_output`` is a Sequential. Or
+            one of the older models that ``_icefall_whole`` knows.
         tokens: k2's table; symbols beyond the model's classes, ``#0`` and the like, are cut off.
         features: ``audio → (T0, F)``; settings are taken from its ``to_json`` where it has one.
         sample_rate: Hz; the features' own where they say it.
         encode_text: text → ids; by the longest tokens that fit where it is not given.
         alone: encode utterance by utterance, so that no padding reaches into an utterance's frames.
+        tail: feature frames of log(1e-10) put behind every recording; they make frames like any others.
     """
 
     def __init__(
@@ -107,17 +112,20 @@ class IcefallTeacher:
         sample_rate: int | None = None,
         encode_text: Callable[[str], list[int]] | None = None,
         alone: bool = True,
+        tail: int = 0,
     ) -> None:
+        name = type(model).__name__
+        model = as_encoder_and_head(model)
         self.model: Any = model.eval()
         self.compute: Any = features or Fbank(sample_rate or 16000, high_freq=-400.0, snip_edges=False)
         self.rate = sample_rate or int(getattr(self.compute, "sample_rate", 16000))
-        self.encode_text, self.alone = encode_text, alone
+        self.encode_text, self.alone, self.tail = encode_text, alone, tail
         self.ctc_path = _ctc_path(model)
         self._refuse_random_chunks()
         heads = self._heads(tokens.blank)
         if not heads:
             raise TeacherError(
-                f"{type(model).__name__} has neither ctc_output nor joiner",
+                f"{name} has neither ctc_output nor joiner",
                 do="IcefallTeacher documents what the model must have.",
             )
         linear: Any = model.get_submodule(heads[0].module)
@@ -126,9 +134,9 @@ class IcefallTeacher:
         self.table = TokenTable(tokens.tokens[: linear.out_features], tokens.blank)
         self._longest = Tokeniser(self.table)
         settings = self.compute.to_json() if hasattr(self.compute, "to_json") else {}
-        settings = {**settings, "batch": "alone" if alone else "together"}
+        settings = {**settings, "batch": "alone" if alone else "together"} | ({"tail": tail} if tail else {})
         shift = measured_shift(self, self.rate)
-        self.spec = TeacherSpec(type(model).__name__, self.rate, shift, heads, settings)
+        self.spec = TeacherSpec(name, self.rate, shift, heads, settings)
 
     def _refuse_random_chunks(self) -> None:
         encoder = getattr(self.model, "encoder", None)
@@ -153,16 +161,23 @@ class IcefallTeacher:
         value: torch.Tensor = torch.as_tensor(self.compute(audio))
         if len(value) < 9:
             raise ValueError(f"{len(audio)} samples are too short for one frame of the encoder")
-        return value
+        return nn.functional.pad(value, (0, 0, 0, self.tail), value=LOG_EPSILON)
 
     def _encode(self, x: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         encoder = getattr(self.model, "forward_encoder", None) or self.model.encoder
         out, frames = encoder(x, lengths)[:2]
+        out = (
+            out[-1] if isinstance(out, list) else out
+        )  # pruned_transducer_stateless6: its layers, the last last
         return out, frames.long().clamp(max=out.shape[1])
+
+    def _encode_one(self, x: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+        out, frames = self._encode(x, length)
+        return out[:, : int(frames[0])]  # some give a frame more than they call valid
 
     def forward(self, features: torch.Tensor, lengths: torch.Tensor) -> Any:
         if self.alone:
-            enc, frames = one_by_one(lambda x, n: self._encode(x, n)[0], features, lengths)
+            enc, frames = one_by_one(self._encode_one, features, lengths)
         else:
             outside = torch.arange(features.shape[1], device=lengths.device)[None] >= lengths[:, None]
             # As in training: convolutions see the padding.
@@ -190,7 +205,7 @@ class IcefallTeacher:
 
 
 class IcefallTransducer(IcefallTeacher):
-    """The same with ``decoder`` and ``joiner``, its two projections and ``project_input`` included."""
+    """The same with ``decoder`` and ``joiner``, of any kind that ``drives.icefall`` knows."""
 
     def _heads(self, blank: int) -> tuple[Head, ...]:
         own = int(getattr(self.model.decoder, "blank_id", blank))
@@ -317,6 +332,8 @@ def _params(module: Any, asked: Mapping[str, str], said: Mapping[str, Any], toke
         options = vars(module.get_parser().parse_args([]))
     classes = sum(1 for t in tokens.tokens if not (t.startswith("#") and t[1:].isdigit()))
     params.update({**options, "vocab_size": classes, "blank_id": tokens.blank})
+    named = {"unk_id": "<unk>", "sos_id": "<sos/eos>", "eos_id": "<sos/eos>"}
+    params.update({k: tokens.tokens.index(t) for k, t in named.items() if t in tokens.tokens})
     params.update(said)
     for key, text in asked.items():
         if key.startswith("params."):

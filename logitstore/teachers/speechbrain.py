@@ -1,9 +1,15 @@
-"""``speechbrain:DIR``: an inference folder, ``hyperparams.yaml`` and the ``.ckpt`` files it names.
+"""``speechbrain:DIR``: an inference folder, ``hyperparams.yaml`` and the ``.ckpt`` files it names, or the
+``results/…`` folder of a training, with its ``hyperparams.yaml`` and ``save/CKPT+…``.
 
 As ``EncoderASR`` and ``EncoderDecoderASR`` read it, with a CTC layer, a transducer searcher, or both.
 Options: ``hparams=FILE`` (another yaml of that folder), ``ctc=PATH`` (the CTC layer below ``modules``),
 ``blank=N`` and ``batch=together``. The yaml of a SpeechBrain folder runs code: load only what you trust.
 Nothing is downloaded.
+
+Of a training the checkpoint that its evaluation would take: least WER, PER or CER, most ACC, else the newest;
+``min=KEY``, ``max=KEY``, ``ckpt=last`` or ``ckpt=CKPT+…``, ``avg=N`` say otherwise. ``chain=a+b+c`` says in
+what order the encoder's modules are called where their names do not tell, ``tokenizer=FILE`` where the pieces
+are. ``describe()`` says what was taken.
 
 SpeechBrain passes lengths relative to the longest recording of a batch and rounds them, and its convolutions
 see padding, so what it says about a recording depends on the recordings beside it. Therefore each utterance
@@ -31,10 +37,12 @@ from ..errors import TeacherError, UsageError
 from ..tap import Tap, find_module
 from ..vocab import TokenTable
 from ._alone import measured_shift, read_alone
+from ._speechbrain_training import is_training, read
 from ._where import existing, read_where
 from .base import Head, Teacher, TeacherSpec, twin
 
-OPTIONS = ("hparams", "ctc", "blank", "batch")
+OPTIONS = ("hparams", "ctc", "blank", "batch", "chain", "ckpt", "min", "max", "avg", "tokenizer")
+TRAINED = OPTIONS[4:]  # of a training's folder alone
 PAD = "⟨unused {}⟩"
 
 
@@ -52,10 +60,17 @@ def load(where: str) -> Teacher:
         import speechbrain  # noqa: F401 - with a torchaudio that does not fit, this is what fails
         from hyperpyyaml import load_hyperpyyaml
     text = file.read_text(encoding="utf-8")
+    took: dict[str, str] = {}
     try:
-        hparams = load_hyperpyyaml(text)
-        _fill(hparams, folder)
-    except TeacherError:
+        if is_training(folder):
+            hparams, took, loaded = read(folder, text, asked)
+        elif given := [o for o in TRAINED if o in asked]:
+            raise UsageError(f"{given[0]}= is for a training's folder, and {folder} has no save/CKPT+*")
+        else:
+            hparams = load_hyperpyyaml(text)
+            _fill(hparams, folder)
+            loaded = [m for m in hparams["pretrainer"].loadables.values() if isinstance(m, nn.Module)]
+    except (TeacherError, UsageError):
         raise
     except ModuleNotFoundError as e:
         raise UsageError(f"it needs the Python package {e.name!r}", where=str(file)) from e
@@ -67,11 +82,10 @@ def load(where: str) -> Teacher:
             where=str(file),
             do="Use an inference yaml like those of EncoderASR: modules: {encoder: ...}.",
         )
-    settings = {"hyperparams": sha256(text.encode()), "batch": "alone" if alone else "together"}
+    settings = {"hyperparams": sha256(text.encode()), "batch": "alone" if alone else "together", **took}
     blank = int(asked["blank"]) if "blank" in asked else None
     kind = SpeechBrainTeacher if _searcher(hparams) is None else SpeechBrainTransducer
     teacher = kind(hparams, settings, ctc=asked.get("ctc", ""), blank=blank)
-    loaded = [m for m in hparams["pretrainer"].loadables.values() if isinstance(m, nn.Module)]
     filled = {id(p) for m in loaded for p in m.parameters()}
     for head in teacher.describe().heads:
         if any(id(p) not in filled for p in find_module(teacher.model, head.module).parameters()):
@@ -153,7 +167,8 @@ class SpeechBrainTeacher:
 
     def describe(self) -> TeacherSpec:
         heads = [Head("ctc", "ctc_head", self.blank)] if self.ctc_path else []
-        name = " + ".join(type(m).__name__ for m in self.hparams["modules"].values())
+        parts = (getattr(m, "parts", {"": m}).values() for m in self.hparams["modules"].values())
+        name = " + ".join(type(m).__name__ for some in parts for m in some)
         return TeacherSpec(f"SpeechBrain {name}", self.rate, self._frame_shift, tuple(heads), self.settings)
 
     def tokens(self) -> TokenTable:
@@ -189,6 +204,9 @@ class SpeechBrainTeacher:
 
     def forward(self, features: torch.Tensor, lengths: torch.Tensor) -> Any:
         waves = features[..., 0]
+        for module in self.model.modules():
+            if hasattr(module, "glob_mean"):  # statistics that are no buffers: moving the model leaves them
+                module.to(waves.device)
         if self.settings.get("batch") == "together":
             relative = lengths / lengths.max()
             out, hidden = self._heard(waves, relative)

@@ -57,6 +57,7 @@ class DemoTeacher:
                 Head(stream="rnnt", module="joiner.output_linear", blank=blank),
             ),
             features=dict(DESCRIPTION),
+            offset=SHIFT // 2,  # feature frame 0, which encoder frame 0 is centred on
         )
 
     def tokens(self) -> TokenTable:

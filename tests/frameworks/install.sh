@@ -28,7 +28,10 @@ PY
 }
 
 case $framework in
-huggingface) pip -c "$keep" "transformers==5.23.0" ;;
+huggingface)
+    pip -c "$keep" "transformers==5.23.0" torchaudio # Granite Speech hears by torchaudio
+    plain_torchaudio
+    ;;
 speechbrain)
     pip -c "$keep" "speechbrain==1.1.2"
     plain_torchaudio

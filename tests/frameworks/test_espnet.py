@@ -32,13 +32,16 @@ CONDITIONED: dict[str, Any] = {
 }
 
 
-def build(folder: Path, *options: str, **config: Any) -> Any:
+def build(folder: Path, *options: str, task: str = "asr", **config: Any) -> Any:
     import yaml
     from espnet2.tasks.asr import ASRTask
+    from espnet2.tasks.asr_transducer import ASRTransducerTask
 
+    from logitstore.teachers._espnet_transducer import _no_kernel
     from logitstore.teachers.espnet import _no_transducer_loss
 
-    args = ASRTask.get_parser().parse_args(["--output_dir", str(folder), "--token_type", "char", *options])
+    Task = ASRTask if task == "asr" else ASRTransducerTask
+    args = Task.get_parser().parse_args(["--output_dir", str(folder), "--token_type", "char", *options])
     for key, value in {"token_list": TOKENS, "frontend_conf": {"fs": "16k", "n_mels": 40}, **config}.items():
         setattr(args, key, value)
     stats = folder.parent / "exp" / "asr_stats" / "feats_stats.npz"
@@ -47,8 +50,10 @@ def build(folder: Path, *options: str, **config: Any) -> Any:
     np.savez(stats, count=100, sum=rng.standard_normal(40) * 100, sum_square=np.full(40, 1e4))
     args.normalize, args.normalize_conf = "global_mvn", {"stats_file": str(stats)}
     torch.manual_seed(0)
-    with _no_transducer_loss():
-        model = ASRTask.build_model(args)
+    with _no_transducer_loss(), _no_kernel():
+        model = Task.build_model(args)
+    for p in model.decoder.parameters() if task == "asr_transducer" else ():
+        p.data += 0.1 * torch.randn_like(p)  # the blank is a row of zeros, and a norm would make noise of it
     said = {**vars(args), "normalize_conf": {"stats_file": "exp/asr_stats/feats_stats.npz"}}
     (folder / "config.yaml").write_text(yaml.safe_dump(said))
     torch.save(model.state_dict(), folder / "valid.acc.ave.pth")
@@ -146,6 +151,119 @@ def test_transducer(encoder: dict[str, Any], exp: Path) -> None:
     with torch.inference_mode(), Tap(teacher.model, {"rnnt": head}) as tap:
         out = teacher.join(*teacher.transducer(teacher.forward(features, lengths), 0, labels))
         assert torch.equal(tap.take("rnnt")[0], out)
+
+
+BODIES: dict[str, dict[str, Any]] = {
+    "conformer": {"conv_mod_kernel_size": 5, "pos_wise_dropout_rate": 0.1},
+    "branchformer": {"conv_mod_kernel_size": 5},
+    "ebranchformer": {"conv_mod_kernel_size": 5, "depth_conv_kernel_size": 5},
+}
+DECODERS: dict[str, dict[str, Any]] = {
+    "rnn": {"rnn_type": "lstm", "num_layers": 2, "embed_size": 8, "hidden_size": 12},
+    "stateless": {"embed_size": 12},
+    "mega": {"block_size": 8, "linear_size": 12, "qk_size": 4, "v_size": 8, "num_heads": 2, "num_blocks": 2},
+    "rwkv": {"block_size": 8, "linear_size": 12, "num_blocks": 2, "rescale_every": 1},
+}
+
+
+def other_transducer(exp: Path, body: str, decoder: str, *, ctc: float = 0.3, **main: Any) -> Any:
+    block = {"block_type": body, "hidden_size": 16, "linear_size": 24, "heads": 2, "num_blocks": 2}
+    encoder = {
+        "input_conf": {"subsampling_factor": 4},
+        "body_conf": [{**block, **BODIES[body]}],
+        "main_conf": main,
+    }
+    model = build(
+        exp,
+        task="asr_transducer",
+        encoder_conf=encoder,
+        decoder=decoder,
+        decoder_conf=DECODERS[decoder],
+        joint_network_conf={"joint_space_size": 10},
+        model_conf={"auxiliary_ctc_weight": ctc, "auxiliary_ctc_dropout_rate": 0.3},
+    )
+    model.encoder.dynamic_chunk_training = False  # as ESPnet's inference does
+    return model
+
+
+def searched(decoder: Any, labels: list[int]) -> torch.Tensor:
+    """(1, U+1, D) as ESPnet's beam search asks its decoder: one label more at a time."""
+    state, rows = decoder.init_state(1), []
+    for u in range(len(labels) + 1):
+        row, state = decoder.score([0, *labels][: u + 1], state)
+        rows.append(row.reshape(-1))
+    return torch.stack(rows)[None]
+
+
+@pytest.mark.parametrize(
+    ("body", "decoder"),
+    [("conformer", "rnn"), ("branchformer", "stateless"), ("ebranchformer", "mega"), ("conformer", "rwkv")],
+)
+def test_the_task_asr_transducer(body: str, decoder: str, exp: Path) -> None:
+    model = other_transducer(exp, body, decoder)
+    teacher: Any = load_teacher(f"espnet:{exp}")
+    assert type(teacher.asr).__name__ == "ESPnetASRTransducerModel"
+    check_teacher(teacher)
+    assert [h.module for h in teacher.describe().heads] == ["ctc_lin", "joint_network.lin_out"]
+    assert (teacher.describe().frame_shift, teacher.tokens().blank) == (512, 0)
+    labels = teacher.labels("the cat")
+    for audio in recordings():
+        with torch.inference_mode():
+            enc, lengths = model.encode(torch.from_numpy(audio)[None], torch.tensor([len(audio)]))
+            # All labels at once, as in training, and one by one, as its search does. RWKV needs a GPU for the
+            # former, and MEGA's search attends to a row of zeros that its training knew nothing of.
+            said = [model.decoder(torch.tensor([[0, *labels]]))] if decoder != "rwkv" else []
+            said += [searched(model.decoder, labels)] if decoder != "mega" else []
+            own = [model.joint_network(enc.unsqueeze(2), dec.unsqueeze(1))[0] for dec in said]
+            ctc = model.ctc_lin(enc)[0]
+        got = lattice(teacher, [audio], labels)[0]
+        assert len(got) == int(lengths[0])
+        for full in own:
+            assert (got - full).abs().max() <= 1e-4
+        assert (heard(teacher, [audio])[0] - ctc).abs().max() <= 1e-5
+
+
+def test_its_inference_class_says_the_same(exp: Path) -> None:
+    from espnet2.bin.asr_transducer_inference import Speech2Text
+
+    other_transducer(exp, "conformer", "rnn")
+    own = Speech2Text(config_of(exp), exp / "valid.acc.ave.pth", token_type="char", beam_size=2)
+    search = own.beam_search
+    heard_by_it: list[torch.Tensor] = []
+    own.beam_search = lambda enc: heard_by_it.append(enc) or search(enc)
+    audio = recordings()[1]
+    own(audio)
+    teacher: Any = load_teacher(f"espnet:{exp}")
+    labels = teacher.labels("the cat")
+    with torch.inference_mode():
+        dec = searched(search.decoder, labels)
+        full = search.joint_network(heard_by_it[0][None, :, None], dec[:, None])[0]
+    assert (lattice(teacher, [audio], labels)[0] - full).abs().max() <= 1e-4
+
+
+def config_of(exp: Path) -> Path:
+    """The config with the statistics' path as seen from here: ESPnet counts it from the recipe's folder."""
+    text = (exp / "config.yaml").read_text().replace("exp/asr_stats", str(exp.parent / "exp" / "asr_stats"))
+    (exp / "here.yaml").write_text(text)
+    return exp / "here.yaml"
+
+
+def test_chunks_drawn_at_random_in_eval_are_switched_off(exp: Path) -> None:
+    model = other_transducer(exp, "conformer", "stateless", dynamic_chunk_training=True, short_chunk_size=3)
+    teacher = load_teacher(f"espnet:{exp}")
+    check_teacher(teacher)  # steadiness included
+    model.encoder.dynamic_chunk_training = True
+    audio = torch.from_numpy(recordings()[0])[None]
+    with torch.inference_mode():
+        said = [model.encode(audio, torch.tensor([audio.shape[1]]))[0] for _ in range(8)]
+    assert any(not torch.equal(said[0], other) for other in said[1:])
+
+
+def test_a_transducer_without_ctc(exp: Path) -> None:
+    other_transducer(exp, "conformer", "stateless", ctc=0.0)
+    teacher = load_teacher(f"espnet:{exp}")
+    check_teacher(teacher)
+    assert [h.stream for h in teacher.describe().heads] == ["rnnt"]
 
 
 def test_live_dropout_is_refused(exp: Path) -> None:

@@ -1,15 +1,9 @@
-"""icefall: its conventions in a small model of our own; the real zipformer where ICEFALL names a clone."""
+"""icefall: its conventions in a small recipe of our own. Its real ones: ``test_icefall_recipes.py``."""
 
 from __future__ import annotations
 
-import importlib.abc
-import importlib.machinery
 import math
-import os
-import sys
 import textwrap
-import types
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from logitstore.errors import TeacherError, UsageError
 from logitstore.teachers import load_teacher
 from logitstore.teachers._weights import between, mean_of
-from logitstore.teachers.icefall import IcefallTeacher, _own_threads, teacher_of
-from logitstore.teachers.script import run_file
+from logitstore.teachers.icefall import IcefallTeacher, teacher_of
 from logitstore.vocab import TokenTable
 
 TOKENS = ["<blk>", "<sos/eos>", "<unk>", "▁the", "▁", "▁c", "at", "a", "t", "s", "▁s", "e", "h"]
@@ -315,111 +308,134 @@ def test_a_model_of_ones_own() -> None:
         teacher_of(nn.Sequential(nn.Linear(2, 2)), table)
 
 
-# The real zipformer: needs a clone, not k2 or lhotse, which only training uses.
+class Joiner(nn.Module):
+    """The joiners from before the two projections, in the order of their age; see ``_icefall_joiner``."""
+
+    def __init__(self, kind: str, dim: int = 20) -> None:
+        super().__init__()
+        self.kind = kind
+        if kind == "expanded":
+            self.inner_linear = nn.Linear(dim, 6)
+        self.output_linear = nn.Linear(6 if kind == "expanded" else dim, len(TOKENS))
+
+    def full(self, enc: torch.Tensor, dec: torch.Tensor) -> torch.Tensor:
+        """(T, C) and (U, C) → (T, U, V)."""
+        added = torch.tanh(enc[:, None] + dec[None])
+        inner = self.inner_linear(added).relu() if self.kind == "expanded" else added
+        return self.output_linear(inner)
 
 
-class Stub(types.ModuleType):
-    __path__: tuple[str, ...] = ()
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return type(name, (), {"__init__": lambda self, *a, **k: None})
+class Plain(Joiner):
+    def forward(self, encoder_out: Any, decoder_out: Any) -> torch.Tensor:
+        return torch.stack([self.full(e, d) for e, d in zip(encoder_out, decoder_out, strict=True)])
 
 
-class Stubs(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Empty modules for what the recipe imports and inference does not use."""
+class Expanded(Joiner):
+    def forward(self, encoder_out: Any, decoder_out: Any) -> torch.Tensor:
+        assert encoder_out.shape == decoder_out.shape
+        return self.output_linear(self.inner_linear(torch.tanh(encoder_out + decoder_out)).relu())
 
-    names = ("k2", "lhotse", "kaldialign", "pypinyin", "tensorboard", "asr_datamodule", "sentencepiece")
 
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        known = name.partition(".")[0] in self.names or name == "torch.utils.tensorboard"
-        return importlib.machinery.ModuleSpec(name, self, is_package=True) if known else None
-
-    def create_module(self, spec: Any) -> Any:
-        module = Stub(spec.name)
-        if spec.name == "k2":
-            zero = torch.zeros(())
-            module.swoosh_l = module.swoosh_l_forward = lambda x: (
-                torch.logaddexp(zero, x - 4) - 0.08 * x - 0.035
+class Packed(Joiner):
+    def forward(self, encoder_out: Any, decoder_out: Any, encoder_len: Any, decoder_len: Any) -> torch.Tensor:
+        said = [
+            self.full(e[:t], d[:u]).reshape(-1, len(TOKENS))
+            for e, d, t, u in zip(
+                encoder_out, decoder_out, encoder_len.tolist(), decoder_len.tolist(), strict=True
             )
-            module.swoosh_r = module.swoosh_r_forward = lambda x: (
-                torch.logaddexp(zero, x - 1) - 0.08 * x - 0.313261687
-            )
-        return module
-
-    def exec_module(self, module: Any) -> None:
-        pass
+        ]
+        return torch.cat(said)
 
 
-@pytest.fixture
-def zipformer() -> Iterator[Path]:
-    root = os.environ.get("ICEFALL", "")
-    recipe = Path(root) / "egs/librispeech/ASR/zipformer"
-    if not root or not (recipe / "train.py").exists():
-        pytest.skip("set ICEFALL to a clone of icefall to test its real zipformer")
-    stubs, before = Stubs(), set(sys.modules)
-    sys.meta_path.insert(0, stubs)
-    sys.path.insert(0, root)
-    yield recipe
-    sys.meta_path.remove(stubs)
-    for name in set(sys.modules) - before:
-        if isinstance(sys.modules[name], Stub) or str(root) in str(
-            getattr(sys.modules[name], "__file__", "")
-        ):
-            del sys.modules[name]
+class Squeezed(Plain):
+    def forward(
+        self, encoder_out: Any, decoder_out: Any, unused: Any = None, too: Any = None
+    ) -> torch.Tensor:
+        return super().forward(encoder_out, decoder_out).squeeze(2).squeeze(1)
 
 
-@pytest.mark.parametrize("causal", [False, True])
-def test_the_real_zipformer(zipformer: Path, tmp_path: Path, causal: bool) -> None:
-    with _own_threads():
-        train = run_file(zipformer / "train.py")
-    train.get_env_info = dict  # asks k2 for its version, and git
-    params = train.get_params()
-    params.update(vars(train.get_parser().parse_args([])))
-    small = {
-        "num_encoder_layers": "1,1",
-        "downsampling_factor": "1,2",
-        "feedforward_dim": "32,48",
-        "num_heads": "2,2",
-        "encoder_dim": "16,24",
-        "encoder_unmasked_dim": "16,16",
-        "cnn_module_kernel": "7,7",
-        "query_head_dim": "8",
-        "value_head_dim": "4",
-        "pos_dim": 8,
-        "decoder_dim": 16,
-        "joiner_dim": 16,
-        "use_ctc": True,
-        "causal": causal,
-        "chunk_size": "16" if causal else "16,32,64,-1",
-        "left_context_frames": "64" if causal else "64,128,256,-1",
-    }
-    params.update(small, vocab_size=13, blank_id=0)
-    torch.manual_seed(0)
-    model = train.get_model(params).eval()
-    keep = {k: v for k, v in params.items() if k not in ("vocab_size", "blank_id")}
-    train.save_checkpoint_impl(filename=tmp_path / "epoch-1.pt", model=model, params=keep)
-    (tmp_path / "tokens.txt").write_text(
-        "".join(f"{t} {i}\n" for i, t in enumerate(TOKENS)), encoding="utf-8"
-    )
-    where = f"icefall:{tmp_path},epoch=1,model={zipformer}/train.py:get_model"
-    teacher: Any = load_teacher(where)
+@pytest.mark.parametrize("kind", [Plain, Expanded, Packed, Squeezed])
+def test_joiners_without_projections(kind: type[Joiner], experiment: Experiment) -> None:
+    model = experiment.models[0]
+    model.decoder = type(model.decoder)(len(TOKENS), 20, 0).eval()
+    model.joiner = kind(kind.__name__.lower()).eval()
+    teacher: Any = teacher_of(model, TokenTable(tuple(TOKENS), 0))
     check_teacher(teacher)
-    # In a batch the last frame of a shorter recording sees its padding: hence alone.
-    together = heard(load_teacher(f"{where},batch=together"), recordings())
-    leaks = [(a - b).abs().amax(1) for a, b in zip(together, heard(teacher, recordings()), strict=True)]
-    assert max(leak[:-2].max() for leak in leaks) < 1e-2 < 0.1 < max(leak[-1] for leak in leaks)
-    assert teacher.describe().frame_shift == 640
-    audio = recordings()
-    own = [own_ctc(model, teacher, a) for a in audio]
-    for a, said in zip(audio, own, strict=True):
-        got = heard(teacher, [a])[0]
-        assert len(got) == ((len(teacher.features(a)) - 7) // 2 + 1) // 2
-        assert (got.log_softmax(-1) - said).abs().max() <= 1e-5
-    labels = [3, 5, 6]
-    x = teacher.features(audio[0])[None]
+    audio, labels = recordings()[0], [3, 5, 6]
+    x = teacher.features(audio)[None]
     with torch.inference_mode():
         enc, _ = model.forward_encoder(x, torch.tensor([x.shape[1]]))
-        full = model.joiner(enc[:, :, None], model.decoder(torch.tensor([[0, *labels]]))[:, None])[0]
-    assert (lattice(teacher, audio[:1], labels)[0] - full).abs().max() <= 1e-4
+        own = model.joiner.full(enc[0], model.decoder(torch.tensor([[0, *labels]]))[0])
+    for step in (1, 3):  # of one frame, an axis that is squeezed away
+        assert (lattice(teacher, [audio], labels, step)[0] - own).abs().max() <= 1e-4
+    assert (lattice(teacher, [audio], [], step=1)[0] - own[:, :1]).abs().max() <= 1e-4
+
+
+class Conformer(nn.Module):
+    """As ``conformer_ctc`` has it: lengths in supervisions, its input scaled in place, the head inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(80, 16, 7, stride=4)
+        self.encoder_output_layer = nn.Sequential(nn.Dropout(0.1), nn.Linear(16, len(TOKENS)))
+
+    def ctc_output(self, x: torch.Tensor) -> torch.Tensor:  # a method, not a module
+        return self.encoder_output_layer(x).permute(1, 0, 2).log_softmax(-1)
+
+    def forward(self, x: torch.Tensor, supervision: Any = None) -> tuple[Any, Any, Any]:
+        x *= 0.1
+        memory = self.conv(x.transpose(1, 2)).permute(2, 0, 1).tanh()
+        padding = None
+        if supervision is not None:
+            frames = ((supervision["num_frames"] - 1) // 2 - 1) // 2
+            padding = torch.arange(len(memory))[None] >= frames[:, None]
+        return self.ctc_output(memory), memory, padding
+
+
+class Tdnn(nn.Module):
+    """As ``tdnn_lstm_ctc`` has it: (N, C, T) in, no lengths, a stride of three."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.subsampling_factor = 3
+        self.tdnn = nn.Sequential(nn.Conv1d(80, 16, 3, stride=3, padding=1), nn.ReLU(inplace=True))
+        self.linear = nn.Linear(16, len(TOKENS))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(self.tdnn(x).transpose(1, 2)).log_softmax(-1)
+
+
+@pytest.mark.parametrize("kind", [Conformer, Tdnn])
+def test_models_of_one_forward(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = kind().eval()
+    table = TokenTable(tuple(TOKENS), 0)
+    teacher, together = teacher_of(model, table), teacher_of(model, table, alone=False)
+    check_teacher(teacher)
+    check_teacher(together)
+    assert (teacher.describe().name, teacher.describe().frame_shift) == (
+        kind.__name__,
+        640 if kind is Conformer else 480,
+    )
+    for audio, many in zip(recordings(), heard(together, recordings()), strict=True):
+        x = teacher.features(audio)[None]
+        with torch.inference_mode():
+            own = model(x.clone())[0][0] if kind is Conformer else model(x.transpose(1, 2))[0]
+        got = heard(teacher, [audio])[0]
+        assert got.shape == own.shape == many.shape
+        assert (got.log_softmax(-1) - own).abs().max() <= 1e-5
+
+
+def test_a_tail_of_silence(experiment: Experiment) -> None:
+    plain, tailed = experiment.teacher(), experiment.teacher("epoch=3,tail=30")
+    audio = recordings()[0]
+    x = torch.nn.functional.pad(plain.features(audio), (0, 0, 0, 30), value=math.log(1e-10))
+    assert torch.equal(tailed.features(audio), x)
+    assert len(heard(tailed, [audio])[0]) == (len(x) - 7) // 4 + 1
+    assert (tailed.describe().features["tail"], "tail" in plain.describe().features) == (30, False)
+
+
+def test_ids_that_a_recipe_takes_from_its_pieces(experiment: Experiment) -> None:
+    asked = "assert (params.unk_id, params.sos_id) == (2, 1)"
+    experiment.recipe.write_text(RECIPE.replace("return Model(params)", f"{asked}\n    return Model(params)"))
+    experiment.teacher()

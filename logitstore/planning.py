@@ -1,0 +1,354 @@
+"""Runs a plan: the teacher once over a sample, what it said through every encoding."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .alignment import occupancy
+from .batches import Loaded, by_length, load
+from .blocks import ShardSize
+from .choice import Measured, choose
+from .constants import Constants
+from .contenders import contenders
+from .drive import Driver, Spoken, cpu_threads
+from .encoder import require_finite
+from .errors import LengthError, LogitStoreError, TeacherError, UsageError
+from .extent import Extent, extent
+from .factor import activation_of, factored, require_factors, require_lattice_factors, thinned, with_heads
+from .gates import Skips
+from .layout import make_spec
+from .manifest import Manifest, Utterance
+from .picker import scores
+from .plan import Plan, PlanOptions
+from .selfcheck import self_check
+from .spec import StoreSpec, StreamSpec, TeacherSpec
+from .teachers.base import Teacher, weights_sha256
+from .transcribe import Scribe
+from .trial import Lattice, Nothing, Shelf, Trial, settle
+from .vocab import TokenTable
+
+INDEX_ROW = 17  # bytes of an utterance in index.bin: 16, and its share of the fan-out
+
+
+def plan(
+    teacher: Teacher,
+    manifest: Manifest,
+    folder: Path,
+    options: PlanOptions,
+    *,
+    report: Callable[[int, int], None] = lambda done, of: None,
+) -> Plan:
+    """Measure what each encoding would cost and keep.
+
+    Args:
+        teacher: keeps the protocol of ``logitstore.teachers.base``.
+        manifest: what would be dumped.
+        folder: where the stores on trial are made; all of it is removed again.
+        options: how.
+        report: told how many utterances of how many the teacher has run on.
+
+    Raises:
+        LogitStoreError: any of the tree: a teacher that a dump's own self-check refuses, a manifest of which
+            nothing can be loaded.
+    """
+    about = extent(manifest, options.sample)
+    with (
+        cpu_threads(options.cpu_threads),
+        tempfile.TemporaryDirectory(prefix="plan-", dir=folder) as here,
+        ExitStack() as open_shelves,
+    ):
+        return _Run(teacher, manifest, about, options, Path(here), open_shelves).run(report)
+
+
+@dataclass
+class _Heard:
+    """What the pass over the sample leaves: sums, and the rows of heads that constants are made from."""
+
+    utterances: int = 0
+    seconds: float = 0.0
+    frames: int = 0
+    loading: float = 0.0
+    forward: float = 0.0
+    joining: float = 0.0
+    failed: list[str] = field(default_factory=list)
+    kept: list[Spoken] = field(default_factory=list)
+    rows: list[torch.Tensor] = field(default_factory=list)
+
+
+class _Run:
+    """One run of :func:`plan`."""
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        manifest: Manifest,
+        about: Extent,
+        options: PlanOptions,
+        folder: Path,
+        shelves: ExitStack,
+    ) -> None:
+        self.teacher, self.manifest, self.about, self.options = teacher, manifest, about, options
+        self.folder, self.shelves = folder, shelves
+        self.table: TokenTable = teacher.tokens()
+        self.described: TeacherSpec = teacher.describe()
+        self.refused: list[tuple[str, str, str]] = []
+        self.trials: list[Trial] = []
+        self.coded: list[tuple[str, str]] = []  # stream and encoding that need the whole sample first
+        self.measured: list[Measured] = []
+        self.activation, self.findings = "", tuple[str, ...]()
+        self.heard = _Heard()
+        self.nothing: Nothing = {}
+        self.whys: dict[str, str] = {}  # why a stream's head does not factor
+        self.driver = self._tapped()
+
+    def run(self, report: Callable[[int, int], None]) -> Plan:
+        sampled = {u.id for u in self.about.sample}
+        others = self.about.others if "ctc" in self.driver.heads else ()
+        done, total = 0, len(sampled) + len(others)
+        for batch in by_length([*self.about.sample, *others], self.options.batch_seconds, self._fail):
+            said = self._hear(batch, sampled)
+            if not self.trials and not self.measured:
+                said = self._begin(said)
+            for spoken in said:
+                self._take(spoken, spoken.loaded.utt.id in sampled)
+            done += len(batch)
+            report(done, total)
+        if not self.heard.utterances:
+            raise TeacherError(
+                "not one utterance of the sample can be used",
+                where=self.described.name,
+                why="; ".join(self.heard.failed[:3]),
+                do="Look at the manifest.",
+            )
+        for trial in self.trials:
+            self._weigh(trial)
+        self._code()
+        measured = tuple(sorted(self.measured, key=lambda m: m.bytes))
+        asked = self.options.asked()
+        for stream in asked:
+            if not any(m.stream == stream for m in measured):
+                raise TeacherError(
+                    f"no encoding takes its {stream} stream",
+                    where=self.described.name,
+                    why=next((r for s, _, r in self.refused if s == stream), ""),
+                )
+        choice = choose(measured, asked, self.options.max_gb * 1e9)
+        h = self.heard
+        speeds = {"load": h.loading, "teacher": h.forward, "joiner": h.joining}
+        return Plan(
+            self.described.name,
+            self.about,
+            (h.utterances, h.seconds, h.frames),
+            tuple(h.failed),
+            {n: round(h.seconds / s, 1) for n, s in speeds.items() if s},
+            measured,
+            tuple(self.refused),
+            choice,
+            asked,
+            self.findings,
+        )
+
+    def _tapped(self) -> Driver:
+        """The teacher with the inputs of every head tapped that factors."""
+        driver = Driver(self.teacher, self.table, list(self.options.streams), self.options.device)
+        was_training, factors = driver.was_training, list[str]()
+        for stream in self.options.streams:
+            try:
+                driver = self._driver([*factors, stream])
+                factors.append(stream)
+            except TeacherError as e:
+                self.whys[stream] = e.what
+        driver = self._driver(factors)
+        driver.was_training = was_training
+        return driver
+
+    def _driver(self, factors: Sequence[str]) -> Driver:
+        streams = list(self.options.streams)
+        return Driver(self.teacher, self.table, streams, self.options.device, factored=factors)
+
+    def _fail(self, utt: Utterance, error: LogitStoreError) -> None:
+        self.heard.failed.append(str(error).splitlines()[0])
+
+    def _hear(self, batch: list[Utterance], sampled: set[str]) -> list[Spoken]:
+        """Load a batch and run the teacher on it; what fails is left out."""
+        begin, loaded = time.perf_counter(), list[Loaded]()
+        for utt in batch:
+            try:
+                loaded.append(load(utt, self.teacher, self.table, "rnnt" in self.options.streams))
+            except LogitStoreError as e:
+                self._fail(utt, e)
+        if not loaded:
+            return []
+        share = sum(x.seconds for x in loaded if x.utt.id in sampled) / sum(x.seconds for x in loaded)
+        self.heard.loading += share * (time.perf_counter() - begin)
+        begin = time.perf_counter()
+        said = self.driver.run(loaded)
+        settle(self.driver.device)
+        self.heard.forward += share * (time.perf_counter() - begin)
+        return said
+
+    def _begin(self, said: list[Spoken]) -> list[Spoken]:
+        """Check the teacher on its first batch, find out which heads factor, and set up the trials."""
+        if not said:
+            return said
+        for stream in list(self.driver.heads):
+            try:
+                if stream == "rnnt":
+                    self.activation = activation_of(self.driver, said[0])
+                    require_lattice_factors(self.driver, said)
+                else:
+                    require_factors(self.driver, said)
+            except TeacherError as e:
+                self.whys[stream] = e.what
+        if lost := set(self.driver.heads) & set(self.whys):
+            was_training = self.driver.was_training
+            self.driver = self._driver([s for s in self.driver.heads if s not in lost])
+            self.driver.was_training = was_training
+            said = self.driver.run([s.loaded for s in said])
+        self.findings = self_check(self.driver, said, Skips(self.options.skip_gate)).findings
+        self.described = replace(self.described, weights=weights_sha256(self.teacher.model))
+        for stream, asked in self.options.asked().items():
+            wish = self.options.streams[stream]
+            for encoding in contenders(stream, asked.budget, self.options.temperatures, wish.form):
+                self._set_up(stream, encoding)
+        return said
+
+    def _set_up(self, stream: str, encoding: str) -> None:
+        if encoding.startswith("factored") and stream in self.whys:
+            self.refused.append((stream, encoding, self.whys[stream]))
+            return
+        try:
+            spec = self._spec(stream, encoding, self.options.storages[0])
+            heads = factored(spec)
+            if any(e.needs_sample for e in heads.values()):
+                self.coded.append((stream, encoding))
+                return
+            made = {n: e.prepare(self.driver.heads[n], None) for n, e in heads.items()}
+            self.trials.append(self._trial(stream, encoding, made))
+        except UsageError as e:
+            self.refused.append((stream, encoding, e.what))
+
+    def _spec(self, stream: str, encoding: str, storage: str) -> StoreSpec:
+        streams, manifest = {stream: encoding}, self.manifest.to_json()
+        return make_spec(self.described, self.table, streams, storage=storage, manifest=manifest)
+
+    def _trial(self, stream: str, encoding: str, made: Constants) -> Trial:
+        shelves = {}
+        for storage in self.options.storages:
+            spec = with_heads(self._spec(stream, encoding, storage), self.driver, made, self.activation)
+            name = f"{stream}-{encoding}-{storage}".replace("/", "-")
+            shelves[storage] = Shelf(self.folder / name, spec, self.table, made, self.nothing)
+            self.shelves.callback(shelves[storage].close)
+        return Trial(encoding, stream, shelves, self.options.temperatures)
+
+    def _take(self, spoken: Spoken, sampled: bool) -> None:
+        """One utterance through every trial; one that nothing can be done with is left out."""
+        utt = spoken.loaded.utt
+        if self.coded and spoken.hidden is not None and utt.id in self.about.fitted:
+            self.heard.rows.append(spoken.hidden.float())
+        if not sampled:
+            return
+        lattice = occupied = None
+        try:
+            if spoken.T < 1:
+                raise LengthError("no valid frame: the recording is too short", where=utt.id)
+            if spoken.ctc is not None:
+                require_finite(spoken.ctc, "ctc", utt.id)
+            begin = time.perf_counter()
+            spoken, _ = Scribe(self.driver, keep=self.options.transcripts).listen(spoken, judged=True)
+            self.heard.forward += time.perf_counter() - begin
+            if "rnnt" in self.options.streams:
+                lattice = Lattice(self.driver, spoken)
+                occupied = self._occupied(spoken, lattice)
+        except LogitStoreError as e:
+            self._fail(utt, e)
+            return
+        for trial in list(self.trials):
+            of_lattice = trial.stream.kind == "rnnt"
+            self._try(trial, spoken, lattice if of_lattice else None, occupied if of_lattice else None)
+        if self.coded and spoken.hidden is not None:
+            self.heard.kept.append(replace(spoken, output=None, ctc=None, hidden=spoken.hidden.cpu()))
+        self.heard.utterances += 1
+        self.heard.seconds += spoken.loaded.seconds
+        self.heard.frames += spoken.T
+        self.heard.joining += lattice.once if lattice is not None else 0.0
+
+    def _occupied(self, spoken: Spoken, lattice: Lattice) -> NDArray[np.float64]:
+        stream = StreamSpec("rnnt", "rnnt", len(self.table), self.table.blank, "dense", "full")
+        labels = spoken.loaded.labels or []
+        return occupancy(*scores(lattice(), stream, labels, spoken.loaded.utt.id))
+
+    def _try(
+        self,
+        trial: Trial,
+        spoken: Spoken,
+        lattice: Lattice | None = None,
+        occupied: NDArray[np.float64] | None = None,
+    ) -> None:
+        """One utterance through one trial, which ends where its encoding refuses."""
+        try:
+            trial.take(self.driver, spoken, lattice, occupied)
+        except LogitStoreError as e:
+            self.refused.append((trial.stream.name, trial.encoding, f"{spoken.loaded.utt.id}: {e.what}"))
+            self.trials.remove(trial)
+
+    def _code(self) -> None:
+        """Encodings whose constants are made from the sample: its rows are there by now."""
+        if not self.coded or not self.heard.rows:
+            return
+        sample = thinned(self.heard.rows)
+        for stream, encoding in self.coded:
+            head = self.driver.heads[stream]
+            asked = factored(self._spec(stream, encoding, self.options.storages[0]))[stream]
+            trial = self._trial(stream, encoding, {stream: asked.prepare(head, sample)})
+            self.trials.append(trial)
+            weight, bias = (sample.new_tensor(x) for x in (head.weight, head.bias))
+            for spoken in self.heard.kept:
+                assert spoken.hidden is not None
+                hidden = spoken.hidden.float().to(sample.device)
+                self._try(trial, replace(spoken, hidden=hidden, ctc=hidden @ weight.T + bias))
+            if trial in self.trials:
+                self._weigh(trial)
+
+    def _weigh(self, trial: Trial) -> None:
+        """From what the sample weighs and took to what the manifest will."""
+        h = self.heard
+        hours = self.about.hours(h.seconds / h.utterances)
+        frames = h.frames / h.seconds * hours * 3600
+        size = ShardSize.parse(self.options.shard_size)
+        shards = -(-self.about.utterances // size.utterances) if size.utterances else 0
+        shards = shards or max(1, round(hours * 3600 / size.seconds))
+        kl = {}
+        for t, found in trial.lost.items():
+            nats = np.concatenate(found)
+            kl[t] = (float(nats.mean()), float(np.quantile(nats, 0.99)))
+        passes = trial.passes / h.utterances
+        for storage, shelf in trial.shelves.items():
+            written = shelf.weight()
+            rows = written.rows / h.frames * frames + INDEX_ROW * self.about.utterances
+            growing = rows + shards * shelf.fixed
+            alone = trial.seconds + shelf.seconds
+            self.measured.append(
+                Measured(
+                    stream=trial.stream.name,
+                    encoding=trial.encoding,
+                    storage=storage,
+                    bytes=round(growing + written.once),
+                    once=written.once,
+                    common=round(trial.common / h.frames * frames),
+                    bytes_per_frame=growing / frames,
+                    kl=kl,
+                    held=trial.held,
+                    encoding_speed=h.seconds / alone,
+                    speed=h.seconds / (alone + h.loading + h.forward + passes * h.joining),
+                )
+            )

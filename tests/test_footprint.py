@@ -1,0 +1,24 @@
+"""What a store weighs is every file of it, and what it keeps once does not grow with its rows."""
+
+from pathlib import Path
+
+import pytest
+from demo import manifest, teacher
+
+from logitstore import open_store
+from logitstore.dump import DumpOptions, dump
+from logitstore.report import summary
+
+
+@pytest.mark.parametrize("storage", ["zarr", "webdataset"])
+def test_every_byte_of_a_store_is_counted(tmp_path, storage):
+    options = DumpOptions(streams={"ctc": "factored:int8", "rnnt": "topk:4"}, storage=storage)
+    for folder, utterances in (("few", 2), ("more", 5)):
+        dump(teacher(), manifest(utterances), tmp_path / folder, options)
+    few, more = (summary(open_store(tmp_path / name)) for name in ("few", "more"))
+    for name, said in (("few", few), ("more", more)):
+        files = [f for f in Path(tmp_path, name).rglob("*") if f.is_file()]
+        assert said["bytes"] == sum(f.stat().st_size for f in files)
+    assert few["bytes_once"] == more["bytes_once"] > 4 * 150 * 128  # the head at least
+    assert few["bytes"] < more["bytes"]
+    assert more["bytes_per_frame"] == pytest.approx((more["bytes"] - more["bytes_once"]) / more["frames"])
