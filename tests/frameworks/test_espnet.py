@@ -307,7 +307,7 @@ for path in sys.argv[1:]:
 
 @pytest.mark.parametrize("encoder", [CONFORMER, CONDITIONED], ids=["plain", "conditioned"])
 def test_its_own_beam_search_captured(encoder: dict[str, Any], exp: Path) -> None:
-    from recipes import audio, check_lattices, probed_and_captured
+    from own_inference import audio, check_lattices, probed_and_captured
 
     wide = {**TRANSDUCER["decoder_conf"], "hidden_size": 14}  # another width than V
     build(exp, **{**TRANSDUCER, "encoder_conf": encoder, "decoder_conf": wide})

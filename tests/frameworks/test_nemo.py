@@ -255,7 +255,7 @@ for wav in sys.argv[2:]:
 
 @pytest.mark.parametrize("kind", ["rnnt", "tdt", "hat"])
 def test_its_own_greedy_search_captured(kind: str, tokenizer: Path, tmp_path: Path) -> None:
-    from recipes import audio, check_lattices, probed_and_captured
+    from own_inference import audio, check_lattices, probed_and_captured
 
     _, path = build(kind, tokenizer, tmp_path)
     found, store, _ = probed_and_captured(SCRIPT, tmp_path, path)

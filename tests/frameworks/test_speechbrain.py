@@ -307,7 +307,7 @@ for path in sys.argv[1:]:
 
 
 def test_its_own_greedy_search_captured(transducer: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
-    from recipes import audio, check_lattices, probed_and_captured
+    from own_inference import audio, check_lattices, probed_and_captured
 
     folder, _ = transducer
     (tmp_path / "own").mkdir()
