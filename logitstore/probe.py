@@ -114,6 +114,9 @@ def found_in(
     driven = None if whole else next((j for j in joiners if j["ran"]), None)
     variables = next((h["variables"] for h in (driven, ctc, rnnt) if h and h["variables"]), ())
     about = {**report, "variables": variables}
+    # a head that layers are conditioned on, whose answer nobody takes
+    unclear = ctc is not None and ctc["calls"] > 1 and ctc["call"] is None
+    told = None if unclear and (driven or whole) else ctc
     notes = tuple(_notes(ranked, ctc, driven, joiners)) if command else ()
     return Finding(
         candidates=tuple(ranked),
@@ -127,7 +130,7 @@ def found_in(
         blank=_blank(head, table),
         batches=report["batches"],
         command=_command(
-            (ctc, rnnt if whole else None, driven), about, (path, table), _blank(head, table), command, out
+            (told, rnnt if whole else None, driven), about, (path, table), _blank(head, table), command, out
         ),
         notes=notes,
     )
