@@ -25,6 +25,8 @@ from logitstore.errors import (
     UsageError,
     VocabError,
 )
+from logitstore.joints import pruned, whole
+from logitstore.lattice import Form
 from logitstore.selfcheck import self_check
 from logitstore.tokenise import Tokeniser
 from recipes.demo.decode import collate, read_manifest, rnnt_greedy
@@ -597,3 +599,18 @@ def test_joints_without_one_logits_tensor_are_dumped(kind, tmp_path):
         lattice = torch.cat(list(driver.lattice(spoken[0])))
         own = demo.teacher().join(*demo.teacher().transducer(spoken[0].output, 0, loaded.labels))
     torch.testing.assert_close(lattice.log_softmax(-1), own.log_softmax(-1))
+
+
+def test_ranges_of_short_utterances_end_at_their_last_label():
+    output, at = torch.randn(1, 6, 5, 9), torch.arange(5).expand(1, 6, 5)
+    form = Form.parse("banded:5")
+    part = pruned(output, at, [4], [[1, 2]], "here")[0]
+    assert part.logits.shape == (4, 3, 9)
+    nodes = part.nodes(form, 2, "here")
+    assert (nodes.width, nodes.position.tolist()) == (3, [0, 1, 2] * 4)
+    assert whole(torch.randn(1, 6, 3, 9), [4], [[1, 2]])[0].nodes(form, 2, "here") is None
+    for wrong, labels in ((at + 1, [1, 2]), (at, [1] * 9)):  # beyond the last label; not up to it
+        with pytest.raises(LengthError, match="banded:"):
+            pruned(output, wrong, [4], [labels], "here")[0].nodes(form, len(labels), "here")
+    with pytest.raises(LengthError, match="one behind the other"):
+        pruned(output, at * 2, [4], [[1, 2]], "here")
