@@ -62,6 +62,7 @@ benchmark: install
 	$(PY) benchmarks/dump.py
 	$(PY) benchmarks/joiner.py
 	$(PY) benchmarks/size.py
+	$(PY) benchmarks/tail.py
 	$(PY) benchmarks/capture.py
 	$(PY) benchmarks/verify.py
 

@@ -63,7 +63,7 @@ def drive(t: int, u: int, v: int) -> dict[str, float]:
     begin = time.perf_counter()
     for piece in driver.lattice(spoken):
         encoder.take("rnnt", piece, "lattice")
-    row = encoder.finish("lattice", labels, {"T": t, "U": u})
+    row = encoder.finish("lattice", {"rnnt": labels}, {"T": t, "U": u})
     seconds = time.perf_counter() - begin
     assert len(row.arrays["rnnt.logz"]) == t * (u + 1)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

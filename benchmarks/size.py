@@ -149,7 +149,6 @@ def promises(classes: int, width: int, ctc: dict[str, Measured], rnnt: dict[str,
     if classes >= 2000:
         yield line("factored:int8, a frame, D + 4", ctc["factored:int8"].bytes, width + 4)
         yield line("factored:int8, mean KL at 1, 2, 4", max(ctc["factored:int8"].lost.values()), 1e-4, "nats")
-    if classes >= 500:
         for t in TEMPERATURES:
             what = f"factored, mean KL at {t:g}, against dense's"
             yield line(what, ctc["factored"].lost[t], ctc["dense"].lost[t], "nats")

@@ -11,19 +11,23 @@ import numpy as np
 import torch
 
 from .batches import load
+from .chunked import Chunks, driver_of
 from .drive import Driver, Spoken
 from .emission import Row
 from .encoder import RowEncoder
 from .errors import UsageError
 from .factor import factored
+from .kinds import kind_of
 from .lattice import Form
+from .layers import layered
 from .manifest import Manifest, Utterance
 from .picker import Picker
 from .pipe import Pipe
 from .reader import Store
 from .spec import StreamSpec
 from .target import Target
-from .teachers.base import Teacher
+from .teachers.base import Teacher, check_protocol
+from .transcribe import Scribe
 from .vocab import require_same
 
 Float = np.ndarray[Any, np.dtype[np.float64]]
@@ -35,9 +39,10 @@ class Compared:
 
     Attributes:
         id: of the utterance.
-        stream: ``ctc`` or ``rnnt``.
+        stream: its name.
         kl: mean KL(what the teacher says now, encoded as the store is ‖ stored) a row, in nats; infinite
-            where even the shapes differ. Another batch rounds differently: 1e-6, not 0.
+            where even the shapes differ. Another batch rounds differently: 1e-6, not 0. Of a ``hidden``
+            stream, the mean squared difference over the mean square; of a ``text`` one 0, or infinite.
         lost: mean KL(teacher ‖ stored) a row, in nats: what the encoding leaves out as well.
         rows: compared.
         note: what else is wrong; empty where nothing is.
@@ -61,13 +66,17 @@ def against_teacher(store: Store, teacher: Teacher, manifest: Manifest, count: i
         UsageError: manifest and store share nothing.
         VocabError, AudioError, TeacherError: the utterance cannot be run at all.
     """
+    teacher = check_protocol(teacher, type(teacher).__name__)
+    layers = [h for h in store.spec.teacher.heads if kind_of(h.stream).name == "hidden"]
+    teacher = layered(teacher, layers)
     require_same(store.tokens, teacher.tokens(), where="the teacher", which=("the store", "the teacher"))
     shared = [u for u in manifest if u.id in store]
     if not shared:
         raise UsageError("the manifest names no utterance of the store", where=str(store.place))
     chosen = [shared[i * len(shared) // count] for i in range(min(count, len(shared)))]
     names = [s.name for s in store.spec.streams]
-    driver = Driver(teacher, store.tokens, names, "cpu", factored=list(factored(store.spec)))
+    given = teacher, store.tokens, names, "cpu"
+    driver = driver_of(Chunks.stored(store.spec.teacher), 0, *given, factored=list(factored(store.spec)))
     return [c for utt in chosen for c in _compare(store, driver, utt)]
 
 
@@ -89,50 +98,73 @@ class _Kept:
 
 def _compare(store: Store, driver: Driver, utt: Utterance) -> Iterable[Compared]:
     stored, names = store[utt.id], driver.streams
-    loaded = load(utt, driver.teacher, store.tokens, "rnnt" in names)
+    loaded = load(utt, driver.teacher, store.tokens, any(kind.labels for kind in driver.kinds.values()))
     note = "" if stored.meta.get("audio", loaded.audio) == loaded.audio else CHANGED
-    if "rnnt" in names and loaded.labels is None:  # nobody gave any: the teacher's own, as they were stored
-        loaded = replace(loaded, labels=stored.labels.tolist())
     (said,) = driver.run([loaded])
+    own = {name: ids.tolist() for name, ids in stored.driven.items()}  # where nobody gave any, as stored
+    said, _ = Scribe(driver, keep="none").listen(replace(said, labels={**own, **said.labels}), judged=True)
     now = store.decode(_encoded(store, driver, said))
     for name in names:
+        if not driver.kinds[name].axes:
+            far = 0.0 if _text(now, name) == _text(stored, name) else float("inf")
+            yield Compared(utt.id, name, far, far, 1, note)
+            continue
         exact = _exact(driver, said, store.spec.stream(name), stored)
         there, here = _dense(stored, name), _dense(now, name)
         if not len(there) == len(here) == len(exact):
             yield Compared(utt.id, name, float("inf"), float("inf"), 0, note)
         else:
-            yield Compared(utt.id, name, divergence(here, there), divergence(exact, there), len(there), note)
+            error = divergence if driver.kinds[name].classes else relative_error
+            yield Compared(utt.id, name, error(here, there), error(exact, there), len(there), note)
 
 
 def _encoded(store: Store, driver: Driver, said: Spoken) -> Row:
     """The row that a dump would write, made by the dump's own pipe."""
     kept: Any = _Kept()
-    stored = "rnnt" in driver.heads
-    lattice = driver.lattice if "rnnt" in driver.streams and not stored else None
     with Pipe(kept, RowEncoder(store.spec, store.constants), skip=False) as pipe:
-        pipe.put(said, lattice, driver.sides if stored else None)
+        pipe.put(said, driver)
         pipe.finish()
     row: Row = kept.rows[0]
     return row
 
 
 def _exact(driver: Driver, said: Spoken, stream: StreamSpec, stored: Target) -> Float:
-    """(N, V) log-probabilities of the stored nodes, or of their means, in double precision."""
-    name = stream.name
-    pieces = [said.ctc] if name == "ctc" else driver.lattice(said)
-    if name == "rnnt" and Form.parse(stream.form).framewise:
+    """(N, V) log-probabilities of the stored nodes, or of their means, or (T, D) of a layer, in doubles."""
+    name, kind = stream.name, stream.what
+    pieces: Iterable[torch.Tensor]
+    if kind.tapped:
+        pieces = [said.rows[name]]
+    elif kind.name == "seq2seq":
+        pieces = [driver.decoded(said, name)[0]]
+    elif Form.parse(stream.form).framewise:
         picker = Picker(stream, stored.labels.tolist(), stored.id)
         pieces = [rows for rows, _ in picker.rows(partial(driver.lattice, said), said.T)]
-    flat = torch.cat([p.reshape(-1, p.shape[-1]).float().cpu() for p in pieces if p is not None])
+    else:
+        pieces = driver.lattice(said)
+    flat = torch.cat([p.reshape(-1, p.shape[-1]).float().cpu() for p in pieces])
+    if not kind.classes:
+        return np.asarray(flat.double().numpy())
     nodes = stored.nodes.get(name)
     if nodes is not None:
         flat = flat[torch.from_numpy(nodes.frame * (nodes.U + 1) + nodes.position)]
     return np.asarray(flat.double().log_softmax(-1).numpy())
 
 
+def _text(target: Target, stream: str) -> str:
+    text: str = target.meta["hyp"][stream]["text"]
+    return text
+
+
 def _dense(target: Target, stream: str) -> Float:
+    if not kind_of(stream).classes:
+        return target.vectors(stream).astype(np.float64)
     logp = target.log_probs(stream)
     return logp.reshape(-1, logp.shape[-1]).astype(np.float64)
+
+
+def relative_error(p: Float, q: Float) -> float:
+    """Mean squared difference of (T, D) numbers over the mean square of the former."""
+    return float(np.square(p - q).sum() / max(np.square(p).sum(), 1e-30))
 
 
 def divergence(p: Float, q: Float) -> float:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -13,141 +14,15 @@ from numpy.typing import NDArray
 from .clip import Clipped
 from .errors import LengthError, UsageError
 from .frames import FrameClock, Method
-from .resample import Resampled, factored_rows, resample_stream
-from .splice import only_target, resample_clip
-from .target import NOTHING, Factored, FactoredLattice, Target, Tempered, check_temperature
-from .timeline import check_frames, frames_of, stretches
+from .inputs import Factored, FactoredLattice
+from .resample import Resampled, factored_rows, follows_frames, resample_stream, resample_vectors
+from .splice import clip_vectors, only_target, resample_clip
+from .streambatch import FactoredBatch, StreamBatch, VectorBatch, mapped
+from .target import NOTHING, Target, Tempered, Vectors, check_temperature
+from .timeline import Stretch, check_frames, frames_of, stretches
 from .vocabmap import VocabMap
 
-ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu}
-
-
-@dataclass(frozen=True)
-class StreamBatch:
-    """One stream of a batch, B utterances padded to the longest.
-
-    Attributes:
-        classes: V.
-        logp: (B, T, K), (B, T, n, K) of stacked frames, (B, T, U+1, K) or (B, T, S, K) of a lattice, or
-            (B, N, K) of a path; float32 log-probabilities; K = V where ``ids`` is None. -1e4 in padding and
-            for entries a row does not have.
-        ids: int64, as ``logp``: class of each entry; None when all V classes are there in order.
-        tail: as ``logp`` without K, float32 log of the mass of all other classes; -1e4 where there is none.
-            Beside ``ids`` None it is the mass of teacher tokens that the student's table has no class for.
-        mask: bool, as ``tail``: True where there is a teacher's row.
-        temperature: that probabilities were taken at.
-        positions: int64, as ``tail``: label position of each node, where a lattice keeps some of them;
-            (B, T, S) of a banded one, as the ranges of k2's pruned loss. None where all U + 1 are there.
-        frames: (B, N) int64 frame of each node of a path; None for others.
-        occupancy: float32, as ``tail``: probability that an alignment passes each node; None if not stored.
-    """
-
-    classes: int
-    logp: torch.Tensor
-    ids: torch.Tensor | None
-    tail: torch.Tensor
-    mask: torch.Tensor
-    temperature: float = 1.0
-    positions: torch.Tensor | None = None
-    frames: torch.Tensor | None = None
-    occupancy: torch.Tensor | None = None
-
-    def dense(self) -> torch.Tensor:
-        """(B, T[, U+1], V) log-probabilities; see :meth:`logitstore.target.Tempered.dense`.
-
-        A tail's mass is spread equally over classes not kept; where all of them were, the row is normalised
-        without it.
-        """
-        has_tail = self.tail > NOTHING / 2
-        if self.ids is None:
-            return _without_tail(self.logp, has_tail)
-        kept = self.logp > NOTHING
-        left = self.classes - kept.sum(-1)
-        rest = self.tail - left.clamp(min=1).log()
-        out = rest[..., None].expand(*rest.shape, self.classes).contiguous()
-        first = torch.where(kept[..., :1], self.logp[..., :1], rest[..., None])  # a row may keep nothing
-        logp = torch.cat([first, self.logp[..., 1:]], -1)
-        out = out.scatter_reduce(-1, self.ids, logp, "amax", include_self=False)
-        return _without_tail(out, has_tail & (left == 0))
-
-    def map(self, f: Any) -> Self:
-        """The same with ``f`` applied to every tensor."""
-        return replace(self, **_mapped(self, f))
-
-
-@dataclass(frozen=True)
-class FactoredBatch:
-    """One stream of a batch as its head sees it, for the device that the student is on.
-
-    Nothing V wide is copied there: ``dense()`` and ``top()`` are one product with the weight, there. It reads
-    as a :class:`StreamBatch` that holds every class does, ``logp``, ``ids``, ``tail`` and all.
-
-    Attributes:
-        h: (B, T, D) float32, 0 in padding.
-        weight: (V, D) float32.
-        bias: (V,) float32.
-        mask: bool, as ``h`` without D: True where there is a teacher's row.
-        temperature: that probabilities are served at.
-        dec: (B, U+1, D) float32 of a lattice, whose nodes are activation(h[t] + dec[u]).
-        activation: ``tanh`` or ``relu``, with ``dec``.
-    """
-
-    h: torch.Tensor
-    weight: torch.Tensor
-    bias: torch.Tensor
-    mask: torch.Tensor
-    temperature: float
-    dec: torch.Tensor | None = None
-    activation: str = ""
-
-    ids = None
-
-    @property
-    def classes(self) -> int:
-        """V."""
-        return len(self.bias)
-
-    def logits(self) -> torch.Tensor:
-        """(B, T[, U+1], V) the teacher's logits, 0 in padding; float32."""
-        h = self.h
-        if self.dec is not None:
-            h = ACTIVATIONS[self.activation](h[:, :, None] + self.dec[:, None])
-        rows = torch.addmm(self.bias, h.flatten(0, -2), self.weight.T)
-        return rows.view(*self.mask.shape, -1) * self.mask[..., None]
-
-    def dense(self) -> torch.Tensor:
-        """(B, T[, U+1], V) log-probabilities at the temperature; even in padding."""
-        return (self.logits() / self.temperature).log_softmax(-1)
-
-    @property
-    def logp(self) -> torch.Tensor:
-        """As :attr:`StreamBatch.logp`: made anew each time."""
-        return self.dense().masked_fill(~self.mask[..., None], NOTHING)
-
-    @property
-    def tail(self) -> torch.Tensor:
-        """As :attr:`StreamBatch.tail`: nothing is left out."""
-        return torch.full_like(self.mask, NOTHING, dtype=torch.float32)
-
-    def top(self, k: int) -> StreamBatch:
-        """The K best classes of every row, best first, and the exact mass of all others."""
-        if not 1 <= k <= self.classes:
-            raise UsageError(f"the best {k} of {self.classes} classes")
-        logp = self.dense()
-        best, ids = logp.topk(k, dim=-1)
-        rest = logp.scatter(-1, ids, NOTHING).logsumexp(-1) if k < self.classes else self.tail
-        return StreamBatch(
-            classes=self.classes,
-            logp=best.masked_fill(~self.mask[..., None], NOTHING),
-            ids=ids,
-            tail=rest.masked_fill(~self.mask, NOTHING),
-            mask=self.mask,
-            temperature=self.temperature,
-        )
-
-    def map(self, f: Any) -> Self:
-        """The same with ``f`` applied to every tensor."""
-        return replace(self, **_mapped(self, f))
+__all__ = ["FactoredBatch", "StreamBatch", "TargetBatch", "VectorBatch", "collate_targets"]
 
 
 @dataclass(frozen=True)
@@ -163,7 +38,9 @@ class TargetBatch:
             other. None, as the next two, where an utterance is cut: which of them are heard is not known.
         label_lengths: (B,) int64.
         label_mask: (B, U) bool, True on labels.
-        streams: by stream name.
+        streams: by stream name: a :class:`VectorBatch` of a ``hidden`` stream, rows of classes of others.
+        driven: by stream that was driven with labels, (B, U) int64, 0 in padding: an attention decoder's own,
+            which end with its end token; their mask is that of its rows.
     """
 
     utt_ids: tuple[str, ...]
@@ -173,12 +50,13 @@ class TargetBatch:
     labels: torch.Tensor | None
     label_lengths: torch.Tensor | None
     label_mask: torch.Tensor | None
-    streams: dict[str, StreamBatch | FactoredBatch]
+    streams: dict[str, Any]
+    driven: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.utt_ids)
 
-    def __getitem__(self, stream: str) -> StreamBatch | FactoredBatch:
+    def __getitem__(self, stream: str) -> Any:
         return self.streams[stream]
 
     def to(self, device: Any, non_blocking: bool = False) -> Self:
@@ -191,17 +69,12 @@ class TargetBatch:
 
     def map(self, f: Any) -> Self:
         """The same with ``f`` applied to every tensor."""
-        return replace(self, **_mapped(self, f), streams={n: s.map(f) for n, s in self.streams.items()})
-
-
-def _without_tail(logp: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
-    """(..., V) log-probabilities, those rows normalised again."""
-    return torch.where(which[..., None], logp.log_softmax(-1), logp)
-
-
-def _mapped(record: Any, f: Any) -> dict[str, Any]:
-    values = {x.name: getattr(record, x.name) for x in fields(record)}
-    return {name: f(value) for name, value in values.items() if isinstance(value, torch.Tensor)}
+        return replace(
+            self,
+            **mapped(self, f),
+            streams={n: s.map(f) for n, s in self.streams.items()},
+            driven={n: f(ids) for n, ids in self.driven.items()},
+        )
 
 
 def collate_targets(
@@ -249,26 +122,11 @@ def collate_targets(
         for target, length in zip(heard, lengths, strict=True):
             check_frames(target, length, ratio, tolerance)
 
-    def resampled(target: Target | Clipped, name: str, length: int) -> Resampled:
-        try:
-            if isinstance(target, Target):
-                return resample_stream(target, name, length, how, temperature)
-            where = list(stretches(target, length, how, ratio, teachers=frames is None))
-            return resample_clip(target, name, where, how, temperature)
-        except LengthError as e:
-            raise LengthError(e.what, where=e.where or target.id, why=e.why, do=e.do) from None
-
-    pairs = list(zip(heard, lengths, strict=True))
     some = heard[0] if isinstance(heard[0], Target) else next(iter(heard[0].targets.values()))
-    kept: dict[str, StreamBatch | FactoredBatch] = {}
-    for name in list(some.streams) if streams is None else list(streams):
-        found = [factored_rows(t, name, n, how) if isinstance(t, Target) else None for t, n in pairs]
-        heads = [h for h in found if h is not None]
-        if len(heads) == len(found):
-            check_temperature(temperature)
-            kept[name] = _pad_heads(heads, lengths, temperature)
-        else:
-            kept[name] = _pad([resampled(t, name, n) for t, n in pairs])
+    names = list(some.streams) if streams is None else list(streams)
+    stretched = partial(_stretched, how=how, ratio=ratio, teachers=frames is None)
+    pairs = list(zip(heard, lengths, strict=True))
+    kept = {name: _stream(name, pairs, how, temperature, stretched) for name in names}
     labels = [_labels(t) for t in heard]
     known = [x for x in labels if x is not None]
     counts = [len(x) for x in known] if len(known) == len(labels) else None
@@ -277,11 +135,91 @@ def collate_targets(
         temperature=float(temperature),
         lengths=torch.tensor(lengths),
         mask=_mask(lengths, max(lengths)),
-        labels=None if counts is None else _pad_labels(known),
+        labels=None if counts is None else _padded(known),
         label_lengths=None if counts is None else torch.tensor(counts),
         label_mask=None if counts is None else _mask(counts, max(counts)),
         streams=kept,
+        driven=_driven(heard, names),
     )
+
+
+def _stretched(
+    heard: Clipped, length: int, *, how: Method, ratio: tuple[int, int] | FrameClock | None, teachers: bool
+) -> list[Stretch]:
+    """Where each frame of a clip looks."""
+    return list(stretches(heard, length, how, ratio, teachers=teachers))
+
+
+def _stream(
+    name: str,
+    pairs: Sequence[tuple[Target | Clipped, int]],
+    how: Method,
+    temperature: float,
+    stretched: Callable[[Clipped, int], list[Stretch]],
+) -> StreamBatch | FactoredBatch | VectorBatch:
+    """One stream of all that is heard at the student's frames, padded."""
+    first = pairs[0][0]
+    one = first if isinstance(first, Target) else next(iter(first.targets.values()))
+    numbers = isinstance(one.streams.get(name), Vectors)
+
+    def resampled(heard: Target | Clipped, n: int) -> Any:
+        try:
+            if numbers:
+                if isinstance(heard, Target):
+                    return resample_vectors(heard, name, n, how)
+                return clip_vectors(heard, name, stretched(heard, n), how)
+            if isinstance(heard, Target):
+                return resample_stream(heard, name, n, how, temperature)
+            return resample_clip(heard, name, stretched(heard, n), how, temperature)
+        except LengthError as e:
+            raise LengthError(e.what, where=e.where or heard.id, why=e.why, do=e.do) from None
+
+    if numbers:
+        return _pad_vectors([resampled(t, n) for t, n in pairs])
+    found = [factored_rows(t, name, n, how) if isinstance(t, Target) else None for t, n in pairs]
+    heads = [h for h in found if h is not None]
+    if len(heads) == len(found):
+        check_temperature(temperature)
+        counts = [n if follows_frames(name) else len(h) for h, (_, n) in zip(heads, pairs, strict=True)]
+        return _pad_heads(heads, counts, temperature)
+    return _pad([resampled(t, n) for t, n in pairs])
+
+
+def _driven(heard: Sequence[Target | Clipped], names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Labels of the streams that are driven with some; not of clips, whose lattices follow from theirs."""
+    found: dict[str, torch.Tensor] = {}
+    for name in names:
+        own = [t.driven.get(name) if isinstance(t, Target) else _whole(t, name) for t in heard]
+        known = [x for x in own if x is not None]
+        if len(known) == len(own):
+            found[name] = _padded(known)
+    return found
+
+
+def _whole(heard: Clipped, name: str) -> NDArray[Any] | None:
+    """Labels of a clip of one whole utterance; None of others."""
+    said = [p for p in heard.pieces if p.id]
+    if len(said) != 1 or not heard.whole(said[0]):
+        return None
+    return heard.targets[said[0].id].driven.get(name)
+
+
+def _padded(ids: Sequence[NDArray[Any]]) -> torch.Tensor:
+    """(B, U) int64, 0 in padding."""
+    out = torch.zeros(len(ids), max(map(len, ids)), dtype=torch.int64)
+    for row, own in zip(out, ids, strict=True):
+        row[: len(own)] = torch.from_numpy(own.astype(np.int64))
+    return out
+
+
+def _pad_vectors(sampled: Sequence[tuple[NDArray[np.float32], NDArray[np.bool_]]]) -> VectorBatch:
+    """(S, D) or (S, n, D) of each utterance into (B, T, ..., D)."""
+    shape = (len(sampled), max(len(h) for h, _ in sampled), *sampled[0][0].shape[1:])
+    h, mask = np.zeros(shape, np.float32), np.zeros(shape[:-1], bool)
+    for b, (rows, valid) in enumerate(sampled):
+        h[b, : len(rows)] = np.where(valid[..., None], rows, np.float32(0))
+        mask[b, : len(rows)] = valid
+    return VectorBatch(torch.from_numpy(h), torch.from_numpy(mask))
 
 
 def _mapped_to(vocab: VocabMap, heard: Target | Clipped) -> Target | Clipped:
@@ -298,13 +236,6 @@ def _labels(heard: Target | Clipped) -> NDArray[np.int64] | None:
     if any(heard.targets[p.id].U and not heard.whole(p) for p in said):
         return None
     return np.concatenate([heard.targets[p.id].labels.astype(np.int64) for p in said])
-
-
-def _pad_labels(labels: Sequence[NDArray[np.int64]]) -> torch.Tensor:
-    padded = torch.zeros(len(labels), max(map(len, labels)), dtype=torch.int64)
-    for b, row in enumerate(labels):
-        padded[b, : len(row)] = torch.from_numpy(row)
-    return padded
 
 
 def _mask(lengths: Sequence[int], width: int) -> torch.Tensor:

@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from .audio import fingerprint, load_audio, seconds_of
 from .errors import AudioError, LogitStoreError, TeacherError, TokenError
@@ -26,6 +28,7 @@ class Loaded:
         seconds: of audio, as loaded.
         labels: (U,) token ids; None where no stream needs them, or nobody gave any.
         audio: fingerprint of the samples, as the teacher heard them.
+        samples: (samples,) float32 themselves, for a teacher that transcribes; else None.
     """
 
     utt: Utterance
@@ -33,6 +36,7 @@ class Loaded:
     seconds: float
     labels: list[int] | None
     audio: str = ""
+    samples: NDArray[np.float32] | None = None
 
 
 Failed = tuple[Utterance, LogitStoreError]
@@ -41,10 +45,15 @@ Failed = tuple[Utterance, LogitStoreError]
 def load(utt: Utterance, teacher: Teacher, table: TokenTable, needs_labels: bool) -> Loaded:
     """Load, resample and featurise one utterance.
 
+    The recording of a teacher that does not hear, but looks up what was written, is not opened.
+
     Raises ``AudioError``, ``TokenError``, or ``TeacherError`` where ``features`` fails.
     """
     rate = teacher.describe().sample_rate
     labels = labels_of(utt, teacher, table) if needs_labels else None
+    if not getattr(teacher, "hears", True):
+        seconds = seconds_of(utt)
+        return Loaded(utt, teacher.features(np.zeros(round(seconds * rate), np.float32)), seconds, labels)
     audio = load_audio(utt, rate)
     try:
         features = teacher.features(audio)
@@ -54,7 +63,8 @@ def load(utt: Utterance, teacher: Teacher, table: TokenTable, needs_labels: bool
         raise TeacherError(f"features() failed with {type(e).__name__}: {e}", where=utt.id) from e
     if features.dim() < 1 or not len(features):
         raise AudioError(f"{len(audio) / rate:.3f} s of audio are too short for one frame", where=utt.id)
-    return Loaded(utt, features, len(audio) / rate, labels, fingerprint(audio))
+    samples = audio if hasattr(teacher, "transcribe") else None
+    return Loaded(utt, features, len(audio) / rate, labels, fingerprint(audio), samples)
 
 
 def labels_of(utt: Utterance, teacher: Teacher, table: TokenTable) -> list[int] | None:

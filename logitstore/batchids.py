@@ -6,8 +6,10 @@ SpeechBrain: ``batch.id``; Kaldi-style and home-made ones: a list of strings und
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 ID_KEYS = (
@@ -47,6 +49,57 @@ def find_ids(batch: Any, count: int | None = None) -> list[Found]:
             continue
         found.setdefault(strings.values, (likely * 100 + order, strings))
     return [f for _, f in sorted(found.values(), key=lambda pair: pair[0])]
+
+
+def find_by_index(index: Any, dataset: Any, count: int | None = None) -> list[Found]:
+    """Ids of a batch that keeps none, by what its sampler asked the dataset for, the likeliest first.
+
+    Args:
+        index: things that have an ``id`` (lhotse's samplers give cuts), or numbers of items.
+        dataset: with a column of ids (Hugging Face), or attributes as long as it is that hold ids.
+        count: B, where it is known.
+    """
+    if index is None or isinstance(index, str | int) or not hasattr(index, "__iter__"):
+        return []
+    asked = list(index)
+    found: list[tuple[str, Any]] = []
+    if asked and all(isinstance(i, int) for i in asked):
+        for key, expression, values in _columns(dataset):
+            with suppress(LookupError, TypeError, AttributeError):
+                found += _each(key, expression, [values[i] for i in asked])
+    else:
+        found.append(("[x.id for x in index]", [getattr(x, "id", None) for x in asked]))
+    good = [Found(e, tuple(v)) for e, v in found if all(isinstance(x, str) and x for x in v)]
+    return [f for f in good if f.values and (count is None or len(f.values) == count)]
+
+
+def _columns(dataset: Any) -> list[tuple[str, str, Any]]:
+    """(name, expression, values) of what a dataset keeps of every item, the likeliest ids first."""
+    found = []
+    for key in getattr(dataset, "column_names", None) or ():
+        if key in ID_KEYS:
+            found.append((key, f'dataset["{key}"]', dataset[key]))
+    with suppress(TypeError):
+        for key, value in vars(dataset).items():
+            if isinstance(value, Sequence) and not isinstance(value, str) and len(value) == len(dataset):
+                found.append((key, f"dataset.{key}", value))
+    return sorted(found, key=lambda c: ID_KEYS.index(c[0]) if c[0] in ID_KEYS else len(ID_KEYS))
+
+
+def _each(key: str, expression: str, values: list[Any]) -> Iterator[tuple[str, list[Any]]]:
+    """Ids of some items of a column: strings by a telling name, or something that has an id."""
+    at = f"{expression}[i]"
+    if all(isinstance(v, str | Path) for v in values):
+        if any("/" in str(v) for v in values):
+            yield f"[stem({at}) for i in index]", [Path(v).stem for v in values]
+        elif key in ID_KEYS:
+            yield f"[{at} for i in index]", values
+    elif all(isinstance(v, Mapping) for v in values):
+        for inner in ID_KEYS:
+            if all(inner in v for v in values):
+                yield from _each(inner, f'{at}["{inner}"]', [v[inner] for v in values])
+    else:
+        yield f"[{at}.id for i in index]", [getattr(v, "id", None) for v in values]
 
 
 def find_texts(batch: Any, count: int) -> Found | None:

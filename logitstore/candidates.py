@@ -8,10 +8,12 @@ from typing import Any
 from torch import nn
 
 from .head import additive
-from .observe import DECISIONS, FEW, SOFTMAX, Emitted
+from .observe import DECISIONS, FEW, LOGITS, SOFTMAX, Emitted
 from .products import PREFIX
 
 NORMALISED = 1e-3  # nats: |log Σ exp| of a row of log-probabilities
+DECIDES = ("argmax", "topk", "sort")
+AXES = {"BTV": (0, 1), "BVT": (0, 2), "TBV": (1, 0)}  # which axes are B and T
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,8 @@ class Candidate:
             or ``V`` (one row a call).
         shape: of its first output; ``classes``: V.
         normalised: log-probabilities already; ``logz``: the largest |log Σ exp| of a row, nats.
-        calls: a batch, at most; ``call``: which of a few is the answer, from 0, where that shows: the only
-            one from which a class is chosen, or a log-softmax taken.
-        after: what its output is given to: log_softmax, argmax, ...
+        calls: a batch, at most.
+        after: what its output is given to: log_softmax, argmax, ...; ``steps``: call by call of a batch.
         best: class that is most often the largest, and in which share of the rows.
         inputs: D of a Linear or Conv1d, 0 for others.
         joiner: the additive joiner around it: ``encoder_proj 128 + decoder_proj 96 -> 112``.
@@ -44,12 +45,22 @@ class Candidate:
     normalised: bool
     logz: float
     calls: int
-    call: int | None
     after: tuple[str, ...]
     best: tuple[int, float]
     inputs: int
     joiner: str
     score: float
+    steps: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def call(self) -> int | None:
+        """Which of a few calls a batch is the answer, from 0, where that shows: the only one from which a
+        class is chosen, or a log-softmax taken. InterCTC heads serve layers and losses in the others."""
+        for names in (DECIDES, ("log_softmax", "ctc_loss")):
+            calls = [i for i, after in enumerate(self.steps) if set(after) & set(names)]
+            if len(calls) == 1 < self.calls <= FEW:
+                return calls[0]
+        return None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -66,7 +77,7 @@ def rank(
         count: B, where it is known.
         classes: V, where a token table says it: other widths are left out.
     """
-    names = {m: (n, top) for top in tops for n, m in top.named_modules() if n}
+    names = {m: (n, top) for m, (n, top) in named(tops).items() if n}
     embedded = {m.num_embeddings for m, _ in names.items() if isinstance(m, nn.Embedding)}
     found = []
     for said in emitted:
@@ -77,6 +88,20 @@ def rank(
             if candidate.score > 0:
                 found.append(candidate)
     return sorted(found, key=lambda c: (-c.score, c.path))
+
+
+def named(tops: list[nn.Module]) -> dict[nn.Module, tuple[str, nn.Module]]:
+    """Path and outermost module of every module; of several paths the one with the fewest numbers in it."""
+    found: dict[nn.Module, tuple[str, nn.Module]] = {}
+    for top in tops:
+        for path, module in top.named_modules():
+            if module not in found or _numbers(path) < _numbers(found[module][0]):
+                found[module] = path, top
+    return found
+
+
+def _numbers(path: str) -> int:
+    return sum(part.isdigit() for part in path.split("."))
 
 
 def _candidate(said: Emitted, path: str, top: nn.Module, count: int | None, embedded: bool) -> Candidate:
@@ -92,12 +117,12 @@ def _candidate(said: Emitted, path: str, top: nn.Module, count: int | None, embe
         normalised=off < NORMALISED,
         logz=off,
         calls=max(said.calls.values()),
-        call=_answer(said),
         after=tuple(said.after),
         best=(best, times / said.rows),
         inputs=int(getattr(module, "in_features", 0) or getattr(module, "in_channels", 0) or 0),
         joiner=additive(_parent(top, path), module),
         score=0.0,
+        steps=tuple(tuple(said.steps.get(i, ())) for i in range(min(max(said.calls.values()), FEW))),
     )
     head = isinstance(module, nn.Linear) or getattr(module, "kernel_size", None) in ((1,), 1)
     if found.joiner and len(said.shape) == 3:
@@ -105,21 +130,10 @@ def _candidate(said: Emitted, path: str, top: nn.Module, count: int | None, embe
     return replace(found, score=_score(found, head, embedded))
 
 
-def _answer(said: Emitted) -> int | None:
-    """InterCTC: heads condition layers and serve auxiliary losses by other calls."""
-    if not 1 < max(said.calls.values()) <= FEW or min(said.calls.values()) != max(said.calls.values()):
-        return None
-    for names in (("argmax", "topk", "sort"), ("log_softmax",)):
-        calls = [call for call, after in said.each.items() if set(after) & set(names)]
-        if len(calls) == 1:
-            return calls[0]
-    return None
-
-
 def _score(c: Candidate, head: bool, embedded: bool) -> float:
     """How likely it is; 0 where nothing speaks for it but its width."""
     score = 4.0 * any(a in SOFTMAX for a in c.after) + 2 * any(a in DECISIONS.values() for a in c.after)
-    score += embedded + bool(c.joiner)
+    score += embedded + bool(c.joiner) + 2 * (LOGITS in c.after)
     if not score:
         return 0.0
     score += 2 * head + (c.layout in ("BTV", "BVT", "TBV", "BTUV", "TUV"))

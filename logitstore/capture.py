@@ -55,9 +55,10 @@ class CaptureOptions:
         bpe: SentencePiece model that makes labels of the texts.
         ranges: expression for the ranges (B, T, S) of a pruned joint; empty: found beside it.
         durations: columns behind the tokens that are a TDT joint's durations, and no classes.
-        accumulate: the joiner runs several times a batch, on some of its utterances each.
         layout: axes of the CTC output: ``BTV``, ``BVT`` or ``TBV``.
         call: which call to keep where the module runs several times a batch, from 0; None: it runs once.
+        accumulate: that its calls in a batch are pieces of one answer: ``t``, the next frames of the same
+            utterances, or ``b``, the next utterances; of the joiner, where there is one: ``b``.
         ids: expression for the ids; empty: found in the batch.
         lengths: expression for the valid lengths; empty: found among the tensors of the first batch.
         tokens: the token table; empty: classes are named by their number.
@@ -82,9 +83,9 @@ class CaptureOptions:
     bpe: str = ""
     ranges: str = ""
     durations: int = 0
-    accumulate: bool = False
     layout: str = "BTV"
     call: int | None = None
+    accumulate: str = ""
     ids: str = ""
     lengths: str = ""
     tokens: str = ""
@@ -107,6 +108,15 @@ class CaptureOptions:
         driven = bool(self.joiner) and bool(self.encoder or self.drive or not self.labels)
         object.__setattr__(self, "driven", driven)
         self._require_joiner()
+        if self.accumulate not in ("", "t", "b"):
+            raise UsageError(f"no axis {self.accumulate!r} to accumulate along", do="t or b.")
+        if self.accumulate and self.call is not None:
+            raise UsageError("--accumulate joins all calls of a module", do="Leave --call out.")
+        if self.accumulate == "t" and self.joiner:
+            raise UsageError(
+                "a lattice in pieces of frames",
+                do="Where its joiner runs on a few utterances at a time: --accumulate b.",
+            )
         streams = {s: self.streams.get(s, ENCODINGS[s]) for s, path in asked.items() if path}
         if extra := set(self.streams) - set(streams):
             raise UsageError(f"no module is tapped for {', '.join(extra)}", where="--stream")
@@ -136,7 +146,7 @@ class CaptureOptions:
         }
         of_tapped = {"--ranges": self.ranges, "--accumulate": self.accumulate}
         for option, value in {**of_any, **of_driven, **of_tapped}.items():
-            if value and not self.joiner:
+            if value and not self.joiner and option != "--accumulate":  # which a ctc module may need too
                 raise UsageError(f"{option} without a joiner", do="--joiner PATH")
         wrong = of_tapped if self.driven else of_driven
         if said := [option for option, value in wrong.items() if value]:
@@ -249,7 +259,8 @@ def _never(job: dict[str, Any], reports: list[dict[str, Any]]) -> TapNeverFired:
         return TapNeverFired(
             "no Python process below the command imported torch with the start-up hook",
             where=where,
-            why="Something resets PYTHONPATH, or runs python with -I, -E or -S, or in a container.",
+            why="Something resets PYTHONPATH, or puts another sitecustomize.py in front, or runs python with "
+            "-I, -E or -S, or in a container.",
             do="Put $PYTHONPATH behind what the recipe sets: export PYTHONPATH=…:$PYTHONPATH.",
         )
     if any(r["state"] == "found" for r in reports):

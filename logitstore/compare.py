@@ -7,8 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from .kinds import kind_of
 from .reader import Store
 from .spec import differences
+
+_NONE = np.zeros(0, np.int32)
 
 
 @dataclass
@@ -21,8 +24,9 @@ class Difference:
         only_b: ids that A lacks.
         compared: utterances whose targets were compared.
         differing: those of them with other shapes, labels or numbers.
-        largest: the largest difference of a log-probability, by stream, in nats; where both are above -20.
-        kl: mean KL(A ‖ B) a row, by stream, in nats.
+        largest: the largest difference of a log-probability, by stream, in nats; where both are above -20. Of
+            a layer's numbers themselves.
+        kl: mean KL(A ‖ B) a row, by stream of classes, in nats.
     """
 
     fields: list[tuple[str, Any, Any]]
@@ -47,7 +51,7 @@ def compare(a: Store, b: Store, *, sample: int = 0, tolerance: float = 0.0) -> D
         a: one store.
         b: the other.
         sample: compare the targets of at most so many utterances, spread evenly; 0 for all they share.
-        tolerance: differences of a log-probability up to this, in nats, are none.
+        tolerance: differences of a log-probability (in nats) or of a layer's number up to this are none.
 
     Raises:
         CorruptError: a row of either cannot be read.
@@ -66,13 +70,23 @@ def compare(a: Store, b: Store, *, sample: int = 0, tolerance: float = 0.0) -> D
     streams = [s.name for s in a.spec.streams if any(t.name == s.name for t in b.spec.streams)]
     sums: dict[str, float] = dict.fromkeys(streams, 0.0)
     rows: dict[str, int] = dict.fromkeys(streams, 0)
-    found.largest = dict.fromkeys(streams, 0.0)
+    found.largest = {n: 0.0 for n in streams if kind_of(n).axes}
     for utt_id in shared:
         x, y = a[utt_id], b[utt_id]
-        differs = x.labels.tolist() != y.labels.tolist() or x.text != y.text
+        differs = x.text != y.text or any(
+            x.driven.get(s, _NONE).tolist() != y.driven.get(s, _NONE).tolist() for s in streams
+        )
         for name in streams:
+            if not kind_of(name).axes:
+                differs |= x.meta["hyp"][name]["text"] != y.meta["hyp"][name]["text"]
+                continue
             if x.shapes[name] != y.shapes[name]:
                 differs = True
+                continue
+            if not kind_of(name).classes:
+                far = float(np.abs(x.vectors(name) - y.vectors(name)).max(initial=0.0))
+                differs |= far > tolerance
+                found.largest[name] = max(found.largest[name], far)
                 continue
             p, q = (t.log_probs(name).reshape(-1, t.shapes[name][-1]).astype(np.float64) for t in (x, y))
             e = np.exp(p)
@@ -84,5 +98,5 @@ def compare(a: Store, b: Store, *, sample: int = 0, tolerance: float = 0.0) -> D
         found.compared += 1
         if differs:
             found.differing.append(utt_id)
-    found.kl = {n: sums[n] / max(rows[n], 1) for n in streams}
+    found.kl = {n: sums[n] / max(rows[n], 1) for n in streams if kind_of(n).classes}
     return found

@@ -39,6 +39,11 @@ class Wish:
         value = float(budget) if colon else 0.0
         if colon and not value > 0:
             raise UsageError(f"{text}: a budget of {budget} nats", do="More than 0, e.g. auto:1e-3.")
+        if slash and Form.parse(form).framewise:
+            raise UsageError(
+                f"{text}: means over label positions are not rows of the teacher to compare with",
+                do="Name their encoding, e.g. dense/mean-u, or another form.",
+            )
         return cls(value, str(Form.parse(form)) if slash else "")
 
 

@@ -1,15 +1,18 @@
-"""What the stored logits say: greedy decoding, and how far it is from the reference."""
+"""What logits say: greedy decoding, and how far it is from the reference."""
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .kinds import kind_of
 from .target import Rows, Target
 
 _UNSPACED = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
@@ -70,8 +73,10 @@ def forced_rnnt(best: NDArray[np.int64], blank: int) -> Path:
 
 
 def decode(target: Target, stream: str, blank: int) -> list[int]:
-    """Greedy token ids of one stream of a target; an ``rnnt`` stream is walked under teacher forcing."""
+    """Greedy token ids of one stream of a target; ``rnnt`` and ``seq2seq`` streams under teacher forcing."""
     best = best_classes(target[stream])
+    if kind_of(stream).axes == ("U", "V"):
+        return [int(i) for i in best]
     grid = target.grid(stream)
     if grid is None:
         return greedy_ctc(best, blank)
@@ -115,3 +120,68 @@ def edit_distance(reference: Sequence[Hashable], hypothesis: Sequence[Hashable])
         more, less = (more << 1 | 1) & every, less << 1 & every
         up, down = less | (every & ~(across | more)), more & across
     return distance
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """One branch's greedy decode of one utterance.
+
+    Attributes:
+        tokens: ids.
+        text: their text.
+        score: natural logarithm of the probability of the path taken, blanks included; None where a black
+            box does not say.
+        words: errors and length of the reference in words; None without a reference text.
+        labels: errors and length of the reference in tokens; None without reference token ids.
+        reference: these ids.
+    """
+
+    tokens: tuple[int, ...]
+    text: str
+    score: float | None
+    words: tuple[int, int] | None
+    labels: tuple[int, int] | None
+    reference: tuple[int, ...] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        tokens: Sequence[int],
+        text: str,
+        score: float | None,
+        said: str | None,
+        reference: Sequence[int] | None,
+    ) -> Transcript:
+        """Compare with what was ``said``, and with ``reference`` token ids, where these are known."""
+        by_words = None if said is None else (edit_distance(words(said), words(text)), len(words(said)))
+        by_labels = None if reference is None else (edit_distance(reference, tokens), len(reference))
+        known = None if reference is None else tuple(reference)
+        return cls(tuple(tokens), text, score, by_words, by_labels, known)
+
+    @property
+    def broken(self) -> bool:
+        """Whether NaN or infinity stood on the path."""
+        return self.score is not None and not math.isfinite(self.score)
+
+    @property
+    def said(self) -> tuple[int, ...] | str:
+        """What tells it from another one: its tokens, or the text of a black box; empty for silence."""
+        return self.tokens or self.text
+
+    @property
+    def rounded(self) -> float | None:
+        """The score as it is stored; None where it is not known or not finite."""
+        return None if self.score is None or self.broken else round(self.score, 3)
+
+    def to_json(self) -> dict[str, Any]:
+        """What a row keeps of it (SPEC S8)."""
+        value: dict[str, Any] = {"text": self.text, "score": self.rounded}
+        for name, errors in (("wer", self.words), ("ter", self.labels)):
+            if errors is not None:
+                value[name] = rate(*errors)
+        return value
+
+
+def rate(errors: int, length: int) -> float:
+    """Errors over the length of the reference, 0.0001 exact; over one where that is empty."""
+    return round(errors / max(length, 1), 4)

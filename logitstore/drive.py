@@ -1,9 +1,9 @@
-"""Runs the teacher: one batch through the encoder and the CTC head, then the joiner slice by slice."""
+"""Runs the teacher: one batch through encoder, layers and CTC head, then joiner or decoder by utterance."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,14 +11,17 @@ import torch
 from torch import nn
 
 from .batches import Loaded
-from .errors import LengthError, TeacherError, VocabError
+from .errors import LengthError, LogitStoreError, TeacherError, VocabError
 from .head import linear_head
+from .kinds import kind_of
+from .layers import by_utterance
 from .spec import Head
 from .tap import Tap, find_module
 from .teachers.base import Teacher
 from .vocab import TokenTable
 
 SLICE_ELEMENTS = {"cpu": 1 << 18, "other": 1 << 24}
+NEEDS = {"rnnt": ("transducer", "join"), "seq2seq": ("decode",)}  # methods of a teacher, by kind of stream
 
 
 @dataclass(frozen=True)
@@ -28,18 +31,21 @@ class Spoken:
     Attributes:
         loaded: the utterance.
         T: valid frames.
-        ctc: (T, V) logits on the device; None where there is no such stream.
-        hidden: (T, D) what went into the ctc head, where that is stored; else None.
-        output: what ``forward`` gave for its batch, and ``b``, its place in it: for the joiner.
+        rows: by stream whose module ran in ``forward``, on the device: (T, V) logits, or (T, D) of a layer.
+        output: what ``forward`` gave for its batch, and ``b``, its place in it: for what is driven later.
+        inputs: by stream whose head is stored, (T, D) what went into it.
+        labels: by stream, token ids that drive it; an attention decoder's with its end token. None missing
+            where the manifest gives some.
         notes: what else its row will say.
     """
 
     loaded: Loaded
     T: int
-    ctc: torch.Tensor | None
+    rows: dict[str, torch.Tensor]
     output: Any
     b: int
-    hidden: torch.Tensor | None = None
+    inputs: dict[str, torch.Tensor] = field(default_factory=dict)
+    labels: dict[str, list[int]] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -88,7 +94,7 @@ class Joining:
 
     def sides(self, spoken: Spoken) -> tuple[torch.Tensor, torch.Tensor]:
         """(T, J) and (U+1, J) that the joiner of one utterance adds; raises ``LengthError``."""
-        labels = spoken.loaded.labels or []
+        labels = spoken.labels.get("rnnt", [])
         enc, dec = self.project(spoken, labels)
         if len(enc) != spoken.T or len(dec) != len(labels) + 1:
             raise LengthError(
@@ -145,45 +151,57 @@ class Driver(Joining):
         factored: Collection[str] = (),
     ) -> None:
         self.streams = tuple(streams)
+        self.kinds = {name: kind_of(name) for name in streams}
         spec = teacher.describe()
-        heads: dict[str, Head] = {}
-        for name in streams:
+        self.described: dict[str, Head] = {}
+        for name, kind in self.kinds.items():
             head = spec.head(name)
-            if head is None:
+            if head is None and kind.axes:
                 raise TeacherError(
                     f"it has no {name} head",
                     where=spec.name,
-                    do=f"It has: {', '.join(h.stream for h in spec.heads)}.",
+                    do=f"It has: {', '.join(h.stream for h in spec.heads) or 'none'}."
+                    + " --hidden PATH names a layer." * (kind.name == "hidden"),
                 )
-            heads[name] = head
-        if "rnnt" in heads and not all(hasattr(teacher, m) for m in ("transducer", "join")):
+            if head is not None:
+                self.described[name] = head
+            lacks = [m for m in NEEDS.get(kind.name, ()) if not hasattr(teacher, m)]
+            if lacks:
+                raise TeacherError(
+                    f"{'an' if kind.name == 'rnnt' else 'a'} {name} head, but no "
+                    f"{' and '.join(f'{m}()' for m in NEEDS[kind.name])}",
+                    where=spec.name,
+                    do="logitstore.teachers.base documents the protocol.",
+                )
+        writes = hasattr(teacher, "transcribe") or hasattr(teacher, "wrote")
+        if "text" in self.kinds and not writes and not any(k.classes for k in self.kinds.values()):
             raise TeacherError(
-                "an rnnt head, but no transducer() and join()",
+                "nothing to write down: it has neither transcribe() nor a stream beside text",
                 where=spec.name,
-                do="logitstore.teachers.base documents the protocol.",
+                do="Dump a stream to decode with it: --stream ctc=dense --stream text.",
             )
         self.was_training = any(m.training for m in teacher.model.modules())
         teacher.model.eval()
         teacher.model.to(torch.device(device))
+        heads = self.described
         joint = heads["rnnt"].module if "rnnt" in heads else ""
         inputs = bool(joint) and "rnnt" in factored
         super().__init__(teacher, table, torch.device(device), head=joint, inputs=inputs)
-        batch_heads = {n: h for n, h in heads.items() if n != "rnnt"}
-        self._tap = Tap(
-            teacher.model,
-            {n: h.module for n, h in batch_heads.items()},
-            layouts={n: h.layout for n, h in batch_heads.items()},
-        )
         paths = {n: h.module for n, h in heads.items() if n in factored}
         self.heads = {
             n: linear_head(find_module(teacher.model, p), f"{n} at {p!r}") for n, p in paths.items()
         }
-        self._inputs = Tap(
-            teacher.model,
-            {n: p for n, p in paths.items() if n != "rnnt"},
-            layouts={n: h.layout for n, h in batch_heads.items()},
-            side="input",
-        )
+        self._taps = {n: self._tap(n) for n in heads if n != "rnnt" and not self._is_layer(n)}
+        self._layers = {n: self._tap(n, accumulate=True) for n in heads if self._is_layer(n)}
+        self._inputs = {n: self._tap(n, side="input") for n in paths if n != "rnnt"}
+
+    def _tap(self, stream: str, **options: Any) -> Tap:
+        head = self.described[stream]
+        layouts = {stream: head.layout}
+        return Tap(self.teacher.model, {stream: head.module}, layouts=layouts, **options)
+
+    def _is_layer(self, stream: str) -> bool:
+        return not self.kinds[stream].classes
 
     @property
     def model(self) -> nn.Module:
@@ -193,7 +211,11 @@ class Driver(Joining):
 
     def run(self, batch: Sequence[Loaded]) -> list[Spoken]:
         """One padded batch through ``forward``; raises an error of the teacher's tree."""
-        with self._quiet(), self._tap as tap, self._inputs as inputs:
+        with self._quiet(), ExitStack() as opened:
+            taps, layers, inputs = (
+                {n: opened.enter_context(t) for n, t in group.items() if self.kinds[n].tapped}
+                for group in (self._taps, self._layers, self._inputs)
+            )
             try:
                 output = self.teacher.forward(*self.pad([item.features for item in batch]))
             except torch.OutOfMemoryError as e:
@@ -203,20 +225,45 @@ class Driver(Joining):
                     where=f"a batch of {len(batch)} utterances, {seconds:.1f} s",
                     do="Give smaller batches: --batch-seconds. What was sealed stays.",
                 ) from e
-            logits = tap.take("ctc") if "ctc" in self.streams else None
-            hidden = inputs.take("ctc") if "ctc" in self.heads else None
-        lengths = self.lengths(output, batch, logits)
+            logits = {n: tap.take(n) for n, tap in taps.items()}
+            below = {n: tap.take(n) for n, tap in inputs.items()}
+            calls = {n: tap.take_each(n) for n, tap in layers.items()}
+        lengths = self.lengths(output, batch, logits.get("ctc"))
+        padded = self._padded(output, lengths, logits.get("ctc"))
+        numbers = {n: by_utterance(n, each, lengths, padded) for n, each in calls.items()}
         return [
             Spoken(
                 item,
                 t,
-                None if logits is None else logits[b, :t],
+                {**{n: x[b, :t] for n, x in logits.items()}, **{n: x[b] for n, x in numbers.items()}},
                 output,
                 b,
-                None if hidden is None else hidden[b, :t],
+                {n: x[b, :t] for n, x in below.items()},
+                self._labels(item),
             )
             for b, (item, t) in enumerate(zip(batch, lengths, strict=True))
         ]
+
+    def openings(self, spoken: Sequence[Spoken]) -> list[Spoken]:
+        """Of what ``run`` gave, what came of one forward: for the self-check."""
+        return list(spoken)
+
+    def _padded(self, output: Any, lengths: Sequence[int], logits: torch.Tensor | None) -> int:
+        """Frames of a batch at the teacher's rate, padding included."""
+        if logits is not None:
+            return int(logits.shape[1])
+        said = getattr(self.teacher, "padded_frames", None)
+        return int(said(output)) if said is not None else max(lengths)
+
+    def _labels(self, loaded: Loaded) -> dict[str, list[int]]:
+        if loaded.labels is None:
+            return {}
+        return {n: self.ended(n, loaded.labels) for n, kind in self.kinds.items() if kind.labels}
+
+    def ended(self, stream: str, labels: Sequence[int]) -> list[int]:
+        """Labels of a stream: an attention decoder's end with its end token."""
+        end = self.described[stream].end
+        return [*labels] if end is None or list(labels[-1:]) == [end] else [*labels, end]
 
     def pad(self, features: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, T0, F) zero-padded and (B,) lengths, on the device."""
@@ -250,6 +297,82 @@ class Driver(Joining):
                         do="Return the encoder's output lengths from lengths().",
                     )
         return lengths
+
+    def decoded(
+        self, spoken: Spoken, stream: str = "seq2seq", labels: Sequence[int] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(U, V) logits of an attention decoder that is made to say an utterance's labels, and (U, D) what
+        went into its head where that is stored. Without labels it is made to say its end at once.
+
+        Raises ``LengthError`` or ``VocabError``.
+        """
+        teacher: Any = self.teacher
+        where = spoken.loaded.utt.id
+        labels = spoken.labels.get(stream, self.ended(stream, [])) if labels is None else labels
+        inputs = None
+        with self._quiet(), self._taps[stream] as tap, ExitStack() as opened:
+            below = self._inputs.get(stream)
+            if below is not None:
+                opened.enter_context(below)
+            teacher.decode(spoken.output, spoken.b, list(labels))
+            logits = tap.take(stream)
+            inputs = below.take(stream) if below is not None else None
+        rows = logits.flatten(0, -2)
+        if len(rows) < len(labels) or (logits.dim() == 3 and len(logits) != 1):
+            raise LengthError(
+                f"decode() gives {tuple(logits.shape)} for {len(labels)} labels, not (1, U, V)",
+                where=where,
+                why="Row u is what label u is drawn from; rows before the last U are the prompt's.",
+                do="Let the decoder see its prompt and all labels but the last.",
+            )
+        if rows.shape[-1] != len(self.table):
+            raise VocabError(
+                f"the {stream} head gives {rows.shape[-1]} classes, the token table has {len(self.table)}",
+                where=where,
+            )
+        first = len(rows) - len(labels)
+        return rows[first:], None if inputs is None else inputs.flatten(0, -2)[first:]
+
+    def generated(self, spoken: Spoken, stream: str = "seq2seq") -> tuple[list[int], float]:
+        """Tokens that an attention decoder says by itself, its end left out, and their log-probability.
+
+        Greedy. It runs once a token, over all tokens before it; one that never ends is stopped after T.
+        """
+        end, tokens, score = self.described[stream].end, list[int](), 0.0
+        most = min(spoken.T, int(getattr(self.teacher, "most_labels", spoken.T)))
+        while True:
+            last = end if end is not None else self.table.blank
+            row = self.decoded(spoken, stream, [*tokens, last])[0][-1].float()
+            if len(tokens) >= most:
+                return tokens, score + float(row[last] - row.logsumexp(-1))
+            best = int(row.argmax())
+            score += float(row[best] - row.logsumexp(-1))
+            if best == end:
+                return tokens, score
+            tokens.append(best)
+
+    def wrote(self, spoken: Spoken) -> tuple[str, float | None] | None:
+        """Text and score (a natural logarithm) that a black box gives; None where the teacher is none.
+
+        Raises ``TeacherError`` naming the utterance.
+        """
+        teacher: Any = self.teacher
+        where = spoken.loaded.utt.id
+        try:
+            if hasattr(teacher, "wrote"):
+                found = teacher.wrote(where)
+            elif hasattr(teacher, "transcribe"):
+                found = teacher.transcribe(spoken.loaded.samples)
+            else:
+                return None
+        except LogitStoreError:
+            raise
+        except Exception as e:  # somebody's service: whatever it is, it is named with its utterance
+            raise TeacherError(f"transcribe() failed with {type(e).__name__}: {e}", where=where) from e
+        text, score = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
+        if not isinstance(text, str) or not (score is None or isinstance(score, int | float)):
+            raise TeacherError(f"transcribe() gives {found!r:.60}, not a text and its score", where=where)
+        return text, None if score is None else float(score)
 
 
 @contextmanager

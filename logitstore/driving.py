@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +188,7 @@ class Lattices:
         """
         notes: dict[str, Any] = {}
         loaded = Loaded(Utterance(utt_id, Path()), torch.empty(0), 0.0, labels)
-        spoken = Spoken(loaded, len(enc), None, [enc], 0)
+        spoken = Spoken(loaded, len(enc), {}, [enc], 0)
         if labels is None and text is not None and self._split is not None:
             try:
                 labels = self._split(text)
@@ -202,8 +202,7 @@ class Lattices:
         if labels is None:
             labels, score = search(self._join_on(enc.device), spoken)
             notes = {"labels_from": "rnnt", "labels_score": round(score, 3)}
-        loaded = Loaded(loaded.utt, loaded.features, 0.0, labels)
-        return Spoken(loaded, len(enc), None, [enc], 0, notes=notes)
+        return replace(spoken, labels={"rnnt": labels}, notes=notes)
 
     def slices(self, spoken: Spoken) -> Iterator[torch.Tensor]:
         """(t, U+1, V) logits, slice after slice; see :meth:`logitstore.drive.Joining.lattice`."""

@@ -19,12 +19,15 @@ from .audio import seconds_of
 from .auto import decided, wishes
 from .batches import Loaded, ahead, by_length, load
 from .blocks import DEFAULT_SHARD_SIZE, Block, ShardSize, blocks
+from .chunked import Chunks, driver_of
 from .contenders import Wish
+from .decode import Transcript
 from .drive import Driver, Spoken, cpu_threads
 from .errors import LengthError, LogitStoreError, ManifestError, TooManySkipped, UsageError
 from .factor import factored, once_per_store
 from .gates import Gate, Skips, lines
 from .gpu import require_device
+from .kinds import kind_of
 from .layout import make_spec
 from .manifest import Manifest, Problem, Utterance
 from .pipe import Pipe
@@ -32,10 +35,10 @@ from .places import open_place
 from .plan import PlanOptions
 from .sealing import problem_key
 from .selfcheck import self_check
-from .spec import StoreSpec
-from .teachers.base import Teacher, weights_sha256
+from .spec import StoreSpec, TeacherSpec
+from .teachers.base import Teacher, check_protocol, weights_sha256
 from .timeline import check_audio
-from .transcribe import Scribe, Transcript
+from .transcribe import Scribe
 from .vocab import TokenTable, require_same
 from .world import Part
 from .writer import StoreWriter
@@ -61,7 +64,9 @@ class DumpOptions:
             threads, so it is fixed: the same bytes come out however many jobs share the machine.
         max_wer: percent of the first references' words that the teacher's greedy decode may get wrong.
         skip_gate: why a teacher that a gate would stop is right; stored. Empty: gates stop it.
-        transcripts: whose greedy decode rows keep: ``none``, ``ctc`` or ``all``.
+        transcripts: whose greedy decode rows keep: ``none``, ``ctc`` or ``all``; ``text`` always is.
+        chunk: seconds; recordings that are longer run in chunks of so many. None: never.
+        overlap: seconds that a chunk shares with the next; half of them are dropped on either side.
     """
 
     streams: dict[str, str] = field(default_factory=lambda: {"ctc": "dense"})
@@ -79,6 +84,8 @@ class DumpOptions:
     max_wer: float = 50.0
     skip_gate: str = ""
     transcripts: str = "ctc"
+    chunk: Any = None
+    overlap: Any = 5
 
     def __post_init__(self) -> None:
         if self.on_error not in ("raise", "skip"):
@@ -90,6 +97,15 @@ class DumpOptions:
             raise UsageError(f"max_skipped is {self.max_skipped!r}", do="Give a number or a share: 50, 1%.")
         if not self.streams:
             raise UsageError("no stream to dump", do="E.g. --stream ctc=dense.")
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether some stream is driven with labels."""
+        return any(kind_of(name).labels for name in self.streams)
+
+    def chunks(self, teacher: TeacherSpec) -> Chunks | None:
+        """How long recordings are cut; None where they are not. Raises ``UsageError``."""
+        return None if self.chunk is None else Chunks.of_seconds(self.chunk, self.overlap, teacher)
 
     def may_skip(self, utterances: int) -> int:
         """How many of so many utterances may be skipped."""
@@ -156,6 +172,7 @@ def dump(
             else first.what,
             do="Mend the manifest, or leave such lines out and have them listed: --on-error skip.",
         )
+    teacher = check_protocol(teacher, type(teacher).__name__)
     table = teacher.tokens()
     if options.tokens is not None:
         require_same(options.tokens, table, where="--tokens", which=("the given table", "the teacher"))
@@ -163,12 +180,14 @@ def dump(
     with ExitStack() as deciding, cpu_threads(options.cpu_threads):
         planned: list[str] = []
         if wished := wishes(options.streams):
-            how = plan_of(options, wished)
+            how = plan_of(options, wished, options.chunks(teacher.describe()))
             took = decided(place, teacher, manifest, options.streams, how, writer=name, say=planned.append)
             options = replace(options, streams=deciding.enter_context(took))
             report(Progress(total=manifest.utterances, planned=tuple(planned)))
         spec = spec_of(teacher, table, manifest, options)
-        driver = Driver(teacher, table, list(options.streams), options.device, factored=factored(spec))
+        given = teacher, table, list(options.streams), options.device
+        chunks = Chunks.stored(spec.teacher)
+        driver = driver_of(chunks, options.batch_seconds, *given, factored=factored(spec))
         spec, constants = once_per_store(place, spec, driver, manifest, options.batch_seconds)
         writer = StoreWriter(place, spec, writer=name)
         with writer.begin(table, options.allow_different, constants=constants):
@@ -176,7 +195,7 @@ def dump(
             return _Dump(driver, manifest, options, writer, report, planned).run()
 
 
-def plan_of(options: DumpOptions, wished: Mapping[str, Wish]) -> PlanOptions:
+def plan_of(options: DumpOptions, wished: Mapping[str, Wish], chunks: Chunks | None = None) -> PlanOptions:
     """The plan of a dump: of the storage that was asked for, and no other."""
     return PlanOptions(
         wished,
@@ -187,12 +206,16 @@ def plan_of(options: DumpOptions, wished: Mapping[str, Wish]) -> PlanOptions:
         cpu_threads=options.cpu_threads,
         transcripts=options.transcripts,
         skip_gate=options.skip_gate,
+        chunks=chunks,
     )
 
 
 def spec_of(teacher: Teacher, table: TokenTable, manifest: Manifest, options: DumpOptions) -> StoreSpec:
     """What the store of a dump says about itself."""
-    about = replace(teacher.describe(), weights=weights_sha256(teacher.model))
+    weights = weights_sha256(teacher.model) if teacher.model.state_dict() else ""  # of a black box: unknown
+    about = replace(teacher.describe(), weights=weights)
+    if (chunks := options.chunks(about)) is not None:
+        about = chunks.told(about)
     return make_spec(about, table, options.streams, storage=options.storage, manifest=manifest.to_json())
 
 
@@ -211,7 +234,7 @@ class _Dump:
         self.manifest, self.options, self.writer, self.report = manifest, options, writer, report
         self.driver = driver
         self.load = partial(
-            load, teacher=driver.teacher, table=driver.table, needs_labels="rnnt" in options.streams
+            load, teacher=driver.teacher, table=driver.table, needs_labels=options.needs_labels
         )
         self.progress = Progress(total=manifest.utterances, planned=tuple(planned))
         self.checked, self.timed = False, True
@@ -250,9 +273,6 @@ class _Dump:
     def _block(self, block: Block, problems: list[Problem]) -> None:
         """Dump the missing utterances of one block into one shard and seal it."""
         before = self.progress
-        stored = "rnnt" in self.driver.heads
-        sides = self.driver.sides if stored else None
-        lattice = self.driver.lattice if "rnnt" in self.options.streams and not stored else None
         shard, skip = self.writer.shard(block.name), self.options.on_error == "skip"
         with Pipe(shard, self.writer.encoder, skip=skip) as pipe:
             self._bounded(problems)
@@ -260,7 +280,7 @@ class _Dump:
                 said = self.driver.run(batch)
                 heard = self._listen(said, pipe)
                 for spoken, _ in heard:
-                    pipe.put(spoken, lattice, sides)
+                    pipe.put(spoken, self.driver)
                 self._bounded([*problems, *pipe.failed])
                 self._tell(pipe)
             pipe.finish()

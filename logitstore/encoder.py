@@ -71,10 +71,11 @@ class RowEncoder:
         always: torch.Tensor | None = None,
         inputs: torch.Tensor | None = None,
     ) -> None:
-        """Encode (…, V) logits of one stream.
+        """Encode (…, V) logits of one stream, or (T, D) numbers of a ``hidden`` one.
 
-        With a lattice's (t, U+1, V) come its U labels; with (N, V) of some of its nodes the (N, 2) classes
-        that each keeps always: the blank, and the label that comes next (the blank again where none does).
+        With a lattice's (t, U+1, V), or a decoder's (U, V), come its U labels; with (N, V) of some of a
+        lattice's nodes the (N, 2) classes that each keeps always: the blank, and the label that comes next
+        (the blank again where none does).
 
         ``inputs`` is what went into the head, (…, D), where the encoding stores that instead; of a lattice
         whose sides are stored, these come instead: (T, J) and, as ``inputs``, (U+1, J). Raises ``NonFinite``,
@@ -83,11 +84,16 @@ class RowEncoder:
         spec, encoding = self._streams[stream]
         if isinstance(encoding, LatticeSides):
             return self._take_sides(spec, encoding, logits, inputs, where)
-        if logits.shape[-1] != spec.classes:
+        assert encoding is not None, stream
+        if logits.shape[-1] != spec.size:
+            if not spec.what.classes:
+                raise LengthError(
+                    f"{stream} gives {logits.shape[-1]} numbers a row, the store {spec.size}", where=where
+                )
             raise VocabError(
                 f"{stream} gives {logits.shape[-1]} classes, the token table has {spec.classes}", where=where
             )
-        flat = logits.reshape(-1, spec.classes).float()
+        flat = logits.reshape(-1, spec.size).float()
         if not len(flat):
             return
         require_finite(flat, stream, where)
@@ -132,14 +138,17 @@ class RowEncoder:
             held = self._pieces[f"{stream}.{name}"] = Growing()
             held.append(array)
 
-    def finish(self, utt_id: str, labels: Sequence[int] | None, meta: Mapping[str, Any]) -> Row:
-        """The row of all that was taken; T and U are in ``meta``. Raises ``LengthError``."""
+    def finish(self, utt_id: str, labels: Mapping[str, Sequence[int]], meta: Mapping[str, Any]) -> Row:
+        """The row of all that was taken, with the labels of each stream; T is in ``meta``.
+
+        Raises ``LengthError``.
+        """
         arrays: dict[str, NDArray[Any]] = {}
         lost = {s.name: p for s in self.spec.streams if (p := self._pieces.get(f"{s.name}.{LOSS}"))}
         for column in self._columns:
             stream, _, name = column.name.partition(".")
             if name == LABELS:
-                arrays[column.name] = np.asarray(labels if labels is not None else (), np.int32)
+                arrays[column.name] = np.asarray(labels.get(stream, ()), np.int32)
             else:
                 pieces = self._pieces.get(column.name)
                 if pieces is None:
@@ -148,15 +157,20 @@ class RowEncoder:
         counted, chosen = self._rows, self._nodes
         self.drop()
         for s in self.spec.streams:
-            rows = counted[s.name]
+            rows, u = counted[s.name], len(labels.get(s.name, ()))
             form = Form.parse(s.form) if s.kind == "rnnt" else None
             if form and form.whole:
-                check_nodes(rows, meta["T"], meta["U"], utt_id)
+                check_nodes(rows, meta["T"], u, utt_id)
             elif form and not form.framewise:
                 if rows != len(chosen[s.name]):
                     raise LengthError(f"{rows} rows of {len(chosen[s.name])} lattice nodes", where=utt_id)
-            elif rows != meta["T"]:
-                raise LengthError(f"{s.name} has {rows} frames, T is {meta['T']}", where=utt_id)
+            elif not s.what.axes:
+                if s.name not in meta.get("hyp", {}):
+                    raise LengthError(f"no transcript for the {s.name} stream", where=utt_id)
+            elif rows != (meta["T"] if form else s.what.rows(meta["T"], u)):
+                counts = f"{u} labels" if not s.what.frames else f"T is {meta['T']}"
+                unit = "rows" if not s.what.frames else "frames"
+                raise LengthError(f"{s.name} has {rows} {unit}, {counts}", where=utt_id)
         if lost:
             meta = {**meta, LOSS: {stream: lost_of(p.array()) for stream, p in lost.items()}}
         return Row(utt_id, dict(meta), arrays)
@@ -164,6 +178,11 @@ class RowEncoder:
     def drop(self) -> None:
         """Forget what was taken of an utterance."""
         self._pieces, self._rows, self._nodes = {}, Counter(), {}
+
+
+def label_count(labels: Mapping[str, Sequence[int]]) -> int:
+    """U of a row (SPEC S3): the lattice's labels; without one, those of an attention decoder."""
+    return len(labels.get("rnnt", next(iter(labels.values()), ())))
 
 
 def require_finite(rows: torch.Tensor, stream: str, where: str) -> None:
@@ -188,7 +207,10 @@ def _wants_inputs(spec: StreamSpec, where: str) -> UsageError:
 
 
 def _always(spec: StreamSpec, rows: torch.Tensor, labels: Sequence[int] | None) -> torch.Tensor:
-    """(N, F) classes that every row keeps: the blank, and at each lattice node the label that comes next."""
+    """(N, F) classes that every row keeps: the blank, and at each lattice node the label that comes next; of
+    a decoder, which knows no blank, the label of the row."""
+    if spec.kind == "seq2seq" and labels is not None and len(labels) == len(rows):
+        return rows.new_tensor(list(labels)).long()[:, None]
     blank = rows.new_full((len(rows), 1), spec.blank).long()
     if spec.kind != "rnnt" or labels is None:
         return blank

@@ -149,13 +149,13 @@ class Expression:
 
 
 def _module_paths(tree: ast.AST) -> set[str]:
-    """Paths in ``modules["PATH"]``: the modules whose outputs an expression looks at."""
+    """Paths in ``modules["PATH"]`` and ``inputs["PATH"]``: modules whose outputs or inputs are looked at."""
     return {
         node.slice.value
         for node in ast.walk(tree)
         if isinstance(node, ast.Subscript)
         and isinstance(node.value, ast.Name)
-        and node.value.id == "modules"
+        and node.value.id in ("modules", "inputs")
         and isinstance(node.slice, ast.Constant)
         and isinstance(node.slice.value, str)
     }

@@ -27,7 +27,7 @@ SAME = 1e-3  # nats: between the model's own log-probabilities and the head's
 
 def factored(spec: StoreSpec) -> dict[str, HeadEncoding]:
     """The encodings that store a head, by stream."""
-    found = {s.name: parse_encoding(s.encoding) for s in spec.streams}
+    found = {s.name: parse_encoding(s.encoding) for s in spec.streams if s.what.axes}
     return {name: e for name, e in found.items() if isinstance(e, HeadEncoding)}
 
 
@@ -39,14 +39,16 @@ def once_per_store(
     They depend on the teacher and the manifest alone, so that any job that comes first makes the same.
     """
     encodings = factored(spec)
+    spec = _measured(place, spec, driver, manifest, batch_seconds)
     if not encodings:
         return spec, {}
     if place.exists("logitstore.json") and shard_names(place):  # without shards, its answers may be forgotten
         return _as_stored(place, spec, driver), {}
-    sample = None
+    samples: dict[str, torch.Tensor] = {}
     if any(e.needs_sample for e in encodings.values()):
-        sample = _sample(driver, manifest, batch_seconds)
-    made = {n: e.prepare(driver.heads[n], sample) for n, e in encodings.items()}
+        asked = [n for n, e in encodings.items() if e.needs_sample]
+        samples = _samples(driver, manifest, batch_seconds, asked)
+    made = {n: e.prepare(driver.heads[n], samples.get(n)) for n, e in encodings.items()}
     activation = ""
     if "rnnt" in made:
         activation = activation_of(driver, next(_spoken(driver, manifest, batch_seconds)))
@@ -89,11 +91,12 @@ def _spoken(driver: Driver, manifest: Manifest, batch_seconds: float) -> Iterato
     """Utterances spread over the manifest; what cannot be loaded is left out. None at all is an error."""
     some = False
     chosen = [u for n, u in enumerate(manifest) if fitted(n, manifest.utterances)]
+    needs_labels = any(kind.labels for kind in driver.kinds.values())
     for batch in by_length(chosen, batch_seconds, _ignore):
         loaded = []
         for utt in batch:
             with suppress(LogitStoreError):
-                loaded.append(load(utt, driver.teacher, driver.table, "rnnt" in driver.streams))
+                loaded.append(load(utt, driver.teacher, driver.table, needs_labels))
         for spoken in driver.run(loaded) if loaded else ():
             if spoken.T:
                 some = True
@@ -110,10 +113,15 @@ def fitted(number: int, utterances: int) -> bool:
     return number % every == 0 and number // every < SAMPLE_UTTERANCES
 
 
-def _sample(driver: Driver, manifest: Manifest, batch_seconds: float) -> torch.Tensor:
-    """(N, D) rows of the ctc head's input."""
-    spoken = _spoken(driver, manifest, batch_seconds)
-    return thinned([s.hidden.float() for s in spoken if s.hidden is not None])
+def _samples(
+    driver: Driver, manifest: Manifest, batch_seconds: float, streams: Sequence[str]
+) -> dict[str, torch.Tensor]:
+    """By stream, (N, D) rows of its head's input."""
+    rows: dict[str, list[torch.Tensor]] = {name: [] for name in streams}
+    for spoken in _spoken(driver, manifest, batch_seconds):
+        for name in streams:
+            rows[name].append(inputs_of(driver, spoken, name)[0].float())
+    return {name: thinned(each) for name, each in rows.items()}
 
 
 def thinned(rows: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -121,6 +129,40 @@ def thinned(rows: Sequence[torch.Tensor]) -> torch.Tensor:
     found = torch.cat(list(rows))
     found = found[found.isfinite().all(1)]
     return found[:: -(-len(found) // SAMPLE_FRAMES)]
+
+
+def inputs_of(driver: Driver, spoken: Spoken, stream: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N, D) what went into the head of a stream, and the (N, V) logits that it made of it."""
+    if stream in spoken.rows:
+        return spoken.inputs[stream], spoken.rows[stream]
+    labels = spoken.labels.get(stream)
+    if labels is None:  # nobody gave any: the decoder's own
+        labels = driver.ended(stream, driver.generated(spoken, stream)[0])
+    logits, inputs = driver.decoded(spoken, stream, labels)
+    assert inputs is not None
+    return inputs, logits
+
+
+def _measured(
+    place: Place, spec: StoreSpec, driver: Driver, manifest: Manifest, batch_seconds: float
+) -> StoreSpec:
+    """The spec with the width of every layer that is stored: as the store says, else as it gives."""
+    layers = [s.name for s in spec.streams if not s.what.classes and s.what.axes]
+    if not layers:
+        return spec
+    if place.exists("logitstore.json") and shard_names(place):
+        was = StoreSpec.from_json(open_json(place.read("logitstore.json"), "logitstore.json"))
+        widths = {s.name: s.width for s in was.streams}
+    else:
+        spoken = next(_spoken(driver, manifest, batch_seconds))
+        widths = {name: int(spoken.rows[name].shape[1]) for name in layers}
+    return replace(
+        spec,
+        streams=tuple(
+            replace(s, width=widths.get(s.name, s.width)) if s.name in layers and not s.width else s
+            for s in spec.streams
+        ),
+    )
 
 
 def activation_of(driver: Driver, spoken: Spoken) -> str:
@@ -169,23 +211,24 @@ def _ignore(utt: Utterance, error: LogitStoreError) -> None:
     """The dump itself names what cannot be loaded."""
 
 
-def require_factors(driver: Driver, spoken: list[Spoken]) -> str:
+def require_factors(driver: Driver, spoken: Sequence[Spoken], stream: str) -> str:
     """Prove that the stored head gives the model's own logits; raises ``TeacherError`` where it does not."""
-    head, worst = driver.heads["ctc"], 0.0
+    head, worst = driver.heads[stream], 0.0
     for item in spoken:
-        if item.hidden is None or item.ctc is None or not item.T:
+        if not item.T:
             continue
-        weight, bias = (item.hidden.new_tensor(x) for x in (head.weight, head.bias))
-        ours = (item.hidden @ weight.T + bias).float().log_softmax(-1)
-        own = item.ctc.float().log_softmax(-1)
+        inputs, logits = inputs_of(driver, item, stream)
+        weight, bias = (inputs.new_tensor(x) for x in (head.weight, head.bias))
+        ours = (inputs @ weight.T + bias).float().log_softmax(-1)
+        own = logits.float().log_softmax(-1)
         gap = float(torch.where(own > -30, ours - own, 0).abs().max())
         worst = max(worst, gap)
         if not gap <= SAME:
             raise TeacherError(
-                f"weight and bias of the ctc head miss its own log-probabilities by {gap:.3g}",
+                f"weight and bias of the {stream} head miss its own log-probabilities by {gap:.3g}",
                 where=item.loaded.utt.id,
                 why="The layer does more than it says (dropout live, a scale, quantised weights): "
                 "what goes into it does not tell what comes out.",
                 do="Store dense, topk or nucleus.",
             )
-    return f"weight and bias of the ctc head give its own log-probabilities, within {worst:.1e}"
+    return f"weight and bias of the {stream} head give its own log-probabilities, within {worst:.1e}"

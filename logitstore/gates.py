@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
-from .decode import edit_distance, plain, words
+from .decode import Transcript, edit_distance, plain, rate, words
 from .drive import Spoken
 from .errors import TeacherError
-from .transcribe import Transcript, rate
 from .vocab import TokenTable
 
 SHOWN = 4  # utterances of the first batch that are printed
@@ -59,7 +58,7 @@ class Gate:
         if self.open:
             return
         # An utterance that holds NaN is named by the encoder, and judges nobody.
-        self._seen.extend((s, h) for s, h in heard if None not in [t.rounded for t in h.values()])
+        self._seen.extend((s, h) for s, h in heard if not any(t.broken for t in h.values()))
         if not self._seen:
             return
         references = [s.loaded.utt.text for s, _ in self._seen if s.loaded.utt.text]
@@ -75,7 +74,7 @@ class Gate:
 
     def _require_speech(self, stream: str) -> None:
         spoken = [(s, h[stream]) for s, h in self._seen if s.loaded.utt.text != ""]
-        if sum(s.loaded.seconds for s, _ in spoken) < ENOUGH_SECONDS or any(h.tokens for _, h in spoken):
+        if sum(s.loaded.seconds for s, _ in spoken) < ENOUGH_SECONDS or any(h.said for _, h in spoken):
             return
         self._skips.refuse(
             "all blank",
@@ -87,7 +86,7 @@ class Gate:
         )
 
     def _require_variety(self, stream: str) -> None:
-        said = {h[stream].tokens for _, h in self._seen}
+        said = {h[stream].said for _, h in self._seen}
         meant = {s.loaded.utt.text or round(s.loaded.seconds, 1) for s, _ in self._seen}
         if len(said) > 1 or len(meant) == 1 or not next(iter(said)):
             return

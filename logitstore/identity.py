@@ -55,7 +55,7 @@ def establish(
 def _with_constants(was: StreamSpec, now: StreamSpec) -> StreamSpec:
     if (was.name, was.encoding, was.width) != (now.name, now.encoding, now.width):
         return now
-    return replace(now, constants=was.constants)
+    return replace(now, constants=was.constants, tail_points=was.tail_points)
 
 
 def forget_empty(place: Place, writer: str) -> None:

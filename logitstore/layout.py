@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from numpy.typing import NDArray
 
 from .encodings import Encoding, HeadEncoding, parse_encoding
-from .encodings.base import LatticeSides
-from .errors import UnknownName, UsageError, VocabError
+from .encodings.base import KeepsTail, LatticeSides
+from .errors import UsageError, VocabError
+from .kinds import Kind, kind_of
 from .lattice import Form
-from .registry import suggest
-from .spec import LATTICE_FORMS, Column, Head, StoreSpec, StreamSpec, TeacherSpec
+from .spec import LATER_KINDS, LATTICE_FORMS, TAIL_POINTS, Column, Head, StoreSpec, StreamSpec, TeacherSpec
 from .storage import parse_storage
 from .vocab import TokenTable
 
 LABELS = "labels"
-STREAMS = ("ctc", "rnnt")  # that can be written so far
+LABELS_ABOUT = {
+    "rnnt": "token ids the lattice was driven with; node (t, u) of a full one is row t·(U+1) + u",
+    "seq2seq": "token ids the decoder was made to say; row u is what the one at u was to be drawn from",
+}
 MADE_WITH = ("logitstore", "torch", "numpy", "zarr", "numcodecs", "soundfile", "soxr")
 
 
@@ -36,38 +41,22 @@ def make_spec(
         teacher: who speaks; a stream without a head of its own takes the table's blank.
         tokens: the token table of all streams.
         streams: encoding by stream name, e.g. ``{"ctc": "dense", "rnnt": "topk:16"}``; of a lattice with its
-            form, e.g. ``topk:16/banded:5`` (:class:`logitstore.lattice.Form`).
+            form, e.g. ``topk:16/banded:5`` (:class:`logitstore.lattice.Form`); of a ``hidden`` stream with
+            its width, e.g. ``vectors/256``, where no driver finds it out; of ``text`` empty.
         storage: ``zarr``, ``zarr:zstd``, ``webdataset``, ...
         manifest: what to keep of the manifest.
     """
     kept = []
     for name, encoding in streams.items():
-        if name not in STREAMS:
-            raise UnknownName(f"no stream {name!r}", do=suggest(name, STREAMS))
+        kind = kind_of(name)
         head = teacher.head(name) or Head(name, "", tokens.blank)
         if head.blank != tokens.blank:
             raise VocabError(
                 f"the {name} head says blank is {head.blank}, the token table says {tokens.blank}",
                 where=teacher.name,
             )
-        how, found, form = encoding.partition("/")
-        parsed = parse_encoding(how)
-        if name == "rnnt":
-            form = str(Form.parse(form if found else "full"))
-        elif found or how == "collapsed":
-            raise UsageError(f"{name}={encoding}: only an rnnt stream has lattice nodes to choose from")
-        if how == "collapsed" and Form.parse(form).framewise:
-            raise UsageError(
-                f"{name}={encoding}: the mean over label positions has no next label",
-                do="Choose dense, topk or nucleus for it.",
-            )
-        if name == "rnnt" and how.startswith("factored") and form != "full":
-            raise UsageError(
-                f"{name}={encoding}: factored keeps the two sides of the whole lattice",
-                do="Leave the form out, or choose another encoding for it.",
-            )
-        kept.append(StreamSpec(name, name, len(tokens), tokens.blank, str(parsed), form))
-        encoding_of(kept[-1]).columns(len(tokens))  # refuses what does not fit
+        kept.append(_stream(name, kind, encoding, tokens))
+        columns_of_stream(kept[-1])  # refuses what does not fit
     return StoreSpec(
         teacher=teacher,
         tokens={"sha256": tokens.digest(), "size": len(tokens), "blank": tokens.blank},
@@ -79,10 +68,51 @@ def make_spec(
     )
 
 
+def _stream(name: str, kind: Kind, asked: str, tokens: TokenTable) -> StreamSpec:
+    """One stream as the user asked for it; raises ``UsageError`` where kind, encoding and form do not fit."""
+    how, found, form = asked.partition("/")
+    if not kind.axes:
+        if asked:
+            raise UsageError(f"{name}={asked}: a transcript has no rows to encode", do=f"--stream {name}")
+        return StreamSpec(name, kind.name, len(tokens), tokens.blank, "")
+    parsed = parse_encoding(how)
+    numbers = getattr(parsed, "of_numbers", False)
+    if numbers == kind.classes:
+        known = "dense, topk, nucleus or factored" if kind.classes else "vectors or vectors:int8"
+        raise UsageError(f"{name}={asked}: {how} is not for rows of {kind.axes[-1]}", do=f"Use {known}.")
+    width = 0
+    if numbers and found:
+        if not re.fullmatch(r"[1-9][0-9]{0,6}", form):
+            raise UsageError(f"{name}={asked}: {form!r} is no width", do="Say D, e.g. vectors/256.")
+        width, form = int(form), ""
+    elif name == "rnnt":
+        form = str(Form.parse(form if found else "full"))
+    elif found or how == "collapsed":
+        raise UsageError(f"{name}={asked}: only an rnnt stream has lattice nodes to choose from")
+    if how == "collapsed" and Form.parse(form).framewise:
+        raise UsageError(
+            f"{name}={asked}: the mean over label positions has no next label",
+            do="Choose dense, topk or nucleus for it.",
+        )
+    if name == "rnnt" and how.startswith("factored") and form != "full":
+        raise UsageError(
+            f"{name}={asked}: factored keeps the two sides of the whole lattice",
+            do="Leave the form out, or choose another encoding for it.",
+        )
+    points = parsed.tail_points if isinstance(parsed, KeepsTail) else 0
+    return StreamSpec(
+        name, kind.name, len(tokens), tokens.blank, str(parsed), form, width, tail_points=points
+    )
+
+
 def _requires(stream: StreamSpec) -> Iterator[str]:
     """What a reader of version 1.0's first rules would misread (SPEC F5)."""
+    if stream.tail_points:
+        yield TAIL_POINTS
     if stream.kind == "rnnt" and (stream.encoding == "collapsed" or not Form.parse(stream.form).whole):
         yield LATTICE_FORMS
+    if stream.kind in LATER_KINDS:
+        yield stream.kind
 
 
 def _version(package: str) -> str:
@@ -94,24 +124,33 @@ def _version(package: str) -> str:
 
 def encoding_of(
     stream: StreamSpec, constants: Mapping[str, NDArray[Any]] | None = None
-) -> Encoding | LatticeSides:
-    """The encoding of a stream; one that stores its head needs the stream's constants to do more than
-    name its columns."""
+) -> Encoding | LatticeSides | None:
+    """The encoding of a stream; None where it has no rows. One that stores its head needs the stream's
+    constants to do more than name its columns."""
+    if not stream.what.axes:
+        return None
     encoding = parse_encoding(stream.encoding)
     if isinstance(encoding, HeadEncoding):
         return encoding.bound(stream, constants or {})
+    if isinstance(encoding, KeepsTail):
+        older: Any = encoding  # a dataclass; what says nothing has four (SPEC E20)
+        return replace(older, tail_points=stream.tail_points or 4)  # type: ignore[no-any-return]
     return encoding
 
 
 def columns_of(spec: StoreSpec) -> tuple[Column, ...]:
     """Every column of a store's shards, in order (SPEC S2)."""
-    found: list[Column] = []
-    for stream in spec.streams:
-        for c in encoding_of(stream).columns(stream.classes):
-            found.append(Column(f"{stream.name}.{c.name}", c.dtype, c.shape, c.about))
-        if stream.kind == "rnnt":
-            about = "token ids the lattice was driven with; node (t, u) of a full one is row t·(U+1) + u"
-            found.append(Column(f"{stream.name}.{LABELS}", "int32", (), about))
-            for name, dtype, about in Form.parse(stream.form).columns:
-                found.append(Column(f"{stream.name}.{name}", dtype, (), about))
+    return tuple(c for stream in spec.streams for c in columns_of_stream(stream))
+
+
+def columns_of_stream(stream: StreamSpec) -> tuple[Column, ...]:
+    """Those of its encoding, then its labels and what its form names."""
+    encoding, found = encoding_of(stream), []
+    for c in encoding.columns(stream.size) if encoding is not None else ():
+        found.append(Column(f"{stream.name}.{c.name}", c.dtype, c.shape, c.about))
+    if stream.what.labels:
+        found.append(Column(f"{stream.name}.{LABELS}", "int32", (), LABELS_ABOUT[stream.kind]))
+    if stream.kind == "rnnt":
+        for name, dtype, about in Form.parse(stream.form).columns:
+            found.append(Column(f"{stream.name}.{name}", dtype, (), about))
     return tuple(found)

@@ -19,11 +19,13 @@ from .audio import header, seconds_of
 from .encodings import HeadEncoding, parse_encoding
 from .errors import AudioError
 from .gpu import Cuda, look
+from .kinds import kind_of
 from .manifest import Manifest
 from .vocab import TokenTable
 
 FRAMEWORKS = ("transformers", "nemo_toolkit", "espnet", "speechbrain", "wenet", "k2", "lhotse", "datasets")
 LIBRARIES = ("numpy", "zarr", "numcodecs", "webdataset", "soundfile", "soxr")
+WIDTH = 512  # numbers that a layer gives a frame, as long as nobody says
 LOOKED_AT = 500  # utterances whose length is looked up; the others are taken to be like them
 CHARACTERS = 3  # of text a token, where the manifest has no token ids; large tables have more
 
@@ -134,7 +136,7 @@ def plan(manifest: Manifest, streams: Mapping[str, str], table: TokenTable | Non
         table: the teacher's; without one no bytes are estimated.
         shift: seconds between two teacher frames.
     """
-    size = {name: _row_bytes(encoding, table) for name, encoding in streams.items()} if table else {}
+    size = {name: _row_bytes(name, encoding, table) for name, encoding in streams.items()} if table else {}
     known, seconds, total = 0, 0.0, 0.0
     endings: dict[str, tuple[int, str]] = {}
     for utt in manifest:
@@ -147,8 +149,8 @@ def plan(manifest: Manifest, streams: Mapping[str, str], table: TokenTable | Non
                 length = seconds_of(utt)
                 labels = len(utt.tokens) if utt.tokens is not None else -(-len(utt.text or "") // CHARACTERS)
                 known, seconds = known + 1, seconds + length
-                rows = {"ctc": 1, "rnnt": labels + 1}
-                total += length / shift * sum(rows.get(name, 1) * bytes for name, bytes in size.items())
+                frames = round(length / shift)
+                total += sum(kind_of(name).rows(frames, labels) * bytes for name, bytes in size.items())
         except AudioError as e:
             said = said or str(e).splitlines()[0]
         endings[ending] = count + 1, said
@@ -156,15 +158,19 @@ def plan(manifest: Manifest, streams: Mapping[str, str], table: TokenTable | Non
     return Work(manifest.utterances, len(manifest.problems), seconds * scale, round(total * scale), endings)
 
 
-def _row_bytes(encoding: str, table: TokenTable) -> int:
+def _row_bytes(name: str, asked: str, table: TokenTable) -> int:
     import numpy as np
 
+    kind, (encoding, _, form) = kind_of(name), asked.partition("/")
+    if not kind.axes:
+        return 0
     parsed = parse_encoding(encoding)
     if isinstance(parsed, HeadEncoding):
         return 2 * len(
             table
         )  # how wide its head's input is, only the teacher knows; no wider than float16 rows
-    columns = parsed.columns(len(table))
+    size = len(table) if kind.classes else int(form) if form.isdigit() else WIDTH
+    columns = parsed.columns(size)
     return sum(np.dtype(c.dtype).itemsize * int(np.prod(c.shape, dtype=int)) for c in columns)
 
 

@@ -36,6 +36,7 @@ class Utterance:
         channel: of the recording, from 0; None for the mean of all.
         expected: seconds that the whole recording lasts by the manifest: to plan with, never to cut by.
         pipe: a shell command whose output is the recording; ``audio`` is then only its name.
+        recording: id of the recording, where the manifest has one: rows keep it (SPEC S16).
     """
 
     id: str
@@ -48,6 +49,17 @@ class Utterance:
     channel: int | None = None
     expected: float | None = None
     pipe: str = ""
+    recording: str = ""
+
+    def origin(self) -> dict[str, Any]:
+        """Where in which recording it lies, as its row says it (SPEC S16)."""
+        value = {
+            "id": self.recording,
+            "start": self.offset,
+            "seconds": self.expected,
+            "channel": self.channel,
+        }
+        return {k: v for k, v in value.items() if v is not None}
 
 
 def check_id(utt_id: Any, where: str = "") -> str:
@@ -131,6 +143,7 @@ class Source:
             channel=channel,
             expected=_number(value, "expected", where),
             pipe=pipe,
+            recording=check_id(value["recording"], where) if value.get("recording") else "",
         )
 
     def _pipe(self, value: dict[str, Any], utt_id: str, where: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -22,6 +22,7 @@ FEW = 16  # calls of one module in one batch; more are a decoding loop
 WIDTH = 4  # classes, at least
 SOFTMAX = ("log_softmax", "softmax", "logsumexp")
 DECISIONS = {"argmax": "argmax", "topk": "topk", "max": "argmax", "ctc_loss": "ctc_loss", "sort": "sort"}
+LOGITS = ".logits"
 SAME = {
     *(
         "__getitem__",
@@ -51,9 +52,8 @@ class Emitted:
         calls: by batch.
         logz: the largest and the smallest log Σ exp of a row, in nats.
         best: how often each class was the largest of a row; rows looked at.
-        after: functions that were given its output, or a view of it, in order.
+        after: functions that were given its output, or a view of it, in order; ``steps``: by call of a batch.
         constant: whether every row holds one value only.
-        each: of each of its first calls in a batch, what it was given to.
         wrapped: it came first in a list or tuple, which no tap takes (an LSTM's output).
         weight: name of the module's weight that a function multiplied with, where the module did not run.
     """
@@ -68,14 +68,14 @@ class Emitted:
     best: Counter[int] = field(default_factory=Counter)
     rows: int = 0
     after: list[str] = field(default_factory=list)
+    steps: dict[int, list[str]] = field(default_factory=dict)
     constant: bool = True
-    each: dict[int, list[str]] = field(default_factory=dict)
     wrapped: bool = False
     weight: str = ""
 
     def became(self, call: int, name: str) -> None:
         """Note that the output of a call was given to a function."""
-        for names in (self.after, self.each.setdefault(call, []) if call < FEW else []):
+        for names in (self.after, self.steps.setdefault(call, []) if call < FEW else []):
             names += [name] if name not in names else []
 
 
@@ -90,15 +90,15 @@ class Observer(TorchFunctionMode):
         self._weights: dict[int, tuple[weakref.ref[nn.Module], int]] = {}  # by address
         self._weighed = -1  # the batch in which they were looked for
         self.batch = 0
-        self.on_output: Any = None  # told (module, output, Emitted or None) of every module call
-        # by id of a tensor: it, who gave it, and whether it still is what was given (or a softmax of it)
-        # and in which call of the batch
-        self._origins: dict[int, tuple[weakref.ref[torch.Tensor], Emitted, bool, int]] = {}
+        self.on_output: Any = None  # told (module, args, kwargs, output, Emitted or None) of every call
+        # by id of a tensor: it, who gave it, in which call, and whether it still is what was given (or a
+        # softmax of it)
+        self._origins: dict[int, tuple[weakref.ref[torch.Tensor], Emitted, int, bool]] = {}
         self._hook: Any = None
 
     def __enter__(self) -> Self:
         super().__enter__()  # type: ignore[no-untyped-call]
-        self._hook = nn.modules.module.register_module_forward_hook(self._ran)
+        self._hook = nn.modules.module.register_module_forward_hook(self._ran, with_kwargs=True)
         return self
 
     def __exit__(
@@ -114,10 +114,10 @@ class Observer(TorchFunctionMode):
             with torch._C.DisableTorchFunction():
                 emitted = self._look(found[0], out, "weight")
                 if self.on_output is not None:
-                    self.on_output(found[0], out, emitted)
+                    self.on_output(found[0], args, kwargs or {}, out, emitted)
         if args and isinstance(args[0], torch.Tensor) and (origin := self._origin(args[0])) is not None:
             said = name if name in SOFTMAX else DECISIONS.get(name, "")
-            _, _, same, call = self._origins[id(args[0])]
+            _, _, call, same = self._origins[id(args[0])]
             if said:
                 origin.became(call, said)
                 if name in SOFTMAX:
@@ -141,18 +141,22 @@ class Observer(TorchFunctionMode):
         if isinstance(tensor, torch.Tensor):
             if len(self._origins) > 4096:
                 self._origins = {k: v for k, v in self._origins.items() if v[0]() is not None}
-            self._origins[id(tensor)] = (weakref.ref(tensor), origin, same, call)
+            self._origins[id(tensor)] = (weakref.ref(tensor), origin, call, same)
 
-    def _ran(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _ran(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         emitted = None
         with torch._C.DisableTorchFunction():
+            named = output.get("logits") if isinstance(output, Mapping) else None
+            origin = self._origin(named) if isinstance(named, torch.Tensor) else None
+            if origin is not None and LOGITS not in origin.after:
+                origin.after.append(LOGITS)  # transformers' models say which of their outputs it is
             for tensor in output[:1] if isinstance(output, list | tuple) else (output,):
                 if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.dim() >= 1:
                     emitted = self._look(module, tensor)
                     if emitted is not None:
                         emitted.wrapped = tensor is not output
             if self.on_output is not None:
-                self.on_output(module, output, emitted)
+                self.on_output(module, args, kwargs, output, emitted)
 
     def _whose(self, tensor: torch.Tensor) -> nn.Module | None:
         if self._weighed != self.batch:
@@ -166,7 +170,7 @@ class Observer(TorchFunctionMode):
 
     def _look(self, module: nn.Module, tensor: torch.Tensor, weight: str = "") -> Emitted | None:
         inner = self._origin(tensor)
-        if inner is not None and inner.module is not module and self._origins[id(tensor)][2]:
+        if inner is not None and inner.module is not module and self._origins[id(tensor)][3]:
             return None  # a container, that gives what something inside it gave
         axis = tensor.dim() - 1
         if isinstance(module, nn.Conv1d) and tensor.dim() == 3 and tensor.shape[1] == module.out_channels:

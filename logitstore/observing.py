@@ -6,9 +6,11 @@ import atexit
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
@@ -17,31 +19,60 @@ import torch
 from torch import nn
 from torch.utils.data import get_worker_info
 
-from .batchids import Found, find_ids, find_texts
-from .candidates import rank
+from .batchids import Found, find_by_index, find_ids, find_texts
+from .candidates import AXES, Candidate, named, rank
 from .drives import Found as Drivable
 from .drives import search
 from .driving import frames_in
-from .errors import TapPathError
+from .errors import LengthError, TapPathError
 from .inject.inside import Report
-from .inject.lengths import Lengths, candidates, in_variables, vectors
-from .inject.surroundings import INTEGERS, follow_loaders, frames, live_modules, roots
+from .inject.lengths import Lengths, candidates, choose, in_variables, signs, variables
+from .inject.surroundings import (
+    INTEGERS,
+    eagerly,
+    follow_compiling,
+    follow_loaders,
+    frames,
+    live_modules,
+    roots,
+)
+from .inject.whose import parts
 from .observe import Emitted, Observer
 from .products import PREFIX, split
 from .tap import find_module
 
 TABLES = re.compile(
-    r"(^|[._-])(tokens?|units?|dict|vocab|vocabulary|words|lang_char|bpe)[._-]?.*\.(txt|json|model)$", re.I
+    r"(^|[._-])(tokens?|units?|dict|vocab|vocabulary|words|lang_char|bpe|config)[._-]?.*"
+    r"\.(txt|json|model|ya?ml)$",
+    re.I,
 )
 IDS = re.compile(
     r"(^|_)(utt|uttid|uid|id|ids|key|keys|name|names|stem|cut|wav|path|file|audio)(_|$|\d)", re.I
 )
+BLANKS = ("blank_id", "blank_idx", "blank_index", "blank")
+CALLS = 64  # of one module in one batch that are looked at
 WAIT = 60.0  # seconds for the parent to end this program
 
 
 def begin(job: dict[str, Any], session: Path) -> None:
     """Watch; called once torch is imported."""
     Observing(job, session)
+
+
+@dataclass
+class Seen:
+    """What surrounded one call of a module.
+
+    Attributes:
+        shape: of its output.
+        lengths: what may hold the valid lengths; ``chosen``: what does, where that is sure.
+        labels: variables that may hold the labels of a lattice.
+    """
+
+    shape: tuple[int, ...]
+    lengths: list[Lengths]
+    chosen: Lengths | None
+    labels: list[str]
 
 
 class Observing:
@@ -59,47 +90,56 @@ class Observing:
         self._ids: list[Found] = []  # of the first batch that has any
         self._first: nn.Module | None = None
         self._first_trained = False
+        self._threaded = False  # whether a loader yields in another thread than the model runs in
         self._notes, self._try_at = 0, self._batches
-        self._lengths: dict[nn.Module, list[Lengths]] = {}
+        self._seen: dict[nn.Module, dict[int, list[Seen]]] = {}  # by batch, call by call
         self._at_encoder: dict[nn.Module, list[Lengths]] = {}
         self._encoder_ids: dict[nn.Module, dict[str, list[Found]]] = {}
-        self._labels: dict[nn.Module, list[str]] = {}
         self._variables: dict[nn.Module, dict[str, list[Found]]] = {}
-        self._vectors: list[tuple[nn.Module, str, torch.Tensor]] = []
+        self._signs: list[tuple[nn.Module, str, str, torch.Tensor]] = []
         self._opened: list[str] = []
         # model, drive, encoder and joiner, once the first batch has passed
         self._joiners: list[tuple[str, Drivable, nn.Module, nn.Module]] = []
-        self._over = False
+        self._over = self._compiled = False
         sys.addaudithook(self._audit)
         follow_loaders(self._noted)
+        follow_compiling(self._compiling)
         self._observer = Observer()
         self._observer.on_output = self._output
         self._observer.__enter__()  # until the program ends
         atexit.register(self._ended, os.getpid())
         Finalize(self, self._ended, args=(os.getpid(),), exitpriority=10)
 
+    def _compiling(self) -> None:
+        self._compiled = True
+        eagerly(True)
+
     def _audit(self, event: str, args: tuple[Any, ...]) -> None:
         if event == "open" and args and isinstance(args[0], str) and TABLES.search(Path(args[0]).name):
             self._opened.append(str(Path(args[0]).absolute()))
 
-    def _noted(self, batch: Any, source: Any) -> None:
+    def _noted(self, batch: Any, source: Any, index: Any, dataset: Any) -> None:
+        self._threaded = threading.current_thread() is not threading.main_thread()
         self._notes += 1
-        if self._notes > self._batches:
+        if self._notes > self._batches and not self._threaded:
             self._enough()
         self._batch = batch
-        self._ids = self._ids or find_ids(batch)
-        self._next()
+        self._ids = self._ids or [*find_ids(batch), *find_by_index(index, dataset)]
+        if not self._threaded:
+            self._next()
 
     def _next(self) -> None:
         if self._observer.batch == 1:
             self._seek()
         self._observer.batch += 1
-        self._vectors.clear()
+        self._signs.clear()
 
-    def _output(self, module: nn.Module, output: Any, said: Emitted | None) -> None:
+    def _output(
+        self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any, said: Emitted | None
+    ) -> None:
         if get_worker_info() is not None or self._over:
             return
-        if self._batch is None:  # no DataLoader: a batch begins where the module that ran first runs again
+        if self._batch is None or self._threaded:  # a batch begins where the module that ran first runs again
             if self._first is None or (self._first_trained and not module.training):
                 # Some layers run on dummies while they are made, in training mode (SpeechBrain).
                 self._first, self._first_trained = module, module.training
@@ -110,9 +150,11 @@ class Observing:
                 if self._observer.batch > self._try_at:
                     self._try_at = 2 * self._observer.batch
                     self._enough()
-        self._vectors += [(module, rest, tensor) for rest, tensor in vectors(output, "")]
-        if said is not None and len(said.shape) >= 3 and said.calls[self._observer.batch] <= 1:
-            self._surroundings(module, said)
+        for where, value in (("modules", output), ("inputs", args), ("inputs", kwargs)):
+            self._signs += [(module, where, rest, tensor) for rest, tensor in signs(value, "")]
+        del self._signs[:-512]
+        if said is not None and len(said.shape) >= 3 and said.calls[self._observer.batch] <= CALLS:
+            self._surroundings(module, said, tuple(_first(output).shape))
         for _, found, encoder, _ in self._joiners:
             if module is encoder:
                 self._encoded(module, found, output)
@@ -123,8 +165,8 @@ class Observing:
             for found in search(top):
                 encoder = found.encoder.removeprefix("input:")
                 with suppress(TapPathError):
-                    parts = find_module(top, encoder), find_module(top, found.joint)
-                    self._joiners.append((type(top).__name__, found, *parts))
+                    both = find_module(top, encoder), find_module(top, found.joint)
+                    self._joiners.append((type(top).__name__, found, *both))
 
     def _encoded(self, module: nn.Module, found: Drivable, output: Any) -> None:
         """Where ids and lengths are when capture takes the encoder's output, or another module's input."""
@@ -136,20 +178,36 @@ class Observing:
             return
         axes = [n for n, size in enumerate(enc.shape) if size not in (count, found.drive.width)]
         t = enc.shape[axes[0]] if len(axes) == 1 else enc.shape[1]
-        own = ((f"{id(m)}{rest}", v) for m, rest, v in reversed(self._vectors))
+        own = ((f"{id(m)}{where}{rest}", v) for m, where, rest, v in reversed(self._signs))
         self._at_encoder[module] = [f for f in candidates(own, count, t) if max(f.values) == t]
 
-    def _surroundings(self, module: nn.Module, said: Emitted) -> None:
+    def _surroundings(self, module: nn.Module, said: Emitted, shape: tuple[int, ...]) -> None:
         """Where lengths and ids are while a module that may be the head runs."""
-        shape, count = said.shape, self._count() or said.shape[0]
-        t = shape[2] if said.axis == 1 else shape[0] if shape[0] != count == shape[1] else shape[1]
-        if module not in self._lengths:
-            returned = ((f"{id(m)}{rest}", v) for m, rest, v in reversed(self._vectors))
-            self._lengths[module] = candidates(in_variables(), count, t) + candidates(returned, count, t)
-        if len(shape) == 4 and module not in self._labels:
-            self._labels[module] = _label_variables(shape[0], shape[2] - 1)
-        for found in _id_variables(count):
-            self._variables.setdefault(module, {}).setdefault(found.expression, []).append(found)
+        count = self._count() or shape[0]
+        axis = 2 if said.axis == 1 else 0 if shape[0] != count == shape[1] else 1
+        batches = self._seen.setdefault(module, {})
+        if not batches or self._observer.batch in batches:  # the first batch will do
+            calls = batches.setdefault(self._observer.batch, [])
+            calls.append(self._look(shape, axis, sum(c.shape[axis] for c in calls)))
+        if said.calls[self._observer.batch] == 1:
+            for found in _id_variables(count):
+                self._variables.setdefault(module, {}).setdefault(found.expression, []).append(found)
+
+    def _look(self, shape: tuple[int, ...], axis: int, before: int) -> Seen:
+        """The surroundings of one call; ``before``: frames of the calls before it, whose rest this may be."""
+        found: list[Lengths] = []
+        chosen, b, t = None, shape[1 if axis == 0 else 0], shape[axis]
+        for frames_ in (before + t, t) if before else (t,):
+            told = ((f"{id(m)}{where}{rest}", v) for m, where, rest, v in reversed(self._signs))
+            mine, found = candidates(in_variables(), b, frames_), candidates(told, b, frames_)
+            found = found + mine if self._compiled else mine + found  # a compiled function keeps no variables
+            given = [p for p in (*parts(self._batch, 3), *(v for _, v in variables())) if _is_tensor(p)]
+            if found:
+                with suppress(LengthError):
+                    chosen = choose(found, b, frames_, "", given)
+                break
+        labels = _label_variables(shape[0], shape[2] - 1) if len(shape) == 4 else []
+        return Seen(shape, found, chosen, labels)
 
     def _count(self) -> int | None:
         return len(self._ids[0].values) if self._ids else None
@@ -172,30 +230,44 @@ class Observing:
     def say(self, state: str) -> bool:
         """Write the report, if there is any candidate."""
         tops, count = roots(live_modules()), self._count()
-        paths = {m: n for top in tops for n, m in top.named_modules()}
-        seen = [*self._observer.emitted.values(), *self._observer.products.values()]
-        known = {s.module for s in seen}
+        paths = {m: path for m, (path, _) in named(tops).items()}
+        emitted = [*self._observer.emitted.values(), *self._observer.products.values()]
+        known = {s.module for s in emitted}
         modules = {n: m for m, n in paths.items() if m in known}
-        ranked = rank(seen, tops, count, self._classes)
+        ranked = rank(emitted, tops, count, self._classes)
         if not ranked:
             return False
         told = []
         for candidate in ranked[:64]:
             module = modules[_path(candidate.path)]
-            lengths = [_named(f, paths) for f in self._lengths.get(module, [])]
-            variables = _changing(self._variables.get(module, {}))
-            labels = self._labels.get(module, [])
-            beside = {"lengths": _told(lengths), "variables": _told(variables), "labels": labels}
-            told.append({**candidate.to_json(), **beside})
+            batches = list(self._seen.get(module, {}).values())
+            calls = batches[0] if batches else []
+            call, joined = _which(candidate, calls, count)
+            seen = calls[-1 if joined else call or 0] if calls else None
+            lengths = [_named(f, paths) for f in seen.lengths] if seen else []
+            chosen = _named(seen.chosen, paths).expression if seen and seen.chosen else ""
+            variables_ = _changing(self._variables.get(module, {}))
+            told.append(
+                {
+                    **candidate.to_json(),
+                    "lengths": _told(lengths),
+                    "chosen": chosen,
+                    "variables": _told(variables_),
+                    "labels": seen.labels if seen else [],
+                    "call": call,
+                    "accumulate": joined,
+                }
+            )
         texts = find_texts(self._batch, count) if count else None
         self._report.write(
             state=state,
-            batches=max(len(s.calls) for s in seen if s.module is modules[_path(ranked[0].path)]),
+            batches=max(len(s.calls) for s in emitted if s.module is modules[_path(ranked[0].path)]),
             candidates=told,
             ids=_told(self._ids),
             texts=texts.expression if texts else "",
             opened=list(dict.fromkeys(self._opened)),
             joiners=self._told_joiners(paths),
+            blanks=_blanks(tops),
         )
         return True
 
@@ -206,6 +278,7 @@ class Observing:
         told = []
         for model, found, encoder, joint in self._joiners:
             seen = [self._observer.emitted[m] for m in joint.modules() if m in self._observer.emitted]
+            lengths = [_named(f, paths) for f in self._at_encoder.get(encoder, [])]
             told.append(
                 {
                     "convention": found.name,
@@ -214,7 +287,8 @@ class Observing:
                     "encoder": found.encoder,
                     "classes": found.drive.classes,
                     "ran": max((max(s.calls.values()) for s in seen), default=0),
-                    "lengths": _told([_named(f, paths) for f in self._at_encoder.get(encoder, [])]),
+                    "lengths": _told(lengths),
+                    "chosen": lengths[0].expression if lengths else "",
                     "variables": _told(_changing(self._encoder_ids.get(encoder, {}))),
                 }
             )
@@ -232,11 +306,48 @@ def _told(found: Sequence[Found | Lengths]) -> list[dict[str, Any]]:
 
 def _named(found: Lengths, paths: dict[nn.Module, str]) -> Lengths:
     """A module is known by its number while it runs, by its path in the report."""
-    match = re.match(r"(\d+)(.*)", found.expression)
-    if match is None:
-        return found
-    path = next((n for m, n in paths.items() if id(m) == int(match[1])), "?")
-    return Lengths(f'modules["{path}"]{match[2]}', found.values)
+
+    def name(match: re.Match[str]) -> str:
+        path = next((n for m, n in paths.items() if id(m) == int(match[1])), "?")
+        return f'{match[2]}["{path}"]'
+
+    return replace(found, expression=re.sub(r"(\d+)(modules|inputs)", name, found.expression))
+
+
+def _which(candidate: Candidate, calls: Sequence[Seen], count: int | None) -> tuple[int | None, str]:
+    """Which of several calls a batch is the answer, or along which axis (``t``, ``b``) they are one."""
+    if candidate.calls < 2 or candidate.joiner or candidate.layout not in AXES or len(calls) < 2:
+        return None, ""
+    b, t = AXES[candidate.layout]
+    sizes = [c.shape[b] for c in calls]
+    if count is not None and max(sizes) < count == sum(sizes):
+        return None, "b"
+    total, last = sum(c.shape[t] for c in calls), calls[-1]
+    if len(set(sizes)) == 1 and last.chosen is not None and total in last.chosen.values:
+        return None, "t"
+    return candidate.call, ""
+
+
+def _blanks(tops: Sequence[nn.Module]) -> dict[str, int]:
+    """What models say their blank is: numbers of telling names, and transformers' padding token."""
+    found: dict[str, int] = {}
+    for path, module in (pair for top in tops for pair in top.named_modules()):
+        for name in BLANKS:
+            value = vars(module).get(name)
+            if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+                found[f"{path}.{name}" if path else name] = value
+        pad = getattr(getattr(module, "config", None), "pad_token_id", None)
+        if type(module).__name__.endswith("ForCTC") and isinstance(pad, int):
+            found["config.pad_token_id"] = pad
+    return found
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor)
+
+
+def _first(output: Any) -> Any:
+    return output[0] if isinstance(output, list | tuple) else output
 
 
 def _changing(found: dict[str, list[Found]]) -> list[Found]:

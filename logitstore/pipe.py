@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -12,16 +12,18 @@ from typing import Any, Self
 
 import torch
 
-from .drive import Spoken
-from .encoder import RowEncoder
+from .drive import Driver, Spoken
+from .encoder import RowEncoder, label_count
 from .errors import LengthError, LogitStoreError
 from .lattice import Nodes
 from .manifest import Problem, Utterance
 from .picker import Picker
 from .sealed import Entry
 from .sealing import ShardInMaking
+from .spec import StreamSpec
 
 DEPTH = 8  # slices waiting: what bounds memory
+FRAMES = 1 << 13  # of a slice, where a recording is that long: five minutes of 40 ms
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,15 @@ class _Stop(Exception):
     """Ends the thread."""
 
 
-_Item = Spoken | _Slice | Nodes | _LastSlice | _Stop
+@dataclass(frozen=True)
+class _Chosen:
+    """Which nodes of a lattice its rows were."""
+
+    stream: str
+    nodes: Nodes
+
+
+_Item = Spoken | _Slice | _Chosen | _LastSlice | _Stop
 
 
 def row_meta(spoken: Spoken) -> dict[str, Any]:
@@ -53,11 +63,13 @@ def row_meta(spoken: Spoken) -> dict[str, Any]:
     loaded = spoken.loaded
     meta: dict[str, Any] = {
         "T": spoken.T,
-        "U": len(loaded.labels or ()),
+        "U": label_count(spoken.labels),
         "seconds": round(loaded.seconds, 6),
     }
     if loaded.audio:
         meta["audio"] = loaded.audio
+    if loaded.utt.recording:
+        meta["recording"] = loaded.utt.origin()
     if loaded.utt.text is not None:
         meta["text"] = loaded.utt.text
     return {**meta, **spoken.notes}
@@ -78,7 +90,6 @@ class Pipe:
         self._shard, self._skip = shard, skip
         self._encoder = encoder
         self._queue: queue.Queue[_Item] = queue.Queue(DEPTH)
-        self._rnnt = next((s for s in encoder.spec.streams if s.kind == "rnnt"), None)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="encode and write", daemon=True)
 
@@ -93,34 +104,19 @@ class Pipe:
             self._stop()
             self._shard.discard()
 
-    def put(
-        self,
-        spoken: Spoken,
-        lattice: Callable[[Spoken], Iterable[torch.Tensor]] | None = None,
-        sides: Callable[[Spoken], tuple[torch.Tensor, torch.Tensor]] | None = None,
-    ) -> None:
-        """Hand over one utterance; its lattice is driven here, in the caller's thread, slice by slice.
+    def put(self, spoken: Spoken, driver: Driver) -> None:
+        """Hand over one utterance; what is driven by its labels runs here, in the caller's thread.
 
-        ``lattice`` gives its slices, once, or twice for forms that follow the teacher's own alignment; or
-        ``sides`` its two sides, where these are stored.
+        A lattice is driven slice by slice: once, or twice for forms that follow the teacher's own alignment.
         """
         self._send(spoken)
         error = None
         try:
             if spoken.T < 1:
                 raise LengthError("no valid frame: the recording is too short", where=spoken.loaded.utt.id)
-            if spoken.ctc is not None:
-                self._send(_Slice("ctc", spoken.ctc, inputs=spoken.hidden))
-            if lattice is not None:
-                assert self._rnnt is not None
-                picker = Picker(self._rnnt, spoken.loaded.labels or [], spoken.loaded.utt.id)
-                for rows, always in picker.rows(partial(lattice, spoken), spoken.T):
-                    self._send(_Slice("rnnt", rows, always))
-                if picker.nodes is not None:
-                    self._send(picker.nodes)
-            if sides is not None:
-                enc, dec = sides(spoken)
-                self._send(_Slice("rnnt", enc, inputs=dec))
+            for stream in self._encoder.spec.streams:
+                for item in _slices(stream, spoken, driver):
+                    self._send(item)
         except LogitStoreError as e:
             error = e
         self._send(_LastSlice(error))
@@ -178,8 +174,8 @@ class Pipe:
         while not isinstance(item := self._queue.get(), _LastSlice):
             if isinstance(item, _Stop):
                 raise item
-            if isinstance(item, Nodes):
-                self._encoder.choose("rnnt", item)
+            if isinstance(item, _Chosen):
+                self._encoder.choose(item.stream, item.nodes)
                 continue
             assert isinstance(item, _Slice)
             if failure is None:
@@ -188,7 +184,7 @@ class Pipe:
                         item.stream,
                         item.rows,
                         loaded.utt.id,
-                        loaded.labels,
+                        spoken.labels.get(item.stream),
                         always=item.always,
                         inputs=item.inputs,
                     )
@@ -198,7 +194,29 @@ class Pipe:
         if failure is not None:
             self._encoder.drop()
             return self.fail(loaded.utt, failure)
-        self._shard.add(self._encoder.finish(loaded.utt.id, loaded.labels, row_meta(spoken)))
+        row = self._encoder.finish(loaded.utt.id, spoken.labels, row_meta(spoken))
+        self._shard.add(row)
         self.utterances += 1
         self.seconds += loaded.seconds
         self.frames += spoken.T
+
+
+def _slices(stream: StreamSpec, spoken: Spoken, driver: Driver) -> Iterator[_Slice | _Chosen]:
+    """Everything that one stream of an utterance is encoded from."""
+    name = stream.name
+    if name in spoken.rows:
+        rows, below = spoken.rows[name], spoken.inputs.get(name)
+        for n in range(0, spoken.T, FRAMES):
+            yield _Slice(name, rows[n : n + FRAMES], inputs=None if below is None else below[n : n + FRAMES])
+    elif stream.kind == "seq2seq":
+        rows, inputs = driver.decoded(spoken, name)
+        yield _Slice(name, rows, inputs=inputs)
+    elif stream.kind == "rnnt" and name in driver.heads:
+        enc, dec = driver.sides(spoken)
+        yield _Slice(name, enc, inputs=dec)
+    elif stream.kind == "rnnt":
+        picker = Picker(stream, spoken.labels.get(name, []), spoken.loaded.utt.id)
+        for rows, always in picker.rows(partial(driver.lattice, spoken), spoken.T):
+            yield _Slice(name, rows, always)
+        if picker.nodes is not None:
+            yield _Chosen(name, picker.nodes)

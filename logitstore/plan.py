@@ -8,11 +8,14 @@ from typing import Any
 
 from .blocks import DEFAULT_SHARD_SIZE, ShardSize
 from .choice import Asked, Choice, Measured
+from .chunked import Chunks
 from .contenders import BUDGET, Wish
 from .errors import UsageError
 from .extent import Extent
 from .gpu import require_device
 from .target import TEMPERATURES
+
+PLANNED = ("ctc", "rnnt")  # streams that encodings are measured on
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,8 @@ class PlanOptions:
         temperatures: that rows are compared at.
         max_kl: nats that a row may lose on average at each of them, where a stream's wish says nothing else.
         max_gb: of the store; 0 for any size.
-        batch_seconds, device, shard_size, cpu_threads, transcripts, skip_gate: as the dump will have them.
+        batch_seconds, device, shard_size, cpu_threads, transcripts, skip_gate, chunks: as the dump will have
+            them.
     """
 
     streams: Mapping[str, Wish]
@@ -41,6 +45,7 @@ class PlanOptions:
     cpu_threads: int = 1
     transcripts: str = "ctc"
     skip_gate: str = ""
+    chunks: Chunks | None = None
 
     def __post_init__(self) -> None:
         require_device(self.device)
@@ -48,6 +53,11 @@ class PlanOptions:
         for t in self.temperatures:
             if not 1 <= t <= 16:
                 raise UsageError(f"a temperature of {t:g}", do="From 1 to 16.")
+        if other := [name for name in self.streams if name not in PLANNED]:
+            raise UsageError(
+                f"no plan for {', '.join(other)}",
+                do=f"Planned are {' and '.join(PLANNED)}: name an encoding for the others.",
+            )
         if not self.streams or not self.temperatures or not self.max_kl > 0 or self.sample < 1:
             raise UsageError("nothing to plan", do="Streams, temperatures, utterances and a budget above 0.")
 

@@ -17,6 +17,7 @@ from .alignment import occupancy
 from .batches import Loaded, by_length, load
 from .blocks import ShardSize
 from .choice import Measured, choose
+from .chunked import driver_of
 from .constants import Constants
 from .contenders import contenders
 from .drive import Driver, Spoken, cpu_threads
@@ -173,7 +174,8 @@ class _Run:
 
     def _driver(self, factors: Sequence[str]) -> Driver:
         streams = list(self.options.streams)
-        return Driver(self.teacher, self.table, streams, self.options.device, factored=factors)
+        given = self.teacher, self.table, streams, self.options.device
+        return driver_of(self.options.chunks, self.options.batch_seconds, *given, factored=factors)
 
     def _fail(self, utt: Utterance, error: LogitStoreError) -> None:
         self.heard.failed.append(str(error).splitlines()[0])
@@ -206,7 +208,7 @@ class _Run:
                     self.activation = activation_of(self.driver, said[0])
                     require_lattice_factors(self.driver, said)
                 else:
-                    require_factors(self.driver, said)
+                    require_factors(self.driver, said, stream)
             except TeacherError as e:
                 self.whys[stream] = e.what
         if lost := set(self.driver.heads) & set(self.whys):
@@ -253,16 +255,17 @@ class _Run:
     def _take(self, spoken: Spoken, sampled: bool) -> None:
         """One utterance through every trial; one that nothing can be done with is left out."""
         utt = spoken.loaded.utt
-        if self.coded and spoken.hidden is not None and utt.id in self.about.fitted:
-            self.heard.rows.append(spoken.hidden.float())
+        hidden = spoken.inputs.get("ctc")
+        if self.coded and hidden is not None and utt.id in self.about.fitted:
+            self.heard.rows.append(hidden.float())
         if not sampled:
             return
         lattice = occupied = None
         try:
             if spoken.T < 1:
                 raise LengthError("no valid frame: the recording is too short", where=utt.id)
-            if spoken.ctc is not None:
-                require_finite(spoken.ctc, "ctc", utt.id)
+            if "ctc" in spoken.rows:
+                require_finite(spoken.rows["ctc"], "ctc", utt.id)
             begin = time.perf_counter()
             spoken, _ = Scribe(self.driver, keep=self.options.transcripts).listen(spoken, judged=True)
             self.heard.forward += time.perf_counter() - begin
@@ -275,8 +278,8 @@ class _Run:
         for trial in list(self.trials):
             of_lattice = trial.stream.kind == "rnnt"
             self._try(trial, spoken, lattice if of_lattice else None, occupied if of_lattice else None)
-        if self.coded and spoken.hidden is not None:
-            self.heard.kept.append(replace(spoken, output=None, ctc=None, hidden=spoken.hidden.cpu()))
+        if self.coded and hidden is not None:
+            self.heard.kept.append(replace(spoken, output=None, rows={}, inputs={"ctc": hidden.cpu()}))
         self.heard.utterances += 1
         self.heard.seconds += spoken.loaded.seconds
         self.heard.frames += spoken.T
@@ -284,7 +287,7 @@ class _Run:
 
     def _occupied(self, spoken: Spoken, lattice: Lattice) -> NDArray[np.float64]:
         stream = StreamSpec("rnnt", "rnnt", len(self.table), self.table.blank, "dense", "full")
-        labels = spoken.loaded.labels or []
+        labels = spoken.labels.get("rnnt", [])
         return occupancy(*scores(lattice(), stream, labels, spoken.loaded.utt.id))
 
     def _try(
@@ -313,9 +316,9 @@ class _Run:
             self.trials.append(trial)
             weight, bias = (sample.new_tensor(x) for x in (head.weight, head.bias))
             for spoken in self.heard.kept:
-                assert spoken.hidden is not None
-                hidden = spoken.hidden.float().to(sample.device)
-                self._try(trial, replace(spoken, hidden=hidden, ctc=hidden @ weight.T + bias))
+                hidden = spoken.inputs["ctc"].float().to(sample.device)
+                rows = {"ctc": hidden @ weight.T + bias}
+                self._try(trial, replace(spoken, inputs={"ctc": hidden}, rows=rows))
             if trial in self.trials:
                 self._weigh(trial)
 

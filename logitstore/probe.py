@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -88,7 +88,8 @@ def probe(command: Sequence[str], *, tokens: str = "", batches: int = 2, out: st
                 "no process of the command ran a model that gives anything like logits",
                 where=shlex.join(command),
                 why=f"It ended with status {status}; {len(started.reports())} processes imported torch.",
-                do="Where nothing imported torch, something resets PYTHONPATH or runs python -I, -E or -S.",
+                do="Where nothing imported torch, something resets PYTHONPATH, puts another sitecustomize.py "
+                "in front, or runs python -I, -E or -S.",
             )
     report = max(reports, key=lambda r: r["candidates"][0]["score"])
     tables = _tables([tokens] if tokens else [*report.get("opened", ()), *map(str, command)])
@@ -115,9 +116,10 @@ def found_in(
     variables = next((h["variables"] for h in (driven, ctc, rnnt) if h and h["variables"]), ())
     about = {**report, "variables": variables}
     # a head that layers are conditioned on, whose answer nobody takes
-    unclear = ctc is not None and ctc["calls"] > 1 and ctc["call"] is None
+    unclear = ctc is not None and ctc["calls"] > 1 and ctc["call"] is None and not ctc["accumulate"]
     told = None if unclear and (driven or whole) else ctc
     notes = tuple(_notes(ranked, ctc, driven, joiners)) if command else ()
+    blank = _blank(head, table, report.get("blanks", {}))
     return Finding(
         candidates=tuple(ranked),
         ctc=ctc,
@@ -127,11 +129,9 @@ def found_in(
         texts=report["texts"],
         tokens=path,
         tables=tuple((p, len(t)) for p, t in tables.items()),
-        blank=_blank(head, table),
+        blank=blank,
         batches=report["batches"],
-        command=_command(
-            (told, rnnt if whole else None, driven), about, (path, table), _blank(head, table), command, out
-        ),
+        command=_command((told, rnnt if whole else None, driven), about, (path, table), blank, command, out),
         notes=notes,
     )
 
@@ -150,15 +150,34 @@ def _fit(candidate: dict[str, Any], tables: dict[str, TokenTable]) -> float:
 def _tables(paths: Sequence[str]) -> dict[str, TokenTable]:
     """Those of the files that are token tables."""
     found: dict[str, TokenTable] = {}
-    for path in dict.fromkeys(paths):
-        if os.path.isfile(path) and Path(path).suffix in (".txt", ".json", ".model"):
+    named = (p for path in paths for p in (path, path.partition("=")[2]))  # hydra's key=value
+    for path in dict.fromkeys(named):
+        if os.path.isfile(path) and Path(path).suffix in (".txt", ".json", ".model", ".yaml", ".yml"):
             with suppress(LogitStoreError, ValueError, OSError):
                 found[os.path.abspath(path)] = read_table(path)
     return found
 
 
-def _blank(head: dict[str, Any] | None, table: TokenTable | None) -> Blank:
-    """The blank, by the table first, by what the model says most often second."""
+def _several(head: dict[str, Any]) -> Iterator[str]:
+    """What the calls of a head that runs several times a batch are."""
+    if head["calls"] < 2:
+        return
+    path, calls = head["path"], head["calls"]
+    if head["accumulate"]:
+        what = {"t": "frames", "b": "utterances"}[head["accumulate"]]
+        yield f"{path} runs {calls} times in the first batches, on some {what} each: joined"
+    elif head["call"] is not None:
+        yield f"{path} runs {calls} times a batch; what call {head['call']} gives alone goes to log_softmax"
+    else:
+        steps = "; ".join(f"{i} → {', '.join(s) or 'nothing seen'}" for i, s in enumerate(head["steps"][:6]))
+        yield (
+            f"{path} runs {calls} times a batch ({steps}): say which is the answer, --call N, or that they "
+            "are pieces of one, --accumulate t (frames) or b (utterances)"
+        )
+
+
+def _blank(head: dict[str, Any] | None, table: TokenTable | None, told: Mapping[str, int]) -> Blank:
+    """The blank: by the table first, by what the model calls so second, by what it says most often third."""
     if head is None:
         return Blank(None, ())
     best, share = head["best"]
@@ -166,11 +185,16 @@ def _blank(head: dict[str, Any] | None, table: TokenTable | None) -> Blank:
         best, "neither end of the table"
     )
     said = f"class {best}, {where}, is the most frequent argmax ({share:.0%} of the rows)"
+    told = {n: v for n, v in told.items() if v < head["classes"]}
+    one = next(iter(told.values())) if len(set(told.values())) == 1 else None
+    model = [f"the model says so: {', '.join([*told][:3])} = {one}"] if one is not None else []
     if table is not None:
-        why = [f"the token table has {table[table.blank]!r} at {table.blank}", said]
-        if best != table.blank and share > SURE:
-            why.append("these two disagree: is this the table of this model?")
+        why = [f"the token table has {table[table.blank]!r} at {table.blank}", *model, said]
+        if one not in (None, table.blank) or (one is None and best != table.blank and share > SURE):
+            why.append("these disagree: is this the table of this model?")
         return Blank(table.blank, tuple(why))
+    if one is not None:
+        return Blank(one, (*model, said))
     if share >= SURE and best in (0, head["classes"] - 1):
         return Blank(best, (said,))
     return Blank(None, (said, "no token table was found; --tokens FILE settles it"))
@@ -194,8 +218,8 @@ def _notes(
     elif joiners:
         path = joiners[0]["joiner"]
         yield f"{path} does not run here: --joiner {path} keeps the lattices of the references too"
-    if ctc is not None and ctc["calls"] > 1 and ctc["call"] is None:
-        yield f"{ctc['path']} runs {ctc['calls']} times a batch: which is the answer does not show; --call N"
+    if ctc is not None:
+        yield from _several(ctc)
 
 
 def _durations(table: TokenTable, head: dict[str, Any], ctc: dict[str, Any] | None) -> int | None:
@@ -221,7 +245,10 @@ def _command(
     if ctc is not None:
         words += ["--ctc", ctc["path"]]
         words += ["--layout", ctc["layout"]] if ctc["layout"] != "BTV" else []
-        words += ["--call", str(ctc["call"])] if ctc["calls"] > 1 and ctc["call"] is not None else []
+        if ctc["accumulate"]:
+            words += ["--accumulate", ctc["accumulate"]]
+        elif ctc["call"] is not None:
+            words += ["--call", str(ctc["call"])]
     if rnnt is not None:
         words += ["--joiner", rnnt["path"], "--labels", rnnt["labels"][0]]
     if driven is not None:
@@ -235,8 +262,8 @@ def _command(
         words += ["--ids", report["ids"][0]["expression"]]
     elif variables:
         words += ["--ids", variables[0]["expression"]]
-    if head["lengths"]:
-        words += ["--lengths", head["lengths"][0]["expression"]]
+    if head["chosen"]:
+        words += ["--lengths", head["chosen"]]
     if path:
         words += ["--tokens", path]
     elif blank.index:

@@ -15,11 +15,11 @@ from .manifest import read_manifest
 from .observe import Observer
 from .probe import Finding, found_in
 from .spec import TeacherSpec
-from .teachers.base import Teacher, Transducer, load_teacher
+from .teachers.base import Seq2Seq, Teacher, Transducer, load_teacher
 from .vocabs import read_table
 
 UTTERANCES = 4  # a batch
-ENCODINGS = {"ctc": "ctc=dense", "rnnt": "rnnt=topk:16"}
+ENCODINGS = {"ctc": "ctc=dense", "rnnt": "rnnt=topk:16", "seq2seq": "seq2seq=topk:16"}
 
 
 def probe_teacher(
@@ -47,8 +47,10 @@ def probe_teacher(
     tops = roots(list(speaker.model.modules()))
     ranked = rank(list(observer.emitted.values()), tops, len(lengths[0]), None)
     said = {"expression": "teacher.lengths(output)", "values": lengths[0]}
+    where = {"lengths": [said], "chosen": said["expression"], "variables": [], "labels": []}
+    seen = {**where, "call": None, "accumulate": ""}  # a teacher's module runs once
     report = {
-        "candidates": [{**c.to_json(), "lengths": [said], "variables": [], "labels": []} for c in ranked],
+        "candidates": [{**c.to_json(), **seen} for c in ranked],
         "ids": [{"expression": "the manifest", "values": [u.id for u in utterances[:4]]}],
         "texts": "the manifest",
         "batches": observer.batch,
@@ -63,12 +65,16 @@ def probe_teacher(
 
 
 def _run(teacher: Teacher, batch: list[Loaded]) -> list[int]:
-    """One padded batch, and a slice of a lattice; gives the valid frames."""
+    """One padded batch, a slice of a lattice, a decoder on one text; gives the valid frames."""
     features = torch.nn.utils.rnn.pad_sequence([item.features for item in batch], batch_first=True)
     output = teacher.forward(features, torch.tensor([len(item.features) for item in batch]))
     if isinstance(teacher, Transducer):
         enc, dec = teacher.transducer(output, 0, teacher.labels(batch[0].utt.text or ""))
         teacher.join(enc, dec)
+    head = teacher.describe().head("seq2seq")
+    if head is not None and isinstance(teacher, Seq2Seq):
+        said = teacher.labels(batch[0].utt.text or "")
+        teacher.decode(output, 0, [*said, head.blank if head.end is None else head.end])
     return [int(n) for n in teacher.lengths(output)]
 
 

@@ -21,7 +21,7 @@ from .places import Place, open_place
 from .sealed import Damaged, Entry, current_index, read_entry, shard_names
 from .spec import StoreSpec
 from .storage import Shard, open_storage
-from .target import Rows, Target
+from .target import Rows, Target, Vectors
 from .vocab import TokenTable, require_same
 from .vocabmap import VocabMap
 from .where import Where
@@ -114,8 +114,8 @@ class Store(Mapping[str, Target]):
 
     @property
     def has_labels(self) -> bool:
-        """Whether rows carry label ids: a lattice's."""
-        return any(s.kind == "rnnt" for s in self.spec.streams)
+        """Whether rows carry label ids: a lattice's or a decoder's."""
+        return any(s.what.labels for s in self.spec.streams)
 
     def entry(self, shard: str) -> Entry:
         """The sealed entry of a shard."""
@@ -159,19 +159,24 @@ class Store(Mapping[str, Target]):
     def decode(self, row: Row) -> Target:
         """The target of a stored row, over the student's classes where the store maps to them."""
         t, u = _lengths(row)
-        streams: dict[str, Rows] = {}
+        streams: dict[str, Rows | Vectors] = {}
         shapes: dict[str, tuple[int, ...]] = {}
         nodes: dict[str, Nodes] = {}
-        labels: Any = None
+        driven: dict[str, Any] = {}
         for spec in self.spec.streams:
-            prefix = f"{spec.name}."
+            prefix, encoding = f"{spec.name}.", self._encodings[spec.name]
+            if encoding is None:
+                _require_transcript(row, spec.name)
+                continue
             arrays = {n.removeprefix(prefix): a for n, a in row.arrays.items() if n.startswith(prefix)}
-            labels = arrays.pop(LABELS, labels)
-            rows = self._encodings[spec.name].decode(arrays, spec.classes)
+            if spec.what.labels:
+                driven[spec.name] = self._labels(arrays.pop(LABELS), row.id)
+            rows = encoding.decode(arrays, spec.size)
             axes: tuple[int, ...] = (t,)
+            form = self._forms.get(spec.name)
+            labels = driven.get(spec.name, ())
             if spec.kind == "rnnt" and len(labels) != u:
                 raise FormatError(f"{len(labels)} labels, U = {u} (SPEC S7)", where=row.id)
-            form = self._forms.get(spec.name)
             if form and not form.framewise:
                 kept = restored(form, t, u, len(rows), arrays, row.id)
                 axes = kept.axes
@@ -179,16 +184,31 @@ class Store(Mapping[str, Target]):
                     nodes[spec.name] = kept
                 if isinstance(rows, Collapsed):
                     rows = rows.between(spec.blank, kept.next_labels(labels, spec.blank))
-            elif len(rows) != t:
-                raise FormatError(f"{spec.name} has {len(rows)} rows, T = {t} (SPEC S7)", where=row.id)
-            streams[spec.name], shapes[spec.name] = rows, (*axes, spec.classes)
-        if labels is None:
-            labels = np.zeros(0, np.int32)
-        if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < len(self.tokens)):
-            raise FormatError(f"a label outside of {len(self.tokens)} tokens (SPEC S7)", where=row.id)
-        clock = self.spec.teacher.clock
-        target = Target(row.id, t, labels, streams, shapes, row.meta, nodes, self.tokens.blank, clock)
+            else:
+                axes = (t if form else spec.what.rows(t, len(labels)),)
+                if len(rows) != axes[0]:
+                    unit = f"T = {t} (SPEC S7)" if spec.what.frames else f"{axes[0]} labels (SPEC S13)"
+                    raise FormatError(f"{spec.name} has {len(rows)} rows, {unit}", where=row.id)
+            streams[spec.name], shapes[spec.name] = rows, (*axes, spec.size)
+        first = next(iter(driven.values()), np.zeros(0, np.int32))
+        target = Target(
+            row.id,
+            t,
+            driven.get("rnnt", first),
+            streams,
+            shapes,
+            row.meta,
+            nodes,
+            self.tokens.blank,
+            self.spec.teacher.clock,
+            driven,
+        )
         return target if self.vocab_map is None else self.vocab_map.target(target)
+
+    def _labels(self, labels: Any, where: str) -> Any:
+        if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < len(self.tokens)):
+            raise FormatError(f"a label outside of {len(self.tokens)} tokens (SPEC S7)", where=where)
+        return labels
 
     def metas(self) -> Iterator[Mapping[str, Any]]:
         """What every row says about itself, in stored order: ``id``, ``seconds``, ``text``, ``hyp``, ..."""
@@ -204,7 +224,7 @@ class Store(Mapping[str, Target]):
         E.g. ``wer <= 0.1 and seconds < 20``, ``rnnt.wer == 0 and hours < 100``; see :mod:`logitstore.where`.
         Raises ``UsageError`` for what is no condition.
         """
-        chosen = Where(where, [s.name for s in self.spec.streams])
+        chosen = Where(where, self.spec.speaking)
         return [meta["id"] for meta in self.metas() if chosen(meta)]
 
     def heard(self, clip: Clip) -> Clipped:
@@ -322,6 +342,14 @@ def _lengths(row: Row) -> tuple[int, int]:
     if not (text is None or isinstance(text, str)) or type(seconds) not in (int, float):
         raise FormatError(f"text {text!r:.50}, {seconds!r:.50} seconds (SPEC S3)", where=row.id)
     return t, u
+
+
+def _require_transcript(row: Row, stream: str) -> None:
+    """Raise ``FormatError`` unless a row holds what its teacher wrote down."""
+    hyp = row.meta.get("hyp")
+    said = hyp.get(stream) if isinstance(hyp, dict) else None
+    if not (isinstance(said, dict) and isinstance(said.get("text"), str)):
+        raise FormatError(f"no transcript of the {stream} stream (SPEC S15)", where=row.id)
 
 
 def _named(error: StoreError, shard: str, number: int, utt_id: str) -> StoreError:

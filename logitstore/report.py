@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .decode import best_classes, decode, edit_distance, forced_rnnt, greedy_ctc, on_grid
+from .decode import best_classes, decode, edit_distance, forced_rnnt, on_grid
 from .encodings.base import LOSS
 from .errors import UsageError
 from .footprint import footprint
@@ -24,6 +24,7 @@ AXES = {
     "banded": "(T, S, V)",
     "path": "(T+U, V)",
     "sample": "(T, N, V)",
+    "mean-u": "(T, V)",
 }  # by lattice form
 
 
@@ -70,9 +71,44 @@ def _heard(targets: list[Target]) -> dict[str, float]:
 
 
 def _stream(store: Store, spec: StreamSpec, targets: list[Target]) -> dict[str, Any]:
-    rows = kept_bytes = 0
+    """What is known of every stream; None where its kind has no such thing."""
+    rows, kept_bytes, errors, reference = 0, 0, 0, 0
+    for target in targets if spec.what.axes else ():
+        rows += len(target.streams[spec.name])
+        arrays = store.row(target.id).arrays
+        kept_bytes += sum(a.nbytes for n, a in arrays.items() if n.startswith(f"{spec.name}."))
+    unit, n = error_unit(spec, store), max(rows, 1)
+    for target in targets if spec.what.speaks else ():
+        wrong, of = errors_of(store, target, spec)
+        errors, reference = errors + wrong, reference + of
+    form = AXES.get(spec.form.partition("+")[0].partition(":")[0], str(spec.what))
+    return {
+        "kind": spec.kind,
+        "shape": form.replace("D", str(spec.width)) if spec.kind == "hidden" else form,
+        "form": spec.form,
+        "classes": spec.classes if spec.what.classes else None,
+        "blank": spec.blank if spec.what.classes else None,
+        "encoding": spec.encoding,
+        "rows": rows,
+        "bytes_per_row": kept_bytes / n if spec.what.axes else None,
+        "of_dense_fp16": kept_bytes / n / (2 * spec.size) if spec.what.axes else None,
+        **(_distributions if spec.what.classes else _nothing)(spec, targets),
+        "rms": _rms(spec, targets) if spec.kind == "hidden" else None,
+        "lost": _lost(spec, targets),
+        "error_rate": errors / reference if reference else None,
+        "error_unit": unit,
+        "error_reference": reference,
+    }
+
+
+def _nothing(spec: StreamSpec, targets: list[Target]) -> dict[str, Any]:
+    return dict.fromkeys(("entropy", "blank_share", "top1_share", "kept_mass"))
+
+
+def _distributions(spec: StreamSpec, targets: list[Target]) -> dict[str, Any]:
+    """Entropy, blanks, best classes and kept mass of a stream of classes."""
+    rows = 0
     entropy = blank = mass = best_sum = 0.0
-    errors = reference = 0
     for target in targets:
         at = target[spec.name].at(1.0)
         p = np.exp(at.logp.astype(np.float64))
@@ -83,31 +119,19 @@ def _stream(store: Store, spec: StreamSpec, targets: list[Target]) -> dict[str, 
         mass += float((1 - tail).sum())
         best_sum += float(p.max(axis=1).sum())
         blank += float((best_classes(target[spec.name]) == spec.blank).sum())
-        arrays = store.row(target.id).arrays
-        kept_bytes += sum(a.nbytes for n, a in arrays.items() if n.startswith(f"{spec.name}."))
-        wrong, of = errors_of(store, target, spec)
-        errors, reference = errors + wrong, reference + of
-    shape = AXES.get(spec.form.partition("+")[0].partition(":")[0], "(T, V)")
     n = max(rows, 1)
     return {
-        "kind": spec.kind,
-        "shape": shape,
-        "form": spec.form,
-        "classes": spec.classes,
-        "blank": spec.blank,
-        "encoding": spec.encoding,
-        "rows": rows,
-        "bytes_per_row": kept_bytes / n,
-        "of_dense_fp16": kept_bytes / n / (2 * spec.classes),
         "entropy": entropy / n,
         "blank_share": blank / n,
         "top1_share": best_sum / n,
         "kept_mass": mass / n,
-        "lost": _lost(spec, targets),
-        "error_rate": errors / reference if reference else None,
-        "error_unit": "token" if store.has_labels else "word",
-        "error_reference": reference,
     }
+
+
+def _rms(spec: StreamSpec, targets: list[Target]) -> float:
+    """Root mean square of a layer's numbers."""
+    squares = [np.square(t.vectors(spec.name), dtype=np.float64) for t in targets]
+    return float(np.sqrt(sum(x.sum() for x in squares) / max(sum(x.size for x in squares), 1)))
 
 
 def _lost(spec: StreamSpec, targets: list[Target]) -> dict[str, float] | None:
@@ -123,17 +147,31 @@ def _lost(spec: StreamSpec, targets: list[Target]) -> dict[str, float] | None:
     return {"mean": float(np.average(mean, weights=weights)), "p99": max(p99), "max": max(most)}
 
 
+def error_unit(spec: StreamSpec, store: Store) -> str:
+    """What the errors of a stream are counted in: tokens where labels are stored that are its own."""
+    own = spec.what.labels or (spec.what.classes and any(s.kind == "rnnt" for s in store.spec.streams))
+    return "token" if own else "word"
+
+
 def errors_of(store: Store, target: Target, spec: StreamSpec) -> tuple[int, int]:
-    """Errors of the greedy decode and length of the reference: tokens where labels are stored, else words."""
+    """Errors of the greedy decode, or of a transcript, and length of the reference: tokens or words."""
     if _means(spec):
         return 0, 0
-    hypothesis = decode(target, spec.name, spec.blank)
-    if store.has_labels:
-        return edit_distance(target.labels.tolist(), hypothesis), target.U
+    if error_unit(spec, store) == "token":
+        reference = target.driven.get(spec.name, target.labels).tolist()
+        return edit_distance(reference, decode(target, spec.name, spec.blank)), len(reference)
     if target.text is None:
         return 0, 0
     words = target.text.split()
-    return edit_distance(words, store.tokens.text(hypothesis).split()), len(words)
+    return edit_distance(words, _text(store, target, spec).split()), len(words)
+
+
+def _text(store: Store, target: Target, spec: StreamSpec) -> str:
+    if not spec.what.axes:
+        return str(target.meta["hyp"][spec.name]["text"])
+    tokens = decode(target, spec.name, spec.blank)
+    head = store.spec.teacher.head(spec.name)
+    return store.tokens.text([i for i in tokens if head is None or i != head.end])
 
 
 def _means(spec: StreamSpec) -> bool:
@@ -173,35 +211,46 @@ def utterance(store: Store, utt_id: str, *, top: int = 5) -> dict[str, Any]:
         "streams": {},
     }
     for spec in store.spec.streams:
-        at = target[spec.name].at(1.0)
-        shape = target.shapes[spec.name]
-        best = best_classes(target[spec.name])
-        grid = target.grid(spec.name)
-        if grid is not None:
-            path = forced_rnnt(on_grid(best, grid), spec.blank)
-            nodes = [(t, u, int(grid[t, u])) for t, u in path.nodes]
-            tokens = list(path.tokens)
-        else:
-            nodes = [(t, -1, t) for t in range(shape[0])]
-            tokens = [] if _means(spec) else greedy_ctc(best, spec.blank)
-        lines = []
-        for t, u, row in nodes:
-            order = np.argsort(-at.logp[row], kind="stable")[:top]
-            ids = order if at.ids is None else at.ids[row][order]
-            probs = np.exp(at.logp[row][order])
-            line: dict[str, Any] = {"t": t} if u < 0 else {"t": t, "u": u}
-            line["best"] = [[names[i], float(p)] for i, p in zip(ids, probs, strict=True)]
-            line["tail"] = float(np.exp(at.tail[row]))
-            lines.append(line)
-        wrong, of = errors_of(store, target, spec)
-        out["streams"][spec.name] = {
-            "shape": list(shape),
+        found: dict[str, Any] = {
+            "shape": list(target.shapes.get(spec.name, ())),
             "encoding": spec.encoding,
-            "decoded": [names[i] for i in tokens],
-            "text": store.tokens.text(tokens),
-            "errors": wrong,
-            "reference": of,
             "heard": target.meta.get("hyp", {}).get(spec.name),
-            "frames": lines,
         }
+        if spec.what.speaks:
+            wrong, of = errors_of(store, target, spec)
+            text = "" if _means(spec) else _text(store, target, spec)
+            found |= {"text": text, "errors": wrong, "reference": of}
+        if spec.what.classes:
+            found |= _rows(store, target, spec, top)
+        if spec.name in target.driven:
+            found["labels"] = [names[i] for i in target.driven[spec.name]]
+        if spec.kind == "hidden":
+            size = np.sqrt(np.square(target.vectors(spec.name)).mean(1))
+            found["rms"] = [float(x) for x in size]
+        out["streams"][spec.name] = found
     return out
+
+
+def _rows(store: Store, target: Target, spec: StreamSpec, top: int) -> dict[str, Any]:
+    """The greedy decode of a stream, and the best classes of every row; of a lattice, along the walk."""
+    names = store.tokens.tokens
+    at = target[spec.name].at(1.0)
+    best = best_classes(target[spec.name])
+    grid = target.grid(spec.name)
+    tokens = [] if _means(spec) else decode(target, spec.name, spec.blank)
+    if grid is not None:
+        path = forced_rnnt(on_grid(best, grid), spec.blank)
+        nodes = [({"t": t, "u": u}, int(grid[t, u])) for t, u in path.nodes]
+    else:
+        axis = spec.what.axes[0].lower()
+        nodes = [({axis: n}, n) for n in range(len(best))]
+    lines = []
+    for place, row in nodes:
+        order = np.argsort(-at.logp[row], kind="stable")[:top]
+        ids = order if at.ids is None else at.ids[row][order]
+        probs = np.exp(at.logp[row][order])
+        line: dict[str, Any] = dict(place)
+        line["best"] = [[names[i], float(p)] for i, p in zip(ids, probs, strict=True)]
+        line["tail"] = float(np.exp(at.tail[row]))
+        lines.append(line)
+    return {"decoded": [names[i] for i in tokens], "frames": lines}

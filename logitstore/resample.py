@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from . import frames
 from .errors import UsageError
+from .inputs import Factored, FactoredLattice
+from .kinds import KINDS, kind_of
 from .lattice import Nodes
 from .target import (
     NOTHING,
-    Factored,
-    FactoredLattice,
     Float,
     Rows,
     Target,
@@ -53,6 +53,8 @@ def resample_stream(
     one of two frames holds a node, that one is taken. Raises ``UsageError`` for what a form has no answer to.
     """
     rows, nodes, axes = target[stream], target.nodes.get(stream), target.shapes[stream][:-1]
+    if not follows_frames(stream):
+        return Resampled(rows.at(temperature), axes, np.ones(axes[0], bool))
     lattice = is_lattice(target, stream, method)
     if nodes is not None and not nodes.width:
         return _path(target, nodes, rows, student, method, temperature)
@@ -91,6 +93,31 @@ def resample_stream(
         position=position,
         occupancy=occupied,
     )
+
+
+def follows_frames(stream: str) -> bool:
+    """Whether a stream changes with a student's frames; an attention decoder's labels do not."""
+    return stream.partition("_")[0] not in KINDS or kind_of(stream).frames
+
+
+def resample_vectors(
+    target: Target, stream: str, student: int | frames.Ramp, method: frames.Method
+) -> tuple[Float, NDArray[np.bool_]]:
+    """(S, D) or (S, n, D) numbers of a layer at ``student`` frames, and where it gave any.
+
+    ``linear`` mixes the numbers themselves. Raises ``UsageError`` for methods that need classes.
+    """
+    if method.name in ("max-nonblank", "linear-logit"):
+        raise UsageError(
+            f"{method} of {stream!r}",
+            where=target.id,
+            why="A layer's numbers are no logits, and none of them is a blank.",
+            do="Resample it with linear, nearest or stack:n; streams=[...] makes a batch of some streams.",
+        )
+    rows, plan = target.vectors(stream), frames.plan(target.T, student, method)
+    weight = plan.weight[..., None]
+    mixed = (1 - weight) * rows[plan.low] + weight * rows[plan.high] if weight.any() else rows[plan.low]
+    return np.asarray(mixed, np.float32), plan.valid
 
 
 def is_lattice(target: Target, stream: str, method: frames.Method) -> bool:
@@ -190,6 +217,8 @@ def factored_rows(
 ) -> Factored | FactoredLattice | None:
     """Rows at ``student`` frames that still are what goes into a head: where frames are taken, not mixed."""
     rows = target[stream]
+    if isinstance(rows, Factored) and not follows_frames(stream):
+        return rows
     if not isinstance(rows, Factored | FactoredLattice) or method.shift or method.size:
         return None
     if student == target.T:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import queue
+import sys
 import threading
 import weakref
 from collections.abc import Iterator
@@ -34,6 +36,7 @@ from .vocabs import read_table
 from .writer import StoreWriter
 
 DEPTH = 4  # batches waiting
+ZARR = os.path.join("zarr", "core", "sync.py")
 ROWS = 4096  # of each utterance of the first batch that are checked
 
 
@@ -94,6 +97,22 @@ class Heard:
             yield "rnnt", self.lattices[i].logits
 
 
+def hush() -> None:
+    """Keep what our libraries log below a warning out of the program's output."""
+    logging.getLogger("zarr").setLevel(logging.WARNING)
+    logging.getLogger("asyncio").addFilter(_not_for_us)
+
+
+def _not_for_us(record: logging.LogRecord) -> bool:
+    """Whether a record is the program's: asyncio says at DEBUG that a loop was made, for zarr too."""
+    frame = sys._getframe() if record.levelno < logging.WARNING else None
+    while frame is not None:
+        if frame.f_code.co_filename.endswith(ZARR):
+            return False
+        frame = frame.f_back
+    return True
+
+
 class Claims:
     """Ids that some process of this session took: a distributed sampler gives one to several of them."""
 
@@ -141,6 +160,7 @@ class Scribe:
     def __init__(
         self, job: dict[str, Any], session: Path, root: nn.Module, report: Report, shape: Shape
     ) -> None:
+        hush()
         classes, driven = shape.classes, shape.driven
         self._job, self._report, self._claims = job, report, Claims(session)
         self.root = weakref.ref(root)
@@ -251,7 +271,7 @@ class Scribe:
                 assert self._lattices is not None
                 enc = heard.encoded[i, : heard.lengths[i]]
                 spoken = self._lattices.spoken(heard.ids[i], enc, text, labels)
-                rnnt, labels = partial(self._lattices.slices, spoken), spoken.loaded.labels
+                rnnt, labels = partial(self._lattices.slices, spoken), spoken.labels["rnnt"]
                 notes = spoken.notes
             self._writer.add(
                 heard.ids[i],

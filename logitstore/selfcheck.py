@@ -31,45 +31,50 @@ def self_check(driver: Driver, spoken: Sequence[Spoken], skips: Skips | None = N
     """Prove on what a first batch gave that what is tapped is what the model means.
 
     * no branch is broken: NaN throughout, uniform, or constant whatever it hears (``skips`` may let it pass);
+      nor is a layer, but that its numbers may be anything;
     * rows are logits, not log-probabilities already, and not all the same;
     * log_softmax of them is what the model itself says, where it says anything (``log_probs``);
     * an utterance alone gives what it gives in a padded batch.
 
     Raises ``NotLogits``, ``NonFinite`` or ``TeacherError`` naming the utterance and the difference.
     """
+    spoken = driver.openings(spoken)
     found: list[str] = []
     if driver.was_training:
         found.append("the model came in training mode and was put to eval")
     for stream in driver.streams:
+        if not driver.kinds[stream].axes:
+            continue
         _require_alive(driver, spoken, stream, skips or Skips())
-        head = driver.teacher.describe().head(stream)
+        head = driver.described.get(stream)
         normalised = head is not None and head.normalised
         if normalised:
             found.append(f"the {stream} branch has no logits tensor (HAT): its log-probabilities are stored")
-        for item in spoken:
+        for item in spoken if driver.kinds[stream].classes and not normalised else ():
             rows = _rows(driver, item, stream)
             if not len(rows) or not bool(rows.isfinite().all()):
                 continue  # the encoder names these, utterance by utterance
-            if not normalised:
-                require_logits(rows, stream, item.loaded.utt.id)
-    if "ctc" in driver.heads:
-        found.append(require_factors(driver, list(spoken)))
-    if "rnnt" in driver.heads:
-        found.append(require_lattice_factors(driver, spoken))
+            require_logits(rows, stream, item.loaded.utt.id)
+    for stream in driver.heads:
+        if stream == "rnnt":
+            found.append(require_lattice_factors(driver, spoken))
+        else:
+            found.append(require_factors(driver, spoken, stream))
     if said := _same_as_model(driver, spoken):
         found.append(said)
-    if len(spoken) > 1:
+    if len(spoken) > 1 and any(kind.axes for kind in driver.kinds.values()):
         found.append(_alone_as_together(driver, spoken))
     return SelfCheck(tuple(found))
 
 
 def _rows(driver: Driver, item: Spoken, stream: str) -> torch.Tensor:
-    """(N, V) float32 rows of one utterance: all frames, or the lattice's first slice."""
+    """(N, V) or (T, D) float32 rows of one utterance: all of them, or the lattice's first slice."""
     if stream == "rnnt":
         piece = next(driver.lattice(item), None)
         return torch.zeros(0, 1) if piece is None else piece.reshape(-1, piece.shape[-1]).float()
-    assert item.ctc is not None
-    return item.ctc.float()
+    if stream in item.rows:
+        return item.rows[stream].float()
+    return driver.decoded(item, stream)[0].float()
 
 
 def require_logits(rows: torch.Tensor, stream: str, where: str) -> None:
@@ -87,8 +92,10 @@ def require_logits(rows: torch.Tensor, stream: str, where: str) -> None:
 def _require_alive(driver: Driver, spoken: Sequence[Spoken], stream: str, skips: Skips) -> None:
     """Refuse a branch that says nothing about what it hears, in the word for how it does so.
 
-    A lattice is looked at along its frames before the first label: there only the audio can change it.
+    A lattice is looked at along its frames before the first label, and a decoder at its first token: there
+    only the audio can change it.
     """
+    classes = driver.kinds[stream].classes
     frames, finite, spread, change = 0, False, 0.0, 0.0
     first: torch.Tensor | None = None
     for item in spoken:
@@ -99,7 +106,7 @@ def _require_alive(driver: Driver, spoken: Sequence[Spoken], stream: str, skips:
                 finite = True
                 low, high = good.aminmax(dim=-1)
                 spread = max(spread, float((high - low).max()))
-                said = good.softmax(-1)
+                said = good.softmax(-1) if classes else good
                 first = said[0] if first is None else first
                 change = max(change, float((said - first).abs().max()))
     if not frames:
@@ -111,7 +118,7 @@ def _require_alive(driver: Driver, spoken: Sequence[Spoken], stream: str, skips:
             do="Check the weights, and whether the model needs full precision (NaN from float16 overflow).",
         )
         skips.refuse("NaN", error)
-    elif spread < UNIFORM:
+    elif classes and spread < UNIFORM:
         error = NotLogits(
             f"the {stream} branch is uniform: the same logit for every class, within {spread:.1e}",
             why="This model knows nothing: weights that were never loaded look like this.",
@@ -129,12 +136,14 @@ def _require_alive(driver: Driver, spoken: Sequence[Spoken], stream: str, skips:
 
 
 def _by_frame(driver: Driver, item: Spoken, stream: str) -> Iterator[torch.Tensor]:
-    """(N, V) float32 rows, one a frame; a lattice's before its first label."""
-    if stream != "rnnt":
-        assert item.ctc is not None
-        yield item.ctc.float()
+    """(N, V) float32 rows, one a frame; a lattice's before its first label, a decoder's first alone."""
+    if stream in item.rows:
+        yield item.rows[stream].float()
         return
-    unlabelled = replace(item, loaded=replace(item.loaded, labels=[]))
+    unlabelled = replace(item, labels={})
+    if stream != "rnnt":
+        yield driver.decoded(unlabelled, stream)[0][:1].float()
+        return
     for piece in driver.lattice(unlabelled):
         yield piece.reshape(-1, piece.shape[-1]).float()
 
@@ -149,8 +158,7 @@ def _same_as_model(driver: Driver, spoken: Sequence[Spoken]) -> str:
         return ""
     worst = 0.0
     for item in spoken:
-        assert item.ctc is not None
-        gap = (item.ctc.float().log_softmax(-1) - own[item.b, : item.T].float()).exp().sub(1)
+        gap = (item.rows["ctc"].float().log_softmax(-1) - own[item.b, : item.T].float()).exp().sub(1)
         gap = gap * own[item.b, : item.T].float().exp()  # difference in probability
         worst = max(worst, float(gap.abs().max()) if gap.numel() else 0.0)
         if worst > SAME_DISTRIBUTION:
@@ -171,12 +179,21 @@ def _alone_as_together(driver: Driver, spoken: Sequence[Spoken]) -> str:
     if alone.T != item.T:
         raise TeacherError(f"{item.T} frames in a batch, {alone.T} alone", where=where)
     worst = 0.0
-    for stream in driver.streams:
-        a, b = _rows(driver, alone, stream).softmax(-1), _rows(driver, item, stream).softmax(-1)
+    for stream, kind in driver.kinds.items():
+        if not kind.axes:
+            continue
+        a, b = _rows(driver, alone, stream), _rows(driver, item, stream)
+        if kind.classes:
+            a, b = a.softmax(-1), b.softmax(-1)
+        elif bool(a.isfinite().all() & b.isfinite().all()):  # as shares of the largest number there is
+            a, b = (x / b.abs().max().clamp(min=1e-30) for x in (a, b))
+        else:
+            continue  # the encoder names it
         worst = max(worst, float((a - b).abs().max()) if a.numel() else 0.0)
     if worst > PADDING_LEAK:
+        what = "probabilities" if any(k.classes for k in driver.kinds.values()) else "numbers"
         raise TeacherError(
-            f"alone and in a padded batch its probabilities differ by {worst:.3g}",
+            f"alone and in a padded batch its {what} differ by {worst:.3g}",
             where=where,
             why="Padding leaks into valid frames (or dropout is live): targets would depend on the batch.",
             do="Mask the padding in forward(), or dump with --batch-seconds 0 (one utterance at a time).",

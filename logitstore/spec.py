@@ -11,12 +11,13 @@ from typing import Any, Self
 
 from .errors import FormatError
 from .frames import FrameClock
+from .kinds import KINDS, Kind
 
 VERSION = "1.0"
 UNNAMED = "unnamed"  # the teacher of one's own loop, about whom nothing was said
-KINDS = ("ctc", "rnnt", "seq2seq", "hidden")
-REPLACES, LATTICE_FORMS = "replaces", "lattice-forms"
-KNOWN_REQUIREMENTS = frozenset({REPLACES, LATTICE_FORMS})
+REPLACES, LATTICE_FORMS, TAIL_POINTS = "replaces", "lattice-forms", "tail-points"
+LATER_KINDS = frozenset(KINDS) - {"ctc", "rnnt"}  # that version 1.0's first rules do not know
+KNOWN_REQUIREMENTS = frozenset({REPLACES, LATTICE_FORMS, TAIL_POINTS}) | LATER_KINDS
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,13 @@ class Head(Record):
     """One tapped module of a teacher.
 
     Attributes:
-        stream: ``ctc`` or ``rnnt``.
+        stream: ``ctc``, ``rnnt``, ``seq2seq``, ``hidden`` or ``hidden_NAME``.
         module: path below the teacher's model, e.g. ``ctc_output.1`` or ``joiner.output_linear``; a method
             where it ends in ``()``.
         blank: id of the blank in the teacher's token table.
         layout: axes of the module's output: ``BTV``, ``BVT`` or ``TBV``; a joiner's slices are always TUV.
         normalised: no single logits tensor exists (a HAT joint): log-probabilities are given.
+        end: id of the token that ends what an attention decoder says; None for others.
     """
 
     stream: str
@@ -54,6 +56,10 @@ class Head(Record):
     blank: int
     layout: str = "BTV"
     normalised: bool = False
+    end: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {k: v for k, v in asdict(self).items() if v is not None}
 
 
 @dataclass(frozen=True)
@@ -135,13 +141,14 @@ class StreamSpec(Record):
 
     Attributes:
         name: ``ctc``, ``rnnt``, ...; also the prefix of its columns.
-        kind: ``ctc`` (T, V) or ``rnnt`` (T, U+1, V).
-        classes: V.
+        kind: one of :data:`logitstore.kinds.KINDS`.
+        classes: V of the token table, whether or not rows are over it.
         blank: id of the blank.
         encoding: name and settings, e.g. ``topk:16``.
         form: lattice form, ``full``, ``banded:5``, ...; empty for other kinds.
-        width: D of what goes into the head, where that is stored; 0 elsewhere.
+        width: D of what goes into the head, where that is stored, and of a ``hidden`` stream; 0 elsewhere.
         activation: in front of an RNN-T head that is stored, ``tanh`` or ``relu``; empty elsewhere.
+        tail_points: temperatures at which the mass left out is stored, where they are not four (SPEC E20).
         constants: what the stream stores once: ``name``, ``dtype``, ``shape``, ``crc32c`` (SPEC E13).
     """
 
@@ -153,10 +160,21 @@ class StreamSpec(Record):
     form: str = ""
     width: int = 0
     activation: str = ""
+    tail_points: int = 0
     constants: tuple[dict[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return {k: v for k, v in asdict(self).items() if v or k in ("blank", "form")}
+        return {k: v for k, v in asdict(self).items() if v or k in ("blank", "form", "encoding")}
+
+    @property
+    def what(self) -> Kind:
+        """What its rows are."""
+        return KINDS[self.kind]
+
+    @property
+    def size(self) -> int:
+        """Numbers a row stands for: V, or D of a ``hidden`` stream."""
+        return self.classes if self.what.classes else self.width
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "constants", tuple(self.constants))
@@ -168,6 +186,8 @@ class StreamSpec(Record):
             raise ValueError(f"a blank of {self.blank!r}")
         if not (isinstance(self.name, str) and re.fullmatch(r"[a-z][a-z0-9_]{0,31}", self.name)):
             raise ValueError(f"a stream called {self.name!r}")
+        if self.tail_points not in (0, 5):
+            raise ValueError(f"{self.tail_points!r} points of the tail")
         if not (isinstance(self.encoding, str) and isinstance(self.form, str)):
             raise ValueError(f"an encoding {self.encoding!r} of form {self.form!r}")
 
@@ -250,6 +270,11 @@ class StoreSpec(Record):
                 do="Install a newer logitstore.",
             )
         return super().from_json(value)
+
+    @property
+    def speaking(self) -> tuple[str, ...]:
+        """Names of the streams that a transcript can be had from, in order."""
+        return tuple(s.name for s in self.streams if s.what.speaks)
 
     def stream(self, name: str) -> StreamSpec:
         """The stream of that name; raises ``FormatError``."""

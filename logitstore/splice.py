@@ -12,11 +12,9 @@ from numpy.typing import NDArray
 from .clip import Clipped
 from .errors import UsageError
 from .frames import Method
-from .resample import Resampled, is_lattice, resample_stream
-from .target import NOTHING, Target, Tempered
+from .resample import Resampled, follows_frames, is_lattice, resample_stream, resample_vectors
+from .target import NOTHING, Float, Target, Tempered
 from .timeline import Stretch
-
-WITHOUT_TIME = ("seq2seq",)  # streams whose rows are labels, not frames
 
 
 def resample_clip(
@@ -28,7 +26,7 @@ def resample_clip(
     as blank they are rows of nothing but blank. Raises ``UsageError`` where targets cannot follow.
     """
     first = next(iter(heard.targets.values()))
-    if stream in WITHOUT_TIME:
+    if not follows_frames(stream):
         _require_whole(heard, stream, "It has no time axis: which of its labels a part holds is not known.")
         return resample_stream(first, stream, first.T, Method(), temperature)
     if is_lattice(first, stream, method):
@@ -49,6 +47,27 @@ def resample_clip(
         ]
     )
     return replace(found, axes=(found.axes[0] // method.size, method.size)) if method.size else found
+
+
+def clip_vectors(
+    heard: Clipped, stream: str, stretches: Sequence[Stretch], method: Method
+) -> tuple[Float, NDArray[np.bool_]]:
+    """(S, D) numbers of a layer at a clip's frames, and where there are any: none in silence.
+
+    Raises ``UsageError`` as :func:`logitstore.resample.resample_vectors`.
+    """
+    each = Method("nearest" if method.size else method.name)
+    width = next(iter(heard.targets.values())).shapes[stream][-1]
+    parts = [
+        resample_vectors(heard.targets[s.piece.id], stream, s.ramp, each)
+        if s.piece is not None and s.piece.id
+        else (np.zeros((s.ramp.count, width), np.float32), np.zeros(s.ramp.count, bool))
+        for s in stretches
+    ]
+    rows, valid = (np.concatenate(x) for x in zip(*parts, strict=True))
+    if method.size:
+        return rows.reshape(-1, method.size, width), valid.reshape(-1, method.size)
+    return rows, valid
 
 
 def _require_whole(heard: Clipped, stream: str, why: str) -> None:

@@ -87,7 +87,7 @@ def _measured(utt: Utterance, found: tuple[int, int], into: Survey) -> Utterance
     into.rates[rate] += 1
     into.texts += utt.text is not None
     into.tokens += utt.tokens is not None
-    return replace(utt, duration=duration, expected=None)
+    return replace(utt, duration=duration, expected=whole if utt.recording else None)
 
 
 def to_line(utt: Utterance, beside: Path) -> bytes:
@@ -102,6 +102,8 @@ def to_line(utt: Utterance, beside: Path) -> bytes:
         value["offset"] = utt.offset
     if utt.duration is not None:
         value["duration"] = utt.duration
+    if utt.recording:
+        value |= {"recording": utt.recording, "expected": utt.expected}
     if utt.channel is not None:
         value["channel"] = utt.channel
     if utt.text is not None:

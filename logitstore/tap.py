@@ -6,6 +6,7 @@ once per batch; its hooks are removed on any exit.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -74,7 +75,8 @@ class Tap:
 
     A path that ends in ``()`` names a method, ``joint.joint_after_projection()`` or ``ctc.head.forward()``:
     for logits that are made without calling a module. One that begins with ``fn:`` names a weight,
-    ``fn:ctc_lo.weight``: for logits that are a product with it (``F.linear``, ``matmul``).
+    ``fn:ctc_lo.weight``: for logits that are a product with it (``F.linear``, ``matmul``). One that ends in
+    ``[i]`` takes part i of what is given.
 
     Args:
         model: any ``nn.Module``; wrappers are looked through.
@@ -123,13 +125,14 @@ class Tap:
 
     def __enter__(self) -> Self:
         for name, module in self._modules.items():
-            if self._paths[name].startswith(PREFIX):
+            path, _ = _split(self._paths[name])
+            if path.startswith(PREFIX):
                 watch = Watch(self._product)
-                watch.add(name, module, split(self._paths[name])[1])
+                watch.add(name, module, split(path)[1])
                 watch.__enter__()  # type: ignore[no-untyped-call]
                 self._handles.append(watch)
-            elif self._paths[name].endswith("()"):
-                self._handles.append(_Method(module, _method(self._paths[name]), self._catcher(name)))
+            elif path.endswith("()"):
+                self._handles.append(_Method(module, _method(path), self._catcher(name)))
             elif self._side == "input":  # before the module runs: it may work in place
                 hook = self._before(name, module)
                 self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
@@ -178,8 +181,18 @@ class Tap:
         return run
 
     def _catch(self, name: str, value: Any) -> None:
+        _, part = _split(self._paths[name])
+        parts = tuple(value.values()) if isinstance(value, Mapping) else value
+        parts = parts if isinstance(parts, tuple | list) else ()
+        if part is not None and part < len(parts):
+            value = parts[part]
         if not isinstance(value, torch.Tensor):
-            raise TapError(f"gives {type(value).__name__}, not a tensor", where=self._where(name))
+            inside = [f"[{i}]" for i, v in enumerate(parts) if isinstance(v, torch.Tensor)]
+            raise TapError(
+                f"gives {type(value).__name__}, not a tensor",
+                where=self._where(name),
+                do=f"Say which part of it, behind the path: {', '.join(inside)}." if inside else "",
+            )
         if not self._training and (self._root.training or self._modules[name].training):
             raise TapError(
                 "the model is in training mode",
@@ -231,6 +244,21 @@ class Tap:
             )
         else:
             value = caught[0] if calls == 1 else torch.cat(caught, dim=max(caught[0].dim() - 2, 0))
+        return self._in_order(name, value)
+
+    def take_each(self, name: str) -> list[torch.Tensor]:
+        """What every call of the module gave, in order, each as :meth:`take` gives one; forgets them.
+
+        For a tap that accumulates. Raises ``TapNeverFired``.
+        """
+        caught = [self._in_order(name, value) for value in self._caught[name]]
+        if not caught:
+            self.take(name)  # raises
+        self._caught[name].clear()
+        self._shapes[name].clear()
+        return caught
+
+    def _in_order(self, name: str, value: torch.Tensor) -> torch.Tensor:
         layout = LAYOUTS[self._layouts.get(name, "BTV")]
         return value.permute(layout) if value.dim() == 3 and layout != (0, 1, 2) else value
 
@@ -263,7 +291,15 @@ class _Method:
             setattr(self._owner, self._name, self._before)
 
 
+def _split(path: str) -> tuple[str, int | None]:
+    """``encoder[0]``: the path without its end, and which part of a tuple it names."""
+    found = re.fullmatch(r"(.*?)(?:\[([0-9]{1,4})\])?", path, re.DOTALL)
+    assert found is not None
+    return found[1], int(found[2]) if found[2] else None
+
+
 def _owner(model: nn.Module, path: str) -> nn.Module:
+    path, _ = _split(path)
     if path.startswith(PREFIX):
         above, name = split(path)
         module = find_module(model, above)

@@ -6,13 +6,14 @@ natural logarithms at temperature 1; ``at(temperature)`` gives the same rows as 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from . import curve
 from .errors import MissingUtterance, UsageError
 from .frames import FrameClock
 from .lattice import Nodes
@@ -22,7 +23,7 @@ NOTHING = (
     -1e4
 )  # log of no mass: finite, so p·log p is 0 and not NaN; its exponential is 0 in every float type
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
-_BETAS = np.array([1 / t for t in TEMPERATURES] + [0.0])  # where the log-tail is known; 0 by counting
+BETWEEN = 4 / 3  # where the log-tail is stored besides: it bends most between temperatures 1 and 2
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ class Sparse:
         classes: V.
         ids: (N, K) classes, best first, ties by lower id.
         logp: (N, K) log-probabilities at temperature 1.
-        odds: (N, 4) float32 log of (left-out mass / kept mass) at temperatures 1, 2, 4, 8.
+        odds: (N, 4) or (N, 5) float32 log of (left-out mass / kept mass) at temperatures 1, 2, 4, 8, 4/3.
         logz: (N,) float32 log-normaliser at temperature 1.
     """
 
@@ -163,10 +164,10 @@ class Sparse:
         return Sparse(self.classes, self.ids[index], self.logp[index], self.odds[index], self.logz[index])
 
     def at(self, temperature: float = 1.0) -> Tempered:
-        """The log-tail at any temperature is the quartic through five points of a smooth curve in 1/τ.
+        """The log-tail at any temperature lies on the polynomial through what is known of a smooth curve.
 
-        The curve is log Σ exp(logp/τ) over the left-out classes; four points are stored, and at 1/τ = 0 it
-        is the logarithm of how many there are.
+        The curve is log Σ exp(logp/τ) over the left-out classes; four or five points are stored, and at
+        1/τ = 0 it is the logarithm of how many there are.
         """
         return pruned(self.classes, self.ids, self.logp, self.odds, temperature)
 
@@ -213,88 +214,29 @@ class Ragged:
 
 
 @dataclass(frozen=True, eq=False)
-class Factored:
-    """Rows as a linear head sees them, and the head: every class, at every temperature.
+class Vectors:
+    """Rows that are no distributions: what a layer gave. No temperature applies.
 
     Attributes:
         h: (N, D) numbers.
-        weight: (V, D) float32.
-        bias: (V,) float32.
     """
 
     h: NDArray[Any]
-    weight: Float
-    bias: Float
 
     @property
-    def classes(self) -> int:
-        return len(self.bias)
+    def width(self) -> int:
+        """D."""
+        return int(self.h.shape[1])
 
     def __len__(self) -> int:
         return len(self.h)
 
-    def take(self, index: NDArray[np.int64]) -> Factored:
-        return Factored(self.h[index], self.weight, self.bias)
+    def take(self, index: NDArray[np.int64]) -> Vectors:
+        return Vectors(self.h[index])
 
-    def logits(self) -> Float:
-        """(N, V) float32 logits."""
-        return np.asarray(self.h.astype(np.float32) @ self.weight.T + self.bias, np.float32)
-
-    def at(self, temperature: float = 1.0) -> Tempered:
-        return _every_class(self.logits(), temperature)
-
-
-ACTIVATIONS: dict[str, Callable[[Any], Any]] = {"tanh": np.tanh, "relu": lambda x: np.maximum(x, 0.0)}
-
-
-@dataclass(frozen=True, eq=False)
-class FactoredLattice:
-    """The nodes of a lattice as its joiner makes them: head(activation(enc[t] + dec[u])).
-
-    Attributes:
-        enc: (T, J) float32.
-        dec: (U+1, J) float32.
-        activation: ``tanh`` or ``relu``.
-        weight: (V, J) float32.
-        bias: (V,) float32.
-        nodes: (N,) int64 t · (U+1) + u of the rows; None for all of them.
-    """
-
-    enc: Float
-    dec: Float
-    activation: str
-    weight: Float
-    bias: Float
-    nodes: NDArray[np.int64] | None = None
-
-    @property
-    def classes(self) -> int:
-        return len(self.bias)
-
-    def __len__(self) -> int:
-        return len(self.enc) * len(self.dec) if self.nodes is None else len(self.nodes)
-
-    def take(self, index: NDArray[np.int64]) -> FactoredLattice:
-        nodes = index if self.nodes is None else self.nodes[index]
-        return FactoredLattice(self.enc, self.dec, self.activation, self.weight, self.bias, nodes)
-
-    def logits(self) -> Float:
-        """(N, V) float32 logits."""
-        nodes = np.arange(len(self)) if self.nodes is None else self.nodes
-        t, u = np.divmod(nodes, len(self.dec))
-        joined = ACTIVATIONS[self.activation](self.enc[t] + self.dec[u])
-        return np.asarray(joined @ self.weight.T + self.bias, np.float32)
-
-    def at(self, temperature: float = 1.0) -> Tempered:
-        return _every_class(self.logits(), temperature)
-
-
-def _every_class(logits: Float, temperature: float) -> Tempered:
-    """(N, V) logits as rows at a temperature."""
-    check_temperature(temperature)
-    logp = logits / np.float32(temperature)
-    logp = (logp - logsumexp(logp)[:, None]).astype(np.float32)
-    return Tempered(logp.shape[1], temperature, logp, None, np.full(len(logp), NOTHING, np.float32))
+    def values(self) -> Float:
+        """(N, D) float32."""
+        return self.h.astype(np.float32)
 
 
 def pruned(
@@ -314,12 +256,13 @@ def pruned(
         left = classes - real.sum(axis=1)
     kept = logsumexp(logp / temperature)
     tail: NDArray[Any]
-    if temperature in TEMPERATURES:
-        tail = kept + odds[:, TEMPERATURES.index(temperature)]
+    known = stored_at(odds.shape[1])
+    if temperature in known:
+        tail = kept + odds[:, known.index(temperature)]
     else:
-        points = [logsumexp(logp * b) + odds[:, i] for i, b in enumerate(_BETAS[:-1])]
+        points = [logsumexp(logp / t) + odds[:, i] for i, t in enumerate(known)]
         points.append(np.log(np.maximum(left, 1)))
-        tail = np.stack(points, -1) @ _lagrange(1 / temperature)
+        tail = np.stack(points, -1) @ curve.weights(temperature, known)
     tail = np.where(left == 0, NOTHING, tail)
     total = np.logaddexp(kept, tail)
     out = (logp / temperature - total[:, None]).astype(np.float32)
@@ -332,14 +275,9 @@ def pruned(
     )
 
 
-def _lagrange(beta: float) -> NDArray[np.float64]:
-    """Weights of the five known points for the value of their quartic at ``beta``."""
-    weights = np.ones(len(_BETAS))
-    for i, at in enumerate(_BETAS):
-        for j, other in enumerate(_BETAS):
-            if i != j:
-                weights[i] *= (beta - other) / (at - other)
-    return weights
+def stored_at(points: int) -> tuple[float, ...]:
+    """The temperatures of so many stored tails."""
+    return (*TEMPERATURES, BETWEEN)[:points]
 
 
 @dataclass(frozen=True)
@@ -349,25 +287,28 @@ class Target:
     Attributes:
         id: the utterance.
         T: valid teacher frames.
-        labels: (U,) int32 token ids that the lattice was driven with; empty where there are none.
-        streams: decoded rows by stream name.
+        labels: (U,) int32 token ids that the lattice was driven with, or without one an attention decoder;
+            empty where there are none.
+        streams: decoded rows by stream name; none of a ``text`` stream, whose transcript is in ``meta``.
         shapes: axes of each stream: ``(T, V)``; ``(T, U+1, V)``, or ``(T, S, V)`` or ``(N, V)`` where a
-            lattice keeps some of its nodes.
+            lattice keeps some of its nodes; ``(U, V)`` of a decoder; ``(T, D)`` of a layer.
         meta: everything else that was stored: text, seconds, ...
         nodes: by stream, which nodes its rows are; not for lattices that keep all and nothing else.
         blank: id of the blank among the classes.
         clock: when the teacher's frames are; None where nobody said.
+        driven: labels of each stream that was driven with any; an attention decoder's end with its end token.
     """
 
     id: str
     T: int
     labels: NDArray[np.int32]
-    streams: Mapping[str, Rows]
+    streams: Mapping[str, Rows | Vectors]
     shapes: Mapping[str, tuple[int, ...]]
     meta: Mapping[str, Any] = field(default_factory=dict)
     nodes: Mapping[str, Nodes] = field(default_factory=dict)
     blank: int = 0
     clock: FrameClock | None = None
+    driven: Mapping[str, NDArray[np.int32]] = field(default_factory=dict)
 
     @property
     def U(self) -> int:
@@ -380,13 +321,31 @@ class Target:
         return self.meta.get("text")
 
     def __getitem__(self, stream: str) -> Rows:
-        """The stored form of a stream; raises ``MissingUtterance`` where it was not dumped."""
+        """The stored form of a stream of distributions; raises ``MissingUtterance`` where it was not dumped,
+        ``UsageError`` for plain numbers."""
+        rows = self._rows(stream)
+        if isinstance(rows, Vectors):
+            raise UsageError(
+                f"{stream} has no classes: its rows are what a layer gave",
+                where=self.id,
+                do=f"target.vectors({stream!r}) gives them.",
+            )
+        return rows
+
+    def _rows(self, stream: str) -> Rows | Vectors:
         try:
             return self.streams[stream]
         except KeyError:
             raise MissingUtterance(
-                f"no stream {stream!r}", where=self.id, do=f"It has: {', '.join(self.streams)}."
+                f"no stream {stream!r}", where=self.id, do=f"It has: {', '.join(self.streams) or 'none'}."
             ) from None
+
+    def vectors(self, stream: str = "hidden") -> Float:
+        """(T, D) float32 that a layer gave; raises ``UsageError`` for a stream of distributions."""
+        rows = self._rows(stream)
+        if not isinstance(rows, Vectors):
+            raise UsageError(f"{stream} has classes", where=self.id, do=f"target[{stream!r}] gives its rows.")
+        return rows.values()
 
     def grid(self, stream: str) -> NDArray[np.int64] | None:
         """(T, U+1) row of each node of a lattice, -1 where it is not kept; None for a stream that is none."""

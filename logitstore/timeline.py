@@ -31,20 +31,15 @@ class Stretch:
 
 
 def frames_of(heard: Target | Clipped) -> int:
-    """Frames at the teacher's rate, at least 1: T of an utterance that is whole and at its own speed."""
-    return heard.T if isinstance(heard, Target) else max(1, math.floor(_frames(heard) + Fraction(1, 2)))
-
-
-def _frames(heard: Clipped) -> Fraction:
+    """Frames at the teacher's rate: T of an utterance as it is; of a clip, at least 1, those that its seconds
+    hold: whose centres lie in them, where these are known, else a frame per shift, rounded.
+    """
+    if isinstance(heard, Target):
+        return heard.T
     first = next(iter(heard.targets.values()))
-    shift = first.clock.shift if first.clock else heard.seconds[first.id] / first.T
-    return sum(
-        (
-            heard.targets[p.id].T / p.speed if p.id and heard.whole(p) else p.heard / shift
-            for p in heard.pieces
-        ),
-        Fraction(0),
-    )
+    clock = first.clock or FrameClock(heard.seconds[first.id] / first.T)
+    begin = clock.shift / 2 if clock.offset is None else clock.offset
+    return max(1, math.ceil((heard.heard - begin) / clock.shift))
 
 
 def stretches(
@@ -113,8 +108,7 @@ def check_frames(heard: Target | Clipped, student: int, ratio: Ratio, tolerance:
         if target.clock is not None and target.meta.get("seconds"):
             check_audio(target.T, seconds_of(target), target.clock, target.id)
     if isinstance(ratio, tuple):
-        teacher = heard.T if isinstance(heard, Target) else math.ceil(_frames(heard))
-        return check_ratio(teacher, student, ratio, tolerance, heard.id)
+        return check_ratio(frames_of(heard), student, ratio, tolerance, heard.id)
     seconds = seconds_of(heard) if isinstance(heard, Target) else heard.heard
     expected = ratio.frames(seconds)
     if abs(student - expected) > tolerance:

@@ -2,58 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from .decode import edit_distance, greedy_ctc, words
+from .decode import Transcript, greedy_ctc
 from .drive import Driver, Joining, Spoken
 
 MAX_SYMBOLS = 10  # tokens a frame; a joiner that never says blank must end
+FRAMES = 1 << 13  # whose log-normalisers are computed at once
 FRAMES_AT_ONCE = 32  # that the joiner looks through for the next token
-
-
-@dataclass(frozen=True)
-class Transcript:
-    """One branch's greedy decode of one utterance.
-
-    Attributes:
-        tokens: ids.
-        text: their text.
-        score: natural logarithm of the probability of the path taken, blanks included.
-        words: errors and length of the reference in words; None without a reference text.
-        labels: errors and length of the reference in tokens; None without reference token ids.
-        reference: these ids.
-    """
-
-    tokens: tuple[int, ...]
-    text: str
-    score: float
-    words: tuple[int, int] | None
-    labels: tuple[int, int] | None
-    reference: tuple[int, ...] | None = None
-
-    @property
-    def rounded(self) -> float | None:
-        """The score as it is stored; None where NaN or infinity stood on the path."""
-        return round(self.score, 3) if math.isfinite(self.score) else None
-
-    def to_json(self) -> dict[str, Any]:
-        """What a row keeps of it (SPEC S8)."""
-        value: dict[str, Any] = {"text": self.text, "score": self.rounded}
-        for name, errors in (("wer", self.words), ("ter", self.labels)):
-            if errors is not None:
-                value[name] = rate(*errors)
-        return value
-
-
-def rate(errors: int, length: int) -> float:
-    """Errors over the length of the reference, 0.0001 exact; over one where that is empty."""
-    return round(errors / max(length, 1), 4)
 
 
 class Scribe:
@@ -62,38 +24,40 @@ class Scribe:
     Args:
         driver: its streams are decoded.
         keep: put transcripts into the rows: of no stream (``none``), of the ``ctc`` stream, which costs next
-            to nothing, or of ``all``: a transducer is then decoded frame by frame, which can double a
-            dump's time. Labels that are missing are decoded in any case.
+            to nothing, or of ``all``: a transducer is then decoded frame by frame, an attention decoder token
+            by token, which can double a dump's time and more. Labels that are missing are decoded in any
+            case, and a ``text`` stream is its transcript.
     """
 
     def __init__(self, driver: Driver, *, keep: str = "ctc") -> None:
         self._driver = driver
-        self._keep = [s for s in driver.streams if keep in ("all", s)]
-        self._blank, self._streams = driver.table.blank, driver.streams
+        self._streams = [s for s in driver.streams if driver.kinds[s].speaks]
+        self._keep = [s for s in self._streams if keep in ("all", s) or not driver.kinds[s].axes]
+        self._blank = driver.table.blank
 
     def listen(self, spoken: Spoken, judged: bool = False) -> tuple[Spoken, dict[str, Transcript]]:
         """The transcript of every stream; the utterance with its row's notes, and labels if it had none.
 
-        Nothing is decoded for nobody: once the teacher is ``judged``, only streams that rows keep, and a
-        transducer whose labels are missing. Raises what the teacher raises.
+        Nothing is decoded for nobody: once the teacher is ``judged``, only streams that rows keep, and those
+        whose labels are missing. Raises what the teacher raises.
         """
-        loaded = spoken.loaded
-        wanted = [
-            s
-            for s in self._streams
-            if not judged or s in self._keep or (s == "rnnt" and loaded.labels is None)
-        ]
+        kinds, labels = self._driver.kinds, dict(spoken.labels)
+        mute = [s for s in self._streams if kinds[s].labels and s not in labels]
+        wanted = [s for s in self._streams if not judged or s in self._keep or s in mute]
         if not wanted:
             return spoken, {}
         reference = self._reference(spoken)
-        heard = {s: self._transcript(s, spoken, reference) for s in wanted}
+        heard: dict[str, Transcript] = {}
+        for s in sorted(wanted, key=lambda s: not kinds[s].axes):  # a text stream may be that of another one
+            heard[s] = self._transcript(s, spoken, reference, heard)
+        heard = {s: heard[s] for s in wanted}
         kept = {s: heard[s].to_json() for s in self._keep}
         notes: dict[str, Any] = {"hyp": kept} if kept else {}
-        if loaded.labels is None and "rnnt" in heard:
-            loaded = replace(loaded, labels=list(heard["rnnt"].tokens))
-            notes["labels_from"] = "rnnt"
-            notes["labels_score"] = heard["rnnt"].rounded
-        return replace(spoken, loaded=loaded, notes=notes), heard
+        for s in mute:
+            labels[s] = self._driver.ended(s, heard[s].tokens)
+            notes.setdefault("labels_from", s)
+            notes.setdefault("labels_score", heard[s].rounded)
+        return replace(spoken, labels=labels, notes=notes), heard
 
     def _reference(self, spoken: Spoken) -> Sequence[int] | None:
         """Token ids of the reference: the labels, or the text tokenised where the teacher can."""
@@ -108,23 +72,36 @@ class Scribe:
         except Exception:  # a figure that is merely nice to have never ends a dump
             return None
 
-    def _transcript(self, stream: str, spoken: Spoken, reference: Sequence[int] | None) -> Transcript:
-        tokens, score = search(self._driver, spoken) if stream == "rnnt" else self._ctc(spoken)
-        text = self._driver.table.text(tokens)
+    def _transcript(
+        self, stream: str, spoken: Spoken, reference: Sequence[int] | None, others: dict[str, Transcript]
+    ) -> Transcript:
         said = spoken.loaded.utt.text
-        by_words = None if said is None else (edit_distance(words(said), words(text)), len(words(said)))
-        by_labels = None if reference is None else (edit_distance(reference, tokens), len(reference))
-        known = None if reference is None else tuple(reference)
-        return Transcript(tuple(tokens), text, score, by_words, by_labels, known)
+        kind = self._driver.kinds[stream].name
+        if kind == "text":
+            found = self._driver.wrote(spoken)
+            if found is not None:
+                return Transcript.of((), found[0], found[1], said, None)
+            first = next(iter(self._streams_with_rows()), "")
+            return others[first] if first in others else self._transcript(first, spoken, reference, others)
+        ways: dict[str, Callable[[Spoken], tuple[list[int], float]]] = {
+            "ctc": self._ctc,
+            "rnnt": partial(search, self._driver),
+            "seq2seq": self._driver.generated,
+        }
+        tokens, score = ways[kind](spoken)
+        return Transcript.of(tokens, self._driver.table.text(tokens), score, said, reference)
+
+    def _streams_with_rows(self) -> list[str]:
+        return [s for s in self._streams if self._driver.kinds[s].axes]
 
     def _ctc(self, spoken: Spoken) -> tuple[list[int], float]:
         """Best path (Graves et al. 2006)."""
-        assert spoken.ctc is not None
-        rows = spoken.ctc.float()
+        rows = spoken.rows["ctc"].float()
         if not len(rows):
             return [], 0.0
         top, best = rows.max(-1)
-        score = float((top - rows.logsumexp(-1)).sum())
+        total = torch.cat([some.logsumexp(-1) for some in torch.split(rows, FRAMES)])
+        score = float((top - total).sum())
         return greedy_ctc(np.asarray(best.cpu().numpy(), np.int64), self._blank), score
 
 

@@ -28,7 +28,7 @@ def transcripts(
     Args:
         store: dumped with transcripts.
         where: which rows; see :mod:`logitstore.where`.
-        stream: whose transcript; the store's first stream when not given.
+        stream: whose transcript; the store's first stream that has one when not given.
         manifest: where the recordings are; lines are then in its order and make a manifest of their own.
             Without one they have no ``audio``, and stand in stored order.
         beside: recordings below this folder are written relative to it.
@@ -36,8 +36,8 @@ def transcripts(
     Raises:
         UsageError: a condition that is none, a stream that is not there, rows without transcripts.
     """
-    names = [s.name for s in store.spec.streams]
-    stream = stream or names[0]
+    names = store.spec.speaking
+    stream = stream or next(iter(names), "")
     if stream not in names:
         raise UsageError(f"no stream {stream!r}", where=str(store.place), do=f"It has: {', '.join(names)}.")
     chosen = Where(where, names)

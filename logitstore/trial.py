@@ -22,7 +22,7 @@ from .encoder import RowEncoder
 from .encodings.base import LatticeSides
 from .footprint import Footprint, footprint
 from .identity import establish
-from .lattice import Nodes, full
+from .lattice import Form, Nodes, full
 from .layout import columns_of, encoding_of
 from .picker import Picker
 from .pipe import row_meta
@@ -51,7 +51,7 @@ class Lattice:
     def __init__(self, driver: Driver, spoken: Spoken) -> None:
         self._driver, self._spoken = driver, spoken
         self._pieces: list[torch.Tensor] = []
-        nodes = spoken.T * (len(spoken.loaded.labels or ()) + 1)
+        nodes = spoken.T * (len(spoken.labels.get("rnnt", ())) + 1)
         self._holds, self._whole = nodes * len(driver.table) <= HELD, False
         self.seconds = self.once = 0.0
         self.drives = 0
@@ -235,7 +235,7 @@ class Trial:
         drives = lattice.drives if lattice else 0
         try:
             nodes = self._encode(driver, spoken, lattice)
-            row = self._encoder.finish(spoken.loaded.utt.id, spoken.loaded.labels, row_meta(spoken))
+            row = self._encoder.finish(spoken.loaded.utt.id, spoken.labels, row_meta(spoken))
         except BaseException:
             self._encoder.drop()
             raise
@@ -258,15 +258,15 @@ class Trial:
             enc, dec = driver.sides(spoken)
             self._encoder.take(name, enc, loaded.utt.id, inputs=dec)
         elif lattice is not None:
-            picker = Picker(self.stream, loaded.labels or [], loaded.utt.id)
+            labels = spoken.labels.get(name, [])
+            picker = Picker(self.stream, labels, loaded.utt.id)
             for rows, always in picker.rows(lattice, spoken.T):
-                self._encoder.take(name, rows, loaded.utt.id, loaded.labels, always=always)
+                self._encoder.take(name, rows, loaded.utt.id, labels, always=always)
             if picker.nodes is not None:
                 self._encoder.choose(name, picker.nodes)
             return picker.nodes
         else:
-            assert spoken.ctc is not None
-            self._encoder.take(name, spoken.ctc, loaded.utt.id, loaded.labels, inputs=spoken.hidden)
+            self._encoder.take(name, spoken.rows[name], loaded.utt.id, inputs=spoken.inputs.get(name))
         return None
 
     def _compare(self, row: Row, spoken: Spoken, lattice: Lattice | None) -> None:
@@ -276,8 +276,12 @@ class Trial:
         some = max(1, min(LOOKED_AT, ELEMENTS // rows.classes, len(rows)))
         index = np.arange(some) * len(rows) // some
         if lattice is None:
-            assert spoken.ctc is not None
-            own = spoken.ctc[torch.from_numpy(index).to(spoken.ctc.device)].double().cpu().numpy()
+            said = spoken.rows[self.stream.name]
+            own = said[torch.from_numpy(index).to(said.device)].double().cpu().numpy()
+        elif Form.parse(self.stream.form).framewise:
+            picker = Picker(self.stream, target.labels.tolist(), target.id)
+            means = torch.cat([rows for rows, _ in picker.rows(lattice, target.T)])
+            own = means[torch.from_numpy(index).to(means.device)].double().cpu().numpy()
         else:
             own = _own(lattice, target.nodes.get(self.stream.name) or full(target.T, target.U), index)
         served = rows.take(index)

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from .errors import CorruptError, LogitStoreError, StoreError
 from .index import open_index
 from .places import Place, open_place
@@ -13,6 +15,7 @@ from .reader import Store
 from .sealed import Entry, read_entry, shard_names
 from .sealing import skipped_lines
 from .storage.base import check_file
+from .target import Vectors
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,12 @@ def check_row(store: Store, shard: str, number: int) -> None:
     """Read and decode one row; raises ``CorruptError`` or ``FormatError``."""
     target = store.decode(store.row_at(shard, number))
     for name, rows in target.streams.items():
+        if isinstance(rows, Vectors):
+            if not np.isfinite(rows.values()).all():
+                raise CorruptError(
+                    f"{name} holds NaN or infinity (SPEC S14)", where=f"shard {shard} row {number}"
+                )
+            continue
         if not (rows.at(1.0).logp <= 1e-3).all():
             raise CorruptError(
                 f"a log-probability of {name} above 0 (SPEC E2)", where=f"shard {shard} row {number}"

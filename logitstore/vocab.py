@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
+from .bytelevel import is_byte_level, text_of
 from .digest import sha256
 from .errors import TokenError, VocabError
 from .vocabdiff import compare
@@ -53,6 +55,10 @@ class TokenTable:
                 raise VocabError(f"token {token!r} has id {i}, outside a table of {len(self.tokens)} tokens")
             self._ids[token] = i
 
+    @cached_property
+    def _bytes(self) -> bool:
+        return is_byte_level(self.tokens)
+
     def __len__(self) -> int:
         return len(self.tokens)
 
@@ -76,14 +82,18 @@ class TokenTable:
         return (self.tokens[index], *(t for t, i in self.also if i == index))
 
     def text(self, ids: Sequence[int]) -> str:
-        """Tokens joined to words: ▁ begins a word, and so does | in a table that has no other way to.
+        """Tokens joined to words: ▁ begins a word, and so does | in a table that has no other way to. Tokens
+        of bytes, as GPT-2 and Whisper have them, are read as UTF-8.
 
         Raises ``TokenError`` for an id outside the table.
         """
         for i in ids:
             if not 0 <= i < len(self.tokens):
                 raise TokenError(f"label {i} is outside a table of {len(self.tokens)} tokens")
-        words = "".join(self.tokens[i] for i in ids).replace("▁", " ")
+        words = "".join(self.tokens[i] for i in ids)
+        if self._bytes:
+            return text_of(words).strip()
+        words = words.replace("▁", " ")
         if "|" in self._ids and " " not in self._ids and not any("▁" in t for t in self.tokens):
             words = words.replace("|", " ")
         return words.strip()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .errors import TokenError, UsageError, VocabError
 from .regroup import regroup_dense, regroup_pruned
-from .target import Rows, Target, Tempered
+from .target import Rows, Target, Tempered, Vectors
 from .vocab import TokenTable, require_same
 from .vocabdiff import compare
 
@@ -136,7 +136,7 @@ class VocabMap:
         return mapped.astype(np.int32)
 
     def target(self, target: Target) -> Target:
-        """A target over the student's classes: its streams, shapes and labels.
+        """A target over the student's classes: its streams, shapes and labels; a layer's numbers stay.
 
         Raises ``TokenError`` for a label that the student lacks, ``UsageError`` for a target mapped before.
         """
@@ -148,13 +148,21 @@ class VocabMap:
             )
         try:
             labels = self.labels(target.labels)
+            driven = {name: self.labels(ids) for name, ids in target.driven.items()}
         except TokenError as e:
             raise TokenError(e.what, where=target.id, why=e.why, do=e.do) from None
         return replace(
             target,
             labels=labels,
-            streams={name: Mapped(rows, self) for name, rows in target.streams.items()},
-            shapes={name: (*shape[:-1], len(self.student)) for name, shape in target.shapes.items()},
+            driven=driven,
+            streams={
+                name: rows if isinstance(rows, Vectors) else Mapped(rows, self)
+                for name, rows in target.streams.items()
+            },
+            shapes={
+                name: shape if isinstance(target.streams[name], Vectors) else (*shape[:-1], len(self.student))
+                for name, shape in target.shapes.items()
+            },
             blank=self.student.blank,
         )
 

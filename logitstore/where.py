@@ -1,9 +1,9 @@
 """Conditions on rows, e.g. ``wer <= 0.1 and seconds < 20``: a few operators of Python's, read, never run.
 
 Names are what a row says about itself (SPEC S3, S8): ``id``, ``T``, ``U``, ``seconds``, ``text``, ...;
-``wer``, ``ter``, ``score`` and ``hyp`` are of the store's first stream, ``rnnt.wer`` of the one named.
-``hours`` is the audio of all rows chosen so far and this one. A comparison with something a row does not have
-is false.
+``wer``, ``ter``, ``score`` and ``hyp`` are of the store's first stream that has transcripts, ``rnnt.wer`` of
+the one named. ``hours`` is the audio of all rows chosen so far and this one. A comparison with something a
+row does not have is false.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Where:
 
     Args:
         text: the condition; empty for every row.
-        streams: of the store, in order.
+        streams: of the store that transcripts can be had from, in order.
 
     Raises:
         UsageError: what is not a condition, or names what no row has.
@@ -50,6 +50,7 @@ class Where:
 
     def __init__(self, text: str, streams: Sequence[str]) -> None:
         self._text, self._streams = text, tuple(streams)
+        self._first = next(iter(streams), "")
         self.seconds = 0.0
         try:
             if len(text) > LONGEST:
@@ -108,7 +109,7 @@ class Where:
             case ast.Constant(value=value):
                 return value
             case ast.Name(id=name):
-                return self._branch(meta, self._streams[0], name) if name in OF_A_BRANCH else meta.get(name)
+                return self._branch(meta, self._first, name) if name in OF_A_BRANCH else meta.get(name)
             case ast.Attribute(value=ast.Name(id=stream), attr=name):
                 return self._branch(meta, stream, name)
             case ast.Tuple(elts=parts) | ast.List(elts=parts):

@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any, Self
 
 from .constants import Constants
 from .constants import read as read_constants
-from .encoder import RowEncoder
+from .decode import Transcript
+from .encoder import RowEncoder, label_count
 from .errors import LengthError, LogitStoreError, ManifestError, UsageError, Vanished, VocabError
 from .identity import PLANNING, establish, forget_empty, note_gate
+from .kinds import KINDS
 from .lattice import Form, Nodes
 from .layout import columns_of, make_spec
 from .manifest import check_id
 from .places import Place, open_place
+from .registry import suggest
 from .replacing import settle
 from .sealed import Entry, current_index, read_entry, shard_names
 from .sealing import ShardInMaking, finish_store, listed, sweep, sweep_halves
@@ -52,6 +55,7 @@ class StoreWriter:
         self.place, self.spec = place, spec
         self._storage = parse_storage(spec.storage["name"])
         self._columns = columns_of(spec)
+        self._names = [s.name for s in spec.streams]
         self.encoder = RowEncoder(spec)  # begin() gives it what the store keeps once
         self._writer, self._rows = writer, shard_rows
         self._shard: ShardInMaking | None = None
@@ -75,7 +79,7 @@ class StoreWriter:
         Args:
             location: a directory; made, or resumed when it is a store with the same answers.
             tokens: the token table.
-            streams: encoding by stream name.
+            streams: encoding by stream name; ``vectors/D`` of a layer of D numbers, empty of ``text``.
             teacher: who speaks.
             storage: ``zarr`` or ``webdataset``.
             writer: a name no other process writing into this store uses.
@@ -83,6 +87,12 @@ class StoreWriter:
         """
         teacher = teacher or TeacherSpec(UNNAMED, 16000, 640)
         spec = make_spec(teacher, tokens, streams, storage=storage)
+        for stream in spec.streams:
+            if stream.what.axes and not stream.size:
+                raise UsageError(
+                    f"{stream.name}={stream.encoding} does not say how many numbers a row has",
+                    do=f"Say D: {stream.encoding}/256.",
+                )
         return cls(open_place(location), spec, writer=writer, shard_rows=shard_rows).begin(tokens)
 
     def begin(
@@ -104,6 +114,7 @@ class StoreWriter:
                 if not self.place.exists("index.bin"):
                     self._storage.describe(self.place, {"format": "logitstore", "version": self.spec.version})
             self.encoder = RowEncoder(self.spec, read_constants(self.place, self.spec))
+            self._columns = columns_of(self.spec)
             sweep(self.place, self._writer)
             self._index = current_index(self.place)
             self.listed = listed(self.place)
@@ -140,24 +151,27 @@ class StoreWriter:
         self,
         utt_id: str,
         *,
-        ctc: Any = None,
-        rnnt: Any = None,
-        labels: Sequence[int] | None = None,
+        labels: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
         text: str | None = None,
         seconds: float = 0.0,
+        hyp: str | tuple[str, float] | None = None,
         notes: Mapping[str, Any] | None = None,
+        **given: Any,
     ) -> None:
         """Add one utterance of one's own loop; every ``shard_rows`` of them are sealed.
 
         Args:
             utt_id: unique in the store.
-            ctc: (T, V) logits, torch or numpy, valid frames only.
-            rnnt: (T, U+1, V) logits, or an iterable of its slices along T; or a function that gives them, for
-                forms that go through them twice; or ``(logits, nodes)`` of those nodes alone that are kept.
-            labels: (U,) token ids of the lattice.
+            labels: (U,) token ids that drove the lattice or the attention decoder, the latter's end token
+                included; by stream where there are both.
             text: reference text.
             seconds: of audio.
+            hyp: what the teacher wrote down, for a ``text`` stream; with the logarithm of its probability.
             notes: what else its row says (SPEC S3, S9).
+            given: by stream, torch or numpy, valid frames only. ``ctc``: (T, V) logits. ``rnnt``: (T, U+1, V)
+                logits, or an iterable of its slices along T; or a function that gives them, for forms that
+                go through them twice; or ``(logits, nodes)`` of those nodes alone that are kept. ``seq2seq``:
+                (U, V) logits. ``hidden``: (T, D) numbers.
 
         Raises:
             ManifestError: an id that cannot be stored or is there already.
@@ -168,28 +182,28 @@ class StoreWriter:
             raise ManifestError(
                 "this id is in the store already", where=utt_id, do="Ask `id in writer` first."
             )
-        given = {"ctc": ctc, "rnnt": rnnt}
-        labels = [] if labels is None else [int(i) for i in labels]
-        if any(not 0 <= i < self.spec.tokens["size"] for i in labels):
-            raise VocabError(f"a label of {labels} is outside the token table", where=utt_id)
+        if unknown := [n for n, x in given.items() if x is not None and n not in self._names]:
+            raise UsageError(f"no stream {unknown[0]!r}", where=utt_id, do=suggest(unknown[0], self._names))
+        driven = self._driven(labels, utt_id)
         frames = 0
         try:
             for stream in self.spec.streams:
-                value = given[stream.name]
+                if not stream.what.axes:
+                    continue
+                value = given.get(stream.name)
                 if value is None:
                     raise LengthError(f"no {stream.name} was given", where=utt_id)
-                frames = 0
-                if stream.kind == "rnnt" and not Form.parse(stream.form).whole:
-                    frames = self._lattice(stream, value, labels, utt_id)
-                    continue
-                for piece in _slices(stream.kind, value, len(labels), utt_id):
-                    frames += len(piece)
-                    self.encoder.take(stream.name, piece, utt_id, labels)
-            meta: dict[str, Any] = {"T": frames, "U": len(labels), "seconds": float(seconds)}
+                count = self._take(stream, value, driven.get(stream.name, []), utt_id)
+                frames = count if stream.what.frames else frames
+            frames = frames or self._guessed(seconds)
+            meta: dict[str, Any] = {"T": frames, "U": label_count(driven), "seconds": float(seconds)}
             if text is not None:
                 meta["text"] = text
-            meta.update(notes or {})
-            row = self.encoder.finish(utt_id, labels, meta)
+            if hyp is not None:
+                said, score = (hyp, None) if isinstance(hyp, str) else hyp
+                heard = Transcript.of((), said, score, text, None).to_json()
+                meta["hyp"] = {s.name: heard for s in self.spec.streams if not s.what.axes}
+            row = self.encoder.finish(utt_id, driven, {**meta, **(notes or {})})
         except BaseException:
             self.encoder.drop()
             raise
@@ -200,6 +214,35 @@ class StoreWriter:
         if len(self._shard) >= self._rows:
             self._shard.seal()
             self._shard = None
+
+    def _driven(
+        self, labels: Sequence[int] | Mapping[str, Sequence[int]] | None, utt_id: str
+    ) -> dict[str, list[int]]:
+        """Labels of every stream that is driven with some; raises ``VocabError`` for an unknown one."""
+        found: dict[str, list[int]] = {}
+        for stream in self.spec.streams:
+            if stream.what.labels:
+                own = labels.get(stream.name) if isinstance(labels, Mapping) else labels
+                found[stream.name] = [] if own is None else [int(i) for i in own]
+                if any(not 0 <= i < self.spec.tokens["size"] for i in found[stream.name]):
+                    what = f"a label of {found[stream.name]} is outside the token table"
+                    raise VocabError(what, where=utt_id)
+        return found
+
+    def _guessed(self, seconds: float) -> int:
+        """T where no stream has frames: as many as the teacher's shift makes of the audio."""
+        about = self.spec.teacher
+        return max(1, round(seconds * about.sample_rate / about.frame_shift))
+
+    def _take(self, stream: StreamSpec, value: Any, labels: list[int], utt_id: str) -> int:
+        """Encode one stream; gives its frames."""
+        if stream.kind == "rnnt" and not Form.parse(stream.form).whole:
+            return self._lattice(stream, value, labels, utt_id)
+        frames = 0
+        for piece in _slices(stream.kind, value, len(labels), utt_id):
+            frames += len(piece)
+            self.encoder.take(stream.name, piece, utt_id, labels)
+        return frames
 
     def _lattice(self, stream: StreamSpec, value: Any, labels: list[int], utt_id: str) -> int:
         """Encode the nodes that a form keeps; gives T."""
@@ -287,5 +330,6 @@ def _check_axes(kind: str, logits: torch.Tensor, u: int, utt_id: str) -> None:
     """A batch axis left in place would pass for frames; raises ``LengthError``."""
     good = logits.ndim == 3 and logits.shape[1] == u + 1 if kind == "rnnt" else logits.ndim == 2
     if not good:
-        wanted = f"(T, U+1 = {u + 1}, V)" if kind == "rnnt" else "(T, V)"
-        raise LengthError(f"{kind} logits of shape {tuple(logits.shape)}, not {wanted}", where=utt_id)
+        wanted = f"(T, U+1 = {u + 1}, V)" if kind == "rnnt" else str(KINDS[kind])
+        what = "logits" if KINDS[kind].classes else "numbers"
+        raise LengthError(f"{kind} {what} of shape {tuple(logits.shape)}, not {wanted}", where=utt_id)

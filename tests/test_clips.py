@@ -4,6 +4,7 @@ The trained teacher itself is asked: it runs on the audio as it was changed, and
 with the targets that follow from what it said of the audio as it was.
 """
 
+from dataclasses import replace
 from fractions import Fraction as F
 from functools import cache
 
@@ -21,6 +22,7 @@ from logitstore.clip import Clip, Clipped, Piece, silence
 from logitstore.dump import DumpOptions, dump
 from logitstore.errors import LengthError, MissingUtterance, UsageError
 from logitstore.frames import FrameClock, Method, Ramp
+from logitstore.spec import Head
 from logitstore.target import NOTHING, Dense, Target, logsumexp
 from logitstore.timeline import frames_of, stretches
 
@@ -186,7 +188,7 @@ def test_all_at_once_and_each_in_its_own_way(store):
         assert torch.equal(one.lengths, other.lengths)
         assert torch.equal(one["ctc"].logp, other["ctc"].logp)
         assert torch.equal(one["ctc"].mask, other["ctc"].mask)
-    assert one.lengths.tolist() == [round(25 / 0.9 + 5), round(2.5 + 37 / 1.1)]
+    assert one.lengths.tolist() == [round(25 / 0.9 + 5), 36]
     assert one.labels is None  # of a cut utterance nobody knows them
     with pytest.raises(MissingUtterance, match="nobody"):
         TargetDataset(store, [Clip("demo-00") + Clip("nobody")])
@@ -234,6 +236,20 @@ def test_paths_and_sequences_without_time():
     clip = Clipped.of(Clip("u").crop(0, F(1, 10)), lambda i: target)
     with pytest.raises(UsageError, match="no time axis"):
         collate_targets([clip])
+
+
+def test_layers_follow_as_frames_do(tmp_path):
+    heads = (Head("hidden", "encoder.norm", 0),)
+    layered = demo.Spoiled(describe=lambda teacher: replace(teacher.describe(), heads=heads))
+    dump(layered, demo.manifest(2), tmp_path / "s", DumpOptions(streams={"hidden": "vectors"}))
+    store = open_store(tmp_path / "s")
+    rows = [store[i].vectors("hidden") for i in ("demo-00", "demo-01")]
+    clip = Clip("demo-00").crop(12 * FRAME, 40 * FRAME).pad(2 * FRAME) + Clip("demo-01").crop(0, 5 * FRAME)
+    batch = store.batch([clip])["hidden"]
+    assert batch.mask[0].tolist() == [False] * 2 + [True] * 45
+    np.testing.assert_array_equal(batch.h[0, 2:].numpy(), np.concatenate([rows[0][12:52], rows[1][:5]]))
+    fast = store.batch(["demo-00"], speed=2, frames=[38], method="nearest")["hidden"]
+    np.testing.assert_array_equal(fast.h[0].numpy(), rows[0][::2])
 
 
 def test_a_path_at_another_speed_is_refused(tmp_path):
@@ -346,15 +362,16 @@ def test_clips_of_clips(parts, speed, a, b):
     assert all(p.start >= 0 and p.start + p.duration <= 20 for p in pieces)
 
 
-def test_lengths_of_clips_count_frames_not_seconds():
-    """A whole utterance has its T frames, however its last one is padded."""
-
-    def of(clip):
-        return frames_of(Clipped.of(clip, lambda i: fake(38, 1.447812, FrameClock(FRAME, rate=RATE))))
-
-    assert of(Clip("u").pad(2 * FRAME)) == 40
-    assert of(Clip("u") + Clip("u")) == 76
-    assert of(Clip("u").crop(0, 10 * FRAME)) == 10
+def test_clips_have_as_many_frames_as_the_teacher_would_give(store):
+    for clip, samples in (
+        (Clip("demo-01").pad(2 * FRAME, "0.3"), np.pad(audio("demo-01"), (2 * SHIFT, 4800))),
+        (Clip("demo-01") + Clip("demo-04"), np.concatenate([audio("demo-01"), audio("demo-04")])),
+        (Clip("demo-00").crop(0, 10 * FRAME), audio("demo-00")[: 10 * SHIFT]),
+        (Clip("demo-00").at_speed("0.9"), faster(audio("demo-00"), F(9, 10))),
+    ):
+        assert frames_of(store.heard(clip)) == len(heard(samples))
+    unknown = Clipped.of(Clip("u").crop(0, "0.42"), lambda i: fake(38, 1.5, FrameClock(FRAME)))
+    assert frames_of(unknown) == 10
 
 
 def test_what_is_no_clip_is_refused(store):

@@ -460,7 +460,7 @@ TAPPED = {
 
 
 @pytest.mark.parametrize(
-    ("way", "options"), [("packed", {}), ("fused", {"accumulate": True}), ("tdt", {"durations": 4})]
+    ("way", "options"), [("packed", {}), ("fused", {"accumulate": "b"}), ("tdt", {"durations": 4})]
 )
 def test_joints_of_other_shapes(session, model, utterances, way, options):
     run = session(**TAPPED, **options)
@@ -558,7 +558,7 @@ def test_pieces_that_do_not_add_up(session, model, utterances):
             for _ in range(2):
                 super().forward(batch, labels)
 
-    session(**TAPPED, accumulate=True, ids="batch['utt_ids'][:2]")
+    session(**TAPPED, accumulate="b", ids="batch['utt_ids'][:2]")
     with pytest.raises(LengthError, match="pieces of 3 utterances in a batch of 2"):
         score(Thrice(model, "plain").eval(), loader(utterances), utterances)
 

@@ -47,7 +47,7 @@ def own_logits():
     for utt in manifest():
         spoken = driver.run([load(utt, teacher(), driver.table, True)])[0]
         joint = torch.cat(list(driver.lattice(spoken))).flatten(0, 1)
-        said[utt.id] = {"ctc": spoken.ctc.numpy(), "rnnt": joint.numpy()}
+        said[utt.id] = {"ctc": spoken.rows["ctc"].numpy(), "rnnt": joint.numpy()}
     return said
 
 
@@ -153,6 +153,8 @@ def test_what_a_dump_refuses_a_plan_refuses(tmp_path):
         plan(teacher(), manifest(2), tmp_path, PlanOptions(CTC, sample=2))
     with pytest.raises(UsageError, match="temperature"):
         PlanOptions(CTC, temperatures=(0.5,))
+    with pytest.raises(UsageError, match="hidden stream"):
+        PlanOptions({"hidden": Wish()})
     with pytest.raises(UsageError, match="nothing to plan"):
         PlanOptions(CTC, sample=0)
 
@@ -236,7 +238,9 @@ def test_two_streams_share_what_rows_say_of_themselves():
     assert choose(both, {"ctc": Asked(1e-3), "rnnt": Asked(1e-3)}).bytes == 290
 
 
-@pytest.mark.parametrize("text", ["auto:", "auto:x", "auto:0", "auto:-1", "auto/full:3", "auto:1e-3/no"])
+@pytest.mark.parametrize(
+    "text", ["auto:", "auto:x", "auto:0", "auto:-1", "auto/full:3", "auto:1e-3/no", "auto/mean-u"]
+)
 def test_a_wish_that_says_nothing_is_refused(text):
     with pytest.raises(UsageError):
         Wish.parse(text)

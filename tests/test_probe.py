@@ -49,7 +49,7 @@ def test_a_recipe_never_seen_before(probed):
     assert "ctc_output.2  LogSoftmax" in report
     assert "log-probs" in report
     assert f"tokens   {demo.TOKENS}: 150, as many as classes" in report
-    assert "blank    0: the token table has '<blk>' at 0; class 0, the first index, is the most" in report
+    assert "blank    0: the token table has '<blk>' at 0; the model says so: decoder.blank_id = 0" in report
     assert "lengths  encoder_out_lens = [76, 37, 42, 34, 62]" in report
     assert 'lengths  modules["encoder"][1] = [76, 37, 42, 34, 62]' in report
     assert 'ids      [x.id for x in batch["supervisions"]["cut"]]: demo-00, demo-01, demo-02' in report

@@ -1,17 +1,47 @@
-"""What hooks on other people's models run into, each trap with real torch modules and no framework."""
+"""What hooks on other people's models run into, each trap with real torch modules and no framework.
+
+Which test covers which of the traps found in public code (a name without a file is one of this file's):
+
+ 1. several calls a forward: a_head_that_fires_several_times, a_decoding_loop_fires_hundreds,
+    an_output_that_is_no_tensor (fused joints), gradient_checkpointing; frameworks/test_espnet.py: test_ctc,
+    frameworks/test_nemo.py: test_transducers
+ 2. no call: a_hook_that_never_fires, a_method_can_be_tapped; frameworks/test_nemo.py: test_ctc (hybrid)
+ 3. torch.compile: a_compiled_model_is_looked_through, a_tap_opened_after_compilation
+ 4. TorchScript, export: scripted_and_traced_modules, an_exported_program
+ 5. names and wrappers: dataparallel, a_compiled_model_is_looked_through, a_quantised_head,
+    a_copy_of_the_model
+ 6. edits in place: edits_in_place_after_the_layer, the_input_side_is_taken_before
+ 7. live dropout: live_dropout_in_eval; frameworks/test_espnet.py: test_live_dropout,
+    frameworks/test_wenet.py: test_live_dropout
+ 8. half precision: half_precision_is_said
+ 9. what a hook returns, keywords: a_hook_leaves_the_output_alone, the_input_side_of_a_call_by_keyword
+10. log-probabilities: test_teacher_checks.py: test_log_probabilities;
+    frameworks/test_nemo.py: test_transducers
+11. one label row squeezed away: frameworks/test_huggingface.py: test_parakeet_transducers,
+    frameworks/test_nemo.py: test_no_labels, frameworks/test_icefall.py: test_joiners_without_projections
+12. lengths: test_teacher_checks.py: test_lengths_in_feature_frames, test_a_length_too_few;
+    frameworks/test_icefall_recipes.py: test_a_transducer
+13. axes by shape alone: axes_of_one_size_need_a_layout, a_conv1d_head_may_transpose;
+    test_probe.py: test_layouts
+"""
 
 from __future__ import annotations
 
 import copy
+import re
+import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import nn
 
 from logitstore.errors import LengthError, TapError, TapFiredTwice, TapNeverFired, TapPathError, TeacherError
+from logitstore.head import linear_head
 from logitstore.spec import Head, TeacherSpec
 from logitstore.tap import Tap, find_module, unpack
 from logitstore.teachers.base import check_steady
@@ -246,9 +276,11 @@ def test_dataparallel_is_looked_through(x: torch.Tensor) -> None:
     assert torch.equal(tapped(wrapped, x), model(x))
 
 
-def test_a_compiled_model_is_looked_through(x: torch.Tensor) -> None:
+@pytest.mark.parametrize("fullgraph", [False, True])
+def test_a_compiled_model_is_looked_through(x: torch.Tensor, fullgraph: bool) -> None:
+    torch._dynamo.reset()
     model = Recogniser().eval()
-    compiled = torch.compile(model, backend="eager")
+    compiled = torch.compile(model, backend="eager", fullgraph=fullgraph)
     assert find_module(compiled, "ctc_lo") is model.ctc_lo
     assert torch.equal(tapped(compiled, x), model(x))
 
@@ -271,6 +303,65 @@ def test_scripted_and_traced_modules_are_refused(x: torch.Tensor, how: str) -> N
     scripted = torch.jit.script(model) if how == "script" else torch.jit.trace(model, x)
     with pytest.raises(TapError, match="runs no Python hook"):
         Tap(scripted, {"ctc": "1"})
+
+
+def test_an_exported_program_never_calls_the_module(x: torch.Tensor) -> None:
+    model = Recogniser().eval()
+    program = torch.export.export(model, (x,)).module()
+    assert torch.allclose(program(x), model(x))
+    with torch.inference_mode(), Tap(program, {"ctc": "ctc_lo"}, training=True) as tap:
+        program(x)
+        with pytest.raises(TapNeverFired, match="did not run"):
+            tap.take("ctc")
+
+
+def test_a_quantised_head_speaks_but_does_not_factor(x: torch.Tensor) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = torch.ao.quantization.quantize_dynamic(Recogniser().eval(), {nn.Linear})
+    with pytest.raises(TapError, match="training mode"):  # its new layers begin in it
+        tapped(model, x)
+    model.eval()
+    assert not isinstance(model.ctc_lo, nn.Linear)
+    assert torch.equal(tapped(model, x), model(x))
+    with pytest.raises(TapError, match="not one weight and one bias"):
+        linear_head(model.ctc_lo, "ctc")
+
+
+def test_gradient_checkpointing_calls_the_head_again(x: torch.Tensor) -> None:
+    model = Recogniser()
+    model.dropout.p = 0.0
+    with Tap(model, {"ctc": "ctc_lo"}, training=True) as tap:
+        said = torch.utils.checkpoint.checkpoint(model, x.requires_grad_(), use_reentrant=True)
+        assert torch.equal(tap.take("ctc"), said)
+        model(x)
+        said.sum().backward()  # runs the first batch again, into the second
+        with pytest.raises(TapFiredTwice, match="2 times"):
+            tap.take("ctc")
+
+
+@pytest.mark.parametrize("size", [T, V])
+def test_axes_of_one_size_need_a_layout(size: int) -> None:
+    """Where B, T or V are equal no shape tells them apart: what is declared is done, whatever the sizes."""
+    model = nn.Sequential(nn.Linear(3, V)).eval()
+    x = torch.randn(size, T, 3)  # as many utterances as frames, or as classes
+    assert torch.allclose(tapped(model, x, "0"), model(x))
+    assert torch.allclose(tapped(model, x.transpose(0, 1), "0", layouts={"ctc": "TBV"}), model(x))
+
+
+def test_the_list_of_traps_names_tests_that_are_there() -> None:
+    here = Path(__file__).parent
+    said = re.split(r"\n *\d+\. ", __doc__ or "")[1:]
+    assert len(said) == 13
+    for trap in said:
+        file = here / "test_traps.py"
+        for word in re.findall(r"[\w/]+\.py|[a-z]\w*_\w+", trap.partition(": ")[2]):
+            if word.endswith(".py"):
+                file = here / word
+                continue
+            name = word if word.startswith("test_") else f"test_{word}"
+            assert f"def {name}" in file.read_text(encoding="utf-8"), (word, file)
+        assert file.exists()
 
 
 def test_a_wrong_path_lists_its_siblings() -> None:

@@ -24,10 +24,10 @@ from .dump import parse_streams
 @click.option("--greedy", is_flag=True, help="labels: the teacher's own decode, even where there are texts")
 @click.option("--ranges", default="", metavar="EXPR", help="(B, T, s_range) of a k2-pruned joint")
 @click.option("--durations", default=0, type=click.IntRange(0), help="last columns of a TDT joint: no tokens")
-@click.option("--accumulate", is_flag=True, help="the joiner runs on a few utterances of a batch at a time")
 @click.option("--out", required=True, type=click.Path(), help="the store; made, or resumed")
 @click.option("--layout", default="BTV", show_default=True, type=click.Choice(["BTV", "BVT", "TBV"]))
 @click.option("--call", type=click.IntRange(0), help="which call to keep of several a batch, from 0")
+@click.option("--accumulate", type=click.Choice(["t", "b"]), help="calls are pieces: frames, or utterances")
 @click.option("--ids", default="", metavar="EXPR", help="the batch's ids [default: found in the batch]")
 @click.option("--lengths", default="", metavar="EXPR", help="valid frames [default: found in the batch]")
 @click.option("--tokens", default="", type=click.Path(), help="token table, any known format")
@@ -45,11 +45,13 @@ def command(out: str, as_json: bool, command: tuple[str, ...], **given: Any) -> 
     """Run COMMAND, unmodified, and store what its model says: logitstore capture … -- bash decode.sh ….
 
     Its output is its own, and so is its exit status. Running it again adds only what is missing. EXPR may
-    look at `batch` (what the DataLoader yielded), at any variable of the program, at `modules["PATH"]` (what
-    a module returned), at `output`, B and T: [c.id for c in batch["supervisions"]["cut"]], encoder_out_lens.
+    look at `batch` (what the DataLoader yielded), at `index` (what its sampler asked `dataset` for), at any
+    variable of the program, at `modules["PATH"]` and `inputs["PATH"]` (what a module returned and was given),
+    at `output`, B and T: [c.id for c in batch["supervisions"]["cut"]], (wav_lens * T).round().
     """
     from ..capture import CaptureOptions, capture
 
+    given["accumulate"] = given["accumulate"] or ""
     given["streams"] = parse_streams(given["streams"])
     done = capture(command, out, CaptureOptions(**given))
     if as_json:

@@ -42,9 +42,12 @@ def command(a: str, b: str, sample: int, tolerance: float, as_json: bool) -> Non
             if len(ids) > 20:
                 click.echo(f"{label}  ... and {len(ids) - 20} more")
         for name, far in found.largest.items():
-            click.echo(
-                f"{name}: largest difference {far:.3g} nats, mean KL(A ‖ B) {found.kl[name]:.3g} nats a row"
-            )
+            if name in found.kl:
+                kl = found.kl[name]
+                line = f"{name}: largest difference {far:.3g} nats, mean KL(A ‖ B) {kl:.3g} nats a row"
+            else:
+                line = f"{name}: largest difference of a number {far:.3g}"
+            click.echo(line)
         verdict = "the same" if found.same else "they differ"
         click.echo(f"{found.compared} utterances compared: {verdict}")
     if not found.same:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -13,11 +14,12 @@ from ..world import Part
 
 
 def parse_streams(values: tuple[str, ...]) -> dict[str, str]:
-    """``NAME=ENCODING`` of every --stream; raises ``UsageError``."""
+    """``NAME=ENCODING`` of every --stream, ``text`` alone; raises ``UsageError``."""
     streams: dict[str, str] = {}
     for value in values:
         name, found, encoding = value.partition("=")
-        if not found or not encoding or name in streams:
+        alone = name == "text" and not found
+        if (not encoding and not alone) or name in streams:
             raise UsageError(
                 f"--stream {value!r}", do="Give each stream once, as NAME=ENCODING: ctc=dense, rnnt=topk:16."
             )
@@ -46,13 +48,22 @@ def _kept(out: str) -> str:
     "streams",
     multiple=True,
     metavar="NAME=ENCODING[/FORM]",
-    help="ctc=dense, rnnt=topk:16/banded:5+occupancy, rnnt=auto (as logitstore plan recommends), "
-    "... [default: ctc=dense]; forms: full, banded:S, path, sample:N, mean-u",
+    help="ctc=dense, rnnt=topk:16/banded:5+occupancy, seq2seq=topk:16, hidden=vectors, text, rnnt=auto "
+    "(as logitstore plan recommends) [default: ctc=dense]; forms: full, banded:S, path, sample:N, mean-u",
+)
+@click.option(
+    "--hidden",
+    "layers",
+    multiple=True,
+    metavar="[NAME=]PATH[:LAYOUT]",
+    help="a layer's output as stream hidden or hidden_NAME: encoder.layers.3 [hidden=vectors]",
 )
 @click.option("--tokens", type=click.Path(), help="tokens.txt that the teacher's table must equal")
 @click.option("--audio-root", type=click.Path(), help="what relative audio paths are relative to")
 @click.option("--storage", default="zarr", show_default=True, help="zarr, zarr:zstd, zarr:blosc, webdataset")
 @click.option("--batch-seconds", default=120.0, show_default=True, type=click.FloatRange(0), help="per batch")
+@click.option("--chunk", metavar="SECONDS", help="run longer recordings in chunks, joined without seams")
+@click.option("--overlap", metavar="SECONDS", help="of a chunk with the next; half is dropped  [default: 5]")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
 @click.option("--limit", default=0, type=click.IntRange(0), help="only the first N utterances")
 @click.option("--shard-size", default="500", show_default=True, help="utterances, or audio: 90s, 30m, 2h")
@@ -83,16 +94,22 @@ def command(**given: Any) -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from ..blocks import ShardSize
     from ..dump import DumpOptions, Progress, dump
+    from ..layers import layered, parse_layer
     from ..manifest import read_manifest
     from ..teachers import load_teacher
     from ..vocab import TokenTable
     from .progress import Meter, clock, size
     from .signals import Signals, Stopped
 
+    layers = [parse_layer(text, 0) for text in given["layers"]]
+    streams = parse_streams(given["streams"]) or ({} if layers else {"ctc": "dense"})
+    streams = {**streams, **{h.stream: "vectors" for h in layers if h.stream not in streams}}
+    if given["overlap"] is not None and given["chunk"] is None:
+        raise UsageError("--overlap without --chunk", do="E.g. --chunk 30 --overlap 5.")
     part = Part.parse(given["job"])
     ShardSize.parse(given["shard_size"])
     options = DumpOptions(
-        streams=parse_streams(given["streams"]) or {"ctc": "dense"},
+        streams=streams,
         storage=given["storage"],
         batch_seconds=given["batch_seconds"],
         device=given["device"],
@@ -107,6 +124,8 @@ def command(**given: Any) -> None:
         max_wer=given["max_wer"],
         skip_gate=given["skip_gate"],
         transcripts=given["transcripts"],
+        chunk=given["chunk"],
+        overlap=given["overlap"] or 5,
     )
     manifest = read_manifest(
         given["manifest"],
@@ -116,6 +135,8 @@ def command(**given: Any) -> None:
         allow_pipes=given["allow_pipes"],
     )
     teacher = load_teacher(given["teacher"])
+    blank = teacher.tokens().blank
+    teacher = layered(teacher, [replace(h, blank=blank) for h in layers])
     share = -(-manifest.utterances // part.count)
     with Signals() as signals, Meter(share) as meter:
 

@@ -88,14 +88,14 @@ def _summary(d: dict[str, Any]) -> str:
         [
             name,
             s["shape"].replace("V", str(s["classes"])),
-            s["encoding"] if s["form"] in ("", "full") else f"{s['encoding']}/{s['form']}",
-            f"{s['bytes_per_row']:.1f}",
-            f"{100 * s['of_dense_fp16']:.1f} %",
-            f"{s['entropy']:.3f}",
-            f"{100 * s['blank_share']:.1f} %",
-            f"{100 * s['top1_share']:.1f} %",
-            f"{100 * s['kept_mass']:.3f} %",
-            "-" if s["error_rate"] is None else f"{100 * s['error_rate']:.2f} %",
+            (s["encoding"] or "-") if s["form"] in ("", "full") else f"{s['encoding']}/{s['form']}",
+            _known(s["bytes_per_row"], "{:.1f}"),
+            _known(s["of_dense_fp16"], "{:.1%}"),
+            _known(s["entropy"], "{:.3f}"),
+            _known(s["blank_share"], "{:.1%}"),
+            _known(s["top1_share"], "{:.1%}"),
+            _known(s["kept_mass"], "{:.3%}"),
+            _known(s["error_rate"], "{:.2%}"),
         ]
         for name, s in d["streams"].items()
     ]
@@ -106,10 +106,14 @@ def _summary(d: dict[str, Any]) -> str:
                 f"{name} loses {lost['mean']:.2e} nats a row on average, {lost['p99']:.2e} in 99 of 100, "
                 f"{lost['max']:.2e} at most (measured by the dump)"
             )
-    unit = next(iter(d["streams"].values()))["error_unit"]
+        if s["rms"] is not None:
+            lines.append(f"{name}: root mean square of its numbers {s['rms']:.3g}")
+    units = {name: s["error_unit"] for name, s in d["streams"].items() if s["error_reference"]}
+    unit = next(iter(units.values()), "token")
+    unit = unit if len({*units.values(), unit}) == 1 else ", ".join(f"{n} {u}" for n, u in units.items())
     lines += [
         "entropy: in nats; blank: rows whose best class is the blank; top-1, kept: mean probability;",
-        f"errors: {unit} errors of the greedy decode of the stored logits (rnnt under teacher forcing);",
+        f"errors: {unit} errors of the stored logits' greedy decode (rnnt, seq2seq under teacher forcing);",
         f"all over {d['sampled']} of {d['utterances']} utterances.",
     ]
     if d["heard"]:
@@ -127,6 +131,11 @@ def _summary(d: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _known(value: float | None, how: str) -> str:
+    """A number as it is shown; a dash where there is none. Shares are parted from their sign."""
+    return "-" if value is None else how.format(value).replace("%", " %")
+
+
 def _utterance(d: dict[str, Any]) -> str:
     width = shutil.get_terminal_size((100, 24)).columns
     lines = [
@@ -137,22 +146,29 @@ def _utterance(d: dict[str, Any]) -> str:
     ]
     for name, s in d["streams"].items():
         axes = "×".join(map(str, s["shape"]))
-        lines += [
-            "",
-            f"{name}        {axes} {s['encoding']}",
-            f"decoded    {printable(s['text'])}",
-            f"           {printable(' '.join(s['decoded']))}",
-            f"           {s['errors']} errors in {s['reference']}",
-            *([f"heard      {printable(s['heard']['text'])}"] if s["heard"] else []),
-            "",
-        ]
+        lines += ["", f"{name:<10} {axes} {s['encoding']}".rstrip()]
+        if "labels" in s and s["labels"] != d["labels"]:
+            lines.append(f"labels     {printable(' '.join(s['labels']))}")
+        if "text" in s:
+            lines.append(f"decoded    {printable(s['text'])}")
+        if "decoded" in s:
+            lines.append(f"           {printable(' '.join(s['decoded']))}")
+        if "errors" in s:
+            lines.append(f"           {s['errors']} errors in {s['reference']}")
+        if s["heard"] and "decoded" in s:
+            lines.append(f"heard      {printable(s['heard']['text'])}")
+        if "rms" in s:
+            lines.append(f"size       {' '.join(f'{x:.3g}' for x in s['rms'])}")
+        if "frames" not in s:
+            continue
+        lines.append("")
         rows = []
         for frame in s["frames"]:
-            at = str(frame["t"]) if "u" not in frame else f"{frame['t']},{frame['u']}"
+            at = ",".join(str(frame[axis]) for axis in ("t", "u") if axis in frame)
             best = [f"{printable(token)} {p:.3f}" if p >= 5e-4 else "·" for token, p in frame["best"]]
             rows.append([at, *best, f"{frame['tail']:.1e}"])
         count = max((len(r) - 2 for r in rows), default=0)
-        walk = any("u" in frame for frame in s["frames"])
-        head = ["t,u" if walk else "t", *[f"best {i + 1}" for i in range(count)], "rest"]
+        place = ",".join(axis for axis in ("t", "u") if s["frames"] and axis in s["frames"][0])
+        head = [place, *[f"best {i + 1}" for i in range(count)], "rest"]
         lines += table(head, rows, width)
     return "\n".join(lines)

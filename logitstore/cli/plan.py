@@ -70,7 +70,7 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as in dump
     from ..contenders import Wish
     from ..manifest import read_manifest
-    from ..plan import PlanOptions
+    from ..plan import PLANNED, PlanOptions
     from ..planning import plan
     from ..teachers import load_teacher
 
@@ -84,7 +84,7 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     )
     teacher = load_teacher(given["teacher"])
     options = PlanOptions(
-        streams=given_wishes or {h.stream: Wish() for h in teacher.describe().heads},
+        streams=given_wishes or {h.stream: Wish() for h in teacher.describe().heads if h.stream in PLANNED},
         storages=given["storages"] or PlanOptions.storages,
         sample=given["sample"],
         temperatures=temperatures,

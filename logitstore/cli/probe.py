@@ -57,7 +57,18 @@ def _report(found: Any, rows: int) -> Iterator[str]:
         low = f"D={c['inputs']}" if 0 < c["inputs"] < c["classes"] else ""
         shape = f"{c['layout']} {list(c['shape'])}"
         then = ", ".join(c["after"]) or "-"
-        grid.append((mark, c["path"], c["kind"], shape, str(c["classes"]), fits, kind, f"{c['logz']:.2g}"))
+        grid.append(
+            (
+                mark,
+                c["path"] or "(itself)",
+                c["kind"],
+                shape,
+                str(c["classes"]),
+                fits,
+                kind,
+                f"{c['logz']:.2g}",
+            )
+        )
         grid[-1] += (str(c["calls"]), then, c["joiner"] or low or "-")  # type: ignore[assignment]
     yield from table(head, grid)
     best = found.ctc or found.rnnt

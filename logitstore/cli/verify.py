@@ -7,7 +7,13 @@ import json
 import click
 
 from ..errors import UsageError
+from ..kinds import KINDS, kind_of
 from .tables import printable
+
+MEASURES = dict.fromkeys(KINDS, "KL in nats a row") | {
+    "hidden": "relative squared error",
+    "text": "difference",
+}
 
 
 @click.command("verify")
@@ -103,13 +109,14 @@ def _against(
         click.echo(json.dumps([vars(c) for c in found], ensure_ascii=False, indent=1))
     else:
         for c in bad:
-            why = c.note or f"KL {c.kl:.3g} nats a row, more than {max_kl:g}"
+            why = c.note or f"{MEASURES[kind_of(c.stream).name]} {c.kl:.3g}, more than {max_kl:g}"
             click.echo(f"{printable(c.id)} {c.stream}: {why}")
         for name in dict.fromkeys(c.stream for c in found):
             mine = [c for c in found if c.stream == name]
             click.echo(
-                f"{name}: {len(mine)} utterances again: KL to what is stored {max(c.kl for c in mine):.3g} "
-                f"nats a row at most; with what the encoding leaves out {max(c.lost for c in mine):.3g}"
+                f"{name}: {len(mine)} utterances again: {MEASURES[kind_of(name).name]} to what is stored "
+                f"{max(c.kl for c in mine):.3g} at most; with what the encoding leaves out "
+                f"{max(c.lost for c in mine):.3g}"
             )
     if bad:
         raise click.exceptions.Exit(1)

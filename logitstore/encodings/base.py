@@ -48,6 +48,13 @@ class KeepsAlways(Protocol):
         """As :meth:`Encoding.encode`; ``always`` is (N, F) int64 classes to keep in any case."""
 
 
+@runtime_checkable
+class KeepsTail(Protocol):
+    """A frozen dataclass that stores the mass it leaves out, at more or fewer temperatures."""
+
+    tail_points: int
+
+
 @dataclass(frozen=True, eq=False)
 class LinearHead:
     """The last layer of a teacher: logits are rows @ weight.T + bias.

@@ -11,14 +11,12 @@ from numpy.typing import NDArray
 
 from ..errors import UsageError
 from ..spec import Column
-from ..target import TEMPERATURES, Tempered, pruned
+from ..target import Tempered, pruned, stored_at
 from .base import no_setting
+from .topk import LOGP_FLOOR, ODDS_OFFSET, ODDS_STEP, POINTS, tail_about
 
 if TYPE_CHECKING:
     import torch
-
-ODDS_STEP, ODDS_OFFSET = 1 / 1024, -20.0
-LOGP_FLOOR = -65504.0
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class Collapsed:
         classes: V.
         ids: (N, 2) the blank and the next label; the blank twice where there is none.
         logp: (N, 2) log-probabilities at temperature 1.
-        odds: (N, 4) float32 log of (left-out mass / kept mass) at temperatures 1, 2, 4, 8.
+        odds: (N, 4) or (N, 5) float32 log of (left-out mass / kept mass) at temperatures 1, 2, 4, 8, 4/3.
     """
 
     classes: int
@@ -56,11 +54,16 @@ class Collapsed:
 
 @dataclass(frozen=True)
 class CollapsedEncoding:
-    """Two float16 log-probabilities and tail odds at four temperatures (Panchapagesan et al. 2021).
+    """Two float16 log-probabilities and tail odds at five temperatures (Panchapagesan et al. 2021).
 
     The rest is summed over the other classes themselves. Training against blank, next label and rest is what
-    "Efficient knowledge distillation for RNN-transducer models" proposes; it is exact, at 12 bytes a node.
+    "Efficient knowledge distillation for RNN-transducer models" proposes; it is exact, at 14 bytes a node.
+
+    Attributes:
+        tail_points: temperatures at which the tail is stored; 4 in older stores.
     """
+
+    tail_points: int = POINTS
 
     keeps_always = True
 
@@ -72,12 +75,7 @@ class CollapsedEncoding:
             raise UsageError(f"collapsed of {classes} classes")
         return (
             Column("logp", "float16", (2,), "log-probability (nats, temperature 1): blank, next label"),
-            Column(
-                "tail",
-                "int16",
-                (len(TEMPERATURES),),
-                "log(left-out mass / kept mass) at temperatures 1, 2, 4, 8: value / 1024 - 20 nats",
-            ),
+            Column("tail", "int16", (self.tail_points,), tail_about(self.tail_points)),
         )
 
     def encode(self, logits: torch.Tensor, always: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
@@ -90,7 +88,7 @@ class CollapsedEncoding:
         twice = torch.cat([torch.zeros_like(last), last], 1)
         got = logits.gather(1, always).masked_fill(twice, -torch.inf)
         rest = logits.scatter(1, always, -torch.inf)
-        odds = [(rest / t).logsumexp(1) - (got / t).logsumexp(1) for t in TEMPERATURES]
+        odds = [(rest / t).logsumexp(1) - (got / t).logsumexp(1) for t in stored_at(self.tail_points)]
         tail = ((torch.stack(odds, 1) - ODDS_OFFSET) / ODDS_STEP).round().clamp(-32768, 32767)
         logz = torch.logaddexp(got.logsumexp(1), rest.logsumexp(1))
         logp = (got - logz[:, None]).clamp(min=LOGP_FLOOR).half()

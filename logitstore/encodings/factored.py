@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import NonFinite, UsageError
+from ..inputs import Factored, FactoredLattice
 from ..spec import Column, StreamSpec
-from ..target import Factored, FactoredLattice
 from . import _rice, _transform
 from ._narrow import narrow, widen
 from .base import LOSS, Encoding, LatticeSides, LinearHead, row_loss

@@ -13,7 +13,7 @@ from ..errors import FormatError, UsageError
 from ..spec import Column
 from ..target import TEMPERATURES, Ragged
 from .base import LOSS
-from .topk import LOGP_FLOOR, ODDS_OFFSET, ODDS_STEP, TAIL_ABOUT, best, power_sums
+from .topk import LOGP_FLOOR, ODDS_OFFSET, ODDS_STEP, best, power_sums, tail_about
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +53,7 @@ class Nucleus:
             Column("count", count, (), "entries of each row"),
             Column("ids", ids, (), "class of each entry, row after row, best first, ties by lower id"),
             Column("below", "float16", (), "logit of each entry but a row's best, less that of its best"),
-            Column("tail", "int16", (len(TEMPERATURES),), TAIL_ABOUT),
+            Column("tail", "int16", (len(TEMPERATURES),), tail_about(len(TEMPERATURES))),
         )
 
     def encode(self, logits: torch.Tensor, always: torch.Tensor | None = None) -> dict[str, torch.Tensor]:

@@ -11,28 +11,31 @@ from numpy.typing import NDArray
 
 from ..errors import FormatError, UsageError
 from ..spec import Column
-from ..target import TEMPERATURES, Sparse
+from ..target import BETWEEN, TEMPERATURES, Sparse
 
 if TYPE_CHECKING:
     import torch
 
 ODDS_STEP, ODDS_OFFSET = 1 / 1024, -20.0  # int16 reaches from -52 to +12 nats, within 0.0005
 LOGP_FLOOR = -65504.0
-TAIL_ABOUT = "log(left-out mass / kept mass) at temperatures 1, 2, 4, 8: value / 1024 - 20 nats"
+POINTS = len((*TEMPERATURES, BETWEEN))
+TAIL_ABOUT = "log(left-out mass / kept mass) at temperatures 1, 2, 4, 8{}: value / 1024 - 20 nats"
 
 
 @dataclass(frozen=True)
 class TopK:
-    """K ids and float16 log-probabilities, best first, ties by lower id; tail odds at four temperatures.
+    """K ids and float16 log-probabilities, best first, ties by lower id; tail odds at five temperatures.
 
     The tail is summed over the left-out classes themselves, never as one minus the kept mass, and stored
     relative to the kept mass: that keeps both masses exact, whichever of the two is the tiny one.
 
     Attributes:
         k: classes to keep.
+        tail_points: temperatures at which the tail is stored; 4 in older stores.
     """
 
     k: int
+    tail_points: int = POINTS
 
     def __str__(self) -> str:
         return f"topk:{self.k}"
@@ -46,7 +49,7 @@ class TopK:
         return (
             Column("ids", ids, (self.k,), "class of each kept entry, best first, ties by lower id"),
             Column("logp", "float16", (self.k,), "log-probability (nats, temperature 1) of each kept entry"),
-            Column("tail", "int16", (len(TEMPERATURES),), TAIL_ABOUT),
+            Column("tail", "int16", (self.tail_points,), tail_about(self.tail_points)),
             Column("logz", "float32", (), "log-normaliser: logp + logz are the teacher's logits"),
         )
 
@@ -54,8 +57,8 @@ class TopK:
         top, ids = best(logits, self.k)
         peak = top[:, :1]
         powers = ((logits - peak) / TEMPERATURES[-1]).exp_()
-        kept = power_sums(powers.gather(1, ids))
-        rest = power_sums(powers.scatter_(1, ids, 0.0))
+        kept = power_sums(powers.gather(1, ids), self.tail_points)
+        rest = power_sums(powers.scatter_(1, ids, 0.0), self.tail_points)
         odds = (rest / kept).log_()
         logz = (kept[:, 0] + rest[:, 0]).log_() + peak[:, 0]
         tail = ((odds - ODDS_OFFSET) / ODDS_STEP).round_().clamp_(-32768, 32767)
@@ -73,11 +76,24 @@ class TopK:
         return Sparse(classes, arrays["ids"], arrays["logp"], odds, arrays["logz"])
 
 
-def power_sums(e: torch.Tensor) -> torch.Tensor:
-    """(N, 4) Σ exp(x/τ) at τ = 1, 2, 4, 8 from e = exp(x/8): no more exponentials, squares of squares."""
-    sums = e.new_empty(len(e), len(TEMPERATURES))
+def tail_about(points: int) -> str:
+    """What the tail's column says of itself."""
+    return TAIL_ABOUT.format(", 4/3" if points == POINTS else "")
+
+
+def power_sums(e: torch.Tensor, points: int = len(TEMPERATURES)) -> torch.Tensor:
+    """(N, 4 or 5) Σ exp(x/τ) at τ = 1, 2, 4, 8, 4/3 from e = exp(x/8), which it overwrites.
+
+    No more exponentials: squares of squares, and x · 3/4 = x/4 + x/2.
+    """
+    sums = e.new_empty(len(e), points)
+    quarter = e
     for column in reversed(range(len(TEMPERATURES))):
         sums[:, column] = e.sum(-1)
+        if points == POINTS and TEMPERATURES[column] == 4:
+            quarter = e.clone()
+        if points == POINTS and TEMPERATURES[column] == 2:
+            sums[:, -1] = quarter.mul_(e).sum(-1)
         if column:
             e.square_()
     return sums

@@ -31,7 +31,8 @@ class Finder:
         ran: told stream, root, module and output, whenever one ran.
         guard: around everything that may raise.
         report: told ``state`` (``found`` or ``looking``) and what is ``near`` a path that is not there.
-        keep: paths of other modules of the same model, whose last output is kept in ``outputs``.
+        keep: paths of other modules of the same model, whose last output is kept in ``outputs`` and what they
+            were last given, by position and by name, in ``inputs``.
         place: given stream, root and the module at its path, says which module to hook instead, and whether
             its ``output`` or its ``input``; neither: it is watched otherwise.
     """
@@ -47,13 +48,15 @@ class Finder:
     ) -> None:
         self._place = place
         self._paths, self._ran, self._guard, self._report = paths, ran, guard, report
-        self._keep, self.outputs = tuple(keep), dict[str, Any]()
+        self._keep = tuple(keep)
+        self.outputs: dict[str, Any] = {}
+        self.inputs: dict[str, dict[Any, Any]] = {}
         self._known: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._targets: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._roots: weakref.WeakKeyDictionary[nn.Module, weakref.ref[nn.Module]] = (
             weakref.WeakKeyDictionary()
         )
-        self._handles: list[Any] = []
+        self._hooks: list[tuple[nn.Module, Any, str, Any]] = []  # module, function, where it hooks, handle
         self._listened: list[tuple[str, weakref.ref[nn.Module]]] = []
         self._again = 0.0
         self._meeting: Any = nn.modules.module.register_module_forward_pre_hook(self._meet)
@@ -67,8 +70,24 @@ class Finder:
     def stop(self) -> None:
         """Remove every hook."""
         self.settle()
-        while self._handles:
-            self._handles.pop().remove()
+        while self._hooks:
+            self._hooks.pop()[-1].remove()
+
+    def _hook(self, module: nn.Module, function: Any, side: str) -> None:
+        """Before a module runs (``input``), after it (``output``), or after it with all its arguments."""
+        hook = _uncompiled(function)
+        if side == "input":
+            handle: Any = module.register_forward_pre_hook(hook, with_kwargs=True)
+        else:
+            handle = module.register_forward_hook(hook, with_kwargs=side == "call")
+        self._hooks.append((module, function, side, handle))
+
+    def compiling(self) -> None:
+        """The program begins to compile: hooks that are there must be left out of what is compiled."""
+        hooks, self._hooks = self._hooks, []
+        for module, function, side, handle in hooks:
+            handle.remove()
+            self._hook(module, function, side)
 
     def search(self, *, seldom: bool = False) -> None:
         """Look among all live modules; ``seldom``: once settled, only now and then, for a second model."""
@@ -100,21 +119,26 @@ class Finder:
         return found() if found is not None else None
 
     def listen(self, root: nn.Module, path: str) -> None:
-        """Keep the last output of another module."""
+        """Keep what another module was last given, and returned."""
 
-        def keep(module: nn.Module, args: Any, output: Any) -> None:
-            self.outputs[path] = output
+        def keep(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+            self.outputs[path], self.inputs[path] = output, {**kwargs, **dict(enumerate(args))}
 
         module = find_module(root, path)
         self._listened.append((path, weakref.ref(module)))
-        self._handles.append(module.register_forward_hook(_uncompiled(keep)))
+        self._hook(module, keep, "call")
+
+    def forget(self) -> None:
+        """Drop what other modules said: the batch is over."""
+        self.outputs.clear()
+        self.inputs.clear()
 
     def _meet(self, module: nn.Module, args: Any) -> None:
         """Any module is called: where it was never seen before, the model may be among the new ones.
 
         Some models make a small module in every forward: one without children makes us look now and then.
         """
-        if module in self._known or get_worker_info() is not None:
+        if torch.compiler.is_compiling() or module in self._known or get_worker_info() is not None:
             return
         self._known.add(module)
         if module._modules or time.monotonic() > self._again:
@@ -144,10 +168,10 @@ class Finder:
         def runs(module: nn.Module, args: Any, kwargs: Any) -> None:
             ran(module, args, first(args, kwargs))
 
-        if side == "input":
-            self._handles.append(target.register_forward_pre_hook(_uncompiled(runs), with_kwargs=True))
-        elif side == "output":
-            self._handles.append(target.register_forward_hook(_uncompiled(ran)))
+        if side:
+            self._hook(target, runs if side == "input" else ran, side)
+        if (dynamo := sys.modules.get("torch._dynamo")) is not None:
+            dynamo.reset()  # what was compiled before runs no hook that came later, and says nothing
 
 
 def _uncompiled(hook: Any) -> Any:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import warnings
+import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
@@ -21,18 +24,54 @@ INTEGERS = (torch.int64, torch.int32, torch.int16)
 OWN = tuple(os.path.join(os.path.dirname(os.path.abspath(p)), "") for p in (torch.__file__, errors.__file__))
 
 
-def follow_loaders(noted: Callable[[Any, Any], None]) -> None:
-    """Call ``noted(batch, iterator)`` with every batch a DataLoader yields here, not in its workers."""
+def follow_loaders(noted: Callable[[Any, Any, Any, Any], None]) -> None:
+    """Call ``noted(batch, iterator, index, dataset)`` with every batch a DataLoader yields here, not in its
+    workers.
+
+    The index is what its sampler said of the batch: numbers of items, a CutSet, ...; None where nobody knows.
+    """
     kind: Any = dataloader._BaseDataLoaderIter
-    original = kind.__next__
+    original, next_index, reset = kind.__next__, kind._next_index, kind._reset
+    asked: weakref.WeakKeyDictionary[Any, deque[Any]] = weakref.WeakKeyDictionary()
+
+    def resetting(self: Any, *args: Any, **kwargs: Any) -> Any:
+        asked[self] = deque()
+        return reset(self, *args, **kwargs)
+
+    def asking(self: Any) -> Any:
+        index = next_index(self)  # workers are asked ahead, and answer in order
+        asked.setdefault(self, deque()).append(index)
+        return index
 
     def following(self: Any) -> Any:
         batch = original(self)
         if get_worker_info() is None:
-            noted(batch, self)
+            indices = asked.get(self)
+            index = indices.popleft() if indices else None
+            counted = self._dataset_kind == dataloader._DatasetKind.Map and getattr(self, "_in_order", True)
+            noted(batch, self, index if counted else None, self._dataset)
         return batch
 
-    kind.__next__ = following
+    kind.__next__, kind._next_index, kind._reset = following, asking, resetting
+
+
+def follow_compiling(begun: Callable[[], None]) -> None:
+    """Call ``begun()`` whenever the program asks torch to compile something."""
+    original = torch.compile
+
+    def compiling(*args: Any, **kwargs: Any) -> Any:
+        warnings.filterwarnings("ignore", message="Using `torch.compile.module.` when there are global hooks")
+        made = original(*args, **kwargs)
+        begun()
+        return made
+
+    torch.compile = compiling
+
+
+def eagerly(wanted: bool) -> None:
+    """Whether compiled models run as if they were not, so that hooks see what is inside them."""
+    if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
+        torch.compiler.set_stance("force_eager" if wanted else "default")
 
 
 def frames() -> Iterator[FrameType]:
@@ -44,10 +83,19 @@ def frames() -> Iterator[FrameType]:
         frame = frame.f_back
 
 
-def variable(name: str) -> Any:
-    """The value of a variable of the user's program, as its innermost frame sees it; raises ``KeyError``."""
+def variable(name: str, homes: dict[str, tuple[str, str]] | None = None) -> Any:
+    """The value of a variable of the user's program, as its innermost frame sees it; raises ``KeyError``.
+
+    Args:
+        name: of the variable.
+        homes: file and function that each was found in first: another function's variable of that name, of
+            the batch before perhaps, is not it. A compiled function keeps none.
+    """
     for frame in frames():
         if name in frame.f_locals:
+            home = frame.f_code.co_filename, frame.f_code.co_name
+            if homes is not None and (first := homes.setdefault(name, home)) != home:
+                raise KeyError(f"{name} was a variable of {first[1]}(), and is one of {home[1]}() alone here")
             return frame.f_locals[name]
     raise KeyError(f"no variable {name!r} where the module is called")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ..batch import VectorBatch
 from ..errors import LengthError, UsageError
 from .rows import reduce
 
@@ -12,8 +13,8 @@ KINDS = ("mse", "cosine")
 
 def hidden_kd(
     student: torch.Tensor,
-    teacher: torch.Tensor,
-    mask: torch.Tensor,
+    teacher: torch.Tensor | VectorBatch,
+    mask: torch.Tensor | None = None,
     *,
     kind: str = "mse",
     weights: torch.Tensor | None = None,
@@ -23,8 +24,8 @@ def hidden_kd(
 
     Args:
         student: (B, T, D), projected to the teacher's D already.
-        teacher: (B, T, D), at the student's frames.
-        mask: (B, T) bool, True on valid frames.
+        teacher: (B, T, D), at the student's frames; or the batch's own ``hidden`` stream, which has its mask.
+        mask: (B, T) bool, True on valid frames; with a stream, further frames to leave out where False.
         kind: ``mse``, the mean over D of squared differences; or ``cosine``, 1 - the cosine of the angle.
         weights: (B, T) of rows, ≥ 0.
         reduction: ``mean`` over valid rows by their weights, ``sum`` or ``none``.
@@ -35,6 +36,11 @@ def hidden_kd(
     """
     if kind not in KINDS:
         raise UsageError(f"kind={kind!r}", do=f"Known: {', '.join(KINDS)}.")
+    if isinstance(teacher, VectorBatch):
+        mask = teacher.mask if mask is None else teacher.mask & mask
+        teacher = teacher.h
+    if mask is None:
+        raise UsageError("no mask: padding would be learnt", do="Give the batch's hidden stream, or mask=.")
     if student.shape != teacher.shape or student.shape[:-1] != mask.shape:
         raise LengthError(
             f"student {tuple(student.shape)}, teacher {tuple(teacher.shape)}, mask {tuple(mask.shape)}",

@@ -10,10 +10,17 @@ import torch
 
 from ..batch import TargetBatch
 from ..errors import UsageError
-from .streams import ctc_kd, rnnt_kd
+from ..kinds import kind_of
+from .hidden import hidden_kd
+from .streams import ctc_kd, rnnt_kd, seq2seq_kd
 
 Hard = torch.Tensor | Callable[[], torch.Tensor]
-SOFT = {"ctc": ctc_kd, "rnnt": rnnt_kd}
+SOFT: dict[str, Callable[..., torch.Tensor]] = {
+    "ctc": ctc_kd,
+    "rnnt": rnnt_kd,
+    "seq2seq": seq2seq_kd,
+    "hidden": hidden_kd,
+}
 
 
 @dataclass(frozen=True)
@@ -22,7 +29,8 @@ class JointLoss:
 
     Attributes:
         total: Σ λ·part, with gradients.
-        parts: each part without its λ, detached, for a log: ``ctc_kd``, ``rnnt_kd``, ``ctc``, ``rnnt``.
+        parts: each part without its λ, detached, for a log: ``ctc_kd``, ``rnnt_kd``, ``seq2seq_kd``,
+            ``hidden_kd``, ``ctc``, ``rnnt``.
     """
 
     total: torch.Tensor
@@ -42,7 +50,7 @@ def joint_kd(
     weights: Mapping[str, torch.Tensor] | None = None,
     **options: Any,
 ) -> JointLoss:
-    """λ·KD of both branches plus the user's own CTC and RNN-T losses on hard labels.
+    """λ·KD of every branch plus the user's own CTC and RNN-T losses on hard labels.
 
     ::
 
@@ -56,17 +64,19 @@ def joint_kd(
 
     Args:
         batch: of :func:`logitstore.batch.collate_targets`.
-        logits: by stream, ``ctc`` and ``rnnt``: what :func:`ctc_kd` and :func:`rnnt_kd` take.
+        logits: by stream: what :func:`ctc_kd`, :func:`rnnt_kd` and :func:`seq2seq_kd` take; of a ``hidden``
+            stream the student's own (B, T, D), for :func:`hidden_kd`.
         hard: by any name: a scalar, or what computes it, called only where its λ is not 0.
         lambdas: by part, ``STREAM_kd`` for the soft ones; 1 where it is not named.
         weights: by stream, of rows.
-        options: of both soft losses: ``temperature``, ``direction``, ``tail``, ``scale``.
+        options: of soft losses over classes: ``temperature``, ``direction``, ``tail``, ``scale``.
 
     Raises:
         UsageError: a λ or weights of a part that is not given, or a stream that has no such loss.
     """
     hard, lambdas, weights = dict(hard or {}), dict(lambdas or {}), dict(weights or {})
-    if unknown := set(logits) - set(SOFT):
+    kinds = {stream: kind_of(stream).name for stream in logits}
+    if unknown := [stream for stream, kind in kinds.items() if kind not in SOFT]:
         raise UsageError(f"no loss for {', '.join(sorted(unknown))}", do=f"Known: {', '.join(SOFT)}.")
     soft = {f"{stream}_kd": stream for stream in logits}
     if twice := soft.keys() & hard.keys():
@@ -90,7 +100,8 @@ def joint_kd(
             part = value if isinstance(value, torch.Tensor) else value()
         else:
             stream = soft[name]
-            part = SOFT[stream](logits[stream], batch[stream], weights=weights.get(stream), **options)
+            given = options if kind_of(stream).classes else {}
+            part = SOFT[kinds[stream]](logits[stream], batch[stream], weights=weights.get(stream), **given)
         parts[name] = part.detach()
         total = scale * part if total is None else total + scale * part
     if total is None:

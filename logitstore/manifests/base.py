@@ -24,7 +24,7 @@ class Line:
         number: its place, from 1; the same whenever the manifest is read.
         where: the same for people, e.g. ``train.jsonl:12``.
         value: ``id``, ``audio`` (or ``pipe``, a shell command that gives it), ``offset``, ``duration``,
-            ``channel``, ``expected``, ``text``, ``tokens``; not yet checked.
+            ``channel``, ``recording``, ``expected``, ``text``, ``tokens``; not yet checked.
         error: why the line cannot be used, where the format knows already.
         inside: bytes of the recording where the manifest holds them itself; ``audio`` is then a mere name.
     """

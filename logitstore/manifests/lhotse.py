@@ -78,6 +78,7 @@ def _value(cut: Any, where: str) -> dict[str, Any]:
         raise _refuse(f"its recording has {len(recording.sources)} files", where)
     source = recording.sources[0]
     value: dict[str, Any] = {"offset": float(cut.start), "duration": float(cut.duration)}
+    value |= {"recording": recording.id, "expected": float(recording.duration)}
     if source.type == "file":
         value["audio"] = str(source.source)
     elif source.type == "command":

@@ -42,7 +42,7 @@ def _line(line: Line) -> Line:
         return Line(line.number, line.where, error=error)
     value: dict[str, Any] = {k: given[k] for k in KEPT if k in given}
     value["audio"] = audio
-    value["id"] = given.get("id") or _name(audio, given)
+    value["id"] = given.get("id") or name_of(audio, given)
     if given.get("shard_id", -1) != -1:
         error = ManifestError(
             f"{audio!r} lies inside tar archive {given['shard_id']}, not in a file",
@@ -53,7 +53,7 @@ def _line(line: Line) -> Line:
     return Line(line.number, line.where, value)
 
 
-def _name(audio: str, given: dict[str, Any]) -> str:
+def name_of(audio: str, given: dict[str, Any]) -> str:
     """The file's name; where ``offset`` says that it is a part of the recording, which part."""
     stem = PurePosixPath(audio).stem
     offset, duration = given.get("offset"), given.get("duration")

@@ -3,7 +3,8 @@
 A teacher is any object with these methods; it need not inherit from anything. ``describe`` names the modules
 to tap; ``features``, ``forward`` and ``lengths`` run the model as its own decoding script does. A transducer
 adds ``labels``, ``transducer`` and ``join``, so that the joiner can be driven slice by slice and
-[B, T, U, V] never exists.
+[B, T, U, V] never exists; an attention decoder adds ``labels`` and ``decode``. What writes down text and no
+more is a ``Transcriber``.
 """
 
 from __future__ import annotations
@@ -19,14 +20,18 @@ from torch import nn
 
 from .. import registry
 from ..errors import TeacherError
+from ..kinds import kind_of
 from ..spec import Head, TeacherSpec
 from ..tap import Tap
 from ..vocab import TokenTable
+from ._black_box import BlackBox
 
 __all__ = [
     "Head",
+    "Seq2Seq",
     "Teacher",
     "TeacherSpec",
+    "Transcriber",
     "Transducer",
     "check_protocol",
     "check_steady",
@@ -83,6 +88,40 @@ class Transducer(Teacher, Protocol):
         """One slice (t, J) of frames against all (U+1, J) label positions → (t, U+1, V)."""
 
 
+@runtime_checkable
+class Seq2Seq(Teacher, Protocol):
+    """A teacher with an attention decoder; its head ``seq2seq`` names the token that ends a text, ``end``.
+
+    ``most_labels``, the number of labels at which the decoder's own greedy search stops, and
+    ``padded_frames(output) -> int``, frames of a batch where padding goes far beyond the longest utterance,
+    are optional.
+    """
+
+    def labels(self, text: str) -> list[int]:
+        """Token ids of a text, without its end; raise ``ValueError`` where it does not tokenise."""
+
+    def decode(self, output: Any, b: int, labels: list[int]) -> Any:
+        """Run the decoder once on utterance b of what ``forward`` gave, so that the head says these labels.
+
+        It sees its own prompt and all ``labels`` but the last, which is the end. Of the rows that the head
+        gives the last U = len(labels) count: row u is what ``labels[u]`` is drawn from.
+        """
+
+
+@runtime_checkable
+class Transcriber(Protocol):
+    """A black box: neither model nor logits, but a text for every recording; for ``--stream text``.
+
+    ``wrote(utt_id)`` instead of ``transcribe`` looks up what was written before; no recording is opened then.
+    """
+
+    def describe(self) -> TeacherSpec:
+        """Name, and the rate (Hz) that recordings are brought to; no heads."""
+
+    def transcribe(self, audio: NDArray[np.float32]) -> str | tuple[str, float]:
+        """(samples,) float32 in [-1, 1] → the text, and the natural logarithm of its probability if known."""
+
+
 def load_teacher(text: str) -> Teacher:
     """The teacher written ``FILE.py:NAME`` or ``FRAMEWORK:WHERE``, e.g. ``nemo:model.nemo``.
 
@@ -96,7 +135,10 @@ def load_teacher(text: str) -> Teacher:
 
 
 def check_protocol(teacher: Any, where: str) -> Teacher:
-    """Raise ``TeacherError`` unless an object has what every teacher has."""
+    """The teacher, a black box as one; raises ``TeacherError`` unless it has what every teacher has."""
+    writes = hasattr(teacher, "transcribe") or hasattr(teacher, "wrote")
+    if writes and hasattr(teacher, "describe") and not hasattr(teacher, "forward"):
+        teacher = BlackBox(teacher)
     needed = ("model", "describe", "tokens", "features", "forward", "lengths")
     missing = [m for m in needed if not hasattr(teacher, m)]
     if missing:
@@ -133,13 +175,19 @@ def check_steady(teacher: Teacher, features: torch.Tensor, lengths: torch.Tensor
 
 def _said(teacher: Teacher, features: torch.Tensor, lengths: torch.Tensor) -> dict[str, torch.Tensor]:
     spec = teacher.describe()
-    heads = {h.stream: h for h in spec.heads if h.stream != "rnnt"}
+    heads = {h.stream: h for h in spec.heads if kind_of(h.stream).tapped}
     with torch.inference_mode(), Tap(teacher.model, {s: h.module for s, h in heads.items()}) as tap:
         output = teacher.forward(features, lengths)
         said = {s: tap.take(s) for s in heads}
         if spec.head("rnnt") and isinstance(teacher, Transducer):
             enc, dec = teacher.transducer(output, 0, [])
             said["rnnt"] = teacher.join(enc, dec)
+    head = spec.head("seq2seq")
+    if head is not None:
+        decoder: Any = teacher
+        with torch.inference_mode(), Tap(teacher.model, {"seq2seq": head.module}) as tap:
+            decoder.decode(output, 0, [head.blank if head.end is None else head.end])
+            said["seq2seq"] = tap.take("seq2seq")
     return said
 
 

@@ -84,7 +84,7 @@ def refuse_live_dropout(ctc: Any) -> None:
 
 
 class EspnetTeacher:
-    """A model with ``encode`` and ``ctc.ctc_lo``, or the auxiliary ``ctc_lin``.
+    """A model with ``encode`` and ``ctc.ctc_lo``, or the auxiliary ``ctc_lin``, or an attention decoder.
 
     Args:
         model: an ``ESPnetASRModel`` or ``ESPnetASRTransducerModel``.
@@ -98,10 +98,12 @@ class EspnetTeacher:
         self._ctc_path = "ctc_lin" if hasattr(model, "ctc_lin") else "ctc.ctc_lo"  # asr_transducer, asr
         self.ctc: Any = getattr(model, self._ctc_path.partition(".")[0], None)
         self.blank = int(getattr(model, "blank_id", 0))  # asr_transducer knows no other than 0
+        transducer = getattr(model, "joint_network", None) is not None
+        self._decoder_path = "" if transducer else _decoder_head(model)
         if self.ctc is not None:
             refuse_live_dropout(self.ctc)
-        elif getattr(model, "joint_network", None) is None:
-            raise TeacherError("it has neither a CTC layer nor a joint network: ctc_weight is 0")
+        elif not transducer and not self._decoder_path:
+            raise TeacherError("it has neither a CTC layer nor a joint network nor an attention decoder")
         encoder = model.encoder
         if self.ctc is not None and (
             getattr(encoder, "interctc_use_conditioning", False) or getattr(encoder, "ctc_trim", False)
@@ -122,6 +124,9 @@ class EspnetTeacher:
         features = {k: self.config.get(k) for k in keep if self.config.get(k) is not None}
         features["batch"] = "alone" if self.alone else "together"
         heads = (Head("ctc", self._ctc_path, self.blank),) if self.ctc is not None else ()
+        if self._decoder_path:
+            path, end = f"{self._prefix}{self._decoder_path}", int(self.asr.eos)
+            heads = (*heads, Head("seq2seq", path, self.blank, end=end))
         name = f"ESPnet {type(self.asr.encoder).__name__}"
         return TeacherSpec(name, self.rate, self._frame_shift, heads, features)
 
@@ -171,6 +176,24 @@ class EspnetTeacher:
         if unknown := [p for p in pieces if p not in known]:
             raise ValueError(f"{text!r} does not tokenise: {unknown[0]!r} is not in the token list")
         return [known[p] for p in pieces]
+
+    def decode(self, output: Any, b: int, labels: list[int]) -> None:
+        """Teacher forcing as in training: the start, a language where the model has one, then the labels."""
+        n = output["lengths"][b : b + 1]
+        language = getattr(self.asr, "lang_token_id", None)
+        prompt = [int(self.asr.sos), *([] if language is None else language.flatten().tolist())]
+        ids = torch.tensor([[*prompt, *labels[:-1]]], device=n.device)
+        length = torch.tensor([ids.shape[1]], device=n.device)
+        self.asr.decoder(output["enc"][b : b + 1, : int(n)], n, ids, length)
+
+
+def _decoder_head(model: Any) -> str:
+    """Path of an attention decoder's last layer: of transformers ``output_layer``, of RNNs ``output``."""
+    decoder = getattr(model, "decoder", None)
+    for name in ("output_layer", "output"):
+        if isinstance(getattr(decoder, name, None), nn.Linear):
+            return f"decoder.{name}"
+    return ""
 
 
 class EspnetTransducer(EspnetTeacher):

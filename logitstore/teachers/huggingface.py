@@ -1,48 +1,45 @@
 """``huggingface:DIR``: a transformers model as ``save_pretrained`` wrote it, with its processor.
 
 CTC: wav2vec2, HuBERT, WavLM, their kin, and Parakeet. Transducers: Parakeet RNN-T and TDT and the Nemotron
-models of the same interface. ``huggingface:DIR,processor=OTHER`` takes the feature extractor and the
-tokenizer from elsewhere; ``target_lang=spa`` is for the models that keep an adapter and a table a language
-(MMS). Nothing is downloaded and no code out of a folder is run.
+models of the same interface. Attention decoders: Whisper, with ``language=en`` and ``task=transcribe``.
+``huggingface:DIR,processor=OTHER`` takes the feature extractor and the tokenizer from elsewhere;
+``target_lang=spa`` is for the models that keep an adapter and a table a language (MMS). Nothing is downloaded
+and no code out of a folder is run.
 """
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from .. import registry
 from ..drives import Drive, sides
 from ..drives.huggingface import Transducer
 from ..errors import TeacherError, UsageError
-from ..vocab import TokenTable
 from ._alone import measured_shift, one_by_one
+from ._transformers import HuggingFace
 from ._where import existing, read_where
+from ._whisper import PROMPT, Whisper, knows_languages
 from .base import Head, Teacher, TeacherSpec
 
 CTC_HEADS = ("lm_head", "ctc_head")
-LENGTHS = ("_get_feat_extract_output_lengths", "_get_subsampling_output_length")
 # Models whose padding provably stays out of the frames of shorter utterances. In the others (group norm, a
 # convolving adapter, convolutions between the layers) it reaches in: they run utterance by utterance.
 MASKED = ("wav2vec2", "wav2vec2-bert", "hubert", "wavlm", "unispeech", "unispeech-sat", "parakeet_ctc")
 UNTRAINED = ("masked_spec_embed",)  # used in training alone: old checkpoints lack it
-PAD = "⟨unused {}⟩"
-BREAKS = str.maketrans({"\n": "\\n", "\r": "\\r", "\t": "\\t"})  # tokens.txt cannot hold them
 
 
 def load(where: str) -> Teacher:
     """Load the model and its processor in float32.
 
-    Raises ``UsageError`` for a wrong path or where transformers is missing, and ``TeacherError`` for a model
-    that is no CTC model or transducer, or that lacks its head, feature extractor or tokenizer.
+    Raises ``UsageError`` for a wrong path, a prompt that the model cannot take, or where transformers is
+    missing, and ``TeacherError`` for a model that is none of those above, or that lacks its head, feature
+    extractor or tokenizer.
     """
-    asked = read_where(where, "model", ("processor", "target_lang"))
+    asked = read_where(where, "model", ("processor", "target_lang", *PROMPT))
     path = existing(asked["model"], "a folder that save_pretrained wrote")
     side = existing(asked.get("processor", path), "a folder that holds the processor")
     with registry.needs("huggingface"):
@@ -78,6 +75,14 @@ def load(where: str) -> Teacher:
             why="transformers fills what is missing with random numbers: this head was never trained.",
             do="Give the fine-tuned model, not the pretrained one.",
         )
+    prompt = {name: asked[name] for name in PROMPT if name in asked}
+    if config.model_type == "whisper":
+        return Whisper(model.eval(), extractor, tokenizer, prompt, knows_languages(path))
+    if prompt:
+        raise UsageError(
+            f"{', '.join(prompt)}: {type(model).__name__} takes no prompt",
+            where=f"--teacher huggingface:{path}",
+        )
     kind = HuggingFaceTransducer if hasattr(model, "joint") else HuggingFaceCTC
     return kind(model.eval(), extractor, tokenizer)
 
@@ -87,78 +92,16 @@ def _factory(transformers: Any, config: Any, where: str) -> Any:
         known = getattr(transformers, f"MODEL_FOR_{name}_MAPPING", {})
         if type(config) in known:
             return known[type(config)]
+    if config.model_type == "whisper":
+        return transformers.WhisperForConditionalGeneration
     raise TeacherError(
-        f"a {config.model_type} model is neither CTC nor transducer",
+        f"a {config.model_type} model is neither CTC nor transducer nor Whisper",
         where=where,
-        why="Attention decoders (Whisper, Speech2Text) answer per token of a text, not per frame.",
-        do="Give a ...ForCTC, ...ForRNNT or ...ForTDT model.",
+        do="Give a ...ForCTC, ...ForRNNT, ...ForTDT or WhisperForConditionalGeneration model.",
     )
 
 
-class _HuggingFace:
-    """What CTC models and transducers share: features, lengths, tokens."""
-
-    _frame_shift: int
-
-    def __init__(self, model: nn.Module, extractor: Any, tokenizer: Any) -> None:
-        self.model: Any = model
-        self.extractor, self.tokenizer = extractor, tokenizer
-        self.input_name: str = extractor.model_input_names[0]
-        self.rate = int(extractor.sampling_rate)
-        names = [n for n in LENGTHS if hasattr(model, n)]
-        if not names:
-            raise TeacherError(f"{type(model).__name__} has no helper that says how long its output is")
-        self._frames = getattr(model, names[0])
-
-    def _spec(self, head: Head) -> TeacherSpec:
-        said = json.loads(self.extractor.to_json_string())
-        features = {k: v for k, v in said.items() if k not in ("processor_class", "mel_filters")}
-        return TeacherSpec(type(self.model).__name__, self.rate, self._frame_shift, (head,), features)
-
-    def _out(self, length: int) -> int:
-        return int(self._frames(torch.tensor([length]))[0])
-
-    def tokens(self) -> TokenTable:
-        head: Any = self.model.get_submodule(self.describe().heads[0].module)
-        size = min(int(head.weight.shape[0]), int(self.model.config.vocab_size))
-        by_id = {i: t for t, i in self.tokenizer.get_vocab().items() if i < size}
-        tokens = (by_id.get(i) or PAD.format(i) for i in range(size))
-        return TokenTable(tuple(t.translate(BREAKS) for t in tokens), self.blank)
-
-    @property
-    def blank(self) -> int:
-        """Id of the blank."""
-        config = self.model.config
-        blank: int | None = getattr(config, "blank_token_id", None)
-        return int(config.pad_token_id) if blank is None else blank
-
-    def describe(self) -> TeacherSpec:
-        raise NotImplementedError
-
-    def labels(self, text: str) -> list[int]:
-        """Token ids of a text; raises ``ValueError`` for one that has no tokens."""
-        ids = [int(i) for i in self.tokenizer(text, add_special_tokens=False).input_ids]
-        if self.tokenizer.unk_token_id in ids or self.blank in ids:
-            raise ValueError(f"{text!r} does not tokenise: it becomes {ids}")
-        return ids
-
-    def features(self, audio: NDArray[np.float32]) -> torch.Tensor:
-        given = self.extractor(
-            audio, sampling_rate=self.rate, return_attention_mask=True, return_tensors="pt"
-        )
-        length = int(given["attention_mask"][0].sum())
-        value: torch.Tensor = given[self.input_name][0, :length].float()
-        if length < 1 or self._out(length) < 1:
-            raise ValueError(f"{len(audio)} samples are too short for one frame")
-        return value[:, None] if value.dim() == 1 else value
-
-    def _inputs(self, features: torch.Tensor, lengths: torch.Tensor) -> dict[str, torch.Tensor]:
-        mask = torch.arange(features.shape[1], device=lengths.device)[None] < lengths[:, None]
-        raw = self.input_name == "input_values"
-        return {self.input_name: features[..., 0] if raw else features, "attention_mask": mask.long()}
-
-
-class HuggingFaceCTC(_HuggingFace):
+class HuggingFaceCTC(HuggingFace):
     """A ``...ForCTC`` model: the blank is the pad token, lengths come from the model's own helper."""
 
     def __init__(self, model: nn.Module, extractor: Any, tokenizer: Any) -> None:
@@ -200,7 +143,7 @@ class HuggingFaceCTC(_HuggingFace):
         return {"ctc": output["logits"].float().log_softmax(-1)}
 
 
-class HuggingFaceTransducer(_HuggingFace):
+class HuggingFaceTransducer(HuggingFace):
     """A ``...ForRNNT`` or ``...ForTDT`` model; the durations of a TDT joint are left out of V."""
 
     def __init__(self, model: nn.Module, extractor: Any, tokenizer: Any) -> None:

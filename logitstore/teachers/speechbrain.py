@@ -1,7 +1,8 @@
 """``speechbrain:DIR``: an inference folder, ``hyperparams.yaml`` and the ``.ckpt`` files it names, or the
 ``results/…`` folder of a training, with its ``hyperparams.yaml`` and ``save/CKPT+…``.
 
-As ``EncoderASR`` and ``EncoderDecoderASR`` read it, with a CTC layer, a transducer searcher, or both.
+As ``EncoderASR`` and ``EncoderDecoderASR`` read it, with a CTC layer, a transducer searcher or one of an
+attention decoder (RNN or transformer), or several of them.
 Options: ``hparams=FILE`` (another yaml of that folder), ``ctc=PATH`` (the CTC layer below ``modules``),
 ``blank=N`` and ``batch=together``. The yaml of a SpeechBrain folder runs code: load only what you trust.
 Nothing is downloaded.
@@ -123,7 +124,7 @@ def _fill(hparams: dict[str, Any], folder: Path) -> None:
 
 
 class SpeechBrainTeacher:
-    """Modules that a yaml names, with a CTC layer.
+    """Modules that a yaml names, with a CTC layer, an attention decoder, or both.
 
     Args:
         hparams: what ``load_hyperpyyaml`` gave, checkpoints loaded.
@@ -142,13 +143,18 @@ class SpeechBrainTeacher:
         self.ctc_path = ctc or _find_ctc(self.model)
         self.searcher = _searcher(hparams)
         self._add_transducer()
+        self.attention = _attention(hparams)
+        if self.attention is not None:
+            parts = ("emb", "dec") if hasattr(self.attention, "dec") else ("model",)
+            self.model["attention"] = nn.ModuleList(getattr(self.attention, n) for n in parts)
+            self.model["seq_lin"] = self.attention.fc
         if self.ctc_path:
             # The layer runs inside the encoder, once a recording; its twin says the answer once a batch.
             self.model["ctc_head"] = twin(find_module(self.model, self.ctc_path))
-        if not self.ctc_path and self.searcher is None:
+        if not self.ctc_path and self.searcher is None and self.attention is None:
             linears = [n for n, m in self.model.named_modules() if isinstance(m, nn.Linear)]
             raise TeacherError(
-                "neither a layer called ctc_lin nor a TransducerBeamSearcher",
+                "neither a layer called ctc_lin nor a TransducerBeamSearcher nor an attention searcher",
                 do=f"Say ctc=PATH. Linear layers: {', '.join(linears[-8:]) or 'none'}.",
             )
         self.blank = self._find_blank() if blank is None else blank
@@ -167,8 +173,13 @@ class SpeechBrainTeacher:
 
     def describe(self) -> TeacherSpec:
         heads = [Head("ctc", "ctc_head", self.blank)] if self.ctc_path else []
+        if self.attention is not None:
+            path = "seq_lin.w" if hasattr(self.attention.fc, "w") else "seq_lin"
+            heads.append(Head("seq2seq", path, self.blank, end=int(self.attention.eos_index)))
         parts = (getattr(m, "parts", {"": m}).values() for m in self.hparams["modules"].values())
         name = " + ".join(type(m).__name__ for some in parts for m in some)
+        if "checkpoint" in self.settings:
+            name += f" ({self.settings['checkpoint']}, {self.settings['chosen']})"
         return TeacherSpec(f"SpeechBrain {name}", self.rate, self._frame_shift, tuple(heads), self.settings)
 
     def tokens(self) -> TokenTable:
@@ -255,6 +266,16 @@ class SpeechBrainTeacher:
             raise ValueError(f"{text!r} does not tokenise: it becomes {ids}")
         return list(ids)
 
+    def decode(self, output: Any, b: int, labels: list[int]) -> None:
+        """Teacher forcing as in training: ``bos``, then all labels but the last."""
+        enc = output["out"][b : b + 1, : int(output["lengths"][b])]
+        ids = torch.tensor([[int(self.attention.bos_index), *labels[:-1]]], device=enc.device)
+        if hasattr(self.attention, "dec"):
+            said, _ = self.attention.dec(self.attention.emb(ids), enc, torch.ones(1, device=enc.device))
+        else:
+            said, _ = self.attention.model.decode(ids, enc)
+        self.model["seq_lin"](said)
+
 
 class SpeechBrainTransducer(SpeechBrainTeacher):
     """Modules that a yaml names, with a transducer searcher and perhaps a CTC layer."""
@@ -283,6 +304,16 @@ def _searcher(hparams: dict[str, Any]) -> Any:
     """The transducer searcher, wherever a yaml keeps it; duck-typed, as its class has moved before."""
     for value in [*hparams["modules"].values(), *hparams.values()]:
         if all(hasattr(value, n) for n in ("decode_network_lst", "tjoint", "classifier_network")):
+            return value
+    return None
+
+
+def _attention(hparams: dict[str, Any]) -> Any:
+    """The searcher of an attention decoder: of an RNN with emb, dec and fc, of a transformer with model."""
+    for value in [*hparams["modules"].values(), *hparams.values()]:
+        rnn = all(isinstance(getattr(value, n, None), nn.Module) for n in ("emb", "dec", "fc"))
+        transformer = hasattr(getattr(value, "model", None), "decode") and hasattr(value, "fc")
+        if hasattr(value, "eos_index") and (rnn or transformer):
             return value
     return None
 

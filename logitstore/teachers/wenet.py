@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from .. import registry
 from ..drives import Drive, sides
@@ -100,8 +101,8 @@ class WenetTeacher:
         self.ctc: Any = getattr(model, "ctc", None)
         if self.ctc is not None:
             refuse_live_dropout(self.ctc)
-        elif getattr(model, "joint", None) is None:
-            raise TeacherError(f"{type(model).__name__} has neither ctc nor joint")
+        elif getattr(model, "joint", None) is None and not _decoder_head(model):
+            raise TeacherError(f"{type(model).__name__} has neither ctc nor joint nor an attention decoder")
         self.rate = features.sample_rate
         self._frame_shift = measured_shift(self, self.rate)
 
@@ -109,6 +110,8 @@ class WenetTeacher:
         settings = {**self.compute.to_json(), "chunk": self.chunk}
         settings["batch"] = "alone" if self.alone else "together"
         heads = (Head("ctc", "ctc.ctc_lo", self.table.blank),) if self.ctc is not None else ()
+        if path := _decoder_head(self.model):
+            heads = (*heads, Head("seq2seq", path, self.table.blank, end=int(self.model.eos)))
         return TeacherSpec(
             f"WeNet {type(self.model).__name__}", self.rate, self._frame_shift, heads, settings
         )
@@ -155,6 +158,27 @@ class WenetTeacher:
         if any(self.table[i] == "<unk>" or i == self.table.blank for i in ids):
             raise ValueError(f"{text!r} does not tokenise: it becomes {ids}")
         return ids
+
+    def decode(self, output: Any, b: int, labels: list[int]) -> None:
+        """Teacher forcing as in training; of a bidirectional decoder, left to right."""
+        enc = output["enc"][b : b + 1, : int(output["lengths"][b])]
+        seen = torch.ones(1, 1, enc.shape[1], dtype=torch.bool, device=enc.device)
+        ids = torch.tensor([[int(self.model.sos), *labels[:-1]]], device=enc.device)
+        length = torch.tensor([ids.shape[1]], device=enc.device)
+        self.model.decoder(enc, seen, ids, length, ids, 0.0)
+
+
+def _decoder_head(model: Any) -> str:
+    """Path of an attention decoder's last layer; empty where there is none that begins with ``sos`` alone."""
+    decoder = getattr(model, "decoder", None)
+    if type(model).__name__ == "Whisper" or decoder is None:
+        return ""
+    for name in ("left_decoder.output_layer", "output_layer"):
+        owner, _, last = f"decoder.{name}".rpartition(".")
+        found: Any = dict(model.named_modules()).get(owner)
+        if isinstance(getattr(found, last, None), nn.Linear):
+            return f"{owner}.{last}"
+    return ""
 
 
 class WenetTransducer(WenetTeacher):

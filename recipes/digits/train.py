@@ -35,7 +35,7 @@ from recipes.digits.data import Digits, Spoken
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TRANSDUCER = 500  # the table that an RNN-T branch is trained for
-DRAWN, TESTED = 2000, 200  # utterances
+DRAWN, TESTED = 4000, 200  # utterances
 BATCH, PEAK_RATE = 16, 3e-3
 ALONE = 300  # steps in which single digits are all that is learnt
 
@@ -196,7 +196,7 @@ def main() -> None:
     parser.add_argument("--fsdd", type=Path, required=True, help="folder that holds recordings/")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--classes", type=int, nargs="+", default=[40, 500, 2048])
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=1600)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
     asked = parser.parse_args()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from teacher_checks import batched, check_teacher, framework, heard, lattice, recordings
+from teacher_checks import batched, check_teacher, forced, framework, heard, lattice, recordings
 
 from logitstore.errors import TeacherError, UsageError
 from logitstore.tap import Tap
@@ -130,6 +130,35 @@ def test_a_batch_together_is_what_the_model_says_of_that_batch(exp: Path) -> Non
         assert (got.log_softmax(-1) - said[:n]).abs().max() <= 1e-5
 
 
+ATTENTION: dict[str, dict[str, Any]] = {
+    "transformer": {"decoder_conf": {"attention_heads": 2, "linear_units": 24, "num_blocks": 2}},
+    "rnn": {"decoder_conf": {"hidden_size": 12, "num_layers": 1, "att_conf": {"adim": 12}}},
+}
+
+
+@pytest.mark.parametrize("weight", [0.3, 0.0])
+@pytest.mark.parametrize("decoder", ATTENTION)
+def test_attention_decoder(decoder: str, weight: float, exp: Path) -> None:
+    config = {**CTC, **ATTENTION[decoder], "decoder": decoder, "model_conf": {"ctc_weight": weight}}
+    model = build(exp, **{**config, "encoder_conf": CONDITIONED if weight else CONFORMER})
+    teacher: Any = load_teacher(f"espnet:{exp}")
+    check_teacher(teacher)
+    head, audio = teacher.describe().head("seq2seq"), recordings()[0]
+    assert [h.stream for h in teacher.describe().heads] == (["ctc"] if weight else []) + ["seq2seq"]
+    assert teacher.tokens()[head.end] == "<sos/eos>"
+    labels = teacher.labels("cat")
+    caught = []
+    with torch.inference_mode():
+        enc, n = model.encode(torch.from_numpy(audio)[None], torch.tensor([len(audio)]))
+        enc = enc[0] if isinstance(enc, tuple) else enc
+        model.criterion_att.forward = lambda *pair: caught.append(pair) or torch.tensor(0.0)
+        model._calc_att_loss(enc, n, torch.tensor([labels]), torch.tensor([len(labels)]))
+    said, wanted = caught[0]  # what the model itself compares in training
+    got = forced(teacher, [audio], labels)[0]
+    assert wanted[0].tolist() == [*labels, head.end]
+    assert (got - said[0]).abs().max() <= 1e-5
+
+
 @pytest.mark.parametrize("encoder", [CONFORMER, CONDITIONED], ids=["plain", "conditioned"])
 def test_transducer(encoder: dict[str, Any], exp: Path) -> None:
     model = build(exp, **{**TRANSDUCER, "encoder_conf": encoder})
@@ -158,7 +187,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "branchformer": {"conv_mod_kernel_size": 5},
     "ebranchformer": {"conv_mod_kernel_size": 5, "depth_conv_kernel_size": 5},
 }
-DECODERS: dict[str, dict[str, Any]] = {
+PREDICTIONS: dict[str, dict[str, Any]] = {
     "rnn": {"rnn_type": "lstm", "num_layers": 2, "embed_size": 8, "hidden_size": 12},
     "stateless": {"embed_size": 12},
     "mega": {"block_size": 8, "linear_size": 12, "qk_size": 4, "v_size": 8, "num_heads": 2, "num_blocks": 2},
@@ -178,7 +207,7 @@ def other_transducer(exp: Path, body: str, decoder: str, *, ctc: float = 0.3, **
         task="asr_transducer",
         encoder_conf=encoder,
         decoder=decoder,
-        decoder_conf=DECODERS[decoder],
+        decoder_conf=PREDICTIONS[decoder],
         joint_network_conf={"joint_space_size": 10},
         model_conf={"auxiliary_ctc_weight": ctc, "auxiliary_ctc_dropout_rate": 0.3},
     )

@@ -6,13 +6,25 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from teacher_checks import batched, check_teacher, framework, heard, lattice, recordings
 
-from logitstore.errors import TeacherError, UsageError
+from logitstore import open_store
+from logitstore.against import against_teacher
+from logitstore.batches import Loaded
+from logitstore.bytelevel import BYTES
+from logitstore.drive import Driver, Spoken
+from logitstore.dump import DumpOptions, dump
+from logitstore.errors import LengthError, TeacherError, UsageError
+from logitstore.layers import layered
+from logitstore.manifest import Utterance, read_manifest
+from logitstore.spec import Head
 from logitstore.tap import Tap
 from logitstore.teachers import load_teacher
+from logitstore.verify import verify
 
 framework("transformers")
 import transformers  # noqa: E402
@@ -195,6 +207,8 @@ def test_parakeet_transducers(kind: str, tmp_path: Path) -> None:
     got = lattice(teacher, [audio], labels)[0]
     assert own.shape[-1] == 24 + (5 if kind == "TDT" else 0)  # the durations of TDT are no tokens
     assert (got - own[: len(got), :, :24]).abs().max() <= 1e-4
+    # With one row the model squeezes its label axis away; the lattice keeps it.
+    assert (lattice(teacher, [audio], [])[0] - got[:, :1]).abs().max() <= 1e-4
     with torch.inference_mode(), Tap(teacher.model, {"rnnt": "joint.head"}) as tap:
         features, lengths = batched(teacher, [audio])
         enc, dec = teacher.transducer(teacher.forward(features, lengths), 0, labels)
@@ -332,16 +346,175 @@ def test_a_pretrained_model_without_a_head_is_refused(tmp_path: Path) -> None:
         load_teacher(f"huggingface:{tmp_path}")
 
 
-def test_a_whisper_folder_is_refused_with_the_reason(tmp_path: Path) -> None:
-    transformers.WhisperConfig(d_model=16, encoder_layers=1, decoder_layers=1).save_pretrained(tmp_path)
-    with pytest.raises(TeacherError, match="neither CTC nor transducer"):
+SPECIAL = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|de|>", "<|translate|>", "<|transcribe|>"]
+SPECIAL += ["<|nospeech|>", "<|notimestamps|>"]
+PROMPTED = ["<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>"]
+
+
+def whisper(folder: Path, **extra: Any) -> Any:
+    """A tiny Whisper of the real class, with a processor of bytes and three merges."""
+    vocab = {t: i for i, t in enumerate([*sorted(BYTES), "Ġt", "he", "Ġthe"])}
+    tokenizer = transformers.WhisperTokenizer(vocab=vocab, merges=[("Ġ", "t"), ("h", "e"), ("Ġt", "he")])
+    tokenizer.add_special_tokens({"additional_special_tokens": SPECIAL})
+    end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    torch.manual_seed(0)
+    config = transformers.WhisperConfig(
+        vocab_size=len(tokenizer) + 3,  # real ones are padded as well
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=48,
+        decoder_ffn_dim=48,
+        max_target_positions=40,
+        decoder_start_token_id=tokenizer.convert_tokens_to_ids("<|startoftranscript|>"),
+        **dict.fromkeys(("eos_token_id", "bos_token_id", "pad_token_id"), end),
+        **extra,
+    )
+    model = transformers.WhisperForConditionalGeneration(config)
+    torch.nn.init.normal_(model.proj_out.weight, std=0.3)  # tied to the embeddings
+    model.save_pretrained(folder)
+    extractor = transformers.WhisperFeatureExtractor()
+    transformers.WhisperProcessor(extractor, tokenizer).save_pretrained(folder)
+    return model.eval()
+
+
+def forced(model: Any, folder: Path, audio: list[np.ndarray], text: str) -> torch.Tensor:
+    """What the model's own ``labels=`` gives: (B, P - 1 + U, V), the first of its prompt being its start."""
+    processor = transformers.WhisperProcessor.from_pretrained(folder)
+    given = processor(audio, sampling_rate=16000, return_tensors="pt").input_features
+    ids = processor.tokenizer.convert_tokens_to_ids(PROMPTED[1:])
+    ids += [*processor.tokenizer(text, add_special_tokens=False).input_ids, model.config.eos_token_id]
+    with torch.inference_mode():
+        return model(given, labels=torch.tensor([ids] * len(audio))).logits
+
+
+def test_whisper_is_the_models_own_forward_with_labels(tmp_path: Path) -> None:
+    model = whisper(tmp_path)
+    teacher: Any = load_teacher(f"huggingface:{tmp_path},language=en,task=transcribe")
+    check_teacher(teacher)
+    spec, audio, text = teacher.describe(), recordings(), " the cät"
+    head = spec.head("seq2seq")
+    assert (head.module, head.end, spec.frame_shift) == ("proj_out", model.config.eos_token_id, 320)
+    assert spec.features["prompt"] == PROMPTED
+    table = teacher.tokens()
+    assert (len(table), table[table.blank]) == (model.config.vocab_size, "<|nospeech|>")
+    labels = teacher.labels(text)
+    assert table[labels[0]] == "Ġthe"
+    assert table.text(labels) == "the cät"
+    own = forced(model, tmp_path, audio, text)
+    driver = Driver(teacher, table, ["seq2seq"], "cpu", factored=["seq2seq"])
+    with torch.inference_mode():
+        output = teacher.forward(*batched(teacher, audio))
+    assert teacher.lengths(output).tolist() == [50, 29, 39]  # 320 samples each
+    assert teacher.padded_frames(output) == 1500
+    weight = torch.from_numpy(driver.heads["seq2seq"].weight)
+    for b, full in enumerate(own):
+        utt = Loaded(Utterance(str(b), tmp_path), torch.zeros(1), 1.0, None)
+        spoken = Spoken(utt, 50, {}, output, b)
+        logits, inputs = driver.decoded(spoken, "seq2seq", [*labels, head.end])
+        assert torch.allclose(logits, full[len(PROMPTED) - 1 :], atol=1e-4)
+        assert torch.allclose(inputs @ weight.T, logits, atol=1e-4)
+    other: Any = load_teacher(f"huggingface:{tmp_path},task=translate,language=de,space=0")
+    assert other.describe().features["prompt"][1:3] == ["<|de|>", "<|translate|>"]
+    assert other.tokens()[other.labels(text)[0]] == "t"
+
+
+@pytest.mark.parametrize("encoding", ["dense", "factored", "factored:int8", "topk:8"])
+def test_a_store_of_a_whisper_and_its_encoder(encoding: str, tmp_path: Path) -> None:
+    model = whisper(tmp_path / "m")
+    lines = []
+    for n, audio in enumerate(recordings()):
+        soundfile.write(tmp_path / f"{n}.wav", audio, 16000, subtype="FLOAT")
+        lines.append({"id": str(n), "audio": f"{n}.wav", "text": "the cat"[: 7 - n]})
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    manifest = read_manifest(tmp_path / "m.jsonl")
+    teacher = load_teacher(f"huggingface:{tmp_path}/m,language=en")
+    blank = teacher.tokens().blank
+    layers = [
+        Head("hidden", "model.encoder.layer_norm", blank),
+        Head("hidden_0", "model.encoder.layers.0", blank),
+    ]
+    streams = {"seq2seq": encoding, "hidden": "vectors", "hidden_0": "vectors:int8"}
+    options = DumpOptions(streams=streams, skip_gate="it is not trained", transcripts="all")
+    done = dump(layered(teacher, layers), manifest, tmp_path / "s", options)
+    assert done.done == 3
+    assert not verify(tmp_path / "s").findings
+    store = open_store(tmp_path / "s")
+    extractor = transformers.WhisperFeatureExtractor()
+    for line, audio in zip(lines, recordings(), strict=True):
+        target = store[line["id"]]
+        own = forced(model, tmp_path / "m", [audio], " " + line["text"])[0, 3:].log_softmax(-1)
+        assert target.shapes["seq2seq"] == tuple(own.shape)
+        assert target.labels[-1] == model.config.eos_token_id
+        assert len(target.meta["hyp"]["seq2seq"]["text"]) > 0
+        p = own.exp().numpy()
+        bound = {"topk:8": 1.0, "factored:int8": 0.05}.get(encoding, 1e-3)
+        assert (p * (own.numpy() - target.log_probs("seq2seq"))).sum(1).mean() < bound
+        given = extractor(audio, sampling_rate=16000, return_tensors="pt").input_features
+        with torch.inference_mode():
+            said = model.get_encoder()(given)
+        want = said.last_hidden_state[0, : target.T].numpy()
+        assert -(-len(audio) // 320) == target.T
+        assert np.abs(target.vectors() - want).max() < 5e-3
+    if encoding == "dense":
+        assert max(c.kl for c in against_teacher(store, teacher, manifest, 3)) < 1e-4
+        layer = Head("hidden", "model.encoder.conv1", blank, "BVT")
+        with pytest.raises(LengthError, match="3000 frames where the teacher has 1500"):
+            dump(
+                layered(teacher, [layer]),
+                manifest,
+                tmp_path / "t",
+                DumpOptions(streams={"hidden": "vectors"}),
+            )
+
+
+def test_what_whisper_cannot_take(tmp_path: Path) -> None:
+    whisper(tmp_path)
+    place = f"huggingface:{tmp_path}"
+    teacher: Any = load_teacher(place)  # of so small a table, as an English one: no language
+    assert teacher.describe().features["prompt"] == [PROMPTED[0], PROMPTED[-1]]
+    with pytest.raises(ValueError, match="Whisper hears 30 s at once: cut the recording"):
+        teacher.features(np.zeros(30 * 16000 + 1, np.float32))
+    assert teacher.features(np.zeros(30 * 16000, np.float32)).shape == (3000, 81)
+    with pytest.raises(ValueError, match=r"80 tokens, where the decoder holds 38"):
+        teacher.labels("a" * 79)
+    with pytest.raises(ValueError, match="does not tokenise"):
+        teacher.labels("<|endoftext|>")
+    assert teacher.labels(" ") == []
+    for option, match in (
+        ("language=fr", r"its tokenizer has no <\|fr\|>"),
+        ("language=en,task=summarise", "task=summarise"),
+        ("space=2", "neither 0 nor 1"),
+        ("lang=en", "Known: model, processor, target_lang, language, task, space"),
+    ):
+        with pytest.raises(UsageError, match=match):
+            load_teacher(f"{place},{option}")
+    settings = tmp_path / "generation_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "is_multilingual": True}))
+    with pytest.raises(UsageError, match="a Whisper of many languages, and no language"):
+        load_teacher(place)
+    german = load_teacher(f"{place},language=de").describe()
+    assert german.features["prompt"][1:3] == ["<|de|>", "<|transcribe|>"]
+
+
+def test_a_prompt_is_for_whisper(tmp_path: Path) -> None:
+    wave_model("Wav2Vec2", tmp_path)
+    with pytest.raises(UsageError, match="language: Wav2Vec2ForCTC takes no prompt"):
+        load_teacher(f"huggingface:{tmp_path},language=en")
+
+
+def test_another_attention_decoder_is_refused_with_the_reason(tmp_path: Path) -> None:
+    transformers.MoonshineConfig(hidden_size=16).save_pretrained(tmp_path)
+    with pytest.raises(TeacherError, match="neither CTC nor transducer nor Whisper"):
         load_teacher(f"huggingface:{tmp_path}")
 
 
 def test_wrong_places(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist"):
         load_teacher(f"huggingface:{tmp_path}/no")
-    with pytest.raises(UsageError, match="Known: model, processor, target_lang"):
+    with pytest.raises(UsageError, match="Known: model, processor, target_lang, language, task, space"):
         load_teacher(f"huggingface:{tmp_path},proc=x")
     with pytest.raises(TeacherError, match="cannot load"):
         load_teacher(f"huggingface:{tmp_path}")

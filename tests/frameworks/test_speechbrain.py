@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from teacher_checks import batched, check_teacher, framework, heard, lattice, recordings
+from teacher_checks import batched, check_teacher, forced, framework, heard, lattice, recordings
 
 from logitstore.errors import TeacherError, UsageError
 from logitstore.tap import Tap
@@ -122,6 +122,90 @@ pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
 )
 
 
+CODER = """
+tokenizer: !new:sentencepiece.SentencePieceProcessor
+modules:
+    encoder: !ref <encoder>
+    decoder: !ref <decoder>
+pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
+    loadables:
+        asr: !ref <asr>
+        tokenizer: !ref <tokenizer>
+"""
+RNN = (
+    FRONT
+    + """
+emb: !new:speechbrain.nnet.embedding.Embedding
+    num_embeddings: 30
+    embedding_dim: 8
+dec: !new:speechbrain.nnet.RNN.AttentionalRNNDecoder
+    enc_dim: 16
+    input_size: 8
+    rnn_type: gru
+    attn_type: location
+    hidden_size: 9
+    attn_dim: 10
+    num_layers: 1
+    scaling: 1.0
+    channels: 3
+    kernel_size: 5
+seq_lin: !new:speechbrain.nnet.linear.Linear
+    input_size: 9
+    n_neurons: 30
+encoder: !new:speechbrain.nnet.containers.LengthsCapableSequential
+    compute_features: !ref <compute_features>
+    normalize: !ref <normalize>
+    enc: !ref <enc>
+decoder: !new:speechbrain.decoders.S2SRNNBeamSearcher
+    embedding: !ref <emb>
+    decoder: !ref <dec>
+    linear: !ref <seq_lin>
+    bos_index: 1
+    eos_index: 2
+    min_decode_ratio: 0.0
+    max_decode_ratio: 1.0
+    beam_size: 2
+asr: !new:torch.nn.ModuleList
+    - [!ref <enc>, !ref <emb>, !ref <dec>, !ref <seq_lin>]
+"""
+    + CODER
+)
+TRANSFORMER = (
+    FRONT
+    + """
+Transformer: !new:speechbrain.lobes.models.transformer.TransformerASR.TransformerASR
+    input_size: 16
+    tgt_vocab: 30
+    d_model: 16
+    nhead: 2
+    num_encoder_layers: 1
+    num_decoder_layers: 1
+    d_ffn: 24
+    dropout: 0.1
+    normalize_before: True
+seq_lin: !new:speechbrain.nnet.linear.Linear
+    input_size: 16
+    n_neurons: 30
+encoder: !new:speechbrain.nnet.containers.LengthsCapableSequential
+    compute_features: !ref <compute_features>
+    normalize: !ref <normalize>
+    enc: !ref <enc>
+    transformer_encoder: !new:speechbrain.lobes.models.transformer.TransformerASR.EncoderWrapper
+        transformer: !ref <Transformer>
+decoder: !new:speechbrain.decoders.S2STransformerBeamSearcher
+    modules: [!ref <Transformer>, !ref <seq_lin>]
+    bos_index: 1
+    eos_index: 2
+    min_decode_ratio: 0.0
+    max_decode_ratio: 1.0
+    beam_size: 2
+asr: !new:torch.nn.ModuleList
+    - [!ref <enc>, !ref <Transformer>, !ref <seq_lin>]
+"""
+    + CODER
+)
+
+
 def build(text: str, folder: Path) -> dict[str, Any]:
     """Random weights of one yaml, saved where its pretrainer looks for them."""
     from hyperpyyaml import load_hyperpyyaml
@@ -145,8 +229,8 @@ def ctc(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
     return tmp_path, hparams
 
 
-@pytest.fixture
-def transducer(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
+def pieces(tmp_path: Path) -> None:
+    """A SentencePiece model where a pretrainer looks for it."""
     import sentencepiece
 
     text = tmp_path / "text"
@@ -161,6 +245,11 @@ def transducer(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
         minloglevel=2,
     )
     (tmp_path / "sp.model").rename(tmp_path / "tokenizer.ckpt")
+
+
+@pytest.fixture
+def transducer(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
+    pieces(tmp_path)
     return tmp_path, build(TRANSDUCER, tmp_path)
 
 
@@ -231,6 +320,28 @@ def test_a_transducer_folder(transducer: tuple[Path, dict[str, Any]]) -> None:
     with torch.inference_mode(), Tap(teacher.model, {"rnnt": teacher.describe().head("rnnt").module}) as tap:
         out = teacher.join(*teacher.transducer(teacher.forward(features, lengths), 0, labels))
         assert torch.equal(tap.take("rnnt")[0], out)
+
+
+@pytest.mark.parametrize("kind", ["rnn", "transformer"])
+def test_an_attention_decoder(kind: str, tmp_path: Path) -> None:
+    pieces(tmp_path)
+    hparams = build(RNN if kind == "rnn" else TRANSFORMER, tmp_path)
+    teacher: Any = load_teacher(f"speechbrain:{tmp_path}")
+    check_teacher(teacher)
+    head = teacher.describe().head("seq2seq")
+    assert ([h.stream for h in teacher.describe().heads], head.end) == (["seq2seq"], 2)
+    labels = teacher.labels("the cat")
+    audio = recordings()[1]
+    with torch.inference_mode():  # as compute_forward of the recipes
+        one, bos = torch.ones(1), torch.tensor([[1, *labels]])
+        if kind == "rnn":
+            x = hparams["encoder"](torch.from_numpy(audio)[None], one)
+            said, _ = hparams["dec"](hparams["emb"](bos), x, one)
+        else:
+            feats = hparams["normalize"](hparams["compute_features"](torch.from_numpy(audio)[None]), one)
+            _, said = hparams["Transformer"](hparams["enc"](feats), bos, one, pad_idx=0)
+        own = hparams["seq_lin"](said)[0]
+    assert (forced(teacher, [audio], labels)[0] - own).abs().max() <= 1e-4
 
 
 def test_greedy_search_walks_the_same_lattice(transducer: tuple[Path, dict[str, Any]]) -> None:

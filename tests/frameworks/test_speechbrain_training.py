@@ -285,7 +285,7 @@ def test_the_best_checkpoint_of_a_training(tmp_path: Path, monkeypatch: pytest.M
     spec = teacher.describe()
     assert spec.features["chain"] == "compute_features + normalize + enc"
     assert (spec.features["checkpoint"], spec.features["chosen"]) == ("CKPT+2", "min WER: 10")
-    assert spec.name == "SpeechBrain Fbank + InputNormalization + CRDNN + Linear"
+    assert spec.name == ("SpeechBrain Fbank + InputNormalization + CRDNN + Linear (CKPT+2, min WER: 10)")
     assert [h.stream for h in spec.heads] == ["ctc"]
     assert teacher.tokens()[0] == "<blank>"
     # Its statistics do not move with the model: they were sent to where the features are.

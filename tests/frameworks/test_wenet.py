@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from teacher_checks import batched, check_teacher, heard, lattice, recordings
+from teacher_checks import batched, check_teacher, forced, heard, lattice, recordings
 from torch import nn
 
 from logitstore.errors import TeacherError
@@ -120,7 +120,7 @@ ENCODER = {
 }
 
 
-@pytest.mark.parametrize("kind", ["asr_model", "transducer", "hat"])
+@pytest.mark.parametrize("kind", ["asr_model", "bitransformer", "transducer", "hat"])
 def test_the_real_models(clone: str, kind: str, tmp_path: Path) -> None:
     import argparse
 
@@ -147,7 +147,9 @@ def test_the_real_models(clone: str, kind: str, tmp_path: Path) -> None:
         "tokenizer_conf": {"symbol_table_path": "data/units.txt", "non_lang_syms_path": None},
         "dataset_conf": {"fbank_conf": {"num_mel_bins": 40, "dither": 0.1}},
     }
-    if kind != "asr_model":
+    if kind == "bitransformer":
+        config |= {"decoder": kind, "decoder_conf": {**config["decoder_conf"], "r_num_blocks": 1}}
+    elif kind != "asr_model":
         config |= {
             "model": "transducer",
             "model_conf": {"ctc_weight": 0.2, "transducer_weight": 0.5, "attention_weight": 0.3},
@@ -184,7 +186,14 @@ def test_the_real_models(clone: str, kind: str, tmp_path: Path) -> None:
         enc, _ = model._forward_encoder(x, torch.tensor([x.shape[1]]))
         ctc = model.ctc_logprobs(enc)[0]
     assert (heard(teacher, [audio])[0].log_softmax(-1) - ctc).abs().max() <= 1e-5
-    if kind == "asr_model":
+    caught = []
+    with torch.inference_mode():
+        model.criterion_att.forward = lambda *pair: caught.append(pair) or torch.tensor(0.0)
+        mask = torch.ones(1, 1, enc.shape[1], dtype=torch.bool)
+        model._calc_att_loss(enc, mask, torch.tensor([labels]), torch.tensor([len(labels)]))
+    assert caught[0][1][0].tolist() == [*labels, teacher.describe().head("seq2seq").end]
+    assert (forced(teacher, [audio], labels)[0] - caught[0][0][0]).abs().max() <= 1e-5
+    if kind in ("asr_model", "bitransformer"):
         return
     with torch.inference_mode():
         own = model.joint(enc, model.predictor(torch.tensor([[0, *labels]])))[0]

@@ -32,6 +32,7 @@ STORES = {
     "factored-int8": ("zarr:zstd", "factored:int8", "collapsed"),
     "factored-int6": ("zarr:blosc", "factored:int6", "topk:3/path+occupancy"),
     "factored-int4": ("webdataset", "factored:int4", "collapsed/sample:2"),
+    "tail": ("webdataset", "topk:2", "collapsed"),
     "factored-kl": ("zarr", "factored:0.001", "dense/mean-u+occupancy"),
 }
 UTTERANCES = (

@@ -1,0 +1,109 @@
+"""What every encoding of a layer's numbers must do. For one's own::
+
+@pytest.mark.parametrize("check", vectors.CHECKS, ids=lambda c: c.__name__)
+def test_mine(check):
+    check(MyEncoding(), 1 / 254)  # of a row's largest number, that another one may miss
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..encodings import Encoding
+from ..errors import NonFinite
+from ..storage.base import DTYPES
+from ..target import Vectors
+from . import expect
+
+WIDTH, ROWS = 24, 40
+
+
+def samples(seed: int = 0) -> torch.Tensor:
+    """(N, D) rows: tiny and large, one with a number that towers over it, one of zeros."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(ROWS, WIDTH, generator=generator) * torch.logspace(-3, 3, ROWS)[:, None]
+    x[5, 3] = 1e4
+    x[7] = 0.0
+    x[8] = 0.0
+    x[8, 1] = -2.5
+    return x
+
+
+def stored(encoding: Encoding, rows: torch.Tensor) -> dict[str, NDArray[Any]]:
+    """The arrays as a storage gives them back."""
+    dtypes = {c.name: c.dtype for c in encoding.columns(rows.shape[1])}
+    return {n: a.numpy().astype(dtypes[n]) for n, a in encoding.encode(rows).items()}
+
+
+def decoded(encoding: Encoding, rows: torch.Tensor) -> Vectors:
+    """Encode, store, decode."""
+    found: Any = encoding.decode(stored(encoding, rows), rows.shape[1])
+    expect(isinstance(found, Vectors), f"decode gives {type(found).__name__}, not Vectors")
+    vectors: Vectors = found
+    return vectors
+
+
+def check_columns(encoding: Encoding, most: float) -> None:
+    """Arrays have the names and trailing axes of the columns, and dtypes that storages know."""
+    expect(getattr(encoding, "of_numbers", False), "of_numbers is not True: it would be taken for classes")
+    for n in (1, ROWS):
+        arrays = encoding.encode(samples()[:n])
+        columns = encoding.columns(WIDTH)
+        expect(set(arrays) == {c.name for c in columns}, f"arrays {set(arrays)} for columns {columns}")
+        for c in columns:
+            shape = arrays[c.name].shape
+            expect(shape == (n, *c.shape), f"{c.name} is {shape}, not {(n, *c.shape)}")
+            expect(c.dtype in DTYPES, f"{c.name} is {c.dtype}, which no storage knows")
+
+
+def check_bound(encoding: Encoding, most: float) -> None:
+    """No number misses by more than ``most`` of its row's largest; rows of zeros come back as zeros."""
+    x = samples()
+    far = np.abs(decoded(encoding, x).values() - x.numpy()).max(1)
+    bound = most * x.abs().amax(1).numpy() * 1.001
+    expect(bool((far <= bound).all()), f"row {int((far - bound).argmax())} misses by {far.max()}")
+
+
+def check_input_is_left_alone(encoding: Encoding, most: float) -> None:
+    """Rows are the caller's: they are not written to, and a view of them will do."""
+    rows = samples()
+    before = rows.clone()
+    encoding.encode(rows[3:9])
+    expect(torch.equal(rows, before), "encoding changed the rows it was given")
+
+
+def check_rows_alone(encoding: Encoding, most: float) -> None:
+    """A row does not depend on its neighbours, and ``take`` gives the rows asked for."""
+    together = decoded(encoding, samples())
+    for n in (0, 5, 7, 39):
+        alone = decoded(encoding, samples()[n : n + 1]).values()[0]
+        expect(bool((alone == together.values()[n]).all()), f"row {n} differs")
+    index = np.array([3, 3, 0, ROWS - 1], np.int64)
+    expect(bool((together.take(index).values() == together.values()[index]).all()), "take gives other rows")
+    expect((len(together), together.width) == (ROWS, WIDTH), f"{len(together)} rows of {together.width}")
+
+
+def check_beyond(encoding: Encoding, most: float) -> None:
+    """Numbers that its dtype cannot hold are refused, or come back all the same: never as infinity."""
+    rows = samples() * 1e6
+    try:
+        back = decoded(encoding, rows).values()
+    except NonFinite:
+        return
+    expect(bool(np.isfinite(back).all()), "numbers became infinite")
+    far = np.abs(back - rows.numpy()).max(1)
+    expect(bool((far <= most * rows.abs().amax(1).numpy() * 1.001).all()), f"numbers miss by {far.max()}")
+
+
+CHECKS: tuple[Callable[[Encoding, float], None], ...] = (
+    check_columns,
+    check_bound,
+    check_input_is_left_alone,
+    check_rows_alone,
+    check_beyond,
+)

@@ -1,0 +1,140 @@
+"""A program captured in this process: the trained demo model, going the ways that frameworks take."""
+
+import contextlib
+import copy
+import json
+import os
+import sys
+from dataclasses import asdict
+
+import demo
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, dataloader
+
+from logitstore import capturing, open_store
+from logitstore.capture import CaptureOptions
+from logitstore.places import open_place
+from logitstore.sealed import parse_entry
+from logitstore.sealing import publish
+from logitstore.storage import parse_storage
+from recipes.demo.decode import collate, read_manifest
+from recipes.demo.pieces import Pieces
+
+
+def some_utterances():
+    return read_manifest(demo.MANIFEST, Pieces.read(demo.TOKENS))[:6]
+
+
+def a_model():
+    return copy.deepcopy(demo.teacher().model)
+
+
+class Program(nn.Module):
+    """A recogniser whose head goes the ways that frameworks take; only it is seen from outside."""
+
+    def __init__(self, model, way):
+        super().__init__()
+        self.model, self.way = model, way
+        self.headed = nn.ModuleDict({"lo": Way(model.ctc_output[1], way)})
+
+    def forward(self, x, lens):
+        hidden, lens = self.model.encoder(x, lens)
+        if self.way == "thrice":  # as InterCTC: the right one in the middle
+            for scale in (0.5, 1.0, 2.0):
+                out = self.headed["lo"](hidden * scale)
+            return out, lens
+        out = self.headed["lo"](hidden)
+        if self.way == "edited":  # as decoders with a blank penalty
+            out[:, :, 0] -= 9
+        return out, lens
+
+
+class Way(nn.Module):
+    """The demo's head, its output turned."""
+
+    def __init__(self, linear, way):
+        super().__init__()
+        self.linear, self.way = linear, way
+
+    def forward(self, x):
+        logits = self.linear(x)
+        return {"BVT": logits.transpose(1, 2), "TBV": logits.transpose(0, 1)}.get(self.way, logits)
+
+
+class Session:
+    """A captured process, as far as it is one: undone at its end."""
+
+    def __init__(self, folder, monkeypatch, **options):
+        self.place = folder / "store"
+        (folder / "reports").mkdir()
+        options = {"ctc": "headed.lo", "tokens": str(demo.TOKENS), **options}
+        self.job = {**asdict(CaptureOptions(**options)), "session": "x", "handover": "handover-x"}
+        self.job["out"] = str(self.place)
+        kind = dataloader._BaseDataLoaderIter
+        for name in ("__next__", "_next_index", "_reset"):
+            monkeypatch.setattr(kind, name, getattr(kind, name))  # put back at the end
+        monkeypatch.setattr(torch, "compile", torch.compile)
+        monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+        self.inside = capturing.Capturing(self.job, folder)
+        self.folder = folder
+
+    def close(self):
+        self.inside._close(os.getpid())
+        self.inside.stop()
+        self.inside._failed = True
+
+    def store(self):
+        self.close()
+        place = open_place(self.place)
+        for path in (self.folder / "reports").glob("*.json"):
+            said = json.loads(path.read_text("utf-8"))
+            if "entry" in said:
+                entry = parse_entry(said["entry"].encode("utf-8"), said["shard"], "")
+                staged = place.stage(self.job["handover"]) / entry.shard
+                publish(place, parse_storage(self.job["storage"]), staged, entry)
+        return open_store(self.place)
+
+
+@contextlib.contextmanager
+def sessions(tmp_path, monkeypatch):
+    with contextlib.ExitStack() as stack:
+
+        def begin(**options):
+            made = Session(tmp_path, monkeypatch, **options)
+            stack.callback(made.close)
+            return made
+
+        yield begin
+
+
+def loader(utterances, size=3, **extra):
+    """Batches as Kaldi-style recipes make them."""
+
+    def together(part):
+        features, lengths = collate(part)
+        return {"utt_ids": [u.id for u in part], "feats": features, "feats_lengths": lengths, **extra}
+
+    return DataLoader(utterances, batch_size=size, collate_fn=together)
+
+
+@torch.no_grad()
+def decode(program, batches):
+    for batch in batches:
+        program(batch["feats"], batch["feats_lengths"])
+
+
+def own(model, utterances):
+    with torch.no_grad():
+        hidden, lens = model.forward_encoder(*collate(utterances))
+        logits = model.ctc_output[1](hidden)
+    return {u.id: logits[b, : lens[b]] for b, u in enumerate(utterances)}
+
+
+def check(store, model, utterances):
+    wanted = own(model, utterances)
+    assert set(store) == set(wanted)
+    for utt_id, logits in wanted.items():
+        torch.testing.assert_close(
+            torch.from_numpy(store[utt_id]["ctc"].logits()), logits, atol=2e-2, rtol=1e-3
+        )

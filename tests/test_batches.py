@@ -1,0 +1,281 @@
+"""Whose logits: loaders that fetch ahead, indices instead of ids, and logits that come in pieces."""
+
+import itertools
+import queue
+import threading
+
+import captured
+import pytest
+import torch
+from captured import Program, check, decode, loader
+from torch.utils.data import DataLoader
+
+from logitstore.errors import LengthError, LogitStoreError, UsageError
+from logitstore.inject.whose import Batches
+from recipes.demo.decode import collate
+
+
+@pytest.fixture(scope="module")
+def utterances():
+    return captured.some_utterances()
+
+
+@pytest.fixture
+def model():
+    return captured.a_model()
+
+
+@pytest.fixture
+def session(tmp_path, monkeypatch):
+    with captured.sessions(tmp_path, monkeypatch) as begin:
+        yield begin
+
+
+def one_ahead(batches):
+    """As accelerate's DataLoaderShard: the next batch is fetched before this one is yielded."""
+    batches = iter(batches)
+    now = next(batches)
+    for following in batches:
+        yield now
+        now = following
+    yield now
+
+
+def by_a_thread(batches):
+    """All that there is, fetched by a thread."""
+    fetched = queue.Queue(8)
+
+    def fetch():
+        for batch in batches:
+            fetched.put(batch)
+        fetched.put(None)
+
+    thread = threading.Thread(target=fetch)
+    thread.start()
+    thread.join()  # far ahead
+    while (batch := fetched.get()) is not None:
+        yield batch
+
+
+def moved(batches):
+    """One ahead, its tensors copied as to another device and in half precision and back."""
+    for batch in one_ahead(batches):
+        yield {"feats": batch["feats"].clone(), "feats_lengths": batch["feats_lengths"].clone()}
+
+
+@pytest.mark.parametrize("ahead", [one_ahead, by_a_thread, moved])
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_loader_that_fetches_ahead(session, model, utterances, ahead, size):
+    run = session()
+    program = Program(model, "plain").eval()
+    decode(program, ahead(loader(utterances, size=size)))
+    assert run.inside._asking.batches.ahead
+    check(run.store(), model, utterances)
+
+
+def test_batches_left_out(session, model, utterances):
+    run = session()
+    program = Program(model, "plain").eval()
+    decode(program, itertools.islice(loader(utterances, size=2), 1, None))
+    check(run.store(), model, utterances[2:])
+
+
+def test_two_loops_of_which_the_second_fetches_ahead(session, model, utterances):
+    run = session()
+    program = Program(model, "plain").eval()
+    decode(program, loader(utterances[:2], size=1))
+    decode(program, one_ahead(loader(utterances[2:], size=1)))
+    check(run.store(), model, utterances)
+
+
+def test_where_it_would_be_a_guess(session, model, utterances):
+    session()
+    changed = [{"feats": b["feats"] + 1, "feats_lengths": b["feats_lengths"] + 0} for b in loader(utterances)]
+    with pytest.raises(UsageError, match="yielded 2 batches before the module ran"):
+        decode(Program(model, "plain").eval(), changed)
+
+
+def test_where_two_batches_are_in_sight(session, model, utterances):
+    session()
+    first, second = loader(utterances)
+    x, lens = first["feats"] * 2, first["feats_lengths"] + 0
+    assert second is not first
+    with pytest.raises(UsageError, match="exactly one of them"), torch.no_grad():
+        Program(model, "plain").eval()(x, lens)
+
+
+def test_texts_of_a_batch_that_is_not_sure_are_left_out(session, model, utterances):
+    batches = loader(utterances, size=3, text=["a", "b", "c"])
+    run = session(ids="mine")
+    changed = [(list(b["utt_ids"]), b["feats"] + 1, b["feats_lengths"] + 0) for b in batches]
+    program = Program(model, "plain").eval()
+    with torch.no_grad():
+        for mine, feats, lens in changed:
+            assert len(mine) == len(program(feats, lens)[1])
+    store = run.store()
+    assert len(store) == 6
+    assert all("text" not in store.row(i).meta for i in store)
+
+
+def test_what_waits_is_bounded():
+    batches, source = Batches(), object.__new__(type("Iterator", (), {}))
+    for _ in range(200):
+        batches.note({"x": torch.zeros(4)}, source)
+    assert len(batches._waiting) == 64
+    big = {"x": torch.zeros(1).expand(1 << 28)}
+    for _ in range(5):
+        batches.note(big, source)
+    assert len(batches._waiting) == 2
+
+
+class Listed(torch.utils.data.Dataset):
+    """A map-style dataset whose items have no ids; it keeps them beside."""
+
+    def __init__(self, utterances):
+        self.utterances = utterances
+        self.paths = [f"/data/{u.id}.wav" for u in utterances]
+
+    def __len__(self):
+        return len(self.utterances)
+
+    def __getitem__(self, i):
+        return self.utterances[i]
+
+
+def plain(part):
+    features, lengths = collate(part)
+    return features, lengths
+
+
+@torch.no_grad()
+def run_pairs(program, batches):
+    for features, lengths in batches:
+        program(features, lengths)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ids_by_what_the_sampler_asked_for(session, model, utterances, workers):
+    run = session()
+    dataset = Listed(utterances)
+    batches = DataLoader(
+        dataset, batch_size=2, sampler=[3, 1, 5, 0, 2, 4], collate_fn=plain, num_workers=workers
+    )
+    run_pairs(Program(model, "plain").eval(), batches)
+    assert run.inside._report.said["ids"] == "[stem(dataset.paths[i]) for i in index]"
+    check(run.store(), model, utterances)
+
+
+def test_ids_by_samplers_that_yield_cuts(session, model, utterances):
+    class Whole(torch.utils.data.Dataset):
+        def __getitem__(self, cuts):
+            return plain(cuts)
+
+    run = session()
+    batches = [utterances[i : i + 2] for i in range(0, 6, 2)]
+    run_pairs(Program(model, "plain").eval(), DataLoader(Whole(), sampler=batches, batch_size=None))
+    assert run.inside._report.said["ids"] == "[x.id for x in index]"
+    check(run.store(), model, utterances)
+
+
+@torch.no_grad()
+def in_chunks(program, batches, step, overlap=0):
+    """The head on some frames at a time, as streaming programs do."""
+    for batch in batches:
+        hidden, lens = program.model.encoder(batch["feats"], batch["feats_lengths"])
+        assert len(lens) == len(hidden)
+        for begin in range(0, hidden.shape[1], step):
+            program.headed["lo"](hidden[:, max(0, begin - overlap) : begin + step])
+
+
+@torch.no_grad()
+def in_parts(program, batches, size):
+    """The head on some utterances at a time."""
+    for batch in batches:
+        hidden, lens = program.model.encoder(batch["feats"], batch["feats_lengths"])
+        for begin in range(0, len(hidden), size):
+            mine = lens[begin : begin + size]
+            program.headed["lo"](hidden[begin : begin + size, : mine.max()])
+
+
+@pytest.mark.parametrize(("size", "lengths"), [(1, ""), (3, ""), (3, "lens")])
+@pytest.mark.parametrize("step", [16, 7])
+def test_chunks_of_frames(session, model, utterances, size, lengths, step):
+    run = session(accumulate="t", lengths=lengths)
+    in_chunks(Program(model, "plain").eval(), loader(utterances, size=size), step)
+    check(run.store(), model, utterances)
+
+
+def test_chunks_keep_their_own_texts(session, model, utterances):
+    run = session(accumulate="t")
+    batches = []
+    for batch in loader(utterances, size=1):
+        batches.append({**batch, "text": [f"text of {batch['utt_ids'][0]}"]})
+    run.inside._asking.batches._waiting.clear()
+    program = Program(model, "plain").eval()
+    for batch in batches:
+        run.inside._noted(batch, run, None, None)
+        in_chunks(program, [batch], 16)
+    store = run.store()
+    assert {i: store.row(i).meta["text"] for i in store} == {u.id: f"text of {u.id}" for u in utterances}
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_parts_of_a_batch(session, model, utterances, size):
+    run = session(accumulate="b", lengths="mine")
+    in_parts(Program(model, "plain").eval(), loader(utterances), size)
+    check(run.store(), model, utterances)
+
+
+def test_parts_whose_lengths_are_those_of_all(session, model, utterances):
+    run = session(accumulate="b", lengths="lens")
+    in_parts(Program(model, "plain").eval(), loader(utterances), 2)
+    check(run.store(), model, utterances)
+
+
+PIECES_REFUSED = {
+    "chunks that overlap": ({"accumulate": "t", "lengths": "lens"}, 3, lambda p, b: in_chunks(p, b, 16, 8)),
+    "other utterances": (
+        {"accumulate": "t", "lengths": "mine", "ids": "batch['utt_ids']"},
+        3,
+        lambda p, b: in_parts(p, b, 2),
+    ),
+    "too many": (
+        {"accumulate": "b", "lengths": "mine"},
+        3,
+        lambda p, b: [in_parts(p, [x, x], 2) for x in b],
+    ),
+}
+SAID = {
+    "chunks that overlap": "Pieces that overlap",
+    "other utterances": "3 ids for a piece of",
+    "too many": "utterances in the pieces of a batch of 3",
+}
+
+
+@pytest.mark.parametrize("name", list(PIECES_REFUSED))
+def test_pieces_that_do_not_fit(session, model, utterances, name):
+    options, size, way = PIECES_REFUSED[name]
+    run = session(**options)
+    with pytest.raises(LogitStoreError, match=SAID[name]):
+        way(Program(model, "plain").eval(), loader(utterances, size=size))
+    run.close()
+    assert not (run.place / "sealed").exists()
+
+
+def test_a_batch_of_which_a_part_is_missing(session, model, utterances):
+    session(accumulate="b", lengths="mine")
+    program = Program(model, "plain").eval()
+    with pytest.raises(LogitStoreError, match="2 of 3 utterances of a batch came"):
+        for batch in loader(utterances):
+            with torch.no_grad():
+                hidden, lens = model.encoder(batch["feats"], batch["feats_lengths"])
+                mine = lens[:2]
+                program.headed["lo"](hidden[:2, : mine.max()])
+
+
+def test_the_last_batch_is_checked_too(session, model, utterances):
+    run = session(accumulate="t", lengths="lens")
+    in_chunks(Program(model, "plain").eval(), loader(utterances[:3]), 16, overlap=8)
+    run.close()
+    assert "Pieces that overlap" in run.inside._report.said["error"]
+    assert isinstance(LengthError("x"), LogitStoreError)
