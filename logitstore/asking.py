@@ -39,7 +39,6 @@ class Asking:
         self.noted: Noted | None = None
         self.compiled = False  # whether the program compiles: variables inside of that are no more
         self._homes: dict[str, tuple[str, str]] = {}
-        self._whole = job["accumulate"] != "b"  # whether logits are of the whole batch
         # until it is known where the lengths are: what every module was given and returned in this batch
         self._signs: list[tuple[weakref.ref[nn.Module], str, str, torch.Tensor]] = []
         self._watcher: Any = None
@@ -82,8 +81,11 @@ class Asking:
         """What tells the batch at work from the others."""
         return self.noted.number if self.by_batch and self.noted is not None else tuple(ids)
 
-    def ids(self, logits: torch.Tensor, where: str) -> list[str]:
-        """Ids of the utterances of (B, …) logits; raises ``UsageError`` where nobody knows."""
+    def ids(self, logits: torch.Tensor, where: str, count: int | None) -> list[str]:
+        """Ids of the utterances of (B, …) logits; raises ``UsageError`` where nobody knows.
+
+        ``count`` is B; None where the logits are of some of them, or packed.
+        """
         try:
             self.noted = self.batches.claim(where)
         except UsageError:
@@ -100,7 +102,6 @@ class Asking:
             value = self.ids_at.value(lambda name: self.lookup(name, logits))
             return [str(i) for i in ([value] if isinstance(value, str | int) else list(value))]
         assert self.noted is not None
-        count = logits.shape[0] if self._whole else None
         found = find_ids(self.noted.batch, count)
         found += find_by_index(self.noted.index, self.noted.dataset, count)
         if not found:

@@ -7,10 +7,12 @@ from typing import Any
 
 from torch import nn
 
-from .observe import DECISIONS, LOGITS, SOFTMAX, Emitted
+from .head import additive
+from .observe import DECISIONS, FEW, LOGITS, SOFTMAX, Emitted
+from .products import PREFIX
 
 NORMALISED = 1e-3  # nats: |log Σ exp| of a row of log-probabilities
-LOOP = 16  # calls a batch: a decoding loop
+DECIDES = ("argmax", "topk", "sort")
 AXES = {"BTV": (0, 1), "BVT": (0, 2), "TBV": (1, 0)}  # which axes are B and T
 
 
@@ -19,7 +21,8 @@ class Candidate:
     """A module that emits something as wide as the token table may be.
 
     Attributes:
-        path: below the outermost module that has it; ``model``: the class of that.
+        path: below the outermost module that has it, or ``fn:PATH.weight`` of a product with its weight;
+            ``model``: the class of that.
         kind: class of the module.
         layout: ``BTV``, ``BVT``, ``TBV``, ``BTUV``, ``TUV`` (of one utterance), ``NV`` (packed),
             or ``V`` (one row a call).
@@ -49,6 +52,16 @@ class Candidate:
     score: float
     steps: tuple[tuple[str, ...], ...] = ()
 
+    @property
+    def call(self) -> int | None:
+        """Which of a few calls a batch is the answer, from 0, where that shows: the only one from which a
+        class is chosen, or a log-softmax taken. InterCTC heads serve layers and losses in the others."""
+        for names in (DECIDES, ("log_softmax", "ctc_loss")):
+            calls = [i for i, after in enumerate(self.steps) if set(after) & set(names)]
+            if len(calls) == 1 < self.calls <= FEW:
+                return calls[0]
+        return None
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -69,7 +82,8 @@ def rank(
     found = []
     for said in emitted:
         path, top = names.get(said.module, ("", said.module))
-        if not said.constant and (classes is None or said.classes == classes):
+        looked_up = isinstance(said.module, nn.Embedding) and not said.weight
+        if not (said.constant or said.wrapped or looked_up) and (classes is None or said.classes == classes):
             candidate = _candidate(said, path, top, count, said.classes in embedded)
             if candidate.score > 0:
                 found.append(candidate)
@@ -94,7 +108,7 @@ def _candidate(said: Emitted, path: str, top: nn.Module, count: int | None, embe
     module, off = said.module, max(abs(said.logz[0]), abs(said.logz[1]))
     best, times = said.best.most_common(1)[0]
     found = Candidate(
-        path=path,
+        path=f"{PREFIX}{path}.{said.weight}" if said.weight else path,
         model=type(top).__name__,
         kind=type(module).__name__,
         layout=_layout(said, count),
@@ -106,9 +120,9 @@ def _candidate(said: Emitted, path: str, top: nn.Module, count: int | None, embe
         after=tuple(said.after),
         best=(best, times / said.rows),
         inputs=int(getattr(module, "in_features", 0) or getattr(module, "in_channels", 0) or 0),
-        joiner=_joiner(_parent(top, path), module),
+        joiner=additive(_parent(top, path), module),
         score=0.0,
-        steps=tuple(tuple(said.steps.get(i, ())) for i in range(min(max(said.calls.values()), LOOP))),
+        steps=tuple(tuple(said.steps.get(i, ())) for i in range(min(max(said.calls.values()), FEW))),
     )
     head = isinstance(module, nn.Linear) or getattr(module, "kernel_size", None) in ((1,), 1)
     if found.joiner and len(said.shape) == 3:
@@ -123,7 +137,7 @@ def _score(c: Candidate, head: bool, embedded: bool) -> float:
     if not score:
         return 0.0
     score += 2 * head + (c.layout in ("BTV", "BVT", "TBV", "BTUV", "TUV"))
-    score -= 3 * c.normalised + (c.calls > 1) + 2 * (c.calls > LOOP)
+    score -= 3 * c.normalised + (c.calls > 1) + 2 * (c.calls > FEW)
     return max(score, 0.1)
 
 
@@ -143,17 +157,3 @@ def _parent(top: nn.Module, path: str) -> nn.Module | None:
         return top.get_submodule(path.rpartition(".")[0]) if path else None
     except AttributeError:
         return None
-
-
-def _joiner(parent: nn.Module | None, output: nn.Module) -> str:
-    """Two Linears beside the output one, both as wide as its input: logits = output(act(enc + dec))."""
-    if parent is None or not isinstance(output, nn.Linear):
-        return ""
-    sides = [
-        (name, m)
-        for name, m in parent.named_children()
-        if m is not output and isinstance(m, nn.Linear) and m.out_features == output.in_features
-    ]
-    if len(sides) != 2:
-        return ""
-    return f"{' + '.join(f'{n} {m.in_features}' for n, m in sides)} -> {output.in_features}"

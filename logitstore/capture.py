@@ -19,12 +19,23 @@ from .encodings import parse_encoding
 from .errors import TapNeverFired, TeacherError, UsageError
 from .expression import Expression
 from .inject.launch import Session, run, session
+from .lattice import Form
 from .places import Place, open_place
 from .sealed import parse_entry
 from .sealing import finish_store, publish
 from .storage import parse_storage
 
 ENCODINGS = {"ctc": "dense", "rnnt": "topk:16"}
+NOTES = (
+    "ids",
+    "lengths",
+    "encoder",
+    "labels",
+    "ranges",
+    "rnnt",
+    "ctc",
+    "eval",
+)  # of a report, said to the user
 
 
 @dataclass(frozen=True)
@@ -33,12 +44,21 @@ class CaptureOptions:
 
     Attributes:
         ctc: path of the module whose output is the CTC logits, below the outermost module that has it.
-        joiner: path of the module whose output is the whole lattice of logits, (B, T, U+1, V).
-        labels: expression for its labels: rows of ids, padded with the blank or negative ids.
+        joiner: path of a transducer's joiner. With ``labels`` and no ``encoder`` its own output is taken:
+            the whole lattice (B, T, U+1, V), packed (N, V), or pruned (B, T, S, V) with ``ranges``.
+            Otherwise the recipe never makes it, and it is driven here (``driving``).
+        labels: expression for its labels: rows of ids, padded with the blank or negative ids; empty: of the
+            batch's texts, or the teacher's own decode where it has none, and always with ``greedy``.
+        encoder: module whose output the joiner is driven with, ``input:PATH`` for its input; empty: as the
+            model's framework has it. ``encoder_layout``: its axes, where they are not found.
+        drive: ``FILE.py:NAME`` for a joiner of no known convention.
+        bpe: SentencePiece model that makes labels of the texts.
+        ranges: expression for the ranges (B, T, S) of a pruned joint; empty: found beside it.
+        durations: columns behind the tokens that are a TDT joint's durations, and no classes.
         layout: axes of the CTC output: ``BTV``, ``BVT`` or ``TBV``.
         call: which call to keep where the module runs several times a batch, from 0; None: it runs once.
         accumulate: that its calls in a batch are pieces of one answer: ``t``, the next frames of the same
-            utterances, or ``b``, the next utterances.
+            utterances, or ``b``, the next utterances; of the joiner, where there is one: ``b``.
         ids: expression for the ids; empty: found in the batch.
         lengths: expression for the valid lengths; empty: found among the tensors of the first batch.
         tokens: the token table; empty: classes are named by their number.
@@ -50,11 +70,19 @@ class CaptureOptions:
         frame_shift: samples between two teacher frames: what the store says of them.
         shard_rows: utterances a shard.
         allow_different: fields in which a store may differ when it is resumed.
+        driven: whether the joiner is driven here: follows from the others.
     """
 
     ctc: str = ""
     joiner: str = ""
     labels: str = ""
+    greedy: bool = False
+    encoder: str = ""
+    encoder_layout: str = ""
+    drive: str = ""
+    bpe: str = ""
+    ranges: str = ""
+    durations: int = 0
     layout: str = "BTV"
     call: int | None = None
     accumulate: str = ""
@@ -69,34 +97,69 @@ class CaptureOptions:
     frame_shift: int = 640
     shard_rows: int = 500
     allow_different: tuple[str, ...] = ()
+    driven: bool = field(init=False)
 
     def __post_init__(self) -> None:
         if self.layout not in ("BTV", "BVT", "TBV"):
             raise UsageError(f"no layout {self.layout!r}", do="BTV, BVT or TBV.")
         asked = {"ctc": self.ctc, "rnnt": self.joiner}
-        if not any(asked.values()) or bool(self.joiner) != bool(self.labels):
-            raise UsageError(
-                "a lattice needs its joiner and its labels" if any(asked.values()) else "nothing to tap",
-                do="--ctc PATH, or --joiner PATH --labels EXPR, or all of them.",
-            )
+        if not any(asked.values()):
+            raise UsageError("nothing to tap", do="--ctc PATH, or --joiner PATH, or both.")
+        driven = bool(self.joiner) and bool(self.encoder or self.drive or not self.labels)
+        object.__setattr__(self, "driven", driven)
+        self._require_joiner()
         if self.accumulate not in ("", "t", "b"):
             raise UsageError(f"no axis {self.accumulate!r} to accumulate along", do="t or b.")
-        if self.accumulate and (self.call is not None or self.joiner):
+        if self.accumulate and self.call is not None:
+            raise UsageError("--accumulate joins all calls of a module", do="Leave --call out.")
+        if self.accumulate == "t" and self.joiner:
             raise UsageError(
-                "--accumulate joins all calls of the module at --ctc",
-                do="Leave --call out, and capture a joiner in a run and a store of its own.",
+                "a lattice in pieces of frames",
+                do="Where its joiner runs on a few utterances at a time: --accumulate b.",
             )
         streams = {s: self.streams.get(s, ENCODINGS[s]) for s, path in asked.items() if path}
         if extra := set(self.streams) - set(streams):
             raise UsageError(f"no module is tapped for {', '.join(extra)}", where="--stream")
         object.__setattr__(self, "streams", streams)
         given = {"--ids": self.ids, "--lengths": self.lengths, "--labels": self.labels}
+        given["--ranges"] = self.ranges
         for option, text in given.items():
             if text:
                 Expression(text, option)
         for encoding in self.streams.values():
-            parse_encoding(encoding)
+            how, found, form = encoding.partition("/")
+            parse_encoding(how)
+            Form.parse(form if found else "full")
         parse_storage(self.storage)
+
+    def _require_joiner(self) -> None:
+        """Refuse options that would mean nothing."""
+        if self.encoder_layout not in ("", "BTD", "BDT", "TBD"):
+            raise UsageError(f"no layout {self.encoder_layout!r}", do="BTD, BDT or TBD.")
+        of_any = {"--labels": self.labels, "--durations": self.durations}
+        of_driven = {
+            "--encoder": self.encoder,
+            "--encoder-layout": self.encoder_layout,
+            "--drive": self.drive,
+            "--bpe": self.bpe,
+            "--greedy": self.greedy,
+        }
+        of_tapped = {"--ranges": self.ranges, "--accumulate": self.accumulate}
+        for option, value in {**of_any, **of_driven, **of_tapped}.items():
+            if value and not self.joiner and option != "--accumulate":  # which a ctc module may need too
+                raise UsageError(f"{option} without a joiner", do="--joiner PATH")
+        wrong = of_tapped if self.driven else of_driven
+        if said := [option for option, value in wrong.items() if value]:
+            how = "is driven here" if self.driven else "is taken as the recipe runs it"
+            raise UsageError(
+                f"{said[0]} means nothing where the joiner {how}",
+                where=f"--joiner {self.joiner}",
+                do="With --labels, without --encoder the recipe's own lattice is taken; else it is driven.",
+            )
+        if self.labels and (self.greedy or self.bpe):
+            raise UsageError("labels from two places", do="--labels EXPR, or --bpe FILE, or --greedy.")
+        if self.bpe and not self.tokens:
+            raise UsageError("--bpe needs a token table", do="--tokens FILE")
 
 
 @dataclass(frozen=True)
@@ -138,7 +201,7 @@ def capture(command: Sequence[str], out: Any, options: CaptureOptions) -> Captur
         "out": os.path.abspath(str(place)),
         "session": name,
         "handover": f"handover-{name}",
-        "tokens": os.path.abspath(options.tokens) if options.tokens else "",
+        **{n: os.path.abspath(p) if (p := getattr(options, n)) else "" for n in ("tokens", "drive", "bpe")},
     }
     fresh = not place.exists()
     try:
@@ -170,7 +233,7 @@ def _settle(place: Place, job: dict[str, Any], started: Session, status: int) ->
                 entry = parse_entry(r["entry"].encode("utf-8"), r["shard"], "handover")
                 staged = place.stage(job["handover"]) / entry.shard
                 publish(place, parse_storage(job["storage"]), staged, entry)
-    notes = [f"{what}: {r[what]}" for r in reports for what in ("ids", "lengths") if r.get(what)]
+    notes = [f"{what}: {r[what]}" for r in reports for what in NOTES if r.get(what)]
     return Captured(
         status,
         sum(r["rows"] for r in wrote),
@@ -204,7 +267,7 @@ def _never(job: dict[str, Any], reports: list[dict[str, Any]]) -> TapNeverFired:
         return TapNeverFired(
             "the module is there, but did not run",
             where=where,
-            why="Functional heads (F.linear on its weight), scripted and bypassed modules run no hook.",
+            why="Scripted and bypassed modules run no hook; nor do products with only a part of a weight.",
             do="Ask logitstore probe which modules run.",
         )
     near = {name: text for r in reports for name, text in r.get("near", {}).items()}

@@ -15,16 +15,19 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import get_worker_info
 
 from .asking import Asking
-from .errors import LengthError, TapError, TapFiredTwice, TapNeverFired
+from .errors import LengthError, TapError, TapFiredTwice, TapNeverFired, UsageError
 from .expression import Expression
 from .inject.finder import Finder
 from .inject.inside import Report
 from .inject.surroundings import eagerly, follow_compiling, follow_loaders
 from .inject.whose import Batches
+from .joiner import Joiner
 from .pieces import Pieces
-from .scribe import Heard, Scribe
+from .products import PREFIX, Watch, split
+from .scribe import Heard, Scribe, Shape
 from .tap import LAYOUTS
 
 OPTIONS = {"ctc": "ctc", "rnnt": "joiner"}  # by stream
@@ -46,12 +49,18 @@ class Capturing:
     def __init__(self, job: dict[str, Any], session: Path) -> None:
         self.job, self.session = job, session
         self.paths = {s: str(job[o]) for s, o in OPTIONS.items() if job[o]}
-        self.labels = Expression(job["labels"], "--labels") if job["labels"] else None
+        self._watch_products, self._multiplied = Watch(self._product), False
+        self._joiner: Joiner | None = None
         self._begin()
         batches = Batches()
         keep = Expression(job["lengths"], "--lengths").modules if job["lengths"] else ()
-        self._finder = Finder(self.paths, self._take, self._guard, self._tell, keep)
-        self._asking = Asking(job, batches, self._finder, lambda **said: self._report.write(**said))
+        owners = {s: split(p)[0] if p.startswith(PREFIX) else p for s, p in self.paths.items()}
+        self._finder = Finder(owners, self._take, self._guard, self._tell, keep, self._place)
+        self._asking = Asking(job, batches, self._finder, self._say)
+        if "rnnt" in self.paths:
+            self._joiner = Joiner(job, self._asking.lookup, self._say)
+        if "ctc" in self.paths:  # the first mode there is: nothing stands below it
+            self._watch_products.__enter__()  # type: ignore[no-untyped-call]
         follow_loaders(self._noted)
         follow_compiling(self._compiling)
         os.register_at_fork(after_in_child=self._begin)
@@ -66,6 +75,9 @@ class Capturing:
     def _tell(self, **said: Any) -> None:
         if "state" not in said or self._report.said["state"] in ("torch", "looking"):
             self._report.write(**said)
+
+    def _say(self, **said: Any) -> None:
+        self._report.write(**said)  # of this process: after a fork it is another one
 
     def _begin(self) -> None:
         """This process on its own: after a fork, the parent's writer and report stay the parent's."""
@@ -83,6 +95,8 @@ class Capturing:
         """A DataLoader of this process yields a batch."""
         if self._asking.batches.note(batch, source, index, dataset):
             self._finder.search(seldom=True)
+        if self._scribe is not None and not self._watch_products.busy:
+            self._watch_products.remove()
         self._asking.begin()
 
     def _compiling(self) -> None:
@@ -104,11 +118,38 @@ class Capturing:
             self._report.write(state="failed", error=f"{type(e).__name__}: {e}")
             raise
 
+    def _place(self, stream: str, root: nn.Module, target: nn.Module) -> tuple[nn.Module, str]:
+        if stream == "rnnt" and self._joiner is not None:
+            return self._joiner.place(root, target)
+        asked = self.paths[stream]
+        by_name = asked.startswith(PREFIX)
+        weight = split(asked)[1] if by_name else "weight"
+        if isinstance(getattr(target, weight, None), torch.Tensor):
+            self._watch_products.add(stream, target, weight)
+        elif by_name:
+            raise TapError(f"{type(target).__name__} has no {weight!r}", where=f"--{OPTIONS[stream]} {asked}")
+        return target, "" if by_name else "output"
+
+    def _product(self, stream: str, module: nn.Module, given: torch.Tensor, output: torch.Tensor) -> None:
+        """A head that does not run itself: somebody multiplies with its weight."""
+        if get_worker_info() is None:
+            with self._guard():
+                if not self._multiplied:
+                    self._multiplied = True
+                    self._say(ctc=f"a product with the weight of {split(self.paths[stream])[0]}")
+                self._take(stream, self._finder.root_of(module), module, output)
+
     def _take(self, stream: str, root: nn.Module | None, module: nn.Module, output: Any) -> None:
         if self._failed or root is None:
             return
         where = f"--{OPTIONS[stream]} {self.paths[stream]}"
-        logits = self._axes(stream, output, where)
+        if self._joiner is not None:
+            self._joiner.runs(root)
+        joiner = self._joiner if stream == "rnnt" else None
+        if joiner is not None:
+            logits = joiner.logits(output, where, lambda x: self._has_ids(x, where))
+        else:
+            logits = self._axes(output, where)
         # SpeechBrain's interfaces are modules that stay in training mode themselves; what they hold does not.
         if module.training or (root.training and any(m.training for m in root.children())):
             raise TapError(
@@ -116,20 +157,27 @@ class Capturing:
                 where=where,
                 why="Dropout and batch statistics make every forward say something else.",
             )
-        ids = self._asking.ids(logits, where)
-        pieces = bool(self.job["accumulate"])
-        if len(ids) != len(logits) and not pieces:
+        pieces = bool(self.job["accumulate"]) and self._joiner is None
+        parted = joiner.parted(logits) if joiner is not None else pieces
+        some = parted and self.job["accumulate"] != "t"  # of the batch's utterances, or all of them packed
+        ids = self._asking.ids(logits, where, None if some else len(logits))
+        if len(ids) != len(logits) and not parted:
+            axes = "a joint that runs on some of a batch: --accumulate b" if joiner else "its axes: --layout"
             raise LengthError(
-                f"{len(ids)} ids for an output of {tuple(output.shape)}, layout {self.job['layout']}",
+                f"{len(ids)} ids for an output of {tuple(logits.shape)}",
                 where=where,
-                do="Name its axes with --layout, or say where the ids are with --ids EXPR.",
+                do=f"Say where the ids are: --ids EXPR; {axes}.",
             )
-        if not pieces and self._again(stream, ids, tuple(output.shape), where):
+        got = joiner.gathered(logits, len(ids), where) if joiner else [logits]
+        if got is None or (not pieces and self._again(stream, ids, tuple(logits.shape), where)):
             return
         if self._scribe is None:
-            self._scribe = self._open(root, logits.shape[-1])
+            if stream == "ctc" and not self._multiplied:
+                self._watch_products.clear()  # a module that runs needs no watching
+            alone = Shape(logits.shape[-1])
+            self._scribe = self._open(root, self._joiner.shape(module, logits) if self._joiner else alone)
             self._finder.settle()
-        elif self._scribe.root() is not root:
+        if self._scribe.root() is not root:
             raise TapError(
                 f"a second model ({type(root).__name__}) runs a module at this path",
                 where=where,
@@ -139,15 +187,18 @@ class Capturing:
         if pieces:
             return self._piece(stream, ids, logits, root)
         heard = self._heard
-        if heard is None or heard.ids != tuple(ids) or stream in heard.logits:
+        if heard is None or heard.ids != tuple(ids) or stream in heard.streams:
             self._whole()
-            lengths, texts = self._asking.lengths(logits, root), self._asking.texts(len(ids))
-            heard = self._heard = self._hear(ids, lengths, logits.shape[1], texts)
-        if stream == "rnnt":
-            heard.labels = self._labels(logits, where)
-        # A copy: decoders edit logits in place after the layer returns them.
-        heard.logits[stream] = logits.clone() if heard.wanted else logits[:0]
-        if len(heard.logits) == len(self.paths):
+            t = 0 if logits.dim() == 2 else max(x.shape[1] for x in got)
+            # where no one tensor has the batch's B and T: one that has them, and nothing in it
+            about = logits.new_empty(len(ids), t, 0) if parted else logits
+            lengths, texts = self._asking.lengths(about, root), self._asking.texts(len(ids))
+            heard = self._heard = self._hear(ids, lengths, t, texts)
+        if joiner is not None:
+            joiner.keep(heard, got, self._scribe.blank, where)
+        else:  # a copy: decoders edit logits in place after the layer returns them
+            heard.logits = logits.clone() if heard.wanted else logits[:0]
+        if len(heard.streams) == len(self.paths):
             self._heard = None
             self._asking.forget()
             if heard.wanted:
@@ -160,44 +211,39 @@ class Capturing:
         if pieces is None or pieces.batch != batch:
             self._whole()
             texts = self._asking.texts(len(ids))
-            pieces = self._pieces = Pieces(stream, batch, tuple(ids), texts, where)
+            pieces = self._pieces = Pieces(batch, tuple(ids), texts, where)
         if axis == "t":
             alone = len(ids) == 1 and self._asking.lengths_at is None  # as long as its pieces are
             return pieces.add(logits, lambda x: [x.shape[1]] if alone else self._asking.lengths(x, root))
         ids, lengths, texts = pieces.next(len(logits), self._asking.lengths(logits, root))
-        self._put(stream, logits, self._hear(ids, lengths, logits.shape[1], texts))
+        self._put(logits, self._hear(ids, lengths, logits.shape[1], texts))
 
-    def _put(self, stream: str, logits: torch.Tensor, heard: Heard) -> None:
+    def _put(self, logits: torch.Tensor, heard: Heard) -> None:
         assert self._scribe is not None
-        heard.logits[stream] = logits.clone()
+        heard.logits = logits.clone()
         if heard.wanted:
             self._scribe.put(heard)
 
-    def _axes(self, stream: str, output: Any, where: str) -> torch.Tensor:
-        """(B, T, V), or (B, T, U+1, V), as the first axes of what a module gave."""
+    def _axes(self, output: Any, where: str) -> torch.Tensor:
+        """(B, T, V), whatever the order of a module's axes."""
         shape = tuple(output.shape) if isinstance(output, torch.Tensor) else ()
-        if stream == "rnnt":
-            if len(shape) != 4 or shape[2] == 1 == shape[1]:
-                raise TapError(
-                    f"gives {shape or type(output).__name__}, no lattice (B, T, U+1, V)",
-                    where=where,
-                    why="A decoding loop runs the joiner once a step, on the way of its own hypothesis; "
-                    "the lattice of the references is never made.",
-                    do="Capture a program that computes it whole, or let a teacher drive the joiner "
-                    "(logitstore dump).",
-                )
-            return torch.as_tensor(output).detach()
         if len(shape) != 3:
             what = shape or type(output).__name__
             raise TapError(f"gives {what}, not (B, T, V)", where=where, do="Ask logitstore probe.")
         return torch.as_tensor(output).detach().permute(LAYOUTS[self.job["layout"]])
+
+    def _has_ids(self, x: torch.Tensor, where: str) -> bool:
+        try:
+            return len(self._asking.ids(x, where, len(x))) == len(x)
+        except UsageError:
+            return False
 
     def _hear(
         self, ids: Sequence[str], lengths: Sequence[int], t: int, texts: tuple[str, ...] | None
     ) -> Heard:
         """A batch, nothing of it taken yet; raises ``LengthError``."""
         assert self._scribe is not None
-        if len(lengths) != len(ids) or max(lengths) > t:
+        if len(lengths) != len(ids) or (t and max(lengths) > t):
             raise LengthError(
                 f"lengths {list(lengths[:8])} for {len(ids)} utterances in {t} frames",
                 where=ids[0],
@@ -214,31 +260,13 @@ class Capturing:
         if pieces is not None and pieces.parts:
             logits, lengths = pieces.whole()
             heard = self._hear(pieces.ids, lengths, logits.shape[1], pieces.texts)
-            self._put(pieces.stream, logits, heard)
+            self._put(logits, heard)
         if self._heard is not None:
-            missing = [self.paths[s] for s in self.paths if s not in self._heard.logits]
+            missing = [self.paths[s] for s in self.paths if s not in self._heard.streams]
             raise TapNeverFired(
                 f"{', '.join(missing)} did not run in a batch in which the other one did",
                 where=self._heard.ids[0],
             )
-
-    def _labels(self, logits: torch.Tensor, where: str) -> tuple[tuple[int, ...], ...]:
-        """Labels of every utterance: rows of ids, padded with the blank or negative ids."""
-        assert self.labels is not None
-        assert self._scribe is not None
-        value = self.labels.value(lambda name: self._asking.lookup(name, logits))
-        rows = [list(map(int, row)) for row in (value.tolist() if hasattr(value, "tolist") else value)]
-        for row in rows:
-            while row and (row[-1] < 0 or row[-1] == self._scribe.blank):
-                row.pop()
-        if len(rows) != len(logits) or max(map(len, rows), default=0) + 1 > logits.shape[2]:
-            raise LengthError(
-                f"labels of {len(rows)} utterances, at most {max(map(len, rows), default=0)} each, "
-                f"for a lattice of {tuple(logits.shape)}",
-                where=where,
-                do="Say where the reference labels are: --labels EXPR.",
-            )
-        return tuple(map(tuple, rows))
 
     def _again(self, stream: str, ids: list[str], shape: tuple[int, ...], where: str) -> bool:
         """Whether this call is not the one to keep; raises ``TapFiredTwice`` where nobody said which."""
@@ -261,8 +289,8 @@ class Capturing:
 
     # -- the writer --------------------------------------------------------------------------------------
 
-    def _open(self, root: nn.Module, classes: int) -> Scribe:
-        scribe = Scribe(self.job, self.session, root, classes, self._report)
+    def _open(self, root: nn.Module, shape: Shape) -> Scribe:
+        scribe = Scribe(self.job, self.session, root, self._report, shape)
         # At the end of a child that multiprocessing made, and of a program: there before the executors end,
         # which storages work with (concurrent.futures registered itself first; last in, first out).
         pid = os.getpid()
@@ -282,4 +310,5 @@ class Capturing:
     def stop(self) -> None:
         """Remove every hook from every module."""
         self._finder.stop()
+        self._watch_products.remove()
         self._asking.stop()

@@ -49,7 +49,89 @@ class Spoken:
     notes: dict[str, Any] = field(default_factory=dict)
 
 
-class Driver:
+class Joining:
+    """A transducer's joiner, tapped and run over whole lattices, slice by slice.
+
+    Args:
+        teacher: with ``transducer`` and ``join``; ``model`` is what the head's path starts from.
+        table: its token table.
+        device: where it runs.
+        head: path of its logits below the model, as ``Tap`` takes it; empty: what ``join`` returns.
+        inputs: take what goes into the head as well.
+    """
+
+    def __init__(
+        self, teacher: Any, table: TokenTable, device: torch.device, *, head: str = "", inputs: bool = False
+    ) -> None:
+        self.teacher: Any = teacher
+        self.table, self.device = table, device
+        self.slice_elements = SLICE_ELEMENTS["cpu" if device.type == "cpu" else "other"]
+        self._joint = Tap(teacher.model, {"rnnt": head} if head else {})
+        self._joint_inputs = Tap(teacher.model, {"rnnt": head} if inputs else {}, side="input")
+        self._headed = bool(head)
+
+    def lattice(self, spoken: Spoken) -> Iterator[torch.Tensor]:
+        """(t, U+1, V) logits of one utterance's lattice, slice after slice along T.
+
+        The joiner runs on slices of a fixed number of logits, so memory does not grow with T·U·V.
+        """
+        where = spoken.loaded.utt.id
+        enc, dec = self.sides(spoken)
+        step = max(1, self.slice_elements // (len(dec) * len(self.table)))
+        for t in range(0, spoken.T, step):
+            piece = enc[t : t + step]
+            logits = self.join(piece, dec)
+            if logits.shape[-1] != len(self.table):
+                raise VocabError(
+                    f"the joiner gives {logits.shape[-1]} classes, the token table has {len(self.table)}",
+                    where=where,
+                )
+            if logits.numel() != len(piece) * len(dec) * len(self.table):
+                raise LengthError(
+                    f"the joiner gives {tuple(logits.shape)} for {len(piece)} × {len(dec)} nodes", where=where
+                )
+            yield logits.reshape(len(piece), len(dec), len(self.table))
+
+    def sides(self, spoken: Spoken) -> tuple[torch.Tensor, torch.Tensor]:
+        """(T, J) and (U+1, J) that the joiner of one utterance adds; raises ``LengthError``."""
+        labels = spoken.labels.get("rnnt", [])
+        enc, dec = self.project(spoken, labels)
+        if len(enc) != spoken.T or len(dec) != len(labels) + 1:
+            raise LengthError(
+                f"transducer() gives {len(enc)} × {len(dec)} nodes, "
+                f"where T × (U+1) is {spoken.T} × {len(labels) + 1}",
+                where=spoken.loaded.utt.id,
+            )
+        return enc, dec
+
+    def joined(self, enc: torch.Tensor, dec: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What goes into the joiner's head and what comes out, flat, and what join() makes of it."""
+        with self._quiet(), self._joint as outputs, self._joint_inputs as inputs:
+            said = self.teacher.join(enc, dec)
+            return inputs.take("rnnt").flatten(0, -2), outputs.take("rnnt").flatten(0, -2), said
+
+    def project(self, spoken: Spoken, labels: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Projected encoder (T, J) and decoder (U+1, J) of one utterance under these labels."""
+        with self._quiet():
+            enc, dec = self.teacher.transducer(spoken.output, spoken.b, labels)
+        return enc, dec
+
+    def join(self, enc: torch.Tensor, dec: torch.Tensor) -> torch.Tensor:
+        """What the joiner's head says of (t, J) frames against (u, J) label positions: t · u rows of V."""
+        with self._quiet(), self._joint as tap:
+            said = self.teacher.join(enc, dec)
+            rows: torch.Tensor = tap.take("rnnt") if self._headed else said
+            # The durations of a TDT joint stand behind its tokens; join() leaves them out.
+            return rows[..., : said.shape[-1]] if isinstance(said, torch.Tensor) else rows
+
+    @contextmanager
+    def _quiet(self) -> Iterator[None]:
+        """No gradients, no autocast: the numbers the teacher was trained to say."""
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+            yield
+
+
+class Driver(Joining):
     """A teacher on a device, tapped.
 
     Args:
@@ -68,9 +150,8 @@ class Driver:
         device: str,
         factored: Collection[str] = (),
     ) -> None:
-        self.teacher, self.table, self.streams = teacher, table, tuple(streams)
+        self.streams = tuple(streams)
         self.kinds = {name: kind_of(name) for name in streams}
-        self.device = torch.device(device)
         spec = teacher.describe()
         self.described: dict[str, Head] = {}
         for name, kind in self.kinds.items():
@@ -101,8 +182,11 @@ class Driver:
             )
         self.was_training = any(m.training for m in teacher.model.modules())
         teacher.model.eval()
-        teacher.model.to(self.device)
+        teacher.model.to(torch.device(device))
         heads = self.described
+        joint = heads["rnnt"].module if "rnnt" in heads else ""
+        inputs = bool(joint) and "rnnt" in factored
+        super().__init__(teacher, table, torch.device(device), head=joint, inputs=inputs)
         paths = {n: h.module for n, h in heads.items() if n in factored}
         self.heads = {
             n: linear_head(find_module(teacher.model, p), f"{n} at {p!r}") for n, p in paths.items()
@@ -110,10 +194,6 @@ class Driver:
         self._taps = {n: self._tap(n) for n in heads if n != "rnnt" and not self._is_layer(n)}
         self._layers = {n: self._tap(n, accumulate=True) for n in heads if self._is_layer(n)}
         self._inputs = {n: self._tap(n, side="input") for n in paths if n != "rnnt"}
-        self._joint = Tap(teacher.model, {n: h.module for n, h in heads.items() if n == "rnnt"})
-        self._joint_inputs = Tap(teacher.model, {n: p for n, p in paths.items() if n == "rnnt"}, side="input")
-        kind_of_device = "cpu" if self.device.type == "cpu" else "other"
-        self.slice_elements = SLICE_ELEMENTS[kind_of_device]
 
     def _tap(self, stream: str, **options: Any) -> Tap:
         head = self.described[stream]
@@ -126,7 +206,8 @@ class Driver:
     @property
     def model(self) -> nn.Module:
         """The teacher's model."""
-        return self.teacher.model
+        model: nn.Module = self.teacher.model
+        return model
 
     def run(self, batch: Sequence[Loaded]) -> list[Spoken]:
         """One padded batch through ``forward``; raises an error of the teacher's tree."""
@@ -217,61 +298,6 @@ class Driver:
                     )
         return lengths
 
-    def lattice(self, spoken: Spoken) -> Iterator[torch.Tensor]:
-        """(t, U+1, V) logits of one utterance's lattice, slice after slice along T.
-
-        The joiner runs on slices of a fixed number of logits, so memory does not grow with T·U·V.
-        """
-        where = spoken.loaded.utt.id
-        enc, dec = self.sides(spoken)
-        step = max(1, self.slice_elements // (len(dec) * len(self.table)))
-        for t in range(0, spoken.T, step):
-            piece = enc[t : t + step]
-            logits = self.join(piece, dec)
-            if logits.shape[-1] != len(self.table):
-                raise VocabError(
-                    f"the joiner gives {logits.shape[-1]} classes, the token table has {len(self.table)}",
-                    where=where,
-                )
-            if logits.numel() != len(piece) * len(dec) * len(self.table):
-                raise LengthError(
-                    f"the joiner gives {tuple(logits.shape)} for {len(piece)} × {len(dec)} nodes", where=where
-                )
-            yield logits.reshape(len(piece), len(dec), len(self.table))
-
-    def sides(self, spoken: Spoken) -> tuple[torch.Tensor, torch.Tensor]:
-        """(T, J) and (U+1, J) that the joiner of one utterance adds; raises ``LengthError``."""
-        labels = spoken.labels.get("rnnt", [])
-        enc, dec = self.project(spoken, labels)
-        if len(enc) != spoken.T or len(dec) != len(labels) + 1:
-            raise LengthError(
-                f"transducer() gives {len(enc)} × {len(dec)} nodes, "
-                f"where T × (U+1) is {spoken.T} × {len(labels) + 1}",
-                where=spoken.loaded.utt.id,
-            )
-        return enc, dec
-
-    def joined(self, enc: torch.Tensor, dec: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What goes into the joiner's head and what comes out, flat, and what join() makes of it."""
-        teacher: Any = self.teacher
-        with self._quiet(), self._joint as outputs, self._joint_inputs as inputs:
-            said = teacher.join(enc, dec)
-            return inputs.take("rnnt").flatten(0, -2), outputs.take("rnnt").flatten(0, -2), said
-
-    def project(self, spoken: Spoken, labels: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Projected encoder (T, J) and decoder (U+1, J) of one utterance under these labels."""
-        teacher: Any = self.teacher
-        with self._quiet():
-            enc, dec = teacher.transducer(spoken.output, spoken.b, labels)
-        return enc, dec
-
-    def join(self, enc: torch.Tensor, dec: torch.Tensor) -> torch.Tensor:
-        """What the joiner's head says of (t, J) frames against (u, J) label positions: t · u rows of V."""
-        teacher: Any = self.teacher
-        with self._quiet(), self._joint as tap:
-            teacher.join(enc, dec)
-            return tap.take("rnnt")
-
     def decoded(
         self, spoken: Spoken, stream: str = "seq2seq", labels: Sequence[int] | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -347,12 +373,6 @@ class Driver:
         if not isinstance(text, str) or not (score is None or isinstance(score, int | float)):
             raise TeacherError(f"transcribe() gives {found!r:.60}, not a text and its score", where=where)
         return text, None if score is None else float(score)
-
-    @contextmanager
-    def _quiet(self) -> Iterator[None]:
-        """No gradients, no autocast: the numbers the teacher was trained to say."""
-        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
-            yield
 
 
 @contextmanager

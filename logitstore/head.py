@@ -29,6 +29,20 @@ def linear_head(module: nn.Module, where: str) -> LinearHead:
     return LinearHead(_numpy(weight), _numpy(bias))
 
 
+def additive(parent: nn.Module | None, output: nn.Module) -> str:
+    """Two Linears beside the output one, both as wide as its input: logits = output(act(enc + dec))."""
+    if parent is None or not isinstance(output, nn.Linear):
+        return ""
+    sides = [
+        (name, m)
+        for name, m in parent.named_children()
+        if m is not output and isinstance(m, nn.Linear) and m.out_features == output.in_features
+    ]
+    if len(sides) != 2:
+        return ""
+    return f"{' + '.join(f'{n} {m.in_features}' for n, m in sides)} -> {output.in_features}"
+
+
 def _refusal(what: str, where: str) -> TapError:
     return TapError(
         f"{what} is not one weight and one bias, so its rows do not factor",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -13,8 +13,12 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from .inject.surroundings import live_modules
+from .products import Products
+
 ROWS = 512  # of one output that are looked at
 CALLS = 4  # of one module in one batch that are looked at
+FEW = 16  # calls of one module in one batch; more are a decoding loop
 WIDTH = 4  # classes, at least
 SOFTMAX = ("log_softmax", "softmax", "logsumexp")
 DECISIONS = {"argmax": "argmax", "topk": "topk", "max": "argmax", "ctc_loss": "ctc_loss", "sort": "sort"}
@@ -50,6 +54,8 @@ class Emitted:
         best: how often each class was the largest of a row; rows looked at.
         after: functions that were given its output, or a view of it, in order; ``steps``: by call of a batch.
         constant: whether every row holds one value only.
+        wrapped: it came first in a list or tuple, which no tap takes (an LSTM's output).
+        weight: name of the module's weight that a function multiplied with, where the module did not run.
     """
 
     module: nn.Module
@@ -64,6 +70,13 @@ class Emitted:
     after: list[str] = field(default_factory=list)
     steps: dict[int, list[str]] = field(default_factory=dict)
     constant: bool = True
+    wrapped: bool = False
+    weight: str = ""
+
+    def became(self, call: int, name: str) -> None:
+        """Note that the output of a call was given to a function."""
+        for names in (self.after, self.steps.setdefault(call, []) if call < FEW else []):
+            names += [name] if name not in names else []
 
 
 class Observer(TorchFunctionMode):
@@ -72,6 +85,10 @@ class Observer(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.emitted: dict[nn.Module, Emitted] = {}
+        self.products: dict[nn.Module, Emitted] = {}  # of functions with a module's weight
+        self._products = Products(self._whose)
+        self._weights: dict[int, tuple[weakref.ref[nn.Module], int]] = {}  # by address
+        self._weighed = -1  # the batch in which they were looked for
         self.batch = 0
         self.on_output: Any = None  # told (module, args, kwargs, output, Emitted or None) of every call
         # by id of a tensor: it, who gave it, in which call, and whether it still is what was given (or a
@@ -93,18 +110,28 @@ class Observer(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
+        if (found := self._products.seen(name, args, kwargs or {}, out)) is not None:
+            with torch._C.DisableTorchFunction():
+                emitted = self._look(found[0], out, "weight")
+                if self.on_output is not None:
+                    self.on_output(found[0], args, kwargs or {}, out, emitted)
         if args and isinstance(args[0], torch.Tensor) and (origin := self._origin(args[0])) is not None:
             said = name if name in SOFTMAX else DECISIONS.get(name, "")
             _, _, call, same = self._origins[id(args[0])]
             if said:
-                for after in (origin.after, origin.steps.setdefault(call, [])):
-                    after += [said] if said not in after else []
+                origin.became(call, said)
                 if name in SOFTMAX:
                     self._remember(out, origin, call, same=False)
             elif name in SAME:
                 for tensor in out if isinstance(out, list | tuple) else (out,):
                     self._remember(tensor, origin, call, same=same)
         return out
+
+    def forget(self) -> None:
+        """Begin anew: what ran so far was no batch."""
+        self.emitted.clear()
+        self.products.clear()
+        self.batch, self._weighed = 0, -1
 
     def _origin(self, tensor: torch.Tensor) -> Emitted | None:
         found = self._origins.get(id(tensor))
@@ -126,10 +153,22 @@ class Observer(TorchFunctionMode):
             for tensor in output[:1] if isinstance(output, list | tuple) else (output,):
                 if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.dim() >= 1:
                     emitted = self._look(module, tensor)
+                    if emitted is not None:
+                        emitted.wrapped = tensor is not output
             if self.on_output is not None:
                 self.on_output(module, args, kwargs, output, emitted)
 
-    def _look(self, module: nn.Module, tensor: torch.Tensor) -> Emitted | None:
+    def _whose(self, tensor: torch.Tensor) -> nn.Module | None:
+        if self._weighed != self.batch:
+            self._weighed = self.batch
+            self._weights = {_weight(m): (weakref.ref(m), m.weight.numel()) for m in weighty()}
+        try:
+            found = self._weights.get(tensor.data_ptr())
+        except RuntimeError:  # no storage, while something traces
+            return None
+        return found[0]() if found is not None and found[1] == tensor.numel() else None
+
+    def _look(self, module: nn.Module, tensor: torch.Tensor, weight: str = "") -> Emitted | None:
         inner = self._origin(tensor)
         if inner is not None and inner.module is not module and self._origins[id(tensor)][3]:
             return None  # a container, that gives what something inside it gave
@@ -139,9 +178,10 @@ class Observer(TorchFunctionMode):
         classes = int(tensor.shape[axis])
         if classes < WIDTH or not tensor.numel():
             return None
-        said = self.emitted.get(module)
+        table = self.products if weight else self.emitted
+        said = table.get(module)
         if said is None or said.classes != classes:
-            said = self.emitted[module] = Emitted(module, tuple(tensor.shape), axis, classes)
+            said = table[module] = Emitted(module, tuple(tensor.shape), axis, classes, weight=weight)
         said.calls[self.batch] += 1
         if tuple(tensor.shape) not in said.shapes and len(said.shapes) < CALLS:
             said.shapes.append(tuple(tensor.shape))
@@ -149,6 +189,18 @@ class Observer(TorchFunctionMode):
         if said.calls[self.batch] <= CALLS:
             _measure(said, tensor)
         return said
+
+
+def weighty() -> Iterator[Any]:
+    """Every live module with a weight of its own that has two axes or more."""
+    for module in live_modules():
+        weight = module._parameters.get("weight")
+        if weight is not None and weight.dim() > 1:
+            yield module
+
+
+def _weight(module: Any) -> int:
+    return int(module.weight.data_ptr())
 
 
 def _measure(said: Emitted, tensor: torch.Tensor) -> None:

@@ -21,12 +21,25 @@ from torch.utils.data import get_worker_info
 
 from .batchids import Found, find_by_index, find_ids, find_texts
 from .candidates import AXES, Candidate, named, rank
-from .errors import LengthError
+from .drives import Found as Drivable
+from .drives import search
+from .driving import frames_in
+from .errors import LengthError, TapPathError
 from .inject.inside import Report
-from .inject.lengths import INTEGERS, Lengths, candidates, choose, in_variables, signs, variables
-from .inject.surroundings import eagerly, follow_compiling, follow_loaders, frames, live_modules, roots
+from .inject.lengths import Lengths, candidates, choose, in_variables, signs, variables
+from .inject.surroundings import (
+    INTEGERS,
+    eagerly,
+    follow_compiling,
+    follow_loaders,
+    frames,
+    live_modules,
+    roots,
+)
 from .inject.whose import parts
 from .observe import Emitted, Observer
+from .products import PREFIX, split
+from .tap import find_module
 
 TABLES = re.compile(
     r"(^|[._-])(tokens?|units?|dict|vocab|vocabulary|words|lang_char|bpe|config)[._-]?.*"
@@ -76,14 +89,19 @@ class Observing:
         self._batch: Any = None
         self._ids: list[Found] = []  # of the first batch that has any
         self._first: nn.Module | None = None
+        self._first_trained = False
         self._threaded = False  # whether a loader yields in another thread than the model runs in
         self._notes, self._try_at = 0, self._batches
         self._seen: dict[nn.Module, dict[int, list[Seen]]] = {}  # by batch, call by call
+        self._at_encoder: dict[nn.Module, list[Lengths]] = {}
+        self._encoder_ids: dict[nn.Module, dict[str, list[Found]]] = {}
         self._variables: dict[nn.Module, dict[str, list[Found]]] = {}
         self._signs: list[tuple[nn.Module, str, str, torch.Tensor]] = []
         self._opened: list[str] = []
         self._tops: list[nn.Module] = []
         self._held: set[int] = set()  # batches in which these were looked up
+        # model, drive, encoder and joiner, once the first batch has passed
+        self._joiners: list[tuple[str, Drivable, nn.Module, nn.Module]] = []
         self._over = self._compiled = False
         sys.addaudithook(self._audit)
         follow_loaders(self._noted)
@@ -113,6 +131,8 @@ class Observing:
             self._next()
 
     def _next(self) -> None:
+        if self._observer.batch == 1:
+            self._seek()
         self._observer.batch += 1
         self._signs.clear()
 
@@ -122,7 +142,11 @@ class Observing:
         if get_worker_info() is not None or self._over:
             return
         if self._batch is None or self._threaded:  # a batch begins where the module that ran first runs again
-            self._first = self._first or module
+            if self._first is None or (self._first_trained and not module.training):
+                # Some layers run on dummies while they are made, in training mode (SpeechBrain).
+                self._first, self._first_trained = module, module.training
+                self._observer.forget()
+                self._try_at = self._batches
             if module is self._first:
                 self._next()
                 if self._observer.batch > self._try_at:
@@ -136,6 +160,31 @@ class Observing:
             self._tops = roots(live_modules())
         if said is not None and len(said.shape) >= 3 and said.calls[self._observer.batch] <= CALLS:
             self._surroundings(module, said, tuple(_first(output).shape))
+        for _, found, encoder, _ in self._joiners:
+            if module is encoder:
+                self._encoded(module, found, output)
+
+    def _seek(self) -> None:
+        """Transducers whose joiner capture can drive."""
+        for top in roots(live_modules()):
+            for found in search(top):
+                encoder = found.encoder.removeprefix("input:")
+                with suppress(TapPathError):
+                    both = find_module(top, encoder), find_module(top, found.joint)
+                    self._joiners.append((type(top).__name__, found, *both))
+
+    def _encoded(self, module: nn.Module, found: Drivable, output: Any) -> None:
+        """Where ids and lengths are when capture takes the encoder's output, or another module's input."""
+        enc = frames_in(output) if found.drive.side == "output" else None
+        count = self._count() or (1 if enc is None else enc.shape[0])
+        for ids in _id_variables(count):
+            self._encoder_ids.setdefault(module, {}).setdefault(ids.expression, []).append(ids)
+        if enc is None or module in self._at_encoder:
+            return
+        axes = [n for n, size in enumerate(enc.shape) if size not in (count, found.drive.width)]
+        t = enc.shape[axes[0]] if len(axes) == 1 else enc.shape[1]
+        own = ((f"{id(m)}{where}{rest}", v) for m, where, rest, v in reversed(self._signs))
+        self._at_encoder[module] = [f for f in candidates(own, count, t) if max(f.values) == t]
 
     def _surroundings(self, module: nn.Module, said: Emitted, shape: tuple[int, ...]) -> None:
         """Where lengths and ids are while a module that may be the head runs."""
@@ -169,7 +218,7 @@ class Observing:
         return len(self._ids[0].values) if self._ids else None
 
     def _ended(self, pid: int) -> None:
-        if pid == os.getpid() and not self._over and self._observer.emitted:
+        if pid == os.getpid() and not self._over and (self._observer.emitted or self._observer.products):
             self.say("ended")
 
     def _enough(self) -> None:
@@ -188,13 +237,15 @@ class Observing:
         held = (m for top in self._tops for m in top.modules())
         tops, count = roots(list({*live_modules(), *held})), self._count()
         paths = {m: path for m, (path, _) in named(tops).items()}
-        modules = {n: m for m, n in paths.items() if m in self._observer.emitted}
-        ranked = rank(list(self._observer.emitted.values()), tops, count, self._classes)
+        emitted = [*self._observer.emitted.values(), *self._observer.products.values()]
+        known = {s.module for s in emitted}
+        modules = {n: m for m, n in paths.items() if m in known}
+        ranked = rank(emitted, tops, count, self._classes)
         if not ranked:
             return False
         told = []
         for candidate in ranked[:64]:
-            module = modules[candidate.path]
+            module = modules[_path(candidate.path)]
             batches = list(self._seen.get(module, {}).values())
             calls = batches[0] if batches else []
             call, joined = _which(candidate, calls, count)
@@ -216,14 +267,43 @@ class Observing:
         texts = find_texts(self._batch, count) if count else None
         self._report.write(
             state=state,
-            batches=len(self._observer.emitted[modules[ranked[0].path]].calls),
+            batches=max(len(s.calls) for s in emitted if s.module is modules[_path(ranked[0].path)]),
             candidates=told,
             ids=_told(self._ids),
             texts=texts.expression if texts else "",
             opened=list(dict.fromkeys(self._opened)),
+            joiners=self._told_joiners(paths),
             blanks=_blanks(tops),
         )
         return True
+
+    def _told_joiners(self, paths: dict[nn.Module, str]) -> list[dict[str, Any]]:
+        """What capture can drive; ``ran``: how often a batch a part of the joiner did."""
+        if not self._joiners:
+            self._seek()
+        told = []
+        for model, found, encoder, joint in self._joiners:
+            seen = [self._observer.emitted[m] for m in joint.modules() if m in self._observer.emitted]
+            lengths = [_named(f, paths) for f in self._at_encoder.get(encoder, [])]
+            told.append(
+                {
+                    "convention": found.name,
+                    "model": model,
+                    "joiner": found.joint,
+                    "encoder": found.encoder,
+                    "classes": found.drive.classes,
+                    "ran": max((max(s.calls.values()) for s in seen), default=0),
+                    "lengths": _told(lengths),
+                    "chosen": lengths[0].expression if lengths else "",
+                    "variables": _told(_changing(self._encoder_ids.get(encoder, {}))),
+                }
+            )
+        return told
+
+
+def _path(candidate: str) -> str:
+    """Of the module, whether it ran or only its weight was used."""
+    return split(candidate)[0] if candidate.startswith(PREFIX) else candidate
 
 
 def _told(found: Sequence[Found | Lengths]) -> list[dict[str, Any]]:
@@ -251,8 +331,7 @@ def _which(candidate: Candidate, calls: Sequence[Seen], count: int | None) -> tu
     total, last = sum(c.shape[t] for c in calls), calls[-1]
     if len(set(sizes)) == 1 and last.chosen is not None and total in last.chosen.values:
         return None, "t"
-    ends = [i for i, step in enumerate(candidate.steps) if {"log_softmax", "ctc_loss"} & set(step)]
-    return (ends[0] if len(ends) == 1 else None), ""
+    return candidate.call, ""
 
 
 def _blanks(tops: Sequence[nn.Module]) -> dict[str, int]:

@@ -56,8 +56,7 @@ class Picker:
                 yield piece, None
             return
         nodes = self.nodes = self._choose(drive, frames, u)
-        following = nodes.next_labels(np.asarray(self._labels, np.int64), self._stream.blank)
-        always = np.stack([np.full_like(following, self._stream.blank), following], 1)
+        always = _always(self._stream, nodes, self._labels)
         t = 0
         for piece in drive():
             low, high = np.searchsorted(nodes.frame, [t, t + len(piece)])
@@ -125,6 +124,21 @@ def scores(
         blanks.append(logp[..., stream.blank].cpu().numpy())
         following.append(logp.gather(-1, index)[..., 0].cpu().numpy())
     return np.concatenate(blanks).astype(np.float64), np.concatenate(following).astype(np.float64)
+
+
+def chosen(
+    stream: StreamSpec, logits: torch.Tensor, nodes: Nodes, labels: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(T, W, V) logits of nodes that somebody else chose, as (N, V) rows; and what each keeps always."""
+    rows = logits[:, : nodes.width].reshape(len(nodes), -1)
+    names = isinstance(parse_encoding(stream.encoding), KeepsAlways)
+    return rows, _on(rows, _always(stream, nodes, labels)) if names else None
+
+
+def _always(stream: StreamSpec, nodes: Nodes, labels: Sequence[int]) -> NDArray[np.int64]:
+    """(N, 2): the blank, and the label that comes next."""
+    following = nodes.next_labels(np.asarray(labels, np.int64), stream.blank)
+    return np.stack([np.full_like(following, stream.blank), following], 1)
 
 
 def _on(like: torch.Tensor, index: NDArray[Any]) -> torch.Tensor:

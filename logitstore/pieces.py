@@ -18,7 +18,6 @@ class Pieces:
     """The pieces of one batch.
 
     Attributes:
-        stream: that they are of.
         batch: what tells it from the next one.
         ids: of all its utterances; ``texts``: where there are any.
         where: for messages.
@@ -26,7 +25,6 @@ class Pieces:
         done: utterances that were whole already, where they are utterances.
     """
 
-    stream: str
     batch: Any
     ids: tuple[str, ...]
     texts: tuple[str, ...] | None

@@ -16,10 +16,9 @@ from .vocab import TokenTable
 from .vocabs import read_table
 
 SURE = 0.3  # of the rows: a class that is the largest so often, at an end of the table, is a blank
-LOOP = (
-    "{} runs {} times a batch, a decoding loop: this program never makes the lattice of the references; "
-    "a teacher does, slice by slice (logitstore dump)"
-)
+LOOP = "{} runs {} times a batch, a decoding loop: this program never makes the lattice of the references; {}"
+FEW = 16  # calls a batch; more are a decoding loop
+DURATIONS = 16  # of a TDT joint, at most
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,7 @@ class Finding:
         candidates: modules that may give the logits, the likeliest first (``candidates.Candidate`` as JSON,
             with ``lengths`` and ``variables`` found while it ran).
         ctc, rnnt: the likeliest of each kind, or None.
+        driven: the transducer whose joiner capture drives, where the program runs it in a loop; or None.
         ids: places of the batch that hold utterance ids; ``texts``: where its references are.
         tokens: the token table that fits, or nothing; ``tables``: every one that was seen, with its size.
         blank: of the ctc head, or of the joiner where there is none.
@@ -49,6 +49,7 @@ class Finding:
     candidates: tuple[dict[str, Any], ...]
     ctc: dict[str, Any] | None
     rnnt: dict[str, Any] | None
+    driven: dict[str, Any] | None
     ids: tuple[dict[str, Any], ...]
     texts: str
     tokens: str
@@ -100,13 +101,24 @@ def found_in(
 ) -> Finding:
     """What a process's report means."""
     ranked = sorted(report["candidates"], key=lambda c: -_fit(c, tables))
-    ctc = next((c for c in ranked if not c["joiner"] and c["layout"] in ("BTV", "BVT", "TBV")), None)
+    ctc = next((c for c in ranked if _like_ctc(c)), None)
     rnnt = next((c for c in ranked if c["joiner"] or c["layout"] == "BTUV"), None)
     head = ctc or rnnt
-    path, table = next(((p, t) for p, t in tables.items() if head and len(t) == head["classes"]), ("", None))
-    loop = next((c for c in ranked if c["joiner"] and c["calls"] > 1), None)
-    notes = [LOOP.format(loop["path"], loop["calls"])] if loop and command else []
-    notes += _several(ctc) if ctc and command and not loop else []
+    path, table = next(
+        ((p, t) for p, t in tables.items() if head and _durations(t, head, ctc) == 0), ("", None)
+    )
+    if table is None:
+        fits = ((p, t) for p, t in tables.items() if head and _durations(t, head, ctc) is not None)
+        path, table = next(fits, ("", None))
+    joiners = report.get("joiners", ())
+    whole = rnnt is not None and rnnt["layout"] == "BTUV" and bool(rnnt["labels"]) and rnnt["calls"] == 1
+    driven = None if whole else next((j for j in joiners if j["ran"]), None)
+    variables = next((h["variables"] for h in (driven, ctc, rnnt) if h and h["variables"]), ())
+    about = {**report, "variables": variables}
+    # a head that layers are conditioned on, whose answer nobody takes
+    unclear = ctc is not None and ctc["calls"] > 1 and ctc["call"] is None and not ctc["accumulate"]
+    told = None if unclear and (driven or whole) else ctc
+    notes = list(_notes(ranked, ctc, driven, joiners)) if command else []
     if command and report["ids"] and "dataset." in report["ids"][0]["expression"]:
         notes.append("ids are the dataset's own list, by the number of the item: is item i the i-th of them?")
     blank = _blank(head, table, report.get("blanks", {}))
@@ -114,15 +126,22 @@ def found_in(
         candidates=tuple(ranked),
         ctc=ctc,
         rnnt=rnnt,
+        driven=driven,
         ids=tuple(report["ids"]),
         texts=report["texts"],
         tokens=path,
         tables=tuple((p, len(t)) for p, t in tables.items()),
         blank=blank,
         batches=report["batches"],
-        command=_command((ctc, rnnt), report, path, blank, command, out),
+        command=_command((told, rnnt if whole else None, driven), about, (path, table), blank, command, out),
         notes=tuple(notes),
     )
+
+
+def _like_ctc(candidate: dict[str, Any]) -> bool:
+    """Frames of classes, a few times a batch at most: prediction networks run once a step."""
+    whole = candidate["layout"] in ("BTV", "BVT", "TBV") and candidate["calls"] <= FEW
+    return whole and bool(candidate["path"]) and not candidate["joiner"]
 
 
 def _fit(candidate: dict[str, Any], tables: dict[str, TokenTable]) -> float:
@@ -183,39 +202,72 @@ def _blank(head: dict[str, Any] | None, table: TokenTable | None, told: Mapping[
     return Blank(None, (said, "no token table was found; --tokens FILE settles it"))
 
 
+def _notes(
+    ranked: Sequence[dict[str, Any]],
+    ctc: dict[str, Any] | None,
+    driven: dict[str, Any] | None,
+    joiners: Sequence[dict[str, Any]],
+) -> Iterator[str]:
+    """What the printed command does not say."""
+    loop = next((c for c in ranked if c["joiner"] and c["calls"] > 1), None)
+    if driven is not None:
+        does = f"capture drives the joiner itself, as {driven['convention']}'s"
+        yield LOOP.format(driven["joiner"], driven["ran"], does)
+    elif loop is not None:
+        yield LOOP.format(
+            loop["path"], loop["calls"], "--joiner with --drive FILE.py:NAME does (logitstore.drives)"
+        )
+    elif joiners:
+        path = joiners[0]["joiner"]
+        yield f"{path} does not run here: --joiner {path} keeps the lattices of the references too"
+    if ctc is not None:
+        yield from _several(ctc)
+
+
+def _durations(table: TokenTable, head: dict[str, Any], ctc: dict[str, Any] | None) -> int | None:
+    """Columns behind the tokens of a table: 0, or a TDT joint's durations; None where they do not fit."""
+    more = head["classes"] - len(table)
+    return more if more == 0 or (ctc is None and 0 < more <= DURATIONS) else None
+
+
 def _command(
-    heads: tuple[dict[str, Any] | None, dict[str, Any] | None],
+    heads: tuple[dict[str, Any] | None, dict[str, Any] | None, dict[str, Any] | None],
     report: dict[str, Any],
-    tokens: str,
+    tokens: tuple[str, TokenTable | None],
     blank: Blank,
     command: Sequence[str],
     out: str,
 ) -> str:
     """The capture that this probe calls for; nothing where there is nothing to capture."""
-    ctc, rnnt = heads
-    if rnnt is not None and (rnnt["layout"] != "BTUV" or not rnnt["labels"]):
-        rnnt = None
-    head = ctc or rnnt
+    ctc, rnnt, driven = heads
+    head = driven or ctc or rnnt
     if head is None:
         return ""
     words = ["logitstore", "capture"]
     if ctc is not None:
         words += ["--ctc", ctc["path"]]
         words += ["--layout", ctc["layout"]] if ctc["layout"] != "BTV" else []
+        if ctc["accumulate"]:
+            words += ["--accumulate", ctc["accumulate"]]
+        elif ctc["call"] is not None:
+            words += ["--call", str(ctc["call"])]
     if rnnt is not None:
         words += ["--joiner", rnnt["path"], "--labels", rnnt["labels"][0]]
+    if driven is not None:
+        words += ["--joiner", driven["joiner"], "--encoder", driven["encoder"]]
+    path, table = tokens
+    if table is not None and (joiner := driven or rnnt) is not None:
+        more = joiner["classes"] - len(table)
+        words += ["--durations", str(more)] if 0 < more <= DURATIONS else []
+    variables = report["variables"]
     if report["ids"]:
         words += ["--ids", report["ids"][0]["expression"]]
-    elif head["variables"]:
-        words += ["--ids", head["variables"][0]["expression"]]
-    if ctc is not None and ctc.get("accumulate"):
-        words += ["--accumulate", ctc["accumulate"]]
-    elif ctc is not None and ctc.get("call") is not None:
-        words += ["--call", str(ctc["call"])]
+    elif variables:
+        words += ["--ids", variables[0]["expression"]]
     if head["chosen"]:
         words += ["--lengths", head["chosen"]]
-    if tokens:
-        words += ["--tokens", tokens]
+    if path:
+        words += ["--tokens", path]
     elif blank.index:
         words += ["--blank", str(blank.index)]
     return shlex.join([*words, "--out", out, "--", *command])

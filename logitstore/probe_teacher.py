@@ -47,7 +47,8 @@ def probe_teacher(
     tops = roots(list(speaker.model.modules()))
     ranked = rank(list(observer.emitted.values()), tops, len(lengths[0]), None)
     said = {"expression": "teacher.lengths(output)", "values": lengths[0]}
-    seen = {"lengths": [said], "chosen": said["expression"], "variables": [], "labels": []}
+    where = {"lengths": [said], "chosen": said["expression"], "variables": [], "labels": []}
+    seen = {**where, "call": None, "accumulate": ""}  # a teacher's module runs once
     report = {
         "candidates": [{**c.to_json(), **seen} for c in ranked],
         "ids": [{"expression": "the manifest", "values": [u.id for u in utterances[:4]]}],

@@ -9,7 +9,9 @@ import queue
 import sys
 import threading
 import weakref
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,10 @@ import torch
 from torch import nn
 
 from .digest import id_hash
+from .driving import Driven, Lattices, unnoticed, wrong_width
 from .inject.inside import Report
+from .joints import Part
+from .lattice import Form
 from .layout import make_spec
 from .manifest import check_id
 from .places import open_place
@@ -35,6 +40,23 @@ ZARR = os.path.join("zarr", "core", "sync.py")
 ROWS = 4096  # of each utterance of the first batch that are checked
 
 
+@dataclass(frozen=True)
+class Shape:
+    """What was seen of a model's heads when the first of them ran.
+
+    Attributes:
+        classes: V.
+        driven: the transducer, where its joiner is driven here.
+        normalised: the joiner gives log-probabilities, and there is nothing else (HAT).
+        band: label positions a frame of a pruned joint; 0 where all are there.
+    """
+
+    classes: int
+    driven: Driven | None = None
+    normalised: bool = False
+    band: int = 0
+
+
 @dataclass
 class Heard:
     """One batch.
@@ -42,23 +64,37 @@ class Heard:
     Attributes:
         ids: of its utterances; ``lengths``: valid frames of each; ``texts``: where there are any.
         wanted: positions of those to write.
-        logits: by stream, (B, T, V) or (B, T, U+1, V).
-        labels: of each utterance, where there is a lattice.
+        logits: of the ctc stream, (B, T, V); None where it was not taken yet.
+        lattices: of each utterance, as the recipe's own joiner made them; None as above.
+        encoded: (B, T, D) of the encoder, where lattices are driven from it; None as above.
+        labels: of each utterance, where the recipe says them.
     """
 
     ids: tuple[str, ...]
     lengths: tuple[int, ...]
     wanted: tuple[int, ...]
     texts: tuple[str, ...] | None
-    logits: dict[str, torch.Tensor] = field(default_factory=dict)
+    logits: torch.Tensor | None = None
+    lattices: list[Part] | None = None
+    encoded: torch.Tensor | None = None
     labels: tuple[tuple[int, ...], ...] | None = None
 
-    def part(self, stream: str, i: int) -> torch.Tensor | None:
-        """(T, V) or (T, U+1, V) of one utterance without padding; None where there is no such stream."""
-        if stream not in self.logits:
-            return None
-        logits = self.logits[stream][i, : self.lengths[i]]
-        return logits[:, : len(self.labels[i]) + 1] if stream == "rnnt" and self.labels else logits
+    @property
+    def streams(self) -> set[str]:
+        """Those that were taken."""
+        rnnt = self.lattices is not None or self.encoded is not None
+        return {*(("ctc",) if self.logits is not None else ()), *(("rnnt",) if rnnt else ())}
+
+    def ctc(self, i: int) -> torch.Tensor | None:
+        """(T, V) of one utterance, without padding."""
+        return None if self.logits is None else self.logits[i, : self.lengths[i]]
+
+    def first(self, i: int) -> Iterator[tuple[str, torch.Tensor]]:
+        """Stream and logits of one utterance, where the recipe made them."""
+        if (ctc := self.ctc(i)) is not None:
+            yield "ctc", ctc
+        if self.lattices is not None:
+            yield "rnnt", self.lattices[i].logits
 
 
 def hush() -> None:
@@ -117,25 +153,40 @@ class Scribe:
         job: see ``logitstore.capture``.
         session: folder of reports and claims.
         root: the model, for its name and weights.
-        classes: V.
         report: of this process.
+        shape: what is known of the model's heads.
     """
 
     def __init__(
-        self, job: dict[str, Any], session: Path, root: nn.Module, classes: int, report: Report
+        self, job: dict[str, Any], session: Path, root: nn.Module, report: Report, shape: Shape
     ) -> None:
         hush()
+        classes, driven = shape.classes, shape.driven
         self._job, self._report, self._claims = job, report, Claims(session)
         self.root = weakref.ref(root)
         model = unwrap(root)
-        table = table_of(job, classes)
+        table = table_of(job, classes, driven.drive.blank if driven is not None else 0)
         self.blank = table.blank
         heads = [Head("ctc", job["ctc"], table.blank, job["layout"])] if job["ctc"] else []
-        heads += [Head("rnnt", job["joiner"], table.blank)] if job["joiner"] else []
+        if job["joiner"]:
+            path = driven.head if driven is not None else job["joiner"]
+            heads.append(Head("rnnt", path, table.blank, normalised=shape.normalised))
+        self._normalised = {h.stream for h in heads if h.normalised}
+        self._lattices = None
+        if driven is not None:
+            self._lattices = Lattices(driven, table, job)
+            report.write(labels=self._lattices.labels_from)
+            if n := self._lattices.in_training:
+                report.write(eval=f"{n} modules that the recipe left in training mode are driven in eval")
         name = job["name"] or type(model).__name__
-        weights = weights_sha256(model)
+        weights = weights_sha256(_with_joint(model, driven))
         about = TeacherSpec(name, job["sample_rate"], job["frame_shift"], tuple(heads), weights=weights)
-        spec = make_spec(about, table, job["streams"], storage=job["storage"])
+        streams = dict(job["streams"])
+        if shape.band and "/" not in streams["rnnt"]:
+            streams["rnnt"] += f"/banded:{shape.band}"
+        spec = make_spec(about, table, streams, storage=job["storage"])
+        self._form = next((Form.parse(s.form) for s in spec.streams if s.kind == "rnnt"), Form())
+        self._table = table
         writer = f"capture-{job['session']}-{os.getpid()}"
         self._seconds = about.frame_shift / about.sample_rate
         self._writer = StoreWriter(open_place(job["out"]), spec, writer=writer, shard_rows=job["shard_rows"])
@@ -162,16 +213,24 @@ class Scribe:
         if not self._checked:  # before hours are spent
             self._checked = True
             for i in heard.wanted:
-                for stream in heard.logits:
-                    part = heard.part(stream, i)
-                    assert part is not None
-                    rows = part.reshape(-1, part.shape[-1])[:ROWS].float()
-                    if len(rows) and bool(rows.isfinite().all()):
-                        require_logits(rows, stream, heard.ids[i])
-        if self._error is None:
+                for stream, part in heard.first(i):
+                    self._check(stream, part, heard.ids[i])
+        if self._error is None and heard.encoded is not None:  # the recipe's own modules run: in its thread
+            assert self._lattices is not None
+            with unnoticed(heard.encoded.device, self._lattices.model):
+                self._write(heard)
+        elif self._error is None:
             self._queue.put(heard)
         if self._error is not None:
             raise self._error
+
+    def _check(self, stream: str, part: torch.Tensor, where: str) -> None:
+        """Raise an error for the first utterances' logits where they are none, or of another table."""
+        rows = part.reshape(-1, part.shape[-1])[:ROWS].float()
+        if rows.shape[1] != len(self._table):
+            raise wrong_width(rows.shape[1], len(self._table), f"the {stream} module", where)
+        if stream not in self._normalised and len(rows) and bool(rows.isfinite().all()):
+            require_logits(rows, stream, where)
 
     def close(self, *, failed: bool) -> None:
         """Wait for the thread; set the last shard aside for the parent, or forget it."""
@@ -201,21 +260,48 @@ class Scribe:
 
     def _write(self, heard: Heard) -> None:
         for i in heard.wanted:
-            frames = heard.lengths[i]
+            text = heard.texts[i] if heard.texts else None
+            labels = list(heard.labels[i]) if heard.labels is not None else None
+            rnnt: Any = None
+            nodes, notes = None, dict[str, Any]()
+            if heard.lattices is not None:
+                part = heard.lattices[i]
+                rnnt, nodes = part.logits, part.nodes(self._form, len(labels or ()), heard.ids[i])
+            elif heard.encoded is not None:
+                assert self._lattices is not None
+                enc = heard.encoded[i, : heard.lengths[i]]
+                spoken = self._lattices.spoken(heard.ids[i], enc, text, labels)
+                rnnt, labels = partial(self._lattices.slices, spoken), spoken.labels["rnnt"]
+                notes = spoken.notes
             self._writer.add(
                 heard.ids[i],
-                ctc=heard.part("ctc", i),
-                rnnt=heard.part("rnnt", i),
-                labels=heard.labels[i] if heard.labels else None,
-                text=heard.texts[i] if heard.texts else None,
-                seconds=round(frames * self._seconds, 6),
+                ctc=heard.ctc(i),
+                rnnt=rnnt if nodes is None else (rnnt, nodes),
+                labels=labels,
+                text=text,
+                seconds=round(heard.lengths[i] * self._seconds, 6),
+                notes=notes,
             )
             self._rows += 1
 
 
-def table_of(job: dict[str, Any], classes: int) -> TokenTable:
-    """The given token table; without one, classes are named by their number."""
+def _with_joint(model: nn.Module, driven: Driven | None) -> nn.Module:
+    """The model, and beside it what of its joint lies outside it (in lists of a searcher's)."""
+    inside = {id(p) for p in model.parameters()}
+    if driven is None or all(id(p) in inside for p in driven.drive.model.parameters()):
+        return model
+    return nn.ModuleDict({"model": model, "joint": driven.drive.model})
+
+
+def table_of(job: dict[str, Any], classes: int, blank: int = 0) -> TokenTable:
+    """The given token table; without one, classes are named by their number.
+
+    Args:
+        job: see ``logitstore.capture``.
+        classes: V.
+        blank: where neither the job nor a table says it.
+    """
     if job["tokens"]:
         return read_table(job["tokens"], blank=job["blank"])
-    blank = (job["blank"] or 0) % classes
+    blank = (blank if job["blank"] is None else job["blank"]) % classes
     return TokenTable(tuple("<blk>" if i == blank else f"<{i}>" for i in range(classes)), blank)

@@ -46,7 +46,11 @@ def self_check(driver: Driver, spoken: Sequence[Spoken], skips: Skips | None = N
         if not driver.kinds[stream].axes:
             continue
         _require_alive(driver, spoken, stream, skips or Skips())
-        for item in spoken if driver.kinds[stream].classes else ():
+        head = driver.described.get(stream)
+        normalised = head is not None and head.normalised
+        if normalised:
+            found.append(f"the {stream} branch has no logits tensor (HAT): its log-probabilities are stored")
+        for item in spoken if driver.kinds[stream].classes and not normalised else ():
             rows = _rows(driver, item, stream)
             if not len(rows) or not bool(rows.isfinite().all()):
                 continue  # the encoder names these, utterance by utterance

@@ -16,6 +16,7 @@ from torch import nn
 
 from . import registry
 from .errors import LengthError, TapError, TapFiredTwice, TapNeverFired, TapPathError
+from .products import PREFIX, Watch, split
 
 WRAPPERS = ("module", "_orig_mod")  # DataParallel / DDP, torch.compile
 LAYOUTS = {"BTV": (0, 1, 2), "BVT": (0, 2, 1), "TBV": (1, 0, 2)}
@@ -73,7 +74,9 @@ class Tap:
     """Hooks on named modules of a model.
 
     A path that ends in ``()`` names a method, ``joint.joint_after_projection()`` or ``ctc.head.forward()``:
-    for logits that are made without calling a module. One that ends in ``[i]`` takes part i of what is given.
+    for logits that are made without calling a module. One that begins with ``fn:`` names a weight,
+    ``fn:ctc_lo.weight``: for logits that are a product with it (``F.linear``, ``matmul``). One that ends in
+    ``[i]`` takes part i of what is given.
 
     Args:
         model: any ``nn.Module``; wrappers are looked through.
@@ -123,7 +126,12 @@ class Tap:
     def __enter__(self) -> Self:
         for name, module in self._modules.items():
             path, _ = _split(self._paths[name])
-            if path.endswith("()"):
+            if path.startswith(PREFIX):
+                watch = Watch(self._product)
+                watch.add(name, module, split(path)[1])
+                watch.__enter__()  # type: ignore[no-untyped-call]
+                self._handles.append(watch)
+            elif path.endswith("()"):
                 self._handles.append(_Method(module, _method(path), self._catcher(name)))
             elif self._side == "input":  # before the module runs: it may work in place
                 hook = self._before(name, module)
@@ -154,14 +162,17 @@ class Tap:
     def _before(self, name: str, module: nn.Module) -> Any:
         def hook(caller: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if caller is module:
-                self._catch(name, _first(args, kwargs))
+                self._catch(name, first(args, kwargs))
 
         return hook
+
+    def _product(self, name: str, module: nn.Module, given: torch.Tensor, output: torch.Tensor) -> None:
+        self._catch(name, given if self._side == "input" else output)
 
     def _catcher(self, name: str) -> Callable[[tuple[Any, ...], dict[str, Any], Callable[..., Any]], Any]:
         def run(args: tuple[Any, ...], kwargs: dict[str, Any], method: Callable[..., Any]) -> Any:
             if self._side == "input":
-                self._catch(name, _first(args, kwargs))
+                self._catch(name, first(args, kwargs))
                 return method(*args, **kwargs)
             output = method(*args, **kwargs)
             self._catch(name, output)
@@ -217,8 +228,9 @@ class Tap:
                 where=where,
                 why="A scripted or bypassed module runs no hook; nor does one that torch.compile compiled "
                 "before the tap opened.",
-                do="Open the tap before the first compiled batch, or tap another module or a method: "
-                "logitstore probe lists the candidates.",
+                do="Open the tap before the first compiled batch, or tap another module, a method, or the "
+                f"product with its weight ({PREFIX}{self._paths[name]}.weight): logitstore probe lists "
+                "the candidates.",
             )
         if name in self._keep:
             value = self._chosen(caught, self._keep[name], where)
@@ -288,6 +300,17 @@ def _split(path: str) -> tuple[str, int | None]:
 
 def _owner(model: nn.Module, path: str) -> nn.Module:
     path, _ = _split(path)
+    if path.startswith(PREFIX):
+        above, name = split(path)
+        module = find_module(model, above)
+        if not isinstance(getattr(module, name, None), torch.Tensor):
+            known = [n for n, p in module.named_parameters(recurse=False) if p.dim() > 1]
+            raise TapPathError(
+                f"{type(module).__name__} has no weight {name!r}",
+                where=f"tap {path!r}",
+                do=registry.suggest(name, known),
+            )
+        return module
     if not path.endswith("()"):
         return find_module(model, path)
     module = find_module(model, path[:-2].rpartition(".")[0])
@@ -306,5 +329,6 @@ def _method(path: str) -> str:
     return path[:-2].rpartition(".")[2]
 
 
-def _first(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+def first(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """The first argument of a call."""
     return args[0] if args else next(iter(kwargs.values()), None)

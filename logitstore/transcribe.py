@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from .decode import Transcript, greedy_ctc
-from .drive import Driver, Spoken
+from .drive import Driver, Joining, Spoken
 
 MAX_SYMBOLS = 10  # tokens a frame; a joiner that never says blank must end
 FRAMES = 1 << 13  # whose log-normalisers are computed at once
@@ -82,8 +83,12 @@ class Scribe:
                 return Transcript.of((), found[0], found[1], said, None)
             first = next(iter(self._streams_with_rows()), "")
             return others[first] if first in others else self._transcript(first, spoken, reference, others)
-        search = {"ctc": self._ctc, "rnnt": self._rnnt, "seq2seq": self._driver.generated}
-        tokens, score = search[kind](spoken)
+        ways: dict[str, Callable[[Spoken], tuple[list[int], float]]] = {
+            "ctc": self._ctc,
+            "rnnt": partial(search, self._driver),
+            "seq2seq": self._driver.generated,
+        }
+        tokens, score = ways[kind](spoken)
         return Transcript.of(tokens, self._driver.table.text(tokens), score, said, reference)
 
     def _streams_with_rows(self) -> list[str]:
@@ -99,30 +104,34 @@ class Scribe:
         score = float((top - total).sum())
         return greedy_ctc(np.asarray(best.cpu().numpy(), np.int64), self._blank), score
 
-    def _rnnt(self, spoken: Spoken) -> tuple[list[int], float]:
-        """Time-synchronous greedy search (Graves 2012): the joiner looks ahead for the next token that is
-        not blank, so it runs once a token and once in every thirty-two frames.
-        """
-        tokens: list[int] = []
-        score, t, here = 0.0, 0, 0
-        enc, dec = self._driver.project(spoken, tokens)
-        while t < spoken.T:
-            logits = self._driver.join(enc[t : t + FRAMES_AT_ONCE], dec[-1:])
-            top, best = _best(logits.reshape(-1, logits.shape[-1]).float())
-            ahead = next((i for i, token in enumerate(best) if token != self._blank), len(best))
-            score += sum(top[:ahead])
-            here = 0 if ahead else here
-            t += ahead
-            if ahead == len(best):
-                continue
-            if here >= MAX_SYMBOLS or len(tokens) >= spoken.T:
-                t, here = t + 1, 0
-                continue
-            tokens.append(best[ahead])
-            score += top[ahead]
-            here += 1
-            _, dec = self._driver.project(spoken, tokens)
-        return tokens, score
+
+def search(joining: Joining, spoken: Spoken) -> tuple[list[int], float]:
+    """Time-synchronous greedy search (Graves 2012): token ids, and the score of the path.
+
+    The joiner looks ahead for the next token that is not blank, so it runs once a token and once in every
+    thirty-two frames.
+    """
+    blank = joining.table.blank
+    tokens: list[int] = []
+    score, t, here = 0.0, 0, 0
+    enc, dec = joining.project(spoken, tokens)
+    while t < spoken.T:
+        logits = joining.join(enc[t : t + FRAMES_AT_ONCE], dec[-1:])
+        top, best = _best(logits.reshape(-1, logits.shape[-1]).float())
+        ahead = next((i for i, token in enumerate(best) if token != blank), len(best))
+        score += sum(top[:ahead])
+        here = 0 if ahead else here
+        t += ahead
+        if ahead == len(best):
+            continue
+        if here >= MAX_SYMBOLS or len(tokens) >= spoken.T:
+            t, here = t + 1, 0
+            continue
+        tokens.append(best[ahead])
+        score += top[ahead]
+        here += 1
+        _, dec = joining.project(spoken, tokens)
+    return tokens, score
 
 
 def _best(rows: torch.Tensor) -> tuple[list[float], list[int]]:

@@ -16,7 +16,7 @@ from .encoder import RowEncoder, label_count
 from .errors import LengthError, LogitStoreError, ManifestError, UsageError, Vanished, VocabError
 from .identity import PLANNING, establish, forget_empty, note_gate
 from .kinds import KINDS
-from .lattice import Form
+from .lattice import Form, Nodes
 from .layout import columns_of, make_spec
 from .manifest import check_id
 from .places import Place, open_place
@@ -155,6 +155,7 @@ class StoreWriter:
         text: str | None = None,
         seconds: float = 0.0,
         hyp: str | tuple[str, float] | None = None,
+        notes: Mapping[str, Any] | None = None,
         **given: Any,
     ) -> None:
         """Add one utterance of one's own loop; every ``shard_rows`` of them are sealed.
@@ -166,9 +167,11 @@ class StoreWriter:
             text: reference text.
             seconds: of audio.
             hyp: what the teacher wrote down, for a ``text`` stream; with the logarithm of its probability.
+            notes: what else its row says (SPEC S3, S9).
             given: by stream, torch or numpy, valid frames only. ``ctc``: (T, V) logits. ``rnnt``: (T, U+1, V)
                 logits, or an iterable of its slices along T; or a function that gives them, for forms that
-                go through them twice. ``seq2seq``: (U, V) logits. ``hidden``: (T, D) numbers.
+                go through them twice; or ``(logits, nodes)`` of those nodes alone that are kept. ``seq2seq``:
+                (U, V) logits. ``hidden``: (T, D) numbers.
 
         Raises:
             ManifestError: an id that cannot be stored or is there already.
@@ -200,7 +203,7 @@ class StoreWriter:
                 said, score = (hyp, None) if isinstance(hyp, str) else hyp
                 heard = Transcript.of((), said, score, text, None).to_json()
                 meta["hyp"] = {s.name: heard for s in self.spec.streams if not s.what.axes}
-            row = self.encoder.finish(utt_id, driven, meta)
+            row = self.encoder.finish(utt_id, driven, {**meta, **(notes or {})})
         except BaseException:
             self.encoder.drop()
             raise
@@ -243,8 +246,14 @@ class StoreWriter:
 
     def _lattice(self, stream: StreamSpec, value: Any, labels: list[int], utt_id: str) -> int:
         """Encode the nodes that a form keeps; gives T."""
-        from .picker import Picker
+        from .picker import Picker, chosen
 
+        if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], Nodes):
+            logits, nodes = value
+            rows, always = chosen(stream, logits, nodes, labels)
+            self.encoder.take(stream.name, rows, utt_id, always=always)
+            self.encoder.choose(stream.name, nodes)
+            return int(nodes.T)
         if not hasattr(value, "shape") and not callable(value) and iter(value) is value:
             raise UsageError(
                 f"{stream.encoding}/{stream.form} goes through a lattice more than once",

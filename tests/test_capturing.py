@@ -184,7 +184,9 @@ def test_a_decoding_loop_is_no_lattice(session, model, utterances):
     from recipes.demo.decode import token_error
 
     session(**BOTH, ids="[u.id for u in part]")
-    with pytest.raises(TapError, match=r"(?s)no lattice .*decoding loop runs the joiner once a step"):
+    with pytest.raises(
+        TapError, match=r"(?s)no lattice .*decoding loop runs the joiner once a step.*--encoder PATH"
+    ):
         token_error(model, utterances)
 
 
@@ -208,7 +210,18 @@ def test_one_stream_without_the_other(session, model, utterances):
 
 
 @pytest.mark.parametrize(
-    "options", [{"ctc": ""}, {"joiner": "joiner"}, {"ctc": "", "labels": "y"}, {"streams": {"rnnt": "dense"}}]
+    "options",
+    [
+        {"ctc": ""},
+        {"ctc": "", "labels": "y"},
+        {"streams": {"rnnt": "dense"}},
+        {"greedy": True},
+        {"joiner": "joiner", "ranges": "r"},
+        {"joiner": "joiner", "labels": "y", "bpe": "bpe.model"},
+        {"joiner": "joiner", "encoder": "encoder", "labels": "y", "greedy": True},
+        {"joiner": "joiner", "bpe": "bpe.model", "tokens": ""},
+        {"joiner": "joiner", "encoder_layout": "DTB"},
+    ],
 )
 def test_what_cannot_be_asked(options):
     with pytest.raises(UsageError):

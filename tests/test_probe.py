@@ -58,6 +58,7 @@ def test_a_recipe_never_seen_before(probed):
     assert 'ids      [x.id for x in batch["supervisions"]["cut"]]: demo-00, demo-01, demo-02' in report
     assert 'texts    batch["supervisions"]["text"]' in report
     assert "factors  ctc_output.1: 128 inputs for 150 classes" in report
+    assert "note     joiner does not run here: --joiner joiner keeps the lattices" in report
 
 
 def test_its_own_output_is_left_alone_and_nothing_is_written(probed):
@@ -167,7 +168,9 @@ def test_a_transducers_decoding_loop_is_named_for_what_it_is(tmp_path):
     assert found["rnnt"]["path"] == "joiner.output_linear"
     assert found["rnnt"]["joiner"] == "encoder_proj 128 + decoder_proj 96 -> 112"
     assert found["rnnt"]["calls"] > 100
-    assert found["command"] == ""
+    assert found["driven"]["convention"] == "icefall"
+    assert "a decoding loop: this program never makes the lattice" in found["notes"][0]
+    assert "logitstore capture --joiner joiner --encoder encoder --ids" in found["command"]
 
 
 def test_a_program_that_ends_before_it_is_ended():

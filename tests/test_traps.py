@@ -188,6 +188,48 @@ def test_a_method_can_be_tapped_where_no_module_is_called(x: torch.Tensor) -> No
         Tap(model, {"ctc": "forwrd()"})
 
 
+@pytest.mark.parametrize("how", ["linear", "matmul", "matmul and bias", "einsum", "addmm"])
+def test_a_product_with_a_heads_weight_can_be_tapped(x: torch.Tensor, how: str) -> None:
+    class Bypassed(Recogniser):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h, w, b = self.encoder(x), self.ctc_lo.weight, self.ctc_lo.bias
+            if how == "linear":
+                return F.linear(h, w, b)
+            if how == "einsum":
+                return torch.einsum("btd,vd->btv", h, w) + b
+            if how == "addmm":
+                return torch.addmm(b, h.flatten(0, 1), w.t()).view(B, T, V)
+            return torch.matmul(h, w.t()) + b if how == "matmul" else b + h @ w.T
+
+    model = Bypassed().eval()
+    got = tapped(model, x, "fn:ctc_lo.weight")
+    assert torch.equal(got.view(B, T, V), model(x))
+    assert torch.equal(tapped(model, x, "fn:ctc_lo"), got)
+    assert not torch.overrides._get_current_function_mode_stack()
+    with pytest.raises(TapNeverFired, match=r"fn:ctc_lo\.weight"):
+        tapped(model, x)
+    with pytest.raises(TapNeverFired):  # its own call is no product that somebody made
+        tapped(Recogniser().eval(), x, "fn:ctc_lo.weight")
+    with pytest.raises(TapPathError, match="Known: weight"):
+        tapped(model, x, "fn:ctc_lo.other_weight")
+
+
+def test_tied_embeddings_are_a_head_too(x: torch.Tensor) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.embed = nn.Linear(3, D), nn.Embedding(V, D)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.linear(self.encoder(x) + self.embed(torch.zeros(T, dtype=torch.long)), self.embed.weight)
+
+    model = Tied().eval()
+    assert torch.equal(tapped(model, x, "fn:embed.weight"), model(x))
+    h = tapped(model, x, "fn:embed.weight", side="input")
+    with torch.no_grad():
+        assert torch.equal(F.linear(h, model.embed.weight), model(x))
+
+
 def test_a_head_that_fires_several_times_is_an_error_until_told_which(x: torch.Tensor) -> None:
     model = Recogniser(habit="interctc").eval()
     with pytest.raises(TapFiredTwice, match="3 times"):
@@ -434,7 +476,10 @@ def test_the_durations_of_a_tdt_joint_are_no_classes() -> None:
 
     teacher = HuggingFaceTransducer.__new__(HuggingFaceTransducer)
     teacher.model = nn.ModuleDict({"joint": Joint()}).eval()
-    teacher.model.joint, teacher.model.config = teacher.model["joint"], SimpleNamespace(vocab_size=V)
+    teacher.model.joint, teacher.model.config = (
+        teacher.model["joint"],
+        SimpleNamespace(vocab_size=V, blank_token_id=V - 1),
+    )
     enc, dec = torch.randn(T, D), torch.randn(3, D)
     with torch.inference_mode():
         out = teacher.join(enc, dec)

@@ -13,8 +13,17 @@ from .dump import parse_streams
 
 @click.command("capture", context_settings={"ignore_unknown_options": False})
 @click.option("--ctc", default="", metavar="PATH", help="module whose output is the CTC logits")
-@click.option("--joiner", default="", metavar="PATH", help="module whose output is the whole lattice")
-@click.option("--labels", default="", metavar="EXPR", help="label ids of the lattice, padded or not")
+@click.option("--joiner", default="", metavar="PATH", help="a transducer's joiner [driven here, or --labels]")
+@click.option(
+    "--encoder", default="", metavar="PATH", help="gives what the joiner is driven with; input:PATH"
+)
+@click.option("--encoder-layout", default="", metavar="AXES", help="BTD, BDT or TBD [default: found]")
+@click.option("--drive", default="", metavar="FILE.py:NAME", help="how a joiner unknown here is driven")
+@click.option("--labels", default="", metavar="EXPR", help="label ids, padded or not [default: of the texts]")
+@click.option("--bpe", default="", type=click.Path(), help="SentencePiece model that makes labels of texts")
+@click.option("--greedy", is_flag=True, help="labels: the teacher's own decode, even where there are texts")
+@click.option("--ranges", default="", metavar="EXPR", help="(B, T, s_range) of a k2-pruned joint")
+@click.option("--durations", default=0, type=click.IntRange(0), help="last columns of a TDT joint: no tokens")
 @click.option("--out", required=True, type=click.Path(), help="the store; made, or resumed")
 @click.option("--layout", default="BTV", show_default=True, type=click.Choice(["BTV", "BVT", "TBV"]))
 @click.option("--call", type=click.IntRange(0), help="which call to keep of several a batch, from 0")

@@ -88,6 +88,10 @@ def _report(found: Any, rows: int) -> Iterator[str]:
         yield "ids      nowhere: let the dataset return them, or say --ids EXPR"
     if found.texts:
         yield f"texts    {found.texts}"
+    if found.driven:
+        d = found.driven
+        calls = f"{d['ran']} calls a batch"
+        yield f"drives   {d['joiner']}: {d['convention']}'s joiner, from {d['encoder']}; {calls}"
     for c in (found.ctc, found.rnnt):
         if c and c["joiner"]:
             yield f"factors  {c['path']}: additive joiner, {c['joiner']} -> {c['classes']}"

@@ -15,11 +15,12 @@ from torch.utils.data import get_worker_info
 
 from ..errors import TapError
 from ..registry import suggest
-from ..tap import find_module
+from ..tap import find_module, first
 from .surroundings import live_modules, outermost, roots
 
 SELDOM = 200  # times longer than a search takes, until the next one
 Ran = Callable[[str, nn.Module | None, nn.Module, Any], None]
+Place = Callable[[str, nn.Module, nn.Module], tuple[nn.Module, str]]
 
 
 class Finder:
@@ -32,6 +33,8 @@ class Finder:
         report: told ``state`` (``found`` or ``looking``) and what is ``near`` a path that is not there.
         keep: paths of other modules of the same model, whose last output is kept in ``outputs`` and what they
             were last given, by position and by name, in ``inputs``.
+        place: given stream, root and the module at its path, says which module to hook instead, and whether
+            its ``output`` or its ``input``; neither: it is watched otherwise.
     """
 
     def __init__(
@@ -41,14 +44,20 @@ class Finder:
         guard: Callable[[], AbstractContextManager[None]],
         report: Callable[..., None],
         keep: Iterable[str] = (),
+        place: Place = lambda stream, root, target: (target, "output"),
     ) -> None:
+        self._place = place
         self._paths, self._ran, self._guard, self._report = paths, ran, guard, report
         self._keep = tuple(keep)
         self.outputs: dict[str, Any] = {}
         self.inputs: dict[str, dict[Any, Any]] = {}
         self._known: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._targets: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-        self._hooks: list[tuple[nn.Module, Any, bool, Any]] = []  # module, function, with kwargs, handle
+        self._roots: weakref.WeakKeyDictionary[nn.Module, weakref.ref[nn.Module]] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._hooks: list[tuple[nn.Module, Any, str, Any]] = []  # module, function, where it hooks, handle
+        self._listened: list[tuple[str, weakref.ref[nn.Module]]] = []
         self._again = 0.0
         self._meeting: Any = nn.modules.module.register_module_forward_pre_hook(self._meet)
 
@@ -64,16 +73,21 @@ class Finder:
         while self._hooks:
             self._hooks.pop()[-1].remove()
 
-    def _hook(self, module: nn.Module, function: Any, kwargs: bool) -> None:
-        handle = module.register_forward_hook(_uncompiled(function), with_kwargs=kwargs)
-        self._hooks.append((module, function, kwargs, handle))
+    def _hook(self, module: nn.Module, function: Any, side: str) -> None:
+        """Before a module runs (``input``), after it (``output``), or after it with all its arguments."""
+        hook = _uncompiled(function)
+        if side == "input":
+            handle: Any = module.register_forward_pre_hook(hook, with_kwargs=True)
+        else:
+            handle = module.register_forward_hook(hook, with_kwargs=side == "call")
+        self._hooks.append((module, function, side, handle))
 
     def compiling(self) -> None:
         """The program begins to compile: hooks that are there must be left out of what is compiled."""
         hooks, self._hooks = self._hooks, []
-        for module, function, kwargs, handle in hooks:
+        for module, function, side, handle in hooks:
             handle.remove()
-            self._hook(module, function, kwargs)
+            self._hook(module, function, side)
 
     def search(self, *, seldom: bool = False) -> None:
         """Look among all live modules; ``seldom``: once settled, only now and then, for a second model."""
@@ -99,13 +113,20 @@ class Finder:
         elif self._meeting is not None:
             self._report(state="found")
 
+    def root_of(self, target: nn.Module) -> nn.Module | None:
+        """The outermost module that a found one lies in."""
+        found = self._roots.get(target)
+        return found() if found is not None else None
+
     def listen(self, root: nn.Module, path: str) -> None:
         """Keep what another module was last given, and returned."""
 
         def keep(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
             self.outputs[path], self.inputs[path] = output, {**kwargs, **dict(enumerate(args))}
 
-        self._hook(find_module(root, path), keep, True)
+        module = find_module(root, path)
+        self._listened.append((path, weakref.ref(module)))
+        self._hook(module, keep, "call")
 
     def forget(self) -> None:
         """Drop what other modules said: the batch is over."""
@@ -124,6 +145,8 @@ class Finder:
             self.search()
 
     def _tap(self, stream: str, root: nn.Module, target: nn.Module) -> None:
+        self._roots[target] = weakref.ref(root)
+        target, side = self._place(stream, root, target)
         if isinstance(target, torch.jit.ScriptModule):
             raise TapError(
                 "a scripted or traced module runs no Python hook",
@@ -137,10 +160,16 @@ class Finder:
         def ran(module: nn.Module, args: Any, output: Any) -> None:
             # A hook travels with copy.deepcopy: what a copied model says is not what this one says.
             if module is target and get_worker_info() is None:
+                # Kept before it is told: its own lengths may be in it.
+                self.outputs.update((path, output) for path, kept in self._listened if kept() is module)
                 with self._guard():
                     self._ran(stream, top(), module, output)
 
-        self._hook(target, ran, False)
+        def runs(module: nn.Module, args: Any, kwargs: Any) -> None:
+            ran(module, args, first(args, kwargs))
+
+        if side:
+            self._hook(target, runs if side == "input" else ran, side)
         if (dynamo := sys.modules.get("torch._dynamo")) is not None:
             dynamo.reset()  # what was compiled before runs no hook that came later, and says nothing
 

@@ -15,11 +15,10 @@ from typing import Any
 import torch
 
 from ..errors import LengthError
-from .surroundings import frames
+from .surroundings import INTEGERS, frames
 
 SHORT = 0.1  # of T that the longest utterance may lack: right context, stacked frames
 LONGEST = 4096  # utterances, or frames of a mask's row a hundred times that
-INTEGERS = (torch.int64, torch.int32, torch.int16)
 COUNTS, MASK, SHARES = "counts", "mask", "shares"
 
 

@@ -8,7 +8,7 @@ import sys
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
@@ -20,6 +20,7 @@ from .. import errors
 from ..errors import TapPathError
 from ..tap import find_module
 
+INTEGERS = (torch.int64, torch.int32, torch.int16)
 OWN = tuple(os.path.join(os.path.dirname(os.path.abspath(p)), "") for p in (torch.__file__, errors.__file__))
 
 
@@ -97,6 +98,16 @@ def variable(name: str, homes: dict[str, tuple[str, str]] | None = None) -> Any:
                 raise KeyError(f"{name} was a variable of {first[1]}(), and is one of {home[1]}() alone here")
             return frame.f_locals[name]
     raise KeyError(f"no variable {name!r} where the module is called")
+
+
+def ranges_of(shape: Sequence[int]) -> str:
+    """Name of the user's variable that is an integer (B, T, S) tensor: the ranges of a pruned joint."""
+    for frame in frames():
+        for name, value in list(frame.f_locals.items()):
+            whole = isinstance(value, torch.Tensor) and value.dtype in INTEGERS
+            if whole and tuple(value.shape) == tuple(shape) and name.isidentifier():
+                return name
+    return ""
 
 
 def live_modules() -> list[nn.Module]:

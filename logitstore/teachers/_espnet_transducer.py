@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-
 
 def is_transducer_task(config: Mapping[str, Any]) -> bool:
     """Whether a config.yaml is of that task: the other one writes ``joint_net_conf``."""
@@ -24,22 +22,6 @@ def build(config: Mapping[str, Any]) -> Any:
     # Otherwise the encoder draws a chunk size in every forward, in eval mode too.
     model.encoder.dynamic_chunk_training = False
     return model
-
-
-def predicted(decoder: Any, ids: torch.Tensor) -> torch.Tensor:
-    """What a prediction network says: (1, U+1) → (U+1, D).
-
-    RWKV's forward is a CUDA kernel for training; like ESPnet's search, it is asked label by label instead.
-    """
-    decoder.set_device(ids.device)
-    if not hasattr(decoder, "rwkv_blocks"):
-        said: torch.Tensor = decoder(ids)[0]
-        return said
-    state, rows = decoder.init_state(1), []
-    for label in ids[0]:
-        row, state = decoder.inference(label[None, None], state)
-        rows.append(row[0, 0])
-    return torch.stack(rows)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import types
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from .. import registry
+from ..drives import Drive, sides
+from ..drives.espnet import Transducer
 from ..errors import TeacherError, UsageError
 from ..vocab import TokenTable
 from ._alone import measured_shift, one_by_one, read_alone
-from ._espnet_transducer import build, is_transducer_task, predicted
+from ._espnet_transducer import build, is_transducer_task
 from ._weights import fill, read_checkpoint
 from ._where import existing, read_where
 from .base import Head, Teacher, TeacherSpec, twin
@@ -201,15 +204,16 @@ class EspnetTransducer(EspnetTeacher):
         head = Head("rnnt", f"{self._prefix}joint_network.lin_out", self.blank)
         return replace(spec, heads=(*spec.heads, head))
 
+    @cached_property
+    def drive(self) -> Drive:
+        """Of its joint network."""
+        return Transducer(self.asr, blank=self.blank)
+
     def transducer(self, output: Any, b: int, labels: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        enc = output["enc"][b, : int(output["lengths"][b])]
-        dec = predicted(self.asr.decoder, torch.tensor([[self.blank, *labels]], device=enc.device))
-        joint = self.asr.joint_network
-        return joint.lin_enc(enc), joint.lin_dec(dec)
+        return sides(self.drive, output["enc"][b, : int(output["lengths"][b])], labels)
 
     def join(self, enc: torch.Tensor, dec: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.asr.joint_network(enc[None, :, None], dec[None, None], no_projection=True)
-        return logits[0]
+        return self.drive.join(enc, dec)
 
 
 def _weights_in(exp: Path) -> Path:

@@ -9,12 +9,15 @@ and no code out of a folder is run.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import nn
 
 from .. import registry
+from ..drives import Drive, sides
+from ..drives.huggingface import Transducer
 from ..errors import TeacherError, UsageError
 from ._alone import measured_shift, one_by_one
 from ._transformers import HuggingFace
@@ -159,13 +162,13 @@ class HuggingFaceTransducer(HuggingFace):
         lengths: torch.Tensor = output["lengths"]
         return lengths
 
+    @cached_property
+    def drive(self) -> Drive:
+        """Of its joint."""
+        return Transducer(self.model, blank=self.blank)
+
     def transducer(self, output: Any, b: int, labels: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        enc = output["enc"][b, : int(output["lengths"][b])]
-        ids = torch.tensor([[self.blank, *labels]], device=enc.device)
-        return enc, self.model.decoder(ids)[0]
+        return sides(self.drive, output["enc"][b, : int(output["lengths"][b])], labels)
 
     def join(self, enc: torch.Tensor, dec: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.model.joint(
-            encoder_hidden_states=enc[:, None], decoder_hidden_states=dec[None]
-        )
-        return logits[..., : self.model.config.vocab_size]
+        return self.drive.join(enc, dec)

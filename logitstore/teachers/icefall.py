@@ -19,6 +19,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from .. import registry
+from ..drives import Drive, sides
+from ..drives.icefall import Transducer
 from ..errors import TeacherError, UsageError
+from ..tokenise import Tokeniser
 from ..vocab import TokenTable
 from ._alone import measured_shift, one_by_one, read_alone
 from ._fbank import Fbank
-from ._icefall_joiner import joined, sides
 from ._icefall_whole import as_encoder_and_head
 from ._weights import State, between, fill, mean_of, read_checkpoint
 from ._where import existing, read_where
@@ -129,6 +132,7 @@ class IcefallTeacher:
         if linear.out_features > len(tokens):
             raise TeacherError(f"{len(tokens)} tokens, but {linear.out_features} classes")
         self.table = TokenTable(tokens.tokens[: linear.out_features], tokens.blank)
+        self._longest = Tokeniser(self.table)
         settings = self.compute.to_json() if hasattr(self.compute, "to_json") else {}
         settings = {**settings, "batch": "alone" if alone else "together"} | ({"tail": tail} if tail else {})
         shift = measured_shift(self, self.rate)
@@ -193,29 +197,15 @@ class IcefallTeacher:
 
     def labels(self, text: str) -> list[int]:
         """Token ids of a text; raises ``ValueError`` for one that has no tokens."""
-        ids = [int(i) for i in self.encode_text(text)] if self.encode_text else self._longest(text)
+        ids = [int(i) for i in self.encode_text(text)] if self.encode_text else self._longest.labels(text)
         unknown = [self.table[i] for i in ids if i == self.table.blank or self.table[i] == "<unk>"]
         if unknown:
             raise ValueError(f"{text!r} does not tokenise: it becomes {ids}")
         return ids
 
-    def _longest(self, text: str) -> list[int]:
-        known = {t: i for i, t in enumerate(self.table.tokens)}
-        rest = "".join("▁" + word for word in text.split())
-        if not any(t.startswith("▁") for t in known):
-            rest = "".join(text.split())
-        ids = []
-        while rest:
-            n = next((n for n in range(len(rest), 0, -1) if rest[:n] in known), 0)
-            if not n:
-                raise ValueError(f"{text!r} does not tokenise: no token begins {rest[:8]!r}")
-            ids.append(known[rest[:n]])
-            rest = rest[n:]
-        return ids
-
 
 class IcefallTransducer(IcefallTeacher):
-    """The same with ``decoder`` and ``joiner``, of any kind that ``_icefall_joiner`` knows."""
+    """The same with ``decoder`` and ``joiner``, of any kind that ``drives.icefall`` knows."""
 
     def _heads(self, blank: int) -> tuple[Head, ...]:
         own = int(getattr(self.model.decoder, "blank_id", blank))
@@ -223,14 +213,16 @@ class IcefallTransducer(IcefallTeacher):
             raise TeacherError(f"the blank is {blank} in the tokens and {own} in the decoder")
         return (*super()._heads(blank), Head("rnnt", "joiner.output_linear", blank))
 
+    @cached_property
+    def drive(self) -> Drive:
+        """Of its joiner."""
+        return Transducer(self.model, blank=self.table.blank)
+
     def transducer(self, output: Any, b: int, labels: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        enc = output["enc"][b, : int(output["lengths"][b])]
-        said = self.model.decoder(torch.tensor([[self.table.blank, *labels]], device=enc.device))
-        said = said[0] if isinstance(said, tuple) else said
-        return sides(self.model.joiner, enc, said[0])
+        return sides(self.drive, output["enc"][b, : int(output["lengths"][b])], labels)
 
     def join(self, enc: torch.Tensor, dec: torch.Tensor) -> torch.Tensor:
-        return joined(self.model.joiner, enc, dec)
+        return self.drive.join(enc, dec)
 
 
 def _ctc_path(model: nn.Module) -> str:

@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from .. import registry
+from ..drives import Drive, sides
+from ..drives.nemo import Transducer, labels_of
 from ..errors import TeacherError
 from ..vocab import TokenTable
 from ._alone import measured_shift, one_by_one, read_alone
@@ -133,16 +135,7 @@ class NemoTeacher:
 
     def labels(self, text: str) -> list[int]:
         """Token ids of a text; raises ``ValueError`` for one that has no tokens."""
-        tokenizer = getattr(self.model, "tokenizer", None)
-        if tokenizer is None:
-            known = {t: i for i, t in enumerate(self.tokens().tokens[:-1])}
-            if unknown := [c for c in text if c not in known]:
-                raise ValueError(f"{text!r} does not tokenise: {unknown[0]!r} is not in the vocabulary")
-            return [known[c] for c in text]
-        ids = [int(i) for i in tokenizer.text_to_ids(text)]
-        if getattr(tokenizer, "unk_id", None) in ids:
-            raise ValueError(f"{text!r} does not tokenise: it becomes {ids}")
-        return ids
+        return labels_of(self.model, text)
 
 
 class NemoTransducer(NemoTeacher):
@@ -150,36 +143,22 @@ class NemoTransducer(NemoTeacher):
 
     def __init__(self, model: Any, *, alone: bool = False) -> None:
         super().__init__(model, alone=alone)
-        joint = model.joint
-        self.hat = hasattr(joint, "blank_pred")
-        if self.hat:
-            joint.return_hat_ilm = False
-        else:
-            joint.log_softmax = False
+        self.drive: Drive = Transducer(model)
 
     @property
     def classes(self) -> int:
-        joint = self.model.joint
-        return int(joint.num_classes_with_blank - joint.num_extra_outputs)
+        return self.drive.classes
 
     def describe(self) -> TeacherSpec:
-        spec = super().describe()
-        if self.hat:
-            head = Head("rnnt", "joint.joint_after_projection()", self.classes - 1, normalised=True)
-        else:
-            head = Head("rnnt", f"joint.joint_net.{len(self.model.joint.joint_net) - 1}", self.classes - 1)
+        spec, drive = super().describe(), self.drive
+        head = Head("rnnt", drive.head, drive.blank, normalised=drive.normalised)
         return replace(spec, heads=(*spec.heads, head))
 
     def transducer(self, output: Any, b: int, labels: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        enc = output["enc"][b, :, : int(output["lengths"][b])].T
-        ids = torch.tensor([labels], dtype=torch.long, device=enc.device)
-        said = self.model.decoder.predict(ids, add_sos=True)[0][0]
-        joint = self.model.joint
-        return joint.project_encoder(enc[None])[0], joint.project_prednet(said[None])[0]
+        return sides(self.drive, output["enc"][b, :, : int(output["lengths"][b])].T, labels)
 
     def join(self, enc: torch.Tensor, dec: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.model.joint.joint_after_projection(enc[None], dec[None])[0]
-        return logits[..., : self.classes]
+        return self.drive.join(enc, dec)
 
 
 def _is_ctc(decoder: Any) -> bool:

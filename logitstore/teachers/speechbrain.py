@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from torch import nn
 
 from .. import registry
 from ..digest import sha256
+from ..drives import Drive, sides
+from ..drives.speechbrain import Transducer
 from ..errors import TeacherError, UsageError
 from ..tap import Tap, find_module
 from ..vocab import TokenTable
@@ -278,32 +281,23 @@ class SpeechBrainTransducer(SpeechBrainTeacher):
     """Modules that a yaml names, with a transducer searcher and perhaps a CTC layer."""
 
     def _add_transducer(self) -> None:
-        layers = list(self.searcher.classifier_network)
-        linear = [i for i, m in enumerate(layers) if isinstance(getattr(m, "w", m), nn.Linear)]
-        if not linear:
-            raise TeacherError("its classifier_network has no Linear layer")
-        self.model["prediction"] = nn.ModuleList(self.searcher.decode_network_lst)
-        self.model["tjoint"] = self.searcher.tjoint
-        self.model["classifier"] = nn.ModuleList(layers[: linear[-1] + 1])  # what follows is a softmax
-        self._joint_head = f"classifier.{linear[-1]}{'.w' if hasattr(layers[linear[-1]], 'w') else ''}"
+        self._drive = Transducer(self.searcher)
+        self.model.update(dict(self._drive.model.named_children()))
 
     def describe(self) -> TeacherSpec:
         spec = super().describe()
-        return replace(spec, heads=(*spec.heads, Head("rnnt", self._joint_head, self.blank)))
+        return replace(spec, heads=(*spec.heads, Head("rnnt", self._drive.head, self.blank)))
+
+    @cached_property
+    def drive(self) -> Drive:
+        """Of its searcher."""
+        return Transducer(self.searcher, blank=self.blank)
 
     def transducer(self, output: Any, b: int, labels: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        enc = output["out"][b, : int(output["lengths"][b])]
-        said: Any = torch.tensor([[self.blank, *labels]], device=enc.device)
-        for layer in self.model["prediction"]:
-            said = layer(said)
-            said = said[0] if isinstance(said, tuple) else said
-        return enc, said[0]
+        return sides(self.drive, output["out"][b, : int(output["lengths"][b])], labels)
 
     def join(self, enc: torch.Tensor, dec: torch.Tensor) -> torch.Tensor:
-        joint: torch.Tensor = self.model["tjoint"](enc[None, :, None], dec[None, None])
-        for layer in self.model["classifier"]:
-            joint = layer(joint)
-        return joint[0]
+        return self.drive.join(enc, dec)
 
 
 def _searcher(hparams: dict[str, Any]) -> Any:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from .. import registry
+from ..drives import Drive, sides
+from ..drives.wenet import Transducer
 from ..errors import TeacherError, UsageError
 from ..vocab import TokenTable
 from ._alone import measured_shift, one_by_one, read_alone
@@ -182,22 +185,20 @@ class WenetTransducer(WenetTeacher):
     """A model with ``predictor`` and ``joint``; a HAT joint has no logits, and its head says so."""
 
     def describe(self) -> TeacherSpec:
-        spec, blank = super().describe(), self.table.blank
-        hat = getattr(self.model.joint, "ffn_out", None) is None
-        head = Head("rnnt", "joint" if hat else "joint.ffn_out", blank, normalised=hat)
+        spec, drive = super().describe(), self.drive
+        head = Head("rnnt", drive.head, drive.blank, normalised=drive.normalised)
         return replace(spec, heads=(*spec.heads, head))
 
+    @cached_property
+    def drive(self) -> Drive:
+        """Of its joint."""
+        return Transducer(self.model, blank=self.table.blank)
+
     def transducer(self, output: Any, b: int, labels: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        enc = output["enc"][b, : int(output["lengths"][b])]
-        dec = self.model.predictor(torch.tensor([[self.table.blank, *labels]], device=enc.device))[0]
-        joint = self.model.joint
-        if getattr(joint, "enc_ffn", None) is None:
-            return enc, dec
-        return joint.enc_ffn(enc), joint.pred_ffn(dec)
+        return sides(self.drive, output["enc"][b, : int(output["lengths"][b])], labels)
 
     def join(self, enc: torch.Tensor, dec: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.model.joint(enc[None], dec[None], pre_project=False)
-        return logits[0]
+        return self.drive.join(enc, dec)
 
 
 def _features(config: Mapping[str, Any], where: str) -> Fbank:

@@ -313,3 +313,38 @@ def test_weights_have_to_be_clear(exp: Path) -> None:
     with pytest.raises(TeacherError, match="lacks"):
         load_teacher(f"espnet:{exp},model={exp}/6epoch.pth")
     load_teacher(f"espnet:{exp},model={exp}/5epoch.pth")
+
+
+SCRIPT = """
+import sys
+import types
+import soundfile
+import torch
+
+loss = types.ModuleType("warprnnt_pytorch")  # it has to be compiled, and only training uses it
+loss.RNNTLoss = torch.nn.Identity
+sys.modules["warprnnt_pytorch"] = loss
+from espnet2.bin.asr_inference import Speech2Text
+
+options = dict(beam_size=2, nbest=1, lm_weight=0.0, ctc_weight=0.0)
+speech2text = Speech2Text("config.yaml", "valid.acc.ave.pth", **options)
+for path in sys.argv[1:]:
+    audio, rate = soundfile.read(path, dtype="float32")
+    print(path, speech2text(audio)[0][0])
+"""
+
+
+def test_its_own_beam_search_captured(exp: Path) -> None:
+    from own_inference import audio, check_lattices, probed_and_captured
+
+    wide = {**TRANSDUCER["decoder_conf"], "hidden_size": 14}  # another width than V
+    build(exp, **{**TRANSDUCER, "decoder_conf": wide})
+    config = (exp / "config.yaml").read_text()
+    stats = str(exp.parent / "exp" / "asr_stats" / "feats_stats.npz")
+    (exp / "config.yaml").write_text(config.replace("exp/asr_stats/feats_stats.npz", stats))
+    found, store, _ = probed_and_captured(SCRIPT, exp)
+    assert found["driven"]["convention"] == "espnet"
+    assert (found["driven"]["joiner"], found["driven"]["encoder"]) == ("joint_network", "encoder")
+    assert store.spec.teacher.heads[-1].module == "joint_network.lin_out"
+    teacher: Any = load_teacher(f"espnet:{exp}")
+    check_lattices(store, lambda wav, labels: lattice(teacher, [audio(wav)], labels)[0])

@@ -233,3 +233,36 @@ def test_a_file_that_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "x.nemo").write_bytes(b"no")
     with pytest.raises(TeacherError, match="cannot restore"):
         load_teacher(f"nemo:{tmp_path}/x.nemo")
+
+
+SCRIPT = """
+import sys
+import soundfile
+import torch
+from nemo.collections.asr.models import ASRModel
+
+model = ASRModel.restore_from(sys.argv[1], map_location="cpu").eval()
+model.preprocessor.featurizer.dither, model.preprocessor.featurizer.pad_to = 0.0, 0
+for wav in sys.argv[2:]:
+    audio, rate = soundfile.read(wav, dtype="float32")
+    with torch.inference_mode():
+        encoded, lengths = model.forward(
+            input_signal=torch.from_numpy(audio)[None], input_signal_length=torch.tensor([len(audio)])
+        )
+        print(wav, model.decoding.rnnt_decoder_predictions_tensor(encoded, lengths)[0].text)
+"""
+
+
+@pytest.mark.parametrize("kind", ["rnnt", "tdt", "hat"])
+def test_its_own_greedy_search_captured(kind: str, tokenizer: Path, tmp_path: Path) -> None:
+    from own_inference import audio, check_lattices, probed_and_captured
+
+    _, path = build(kind, tokenizer, tmp_path)
+    found, store, _ = probed_and_captured(SCRIPT, tmp_path, path)
+    assert found["driven"]["convention"] == "nemo"
+    assert (found["driven"]["joiner"], found["driven"]["encoder"]) == ("joint", "encoder")
+    head = store.spec.teacher.heads[-1]
+    assert head.normalised == (kind == "hat")
+    teacher: Any = load_teacher(f"nemo:{path}")
+    assert store.spec.tokens["blank"] == len(teacher.tokens()) - 1 == store.spec.tokens["size"] - 1
+    check_lattices(store, lambda wav, labels: lattice(teacher, [audio(wav)], labels)[0])

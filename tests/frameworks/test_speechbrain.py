@@ -400,3 +400,33 @@ def test_a_wrong_ctc_path_lists_its_siblings(ctc: tuple[Path, dict[str, Any]]) -
 def test_audio_too_short(ctc: tuple[Path, dict[str, Any]]) -> None:
     with pytest.raises(ValueError, match="too short"):
         load_teacher(f"speechbrain:{ctc[0]}").features(recordings()[0][:300])
+
+
+SCRIPT = """
+import sys
+import soundfile
+import torch
+from speechbrain.inference.ASR import EncoderDecoderASR
+
+model = EncoderDecoderASR.from_hparams("own", savedir="saved")
+for path in sys.argv[1:]:
+    audio, rate = soundfile.read(path, dtype="float32")
+    encoded = model.encode_batch(torch.from_numpy(audio)[None], torch.ones(1))
+    with torch.no_grad():
+        print(path, model.mods.decoder(encoded)[0])  # transcribe_batch, less the text
+"""
+
+
+def test_its_own_greedy_search_captured(transducer: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    from own_inference import audio, check_lattices, probed_and_captured
+
+    folder, _ = transducer
+    (tmp_path / "own").mkdir()
+    paths = f"    paths:\n        asr: {folder}/asr.ckpt\n        tokenizer: {folder}/tokenizer.ckpt\n"
+    text = (folder / "hyperparams.yaml").read_text() + paths + "transducer_beam_search: True\n"
+    (tmp_path / "own" / "hyperparams.yaml").write_text(text)
+    found, store, _ = probed_and_captured(SCRIPT, tmp_path)
+    assert found["driven"]["convention"] == "speechbrain"
+    assert found["driven"]["encoder"] == "input:mods.decoder"
+    teacher: Any = load_teacher(f"speechbrain:{folder}")
+    check_lattices(store, lambda wav, labels: lattice(teacher, [audio(wav)], labels)[0])

@@ -17,15 +17,8 @@ from typing import Any
 import torch
 
 
-def sides(joiner: Any, enc: torch.Tensor, dec: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What is added inside: (T, C) and (U+1, C), projected where the joiner projects."""
-    if not hasattr(joiner, "encoder_proj"):
-        return enc, dec
-    return joiner.encoder_proj(enc), joiner.decoder_proj(dec)
-
-
 def joined(joiner: Any, enc: torch.Tensor, dec: torch.Tensor) -> torch.Tensor:
-    """(t, J) and (U+1, J), as ``sides`` gave them → (t, U+1, V)."""
+    """(t, J) and (U+1, J), projected where the joiner projects → (t, U+1, V)."""
     t, u = len(enc), len(dec)
     if hasattr(joiner, "encoder_proj"):
         said = joiner(enc[None, :, None], dec[None, None], project_input=False)
