@@ -54,9 +54,9 @@ class Candidate:
 
     @property
     def call(self) -> int | None:
-        """Which of a few calls a batch is the answer, from 0, where that shows: the only one from which a
-        class is chosen, or a log-softmax taken. InterCTC heads serve layers and losses in the others."""
-        for names in (DECIDES, ("log_softmax", "ctc_loss")):
+        """Which of a few calls a batch is the answer, from 0, where that shows: the only one of which a
+        log-softmax is taken, or from which a class is chosen. InterCTC heads serve layers in the others."""
+        for names in (("log_softmax", "ctc_loss"), DECIDES):
             calls = [i for i, after in enumerate(self.steps) if set(after) & set(names)]
             if len(calls) == 1 < self.calls <= FEW:
                 return calls[0]
