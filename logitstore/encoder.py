@@ -202,7 +202,8 @@ def _wants_inputs(spec: StreamSpec, where: str) -> UsageError:
     return UsageError(
         f"{spec.encoding} stores what goes into the {spec.name} head, and was given logits",
         where=where,
-        do="Let logitstore dump drive the teacher, or store dense, topk or nucleus.",
+        do=f'Give it as well, inputs={{"{spec.name}": h}}; let logitstore dump drive the teacher; or store '
+        "dense, topk or nucleus.",
     )
 
 

@@ -14,6 +14,7 @@ from .digest import open_json
 from .drive import Driver, Spoken
 from .encodings import HeadEncoding, parse_encoding
 from .errors import LogitStoreError, TeacherError
+from .head import SAME, gap
 from .manifest import Manifest, Utterance
 from .places import Place
 from .sealed import shard_names
@@ -22,7 +23,6 @@ from .spec import StoreSpec
 SAMPLE_UTTERANCES, SAMPLE_FRAMES = 64, 20_000
 CHECKED, FRAMES = 4, 50  # utterances of the first batch, and frames of each, that a joiner is checked on
 ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu}
-SAME = 1e-3  # nats: between the model's own log-probabilities and the head's
 
 
 def factored(spec: StoreSpec) -> dict[str, HeadEncoding]:
@@ -195,11 +195,11 @@ def require_lattice_factors(driver: Driver, spoken: Sequence[Spoken]) -> str:
             own.append(("join()", said.reshape(logits.shape)))
         for what, value in own:
             exact = value.float().log_softmax(-1)
-            gap = float(torch.where(exact > -30, ours - exact, 0).abs().max()) if ours.numel() else 0.0
-            worst = max(worst, gap)
-            if not gap <= SAME:
+            missed = float(torch.where(exact > -30, ours - exact, 0).abs().max()) if ours.numel() else 0.0
+            worst = max(worst, missed)
+            if not missed <= SAME:
                 raise TeacherError(
-                    f"weight and bias of the joiner's head miss what {what} says by {gap:.3g}",
+                    f"weight and bias of the joiner's head miss what {what} says by {missed:.3g}",
                     where=item.loaded.utt.id,
                     why="Something follows the layer or lies in it: a blank apart (HAT), dropout, a scale.",
                     do="Store the lattice as topk or nucleus.",
@@ -218,14 +218,11 @@ def require_factors(driver: Driver, spoken: Sequence[Spoken], stream: str) -> st
         if not item.T:
             continue
         inputs, logits = inputs_of(driver, item, stream)
-        weight, bias = (inputs.new_tensor(x) for x in (head.weight, head.bias))
-        ours = (inputs @ weight.T + bias).float().log_softmax(-1)
-        own = logits.float().log_softmax(-1)
-        gap = float(torch.where(own > -30, ours - own, 0).abs().max())
-        worst = max(worst, gap)
-        if not gap <= SAME:
+        missed = gap(head, inputs, logits)
+        worst = max(worst, missed)
+        if not missed <= SAME:
             raise TeacherError(
-                f"weight and bias of the {stream} head miss its own log-probabilities by {gap:.3g}",
+                f"weight and bias of the {stream} head miss its own log-probabilities by {missed:.3g}",
                 where=item.loaded.utt.id,
                 why="The layer does more than it says (dropout live, a scale, quantised weights): "
                 "what goes into it does not tell what comes out.",

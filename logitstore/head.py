@@ -9,6 +9,8 @@ from torch import nn
 from .encodings.base import LinearHead
 from .errors import TapError
 
+SAME = 1e-3  # nats: between a model's own log-probabilities and those of its head's weight and bias
+
 
 def linear_head(module: nn.Module, where: str) -> LinearHead:
     """Weight (V, D) and bias (V,) of a Linear, or of a Conv1d that sees one frame at a time.
@@ -27,6 +29,14 @@ def linear_head(module: nn.Module, where: str) -> LinearHead:
         raise _refusal(f"a {kind}", where)
     bias = module.bias if module.bias is not None else weight.new_zeros(len(weight))
     return LinearHead(_numpy(weight), _numpy(bias))
+
+
+def gap(head: LinearHead, inputs: torch.Tensor, logits: torch.Tensor) -> float:
+    """Nats by which a head misses (N, V) logits, given the (N, D) that went into it; classes above e^-30."""
+    weight, bias = (inputs.new_tensor(x) for x in (head.weight, head.bias))
+    ours = (inputs @ weight.T + bias).float().log_softmax(-1)
+    own = logits.float().log_softmax(-1)
+    return float(torch.where(own > -30, ours - own, 0).abs().max())
 
 
 def additive(parent: nn.Module | None, output: nn.Module) -> str:

@@ -13,6 +13,7 @@ from .constants import Constants
 from .constants import read as read_constants
 from .decode import Transcript
 from .encoder import RowEncoder, label_count
+from .encodings import HeadEncoding, parse_encoding
 from .errors import LengthError, LogitStoreError, ManifestError, UsageError, Vanished, VocabError
 from .identity import PLANNING, establish, forget_empty, note_gate
 from .kinds import KINDS
@@ -30,6 +31,8 @@ from .vocab import TokenTable
 
 if TYPE_CHECKING:
     import torch
+
+    from .loophead import LoopHeads
 
 
 class StoreWriter:
@@ -61,6 +64,7 @@ class StoreWriter:
         self._shard: ShardInMaking | None = None
         self._open = ExitStack()
         self._fresh: set[str] = set()
+        self._heads: LoopHeads | None = None
 
     @classmethod
     def open(
@@ -73,6 +77,7 @@ class StoreWriter:
         storage: str = "zarr",
         writer: str = "loop",
         shard_rows: int = 500,
+        heads: Mapping[str, Any] | None = None,
     ) -> StoreWriter:
         """A writer for one's own loop; use it as a context manager.
 
@@ -84,6 +89,7 @@ class StoreWriter:
             storage: ``zarr`` or ``webdataset``.
             writer: a name no other process writing into this store uses.
             shard_rows: utterances a shard.
+            heads: by ``factored`` stream a Linear or (weight, bias); :class:`logitstore.loophead.LoopHeads`.
         """
         teacher = teacher or TeacherSpec(UNNAMED, 16000, 640)
         spec = make_spec(teacher, tokens, streams, storage=storage)
@@ -93,7 +99,21 @@ class StoreWriter:
                     f"{stream.name}={stream.encoding} does not say how many numbers a row has",
                     do=f"Say D: {stream.encoding}/256.",
                 )
-        return cls(open_place(location), spec, writer=writer, shard_rows=shard_rows).begin(tokens)
+        place = open_place(location)
+        if not heads and not any(_keeps_head(s) for s in spec.streams):
+            return cls(place, spec, writer=writer, shard_rows=shard_rows).begin(tokens)
+        from .loophead import LoopHeads
+
+        given = LoopHeads(spec, heads or {})
+        spec, made = given.declare(place, spec)
+        opened = cls(place, spec, writer=writer, shard_rows=shard_rows).begin(tokens, constants=made)
+        try:
+            given.require_stored(read_constants(place, opened.spec))
+        except BaseException:
+            opened.abandon()
+            raise
+        opened._heads = given
+        return opened
 
     def begin(
         self, tokens: TokenTable, allow_different: Iterable[str] = (), *, constants: Constants | None = None
@@ -156,6 +176,7 @@ class StoreWriter:
         seconds: float = 0.0,
         hyp: str | tuple[str, float] | None = None,
         notes: Mapping[str, Any] | None = None,
+        inputs: Mapping[str, Any] | None = None,
         **given: Any,
     ) -> None:
         """Add one utterance of one's own loop; every ``shard_rows`` of them are sealed.
@@ -168,6 +189,7 @@ class StoreWriter:
             seconds: of audio.
             hyp: what the teacher wrote down, for a ``text`` stream; with the logarithm of its probability.
             notes: what else its row says (SPEC S3, S9).
+            inputs: by ``factored`` stream, (T, D) or (U, D) what went into its head.
             given: by stream, torch or numpy, valid frames only. ``ctc``: (T, V) logits. ``rnnt``: (T, U+1, V)
                 logits, or an iterable of its slices along T; or a function that gives them, for forms that
                 go through them twice; or ``(logits, nodes)`` of those nodes alone that are kept. ``seq2seq``:
@@ -184,6 +206,10 @@ class StoreWriter:
             )
         if unknown := [n for n, x in given.items() if x is not None and n not in self._names]:
             raise UsageError(f"no stream {unknown[0]!r}", where=utt_id, do=suggest(unknown[0], self._names))
+        inputs = inputs or {}
+        if unused := [n for n in inputs if self._heads is None or n not in self._heads]:
+            what = f"inputs of {unused[0]!r}, which does not store what goes into a head"
+            raise UsageError(what, where=utt_id)
         driven = self._driven(labels, utt_id)
         frames = 0
         try:
@@ -193,7 +219,8 @@ class StoreWriter:
                 value = given.get(stream.name)
                 if value is None:
                     raise LengthError(f"no {stream.name} was given", where=utt_id)
-                count = self._take(stream, value, driven.get(stream.name, []), utt_id)
+                below = inputs.get(stream.name)
+                count = self._take(stream, value, driven.get(stream.name, []), utt_id, below)
                 frames = count if stream.what.frames else frames
             frames = frames or self._guessed(seconds)
             meta: dict[str, Any] = {"T": frames, "U": label_count(driven), "seconds": float(seconds)}
@@ -234,14 +261,22 @@ class StoreWriter:
         about = self.spec.teacher
         return max(1, round(seconds * about.sample_rate / about.frame_shift))
 
-    def _take(self, stream: StreamSpec, value: Any, labels: list[int], utt_id: str) -> int:
+    def _take(
+        self, stream: StreamSpec, value: Any, labels: list[int], utt_id: str, inputs: Any = None
+    ) -> int:
         """Encode one stream; gives its frames."""
         if stream.kind == "rnnt" and not Form.parse(stream.form).whole:
             return self._lattice(stream, value, labels, utt_id)
         frames = 0
         for piece in _slices(stream.kind, value, len(labels), utt_id):
+            below = None
+            if inputs is not None and self._heads is not None:
+                below = self._heads.below(stream.name, inputs, frames, piece, utt_id)
             frames += len(piece)
-            self.encoder.take(stream.name, piece, utt_id, labels)
+            self.encoder.take(stream.name, piece, utt_id, labels, inputs=below)
+        if inputs is not None and len(inputs) != frames:
+            what = f"{len(inputs)} rows went into the {stream.name} head, {frames} came out"
+            raise LengthError(what, where=utt_id)
         return frames
 
     def _lattice(self, stream: StreamSpec, value: Any, labels: list[int], utt_id: str) -> int:
@@ -314,6 +349,10 @@ class StoreWriter:
                 finish_store(self.place)
         finally:
             self._open.close()
+
+
+def _keeps_head(stream: StreamSpec) -> bool:
+    return bool(stream.encoding) and isinstance(parse_encoding(stream.encoding), HeadEncoding)
 
 
 def _slices(kind: str, value: Any, u: int, utt_id: str) -> Iterator[torch.Tensor]:

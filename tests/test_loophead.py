@@ -1,0 +1,150 @@
+"""What goes into a head, from one's own loop: the store is that of a dump, a wrong head is refused."""
+
+import demo
+import numpy as np
+import pytest
+import torch
+
+from logitstore import StoreWriter, Tap, open_store
+from logitstore.batches import load
+from logitstore.dump import DumpOptions, dump
+from logitstore.errors import (
+    IdentityError,
+    LengthError,
+    NonFinite,
+    TapError,
+    TeacherError,
+    UsageError,
+    VocabError,
+)
+from logitstore.verify import verify
+
+HEAD = "ctc_output.1"
+UTTERANCES = 5
+TABLE = demo.teacher().tokens()
+
+
+def head():
+    return demo.teacher().model.get_submodule(HEAD)
+
+
+@pytest.fixture(scope="module")
+def said():
+    """By utterance: what goes into the teacher's head, and the logits that come out."""
+    teacher, found = demo.teacher(), {}
+    for utt in demo.manifest(UTTERANCES):
+        features = load(utt, teacher, TABLE, False).features[None]
+        with (
+            torch.inference_mode(),
+            Tap(teacher.model, {"ctc": HEAD}) as out,
+            Tap(teacher.model, {"ctc": HEAD}, side="input") as below,
+        ):
+            output = teacher.forward(features, torch.tensor([features.shape[1]]))
+            n = int(teacher.lengths(output)[0])
+            found[utt.id] = below.take("ctc")[0, :n], out.take("ctc")[0, :n]
+    return found
+
+
+def written(place, said, how, heads, **options):
+    with StoreWriter.open(place, tokens=TABLE, streams={"ctc": how}, heads=heads, **options) as w:
+        for utt_id, (h, logits) in said.items():
+            w.add(utt_id, ctc=logits, inputs={"ctc": h})
+    return open_store(place)
+
+
+@pytest.mark.parametrize("how", ["factored", "factored:int8", "factored:int6", "factored:int4"])
+def test_the_store_is_that_of_a_dump(tmp_path, said, how):
+    options = DumpOptions(streams={"ctc": how}, batch_seconds=1.0)  # an utterance a batch: no padding
+    dump(demo.teacher(), demo.manifest(UTTERANCES), tmp_path / "dumped", options)
+    one = open_store(tmp_path / "dumped")
+    two = written(tmp_path / "own", said, how, {"ctc": head()})
+    assert one.spec.streams == two.spec.streams  # the constants' checksums too
+    for utt_id in said:
+        rows = [s[utt_id]["ctc"] for s in (one, two)]
+        assert np.array_equal(*[np.asarray(r.h) for r in rows])
+        assert one[utt_id].meta["kl"] == two[utt_id].meta["kl"]
+    assert not verify(tmp_path / "own").findings
+
+
+def test_transform_coding_chooses_its_axes_by_rows_behind_the_head(tmp_path, said):
+    rows = torch.cat([h for h, _ in said.values()])
+    store = written(tmp_path / "s", said, "factored:1e-3", {"ctc": (head(), rows)})
+    nats, frames = 0.0, 0
+    for utt_id, (_, logits) in said.items():
+        own = logits.double().log_softmax(-1).numpy()
+        lost = (np.exp(own) * (own - store[utt_id].log_probs("ctc"))).sum(1)
+        assert store[utt_id].meta["kl"]["ctc"][0] == pytest.approx(lost.mean(), rel=0.02, abs=1e-5)
+        nats, frames = nats + lost.sum(), frames + len(lost)
+    assert 1e-5 < nats / frames < 1e-3
+    for what, error in (((head(),), UsageError), ((head(), rows[:0]), LengthError)):
+        with pytest.raises(error, match="rows"):
+            written(tmp_path / "without", said, "factored:1e-3", {"ctc": what})
+
+
+@pytest.mark.parametrize("how", ["factored:int8", "factored:1e-3"])
+def test_a_store_goes_on_with_its_own_head_alone(tmp_path, said, how):
+    weight, bias = head().weight, head().bias
+    rows = torch.cat([h for h, _ in said.values()])
+    one, *others = said
+    written(tmp_path / "s", {one: said[one]}, how, {"ctc": (head(), rows)})
+    other = weight.detach() @ torch.linalg.qr(torch.randn(weight.shape[1], weight.shape[1]))[0]
+    with pytest.raises(IdentityError, match="not the one that this store keeps"):
+        written(tmp_path / "s", {}, how, {"ctc": (other, bias, rows)})
+    with pytest.raises(IdentityError, match="width"):
+        written(tmp_path / "s", {}, how, {"ctc": (weight[:, :-1], bias, rows[:, :-1])})
+    store = written(tmp_path / "s", {i: said[i] for i in others}, how, {"ctc": (weight, bias)})
+    assert list(store) == list(said)  # those refused left no lock behind
+
+
+def test_what_does_not_come_of_the_head_is_refused_and_nothing_is_lost(tmp_path, said):
+    first, second = list(said)[:2]
+    h, logits = said[first]
+    bad = [
+        ({"ctc": logits * 2, "inputs": {"ctc": h}}, TeacherError),
+        ({"ctc": logits, "inputs": {"ctc": h.roll(1, 0)}}, TeacherError),
+        ({"ctc": logits}, UsageError),
+        ({"ctc": logits, "inputs": {"rnnt": h}}, UsageError),
+        ({"ctc": logits, "inputs": {"ctc": h[:-1]}}, LengthError),
+        ({"ctc": logits[:-1], "inputs": {"ctc": h}}, LengthError),
+        ({"ctc": logits, "inputs": {"ctc": h[None]}}, LengthError),
+        ({"ctc": logits, "inputs": {"ctc": h[:, 1:]}}, LengthError),
+        ({"ctc": logits[:, 1:], "inputs": {"ctc": h}}, VocabError),
+        ({"ctc": logits, "inputs": {"ctc": h * float("nan")}}, NonFinite),
+    ]
+    with StoreWriter.open(
+        tmp_path / "s", tokens=TABLE, streams={"ctc": "factored"}, heads={"ctc": head()}
+    ) as w:
+        for given, error in bad:
+            with pytest.raises(error):
+                w.add(first, **given)
+        w.add(first, ctc=logits.split(7), inputs={"ctc": h.numpy()})  # slices of the logits
+        for given, error in bad[2:]:  # the proof is of the first row; what does not fit is refused always
+            with pytest.raises(error):
+                w.add(second, **given)
+        w.add(second, ctc=said[second][1], inputs={"ctc": said[second][0]})
+    store = open_store(tmp_path / "s")
+    assert list(store) == [first, second]
+    np.testing.assert_array_equal(store[first]["ctc"].h, h.half().numpy())
+
+
+@pytest.mark.parametrize(
+    ("how", "heads", "error", "match"),
+    [
+        ("factored", None, UsageError, "no head was given"),
+        ("topk:4", {"ctc": (torch.zeros(2, 3), None)}, UsageError, "does not store what goes into one"),
+        ("factored", {"ctc": (torch.zeros(len(TABLE) + 1, 3), None)}, VocabError, "token table"),
+        ("factored", {"ctc": (torch.zeros(len(TABLE), 3), torch.zeros(2))}, VocabError, "bias"),
+        ("factored", {"ctc": torch.nn.GRU(3, 3)}, TapError, "GRU is not one weight"),
+        ("factored", {"ctc": torch.zeros(3, 3)}, UsageError, r"\(weight, bias\)"),
+        ("factored", {"ctc": (torch.zeros(3, 3), None, torch.zeros(3, 3), 1)}, UsageError, "4 things"),
+    ],
+)
+def test_heads_that_do_not_fit_are_refused_before_the_store_is_made(tmp_path, how, heads, error, match):
+    with pytest.raises(error, match=match):
+        StoreWriter.open(tmp_path / "s", tokens=TABLE, streams={"ctc": how}, heads=heads)
+    assert not (tmp_path / "s" / "logitstore.json").exists()
+
+
+def test_the_lattice_is_left_to_who_drives_the_joiner(tmp_path):
+    with pytest.raises(UsageError, match="from one's own loop"):
+        StoreWriter.open(tmp_path / "s", tokens=TABLE, streams={"rnnt": "factored"}, heads={"rnnt": head()})
