@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from .clip import Clipped
 from .errors import LengthError, UsageError
 from .frames import FrameClock, Method
-from .inputs import Factored, FactoredLattice
-from .resample import Resampled, factored_rows, follows_frames, resample_stream, resample_vectors
+from .inputs import FactoredLattice
+from .resample import Headed, Resampled, follows_frames, headed, resample_stream, resample_vectors
 from .splice import clip_vectors, only_target, resample_clip
 from .streambatch import FactoredBatch, StreamBatch, VectorBatch, mapped
 from .target import NOTHING, Target, Tempered, Vectors, check_temperature
@@ -176,11 +176,11 @@ def _stream(
 
     if numbers:
         return _pad_vectors([resampled(t, n) for t, n in pairs])
-    found = [factored_rows(t, name, n, how) if isinstance(t, Target) else None for t, n in pairs]
-    heads = [h for h in found if h is not None]
+    found = [headed(t, name, n, how) if isinstance(t, Target) else None for t, n in pairs]
+    heads = [h for h in found if h is not None and found[0] is not None and h.shares(found[0])]
     if len(heads) == len(found):
         check_temperature(temperature)
-        counts = [n if follows_frames(name) else len(h) for h, (_, n) in zip(heads, pairs, strict=True)]
+        counts = [n if follows_frames(name) else len(h.rows) for h, (_, n) in zip(heads, pairs, strict=True)]
         return _pad_heads(heads, counts, temperature)
     return _pad([resampled(t, n) for t, n in pairs])
 
@@ -285,11 +285,13 @@ def _pad(sampled: Sequence[Resampled]) -> StreamBatch:
     )
 
 
-def _pad_heads(
-    rows: Sequence[Factored | FactoredLattice], lengths: Sequence[int], temperature: float
-) -> FactoredBatch:
+def _pad_heads(heads: Sequence[Headed], lengths: Sequence[int], temperature: float) -> FactoredBatch:
     """Rows of each utterance, or both sides of its lattice, padded."""
-    first, mask = rows[0], _mask(lengths, max(lengths))
+    rows, there, mask = [h.rows for h in heads], heads[0].map, _mask(lengths, max(lengths))
+    first = rows[0]
+    order = None if there is None else there.order
+    weight, bias = (np.array(x) if order is None else x[order] for x in (first.weight, first.bias))
+    mapped_to = None if there is None or order is not None else torch.from_numpy(there.to.copy())
     dec, activation = None, ""
     if isinstance(first, FactoredLattice):
         sides = [r.dec for r in rows if isinstance(r, FactoredLattice)]
@@ -297,12 +299,14 @@ def _pad_heads(
         mask = mask[:, :, None] & _mask([len(s) for s in sides], dec.shape[1])[:, None]
     return FactoredBatch(
         h=_stacked([r.enc if isinstance(r, FactoredLattice) else r.h for r in rows]),
-        weight=torch.from_numpy(np.array(first.weight)),
-        bias=torch.from_numpy(np.array(first.bias)),
+        weight=torch.from_numpy(weight),
+        bias=torch.from_numpy(bias),
         mask=mask,
         temperature=float(temperature),
         dec=dec,
         activation=activation,
+        to=mapped_to,
+        student=0 if there is None else len(there.student),
     )
 
 

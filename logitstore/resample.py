@@ -20,7 +20,7 @@ from .target import (
     Tempered,
     logsumexp,
 )
-from .vocabmap import Mapped
+from .vocabmap import Mapped, VocabMap
 
 
 @dataclass(frozen=True)
@@ -212,20 +212,46 @@ def mix_logits(a: Tempered, b: Tempered, weight: NDArray[np.float32]) -> Tempere
     return replace(a, logp=(logp - logsumexp(logp)[:, None]).astype(np.float32))
 
 
-def factored_rows(
-    target: Target, stream: str, student: int, method: frames.Method
-) -> Factored | FactoredLattice | None:
-    """Rows at ``student`` frames that still are what goes into a head: where frames are taken, not mixed."""
-    rows = target[stream]
+@dataclass(frozen=True, eq=False)
+class Headed:
+    """Rows of one utterance that still are what goes into a head.
+
+    Attributes:
+        rows: at the student's frames.
+        map: to the student's table, where the head's classes are not its own.
+    """
+
+    rows: Factored | FactoredLattice
+    map: VocabMap | None = None
+
+    def shares(self, other: Headed) -> bool:
+        """Whether both have the same head and map: rows of two stores may not."""
+        a, b = self.rows, other.rows
+        return (
+            type(a) is type(b)
+            and (a.weight is b.weight or np.array_equal(a.weight, b.weight))
+            and (a.bias is b.bias or np.array_equal(a.bias, b.bias))
+            and getattr(a, "activation", "") == getattr(b, "activation", "")
+            and (self.map is other.map or (self.map is not None and self.map.same(other.map)))
+        )
+
+
+def headed(target: Target, stream: str, student: int, method: frames.Method) -> Headed | None:
+    """Rows at ``student`` frames as their head sees them; None where they are mixed or have no head."""
+    own = target[stream]
+    rows, there = (own.rows, own.map) if isinstance(own, Mapped) else (own, None)
     if isinstance(rows, Factored) and not follows_frames(stream):
-        return rows
+        return Headed(rows, there)
     if not isinstance(rows, Factored | FactoredLattice) or method.shift or method.size:
         return None
     if student == target.T:
-        return rows
+        return Headed(rows, there)
     if method.name != "nearest":
         return None
-    chosen = frames.nearest(target.T, student)
+    return Headed(_at_frames(rows, frames.nearest(target.T, student)), there)
+
+
+def _at_frames(rows: Factored | FactoredLattice, chosen: NDArray[np.int64]) -> Factored | FactoredLattice:
     return rows.take(chosen) if isinstance(rows, Factored) else replace(rows, enc=rows.enc[chosen])
 
 

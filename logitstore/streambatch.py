@@ -75,12 +75,15 @@ class FactoredBatch:
 
     Attributes:
         h: (B, T, D) float32, 0 in padding.
-        weight: (V, D) float32.
+        weight: (V, D) float32, V of the student's table where it has the same tokens.
         bias: (V,) float32.
         mask: bool, as ``h`` without D: True where there is a teacher's row.
         temperature: that probabilities are served at.
         dec: (B, U+1, D) float32 of a lattice, whose nodes are activation(h[t] + dec[u]).
         activation: ``tanh`` or ``relu``, with ``dec``.
+        to: (V,) int64 student class of each of the head's, -1 for the tail, where the tables differ by more
+            than their order: applied after the product.
+        student: classes of the student's table, with ``to``.
     """
 
     h: torch.Tensor
@@ -90,43 +93,59 @@ class FactoredBatch:
     temperature: float
     dec: torch.Tensor | None = None
     activation: str = ""
+    to: torch.Tensor | None = None
+    student: int = 0
 
     ids = None
 
     @property
     def classes(self) -> int:
-        """V."""
-        return len(self.bias)
+        """V, of the student's table where rows are mapped to one."""
+        return len(self.bias) if self.to is None else self.student
 
     def logits(self) -> torch.Tensor:
-        """(B, T[, U+1], V) the teacher's logits, 0 in padding; float32."""
+        """(B, T[, U+1], V) logits over the head's classes, 0 in padding; float32, under autocast too."""
         h = self.h
-        if self.dec is not None:
-            h = ACTIVATIONS[self.activation](h[:, :, None] + self.dec[:, None])
-        rows = torch.addmm(self.bias, h.flatten(0, -2), self.weight.T)
+        with torch.autocast(h.device.type, enabled=False):
+            if self.dec is not None:
+                h = ACTIVATIONS[self.activation](h[:, :, None] + self.dec[:, None])
+            rows = torch.addmm(self.bias, h.flatten(0, -2), self.weight.T)
         return rows.view(*self.mask.shape, -1) * self.mask[..., None]
 
+    def _masses(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, T[, U+1], V) log-masses of the classes and (B, T[, U+1]) of the tail, even in padding."""
+        logp = (self.logits() / self.temperature).log_softmax(-1)
+        if self.to is None:
+            return logp, torch.full_like(self.mask, NOTHING, dtype=torch.float32)
+        return _regrouped(logp, self.to, self.student)
+
     def dense(self) -> torch.Tensor:
-        """(B, T[, U+1], V) log-probabilities at the temperature; even in padding."""
-        return (self.logits() / self.temperature).log_softmax(-1)
+        """As :meth:`StreamBatch.dense`; even in padding."""
+        logp, tail = self._masses()
+        return logp if self.to is None else _without_tail(logp, tail > NOTHING / 2)
 
     @property
     def logp(self) -> torch.Tensor:
         """As :attr:`StreamBatch.logp`: made anew each time."""
-        return self.dense().masked_fill(~self.mask[..., None], NOTHING)
+        return self._masses()[0].masked_fill(~self.mask[..., None], NOTHING)
 
     @property
     def tail(self) -> torch.Tensor:
-        """As :attr:`StreamBatch.tail`: nothing is left out."""
-        return torch.full_like(self.mask, NOTHING, dtype=torch.float32)
+        """As :attr:`StreamBatch.tail`: mass of tokens that the student's table lacks."""
+        if self.to is None:
+            return torch.full_like(self.mask, NOTHING, dtype=torch.float32)
+        return self._masses()[1].masked_fill(~self.mask, NOTHING)
 
     def top(self, k: int) -> StreamBatch:
         """The K best classes of every row, best first, and the exact mass of all others."""
         if not 1 <= k <= self.classes:
             raise UsageError(f"the best {k} of {self.classes} classes")
-        logp = self.dense()
+        logp, tail = self._masses()
         best, ids = logp.topk(k, dim=-1)
-        rest = logp.scatter(-1, ids, NOTHING).logsumexp(-1) if k < self.classes else self.tail
+        ids = torch.where(best > NOTHING, ids, ids[..., :1])  # classes that nothing of the teacher becomes
+        rest = tail
+        if k < self.classes:
+            rest = torch.logaddexp(logp.scatter(-1, ids, NOTHING).logsumexp(-1), tail).clamp(min=NOTHING)
         return StreamBatch(
             classes=self.classes,
             logp=best.masked_fill(~self.mask[..., None], NOTHING),
@@ -156,6 +175,18 @@ class VectorBatch:
     def map(self, f: Any) -> Self:
         """The same with ``f`` applied to every tensor."""
         return replace(self, **mapped(self, f))
+
+
+def _regrouped(logp: torch.Tensor, to: torch.Tensor, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(..., V) log-masses added up over ``classes`` groups, as :func:`logitstore.regroup.regroup_dense` does,
+    and (...) the tail's; -1e4 of a group that nothing becomes."""
+    index = torch.where(to < 0, classes, to)
+    groups = logp.new_full((*logp.shape[:-1], classes + 1), NOTHING)
+    peak = groups.scatter_reduce(-1, index.expand_as(logp), logp, "amax")
+    parts = (logp - peak.index_select(-1, index)).exp()
+    sums = torch.zeros_like(groups).index_add(-1, index, parts)
+    sums = torch.where(sums > 0, sums.log() + peak, groups)
+    return sums[..., :-1], sums[..., -1]
 
 
 def _without_tail(logp: torch.Tensor, which: torch.Tensor) -> torch.Tensor:

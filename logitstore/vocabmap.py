@@ -170,6 +170,19 @@ class VocabMap:
         """Raise ``VocabError`` unless the map starts at this table, the one of a store."""
         require_same(table, self.teacher, where=where, which=("the store", "the map's teacher"))
 
+    def same(self, other: VocabMap | None) -> bool:
+        """Whether another gives every token the same class."""
+        if other is None or len(self.student) != len(other.student):
+            return False
+        return np.array_equal(self.to, other.to)
+
+    @property
+    def order(self) -> NDArray[np.int64] | None:
+        """(V,) teacher id of each student class, where the map only sorts the same tokens anew; else None."""
+        order = np.argsort(self.to, kind="stable")
+        only = len(self) == len(self.student) and bool((self.to[order] == np.arange(len(self))).all())
+        return order if only else None
+
     @property
     def dropped(self) -> tuple[str, ...]:
         """Teacher tokens that the student lacks, in id order."""

@@ -1,0 +1,141 @@
+"""Rows as their head sees them stay so in another token table: the loss is that of the dense rows."""
+
+from functools import cache
+
+import demo
+import pytest
+import torch
+
+from logitstore import TokenTable, VocabMap, collate_targets, open_store
+from logitstore.batch import FactoredBatch, StreamBatch, _pad
+from logitstore.dump import DumpOptions, dump
+from logitstore.frames import Method
+from logitstore.losses import blank_weights, ctc_kd, rnnt_kd
+from logitstore.resample import resample_stream
+
+LOSSES = {"ctc": ctc_kd, "rnnt": rnnt_kd}
+TABLE = demo.teacher().tokens()
+BLANK = TABLE.tokens[TABLE.blank]
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory):
+    @cache
+    def made(ctc="factored:int8", utterances=3):
+        place = tmp_path_factory.mktemp("heads") / "s"
+        streams = {"ctc": ctc, "rnnt": "factored"}
+        dump(demo.teacher(), demo.manifest(utterances), place, DumpOptions(streams=streams))
+        return open_store(place)
+
+    return made
+
+
+def needed(store):
+    """Tokens that the labels of its utterances are."""
+    return {TABLE[int(i)] for target in store.values() for i in target.labels}
+
+
+def the_map(store, kind):
+    """To the same tokens in another order; or some are dropped, become a filler or others, or are new."""
+    if kind == "resorted":
+        table = TokenTable(tuple(reversed(TABLE.tokens)), len(TABLE) - 1 - TABLE.blank)
+        return VocabMap.by_token(TABLE, table)
+    labels = needed(store)
+    kept = [t for i, t in enumerate(TABLE.tokens) if t in labels or t == BLANK or i % 3]
+    if kind == "dropped":
+        return VocabMap.by_token(TABLE, TokenTable(tuple(kept), kept.index(BLANK)))
+    if kind == "unfed":
+        more = ("<new>", *kept, "<newer>")
+        return VocabMap.by_token(TABLE, TokenTable(more, more.index(BLANK)))
+    if kind == "filler":
+        more = (*kept, "<filler>")
+        return VocabMap.by_token(TABLE, TokenTable(more, more.index(BLANK)), missing="filler")
+    gone = [t for t in TABLE.tokens if t not in kept]  # merged: two tokens become one class of the student's
+    pairs = tuple((t, 1 + n % 5) for n, t in enumerate(gone))
+    return VocabMap.by_token(TABLE, TokenTable(tuple(kept), kept.index(BLANK), pairs))
+
+
+def dense(store, ids, stream, temperature, frames=None, method="linear"):
+    """The batch that rows mapped one by one on the CPU make."""
+    targets = [store[i] for i in ids]
+    counts = frames or [t.T for t in targets]
+    how = Method.parse(method)
+    return _pad(
+        [resample_stream(t, stream, n, how, temperature) for t, n in zip(targets, counts, strict=True)]
+    )
+
+
+def random_logits(stream):
+    shape = (*stream.mask.shape, stream.classes)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(3)) * 2
+
+
+@pytest.mark.parametrize("kind", ["resorted", "dropped", "unfed", "filler", "merged"])
+@pytest.mark.parametrize("stream", LOSSES)
+def test_the_batch_stays_factored_and_the_loss_is_that_of_dense_rows(make, stream, kind):
+    there = the_map(make(), kind)
+    store, ids = open_store(make().place, vocab=there), list(make())
+    for temperature in (1.0, 2.0):
+        one = dense(store, ids, stream, temperature)
+        two = store.batch(ids, temperature=temperature)[stream]
+        assert isinstance(two, FactoredBatch)
+        assert (two.to is None) == (kind == "resorted")  # only the weight is sorted anew then
+        assert two.classes == one.classes
+        assert torch.equal(two.mask, one.mask)
+        torch.testing.assert_close(two.logp.exp(), one.logp.exp(), atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(two.tail.exp(), one.tail.exp(), atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(two.dense()[two.mask], one.dense()[one.mask], atol=2e-4, rtol=1e-5)
+        logits = random_logits(two)
+        for direction in ("forward", "reverse"):
+            losses = [
+                LOSSES[stream](logits, x, direction=direction, reduction="none", scale=False)
+                for x in (one, two)
+            ]
+            torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-5)
+        assert torch.equal(*[blank_weights(x, there.student.blank, 0.1)[x.mask] for x in (one, two)])
+
+
+@pytest.mark.parametrize("kind", ["resorted", "dropped", "unfed", "merged"])
+def test_the_best_classes_hold_the_mass_of_all_others(make, kind):
+    store = open_store(make().place, vocab=the_map(make(), kind))
+    two = store.batch(list(store), temperature=2.0)["ctc"]
+    for k in (4, two.classes):
+        top = two.top(k)
+        assert top.classes == two.classes
+        mass = top.logp.exp().sum(-1) + top.tail.exp()
+        torch.testing.assert_close(mass[two.mask], torch.ones_like(mass[two.mask]), atol=1e-5, rtol=0)
+        torch.testing.assert_close(top.logp[two.mask], two.logp.topk(k)[0][two.mask])
+
+
+def test_a_map_given_late_and_another_device_do_the_same(make):
+    store, there = make(), the_map(make(), "dropped")
+    ids = list(store)
+    early = open_store(store.place, vocab=there).batch(ids)
+    late = collate_targets([store[i] for i in ids], vocab=there)
+    for stream in LOSSES:
+        moved = late[stream].map(lambda t: t.clone())
+        assert isinstance(moved, FactoredBatch)
+        assert torch.equal(moved.dense(), early[stream].dense())
+
+
+def test_autocast_leaves_the_teacher_alone(make):
+    batch = make().batch(list(make()))
+    for stream in LOSSES:
+        exact = batch[stream].dense()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(batch[stream].dense(), exact)
+
+
+def test_rows_of_two_heads_never_share_one(make):
+    one, two = make("factored:1e-3", 3), make("factored:1e-3", 4)
+    last = list(two)[-1]
+    assert (
+        one["demo-00"]["ctc"].weight.shape != two[last]["ctc"].weight.shape
+        or not (one["demo-00"]["ctc"].weight == two[last]["ctc"].weight).all()
+    )
+    both = collate_targets([one["demo-00"], two[last]], temperature=2.0)
+    assert isinstance(both["ctc"], StreamBatch)
+    assert isinstance(both["rnnt"], FactoredBatch)  # its head is the same in both
+    for b, target in enumerate((one["demo-00"], two[last])):
+        own = torch.from_numpy(target.log_probs("ctc", 2.0))
+        torch.testing.assert_close(both["ctc"].dense()[b, : target.T], own, atol=1e-5, rtol=1e-5)
