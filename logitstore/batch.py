@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from .clip import Clipped
 from .errors import LengthError, UsageError
 from .frames import FrameClock, Method
-from .inputs import FactoredLattice
+from .inputs import Factored, FactoredLattice
 from .resample import Headed, Resampled, follows_frames, headed, resample_stream, resample_vectors
 from .splice import clip_vectors, only_target, resample_clip
 from .streambatch import FactoredBatch, StreamBatch, VectorBatch, mapped
@@ -292,13 +292,19 @@ def _pad_heads(heads: Sequence[Headed], lengths: Sequence[int], temperature: flo
     order = None if there is None else there.order
     weight, bias = (np.array(x) if order is None else x[order] for x in (first.weight, first.bias))
     mapped_to = None if there is None or order is not None else torch.from_numpy(there.to.copy())
-    dec, activation = None, ""
+    dec, activation, later, share = None, "", None, None
     if isinstance(first, FactoredLattice):
         sides = [r.dec for r in rows if isinstance(r, FactoredLattice)]
         dec, activation = _stacked(sides), first.activation
         mask = mask[:, :, None] & _mask([len(s) for s in sides], dec.shape[1])[:, None]
+    if any(h.later is not None for h in heads):
+        later = _stacked([_frames(h.rows if h.later is None else h.later) for h in heads])
+        share = torch.zeros(later.shape[:2])
+        for own, h in zip(share, heads, strict=True):
+            if h.share is not None:
+                own[: len(h.share)] = torch.from_numpy(h.share)
     return FactoredBatch(
-        h=_stacked([r.enc if isinstance(r, FactoredLattice) else r.h for r in rows]),
+        h=_stacked([_frames(r) for r in rows]),
         weight=torch.from_numpy(weight),
         bias=torch.from_numpy(bias),
         mask=mask,
@@ -307,7 +313,14 @@ def _pad_heads(heads: Sequence[Headed], lengths: Sequence[int], temperature: flo
         activation=activation,
         to=mapped_to,
         student=0 if there is None else len(there.student),
+        later=later,
+        share=share,
     )
+
+
+def _frames(rows: Factored | FactoredLattice) -> NDArray[Any]:
+    """(T, D) of each frame."""
+    return rows.enc if isinstance(rows, FactoredLattice) else rows.h
 
 
 def _stacked(rows: Sequence[NDArray[Any]]) -> torch.Tensor:

@@ -219,10 +219,14 @@ class Headed:
     Attributes:
         rows: at the student's frames.
         map: to the student's table, where the head's classes are not its own.
+        later: rows that probabilities are mixed with; None where frames are taken as they are.
+        share: (S,) float32 of the later ones.
     """
 
     rows: Factored | FactoredLattice
     map: VocabMap | None = None
+    later: Factored | FactoredLattice | None = None
+    share: NDArray[np.float32] | None = None
 
     def shares(self, other: Headed) -> bool:
         """Whether both have the same head and map: rows of two stores may not."""
@@ -237,7 +241,7 @@ class Headed:
 
 
 def headed(target: Target, stream: str, student: int, method: frames.Method) -> Headed | None:
-    """Rows at ``student`` frames as their head sees them; None where they are mixed or have no head."""
+    """Rows at ``student`` frames as their head sees them; None where they have none, or lag."""
     own = target[stream]
     rows, there = (own.rows, own.map) if isinstance(own, Mapped) else (own, None)
     if isinstance(rows, Factored) and not follows_frames(stream):
@@ -246,9 +250,17 @@ def headed(target: Target, stream: str, student: int, method: frames.Method) -> 
         return None
     if student == target.T:
         return Headed(rows, there)
-    if method.name != "nearest":
+    if method.name == "max-nonblank" or (method.name == "linear-logit" and isinstance(rows, FactoredLattice)):
         return None
-    return Headed(_at_frames(rows, frames.nearest(target.T, student)), there)
+    plan = frames.plan(target.T, student, method)
+    low = _at_frames(rows, plan.low)
+    if not plan.weight.any():
+        return Headed(low, there)
+    if isinstance(rows, FactoredLattice) or method.name == "linear":
+        return Headed(low, there, _at_frames(rows, plan.high), plan.weight)
+    share = plan.weight[:, None]
+    # Logits are mixed where what makes them is.
+    return Headed(replace(rows, h=(1 - share) * rows.h[plan.low] + share * rows.h[plan.high]), there)
 
 
 def _at_frames(rows: Factored | FactoredLattice, chosen: NDArray[np.int64]) -> Factored | FactoredLattice:

@@ -84,6 +84,9 @@ class FactoredBatch:
         to: (V,) int64 student class of each of the head's, -1 for the tail, where the tables differ by more
             than their order: applied after the product.
         student: classes of the student's table, with ``to``.
+        later: as ``h``, of the frames that ``linear`` resampling mixes those of ``h`` with; None where it
+            mixes none.
+        share: (B, T) float32 of their probabilities in the mixture, with ``later``.
     """
 
     h: torch.Tensor
@@ -95,6 +98,8 @@ class FactoredBatch:
     activation: str = ""
     to: torch.Tensor | None = None
     student: int = 0
+    later: torch.Tensor | None = None
+    share: torch.Tensor | None = None
 
     ids = None
 
@@ -103,18 +108,21 @@ class FactoredBatch:
         """V, of the student's table where rows are mapped to one."""
         return len(self.bias) if self.to is None else self.student
 
-    def logits(self) -> torch.Tensor:
-        """(B, T[, U+1], V) logits over the head's classes, 0 in padding; float32, under autocast too."""
-        h = self.h
+    def _head(self, h: torch.Tensor) -> torch.Tensor:
+        """(B, T[, U+1], V) log-probabilities of the head's classes; float32, under autocast too."""
         with torch.autocast(h.device.type, enabled=False):
             if self.dec is not None:
                 h = ACTIVATIONS[self.activation](h[:, :, None] + self.dec[:, None])
             rows = torch.addmm(self.bias, h.flatten(0, -2), self.weight.T)
-        return rows.view(*self.mask.shape, -1) * self.mask[..., None]
+        logits = rows.view(*self.mask.shape, -1) * self.mask[..., None]  # even in padding
+        return (logits / self.temperature).log_softmax(-1)
 
     def _masses(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, T[, U+1], V) log-masses of the classes and (B, T[, U+1]) of the tail, even in padding."""
-        logp = (self.logits() / self.temperature).log_softmax(-1)
+        logp = self._head(self.h)
+        if self.later is not None and self.share is not None:
+            share = self.share.view(*self.share.shape, *(1,) * (logp.dim() - 2))
+            logp = torch.logaddexp(logp + (-share).log1p(), self._head(self.later) + share.log())
         if self.to is None:
             return logp, torch.full_like(self.mask, NOTHING, dtype=torch.float32)
         return _regrouped(logp, self.to, self.student)

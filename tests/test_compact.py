@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from logitstore import StoreWriter, open_store
-from logitstore.batch import FactoredBatch, StreamBatch
+from logitstore.batch import FactoredBatch
 from logitstore.batches import load
 from logitstore.convert import convert
 from logitstore.dump import DumpOptions, dump
@@ -221,10 +221,10 @@ def test_factored_batches_are_made_where_the_student_is(factored):
 def test_factored_rows_at_another_frame_rate_are_those_of_dense(dense, factored):
     ids = list(factored)[:3]
     frames = [t // 2 for t in (dense[i].T for i in ids)]
-    for method, kind in (("nearest", FactoredBatch), ("linear", StreamBatch)):
-        one = dense.batch(ids, frames=frames, method=method, temperature=2.0)["ctc"]
-        two = factored.batch(ids, frames=frames, method=method, temperature=2.0)["ctc"]
-        assert isinstance(two, kind)
+    for method in ("nearest", "linear", "linear-logit"):
+        options = {"frames": frames, "method": method, "temperature": 2.0, "streams": ["ctc"]}
+        one, two = (s.batch(ids, **options)["ctc"] for s in (dense, factored))
+        assert isinstance(two, FactoredBatch)
         a, b = one.dense()[one.mask], two.dense()[two.mask]
         assert (a.exp() * (a - b)).sum(-1).mean() < 2e-3
 
@@ -352,15 +352,14 @@ def test_factored_lattices_make_batches(dense, lattice, method):
     for frames in (None, [dense[i].T // 2 for i in ids]):
         one = dense.batch(ids, frames=frames, method=method, temperature=2.0)["rnnt"]
         two = lattice.batch(ids, frames=frames, method=method, temperature=2.0)["rnnt"]
-        assert isinstance(two, StreamBatch if frames and method == "linear" else FactoredBatch)
+        assert isinstance(two, FactoredBatch)
         assert torch.equal(one.mask, two.mask)
         a, b = one.dense()[one.mask], two.dense()[two.mask]
         assert (a.exp() - b.exp()).abs().max() < 2e-3
         moved = two.map(lambda t: t.clone())
         assert torch.equal(moved.logp, two.logp)
         assert (two.logp[~two.mask] == -1e4).all()
-        if isinstance(two, FactoredBatch):
-            assert torch.equal(two.top(4).mask, one.mask)
+        assert torch.equal(two.top(4).mask, one.mask)
 
 
 def test_factored_lattices_survive_jobs_and_conversion(lattice, tmp_path):

@@ -139,3 +139,35 @@ def test_rows_of_two_heads_never_share_one(make):
     for b, target in enumerate((one["demo-00"], two[last])):
         own = torch.from_numpy(target.log_probs("ctc", 2.0))
         torch.testing.assert_close(both["ctc"].dense()[b, : target.T], own, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["", "resorted", "filler"])
+@pytest.mark.parametrize("method", ["linear", "linear-logit", "nearest"])
+@pytest.mark.parametrize(("times", "over"), [(1, 2), (2, 3), (2, 1), (3, 4)])
+def test_frames_are_mixed_where_the_student_is(make, kind, method, times, over):
+    store = open_store(make().place, vocab=the_map(make(), kind) if kind else None)
+    ids = list(store)
+    frames = [-(-store[i].T * times // over) for i in ids]
+    frames[0] = store[ids[0]].T  # taken as they are, beside others that are mixed
+    for stream, loss in LOSSES.items():
+        one = dense(store, ids, stream, 2.0, frames, method)
+        two = store.batch(ids, frames=frames, method=method, temperature=2.0)[stream]
+        mixed = method == "linear-logit" and stream == "rnnt"
+        assert isinstance(two, StreamBatch if mixed else FactoredBatch)
+        assert torch.equal(two.mask, one.mask)
+        torch.testing.assert_close(two.logp.exp(), one.logp.exp(), atol=2e-6, rtol=1e-4)
+        logits = random_logits(two)
+        losses = [loss(logits, x.map(lambda t: t.clone()), reduction="none") for x in (one, two)]
+        torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["linear+shift=2", "stack:2", "max-nonblank"])
+def test_what_lags_or_looks_for_spikes_comes_as_dense_rows(make, method):
+    store, ids = make(), list(make())
+    size = max(Method.parse(method).size, 2)
+    frames = [-(-store[i].T // size) for i in ids]
+    batch = store.batch(ids, frames=frames, method=method, streams=["ctc"])["ctc"]
+    one = dense(store, ids, "ctc", 1.0, frames, method)
+    assert isinstance(batch, StreamBatch)
+    assert torch.equal(batch.mask, one.mask)
+    assert torch.equal(batch.logp, one.logp)
