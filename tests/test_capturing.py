@@ -3,7 +3,6 @@
 import copy
 import math
 
-import captured
 import pytest
 import torch
 from captured import Program, check, decode, loader
@@ -13,22 +12,6 @@ from logitstore.capture import CaptureOptions
 from logitstore.errors import LengthError, NotLogits, TapError, TapFiredTwice, UsageError
 from logitstore.expression import Expression
 from recipes.demo.decode import collate
-
-
-@pytest.fixture(scope="module")
-def utterances():
-    return captured.some_utterances()
-
-
-@pytest.fixture
-def model():
-    return captured.a_model()
-
-
-@pytest.fixture
-def session(tmp_path, monkeypatch):
-    with captured.sessions(tmp_path, monkeypatch) as begin:
-        yield begin
 
 
 @pytest.mark.parametrize(

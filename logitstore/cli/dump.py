@@ -11,6 +11,7 @@ import click
 
 from ..errors import UsageError
 from ..world import Part
+from .asked import asks_for_a_run, manifest_of
 
 
 def parse_streams(values: tuple[str, ...]) -> dict[str, str]:
@@ -38,10 +39,7 @@ def _kept(out: str) -> str:
 
 
 @click.command("dump")
-@click.option("--teacher", required=True, metavar="FILE.py:NAME", help="factory that returns the teacher")
-@click.option("--manifest", required=True, type=click.Path(), help="JSON lines, NeMo, Kaldi, ...")
-@click.option("--manifest-format", metavar="FORMAT", help="jsonl, nemo, kaldi, lhotse, huggingface")
-@click.option("--allow-pipes", is_flag=True, help="run shell commands that stand for recordings")
+@asks_for_a_run
 @click.option("--out", required=True, type=click.Path(), help="the store; made, or resumed")
 @click.option(
     "--stream",
@@ -59,19 +57,13 @@ def _kept(out: str) -> str:
     help="a layer's output as stream hidden or hidden_NAME: encoder.layers.3 [hidden=vectors]",
 )
 @click.option("--tokens", type=click.Path(), help="tokens.txt that the teacher's table must equal")
-@click.option("--audio-root", type=click.Path(), help="what relative audio paths are relative to")
 @click.option("--storage", default="zarr", show_default=True, help="zarr, zarr:zstd, zarr:blosc, webdataset")
-@click.option("--batch-seconds", default=120.0, show_default=True, type=click.FloatRange(0), help="per batch")
 @click.option("--chunk", metavar="SECONDS", help="run longer recordings in chunks, joined without seams")
 @click.option("--overlap", metavar="SECONDS", help="of a chunk with the next; half is dropped  [default: 5]")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
-@click.option("--limit", default=0, type=click.IntRange(0), help="only the first N utterances")
-@click.option("--shard-size", default="500", show_default=True, help="utterances, or audio: 90s, 30m, 2h")
 @click.option("--on-error", default="raise", show_default=True, type=click.Choice(["raise", "skip"]))
 @click.option("--max-skipped", default="100%", show_default=True, help="stop at more: a number, or 1%")
 @click.option("--job", default="0/1", show_default=True, metavar="i/N", help="dump part i of N")
 @click.option("--threads", default=2, show_default=True, type=click.IntRange(1), help="that load audio")
-@click.option("--cpu-threads", default=1, show_default=True, type=click.IntRange(1), help="of a CPU teacher")
 @click.option("--allow-different", multiple=True, metavar="FIELD", help="resume although FIELD differs")
 @click.option(
     "--max-wer", default=50.0, show_default=True, type=click.FloatRange(0), help="%, of a first look"
@@ -95,7 +87,6 @@ def command(**given: Any) -> None:
     from ..blocks import ShardSize
     from ..dump import DumpOptions, Progress, dump
     from ..layers import layered, parse_layer
-    from ..manifest import read_manifest
     from ..teachers import load_teacher
     from ..vocab import TokenTable
     from .progress import Meter, clock, size
@@ -127,13 +118,7 @@ def command(**given: Any) -> None:
         chunk=given["chunk"],
         overlap=given["overlap"] or 5,
     )
-    manifest = read_manifest(
-        given["manifest"],
-        audio_root=given["audio_root"],
-        limit=given["limit"],
-        format=given["manifest_format"],
-        allow_pipes=given["allow_pipes"],
-    )
+    manifest = manifest_of(given)
     teacher = load_teacher(given["teacher"])
     blank = teacher.tokens().blank
     teacher = layered(teacher, [replace(h, blank=blank) for h in layers])
