@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import UsageError
+from ..kinds import kind_of
 from ..world import Part
 from .asked import asks_for_a_run, manifest_of
+
+if TYPE_CHECKING:
+    from ..spec import Head
 
 
 def parse_streams(values: tuple[str, ...]) -> dict[str, str]:
@@ -25,6 +30,21 @@ def parse_streams(values: tuple[str, ...]) -> dict[str, str]:
                 f"--stream {value!r}", do="Give each stream once, as NAME=ENCODING: ctc=dense, rnnt=topk:16."
             )
         streams[name] = encoding
+    return streams
+
+
+def _asked_streams(given: Mapping[str, Any], heads: Sequence[Head] = ()) -> dict[str, str]:
+    """Encoding by stream: those named, and of a teacher's others ``--encoding``; raises ``UsageError``."""
+    every = given["encoding"]
+    streams = {h.stream: every for h in heads if kind_of(h.stream).classes} if every else {}
+    streams |= parse_streams(given["streams"])
+    if (number := given["u_sample"]) is not None and (heads or not every):
+        if "rnnt" not in streams or "/" in streams["rnnt"]:
+            raise UsageError(
+                f"--u-sample {number} of rnnt={streams.get('rnnt', '')}",
+                do="It is a lattice's form: --stream rnnt=topk:16 --u-sample 4, or rnnt=topk:16/sample:4.",
+            )
+        streams["rnnt"] += f"/sample:{number}"
     return streams
 
 
@@ -48,6 +68,10 @@ def _kept(out: str) -> str:
     metavar="NAME=ENCODING[/FORM]",
     help="ctc=dense, rnnt=topk:16/banded:5+occupancy, seq2seq=topk:16, hidden=vectors, text, rnnt=auto "
     "(as logitstore plan recommends) [default: ctc=dense]; forms: full, banded:S, path, sample:N, mean-u",
+)
+@click.option("--encoding", help="of the teacher's streams that --stream does not name: auto, topk:16, ...")
+@click.option(
+    "--u-sample", type=click.IntRange(1), help="label positions that a lattice keeps: rnnt=…/sample:N"
 )
 @click.option(
     "--hidden",
@@ -93,14 +117,14 @@ def command(**given: Any) -> None:
     from .signals import Signals, Stopped
 
     layers = [parse_layer(text, 0) for text in given["layers"]]
-    streams = parse_streams(given["streams"]) or ({} if layers else {"ctc": "dense"})
-    streams = {**streams, **{h.stream: "vectors" for h in layers if h.stream not in streams}}
+    streams = _asked_streams(given) or ({} if layers else {"ctc": "dense"})
+    vectors = {h.stream: "vectors" for h in layers}
     if given["overlap"] is not None and given["chunk"] is None:
         raise UsageError("--overlap without --chunk", do="E.g. --chunk 30 --overlap 5.")
     part = Part.parse(given["job"])
     ShardSize.parse(given["shard_size"])
     options = DumpOptions(
-        streams=streams,
+        streams=vectors | streams,
         storage=given["storage"],
         batch_seconds=given["batch_seconds"],
         device=given["device"],
@@ -120,6 +144,9 @@ def command(**given: Any) -> None:
     )
     manifest = manifest_of(given)
     teacher = load_teacher(given["teacher"])
+    if given["encoding"]:
+        streams = _asked_streams(given, teacher.describe().heads)
+        options = replace(options, streams=vectors | streams)
     blank = teacher.tokens().blank
     teacher = layered(teacher, [replace(h, blank=blank) for h in layers])
     share = -(-manifest.utterances // part.count)
