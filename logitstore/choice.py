@@ -29,13 +29,14 @@ class Measured:
     """What one encoding costs and keeps.
 
     Attributes:
-        stream: ``ctc`` or ``rnnt``.
+        stream: its name.
         encoding: as a user writes it, form included.
         storage: that it was written with.
         bytes: of the whole manifest, extrapolated, with what is kept once.
         once: of these, kept once.
         common: of these, what a second stream in the same store would share.
-        bytes_per_frame: index, checksums and entries included, without what is kept once.
+        bytes_per_frame: of the audio, also of a decoder's rows, of which there are U; index, checksums and
+            entries included, without what is kept once.
         kl: mean and 99th percentile of nats a row, by temperature.
         held: share of the teacher's alignments that the lattice's nodes hold; 1 where it keeps all.
         encoding_speed: seconds of audio that are encoded and written in one.

@@ -51,7 +51,7 @@ def contenders(stream: str, budget: float, temperatures: Sequence[float], form: 
     """Encodings of a stream to try, as a user writes them: ``topk:8``, ``nucleus:0.001/path``, ...
 
     Args:
-        stream: ``ctc`` or ``rnnt``.
+        stream: ``ctc``, ``rnnt`` or ``seq2seq``.
         budget: nats that a row may lose.
         temperatures: at which it shall not lose more.
         form: the only lattice form to try; empty for those that make sense.

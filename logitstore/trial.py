@@ -227,7 +227,7 @@ class Trial:
 
         Args:
             driver: of the teacher.
-            spoken: what the teacher said.
+            spoken: what the teacher said, a decoder's rows among its rows.
             lattice: where the stream is one.
             occupied: (T, U+1) of :func:`logitstore.alignment.occupancy`.
         """
@@ -266,7 +266,8 @@ class Trial:
                 self._encoder.choose(name, picker.nodes)
             return picker.nodes
         else:
-            self._encoder.take(name, spoken.rows[name], loaded.utt.id, inputs=spoken.inputs.get(name))
+            rows, inputs = spoken.rows[name], spoken.inputs.get(name)
+            self._encoder.take(name, rows, loaded.utt.id, spoken.labels.get(name), inputs=inputs)
         return None
 
     def _compare(self, row: Row, spoken: Spoken, lattice: Lattice | None) -> None:

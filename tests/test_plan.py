@@ -5,8 +5,10 @@ import subprocess
 import sys
 from collections import Counter
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 
+import attention_teacher
 import numpy as np
 import pytest
 import torch
@@ -19,7 +21,7 @@ from logitstore.contenders import Wish, contenders
 from logitstore.divergence import divergences
 from logitstore.drive import Driver
 from logitstore.dump import DumpOptions, dump
-from logitstore.errors import IdentityError, ManifestError, NotLogits, UsageError
+from logitstore.errors import IdentityError, ManifestError, NotLogits, TeacherError, UsageError
 from logitstore.extent import extent
 from logitstore.manifest import read_manifest
 from logitstore.plan import PlanOptions
@@ -153,8 +155,10 @@ def test_what_a_dump_refuses_a_plan_refuses(tmp_path):
         plan(teacher(), manifest(2), tmp_path, PlanOptions(CTC, sample=2))
     with pytest.raises(UsageError, match="temperature"):
         PlanOptions(CTC, temperatures=(0.5,))
-    with pytest.raises(UsageError, match="no plan for hidden"):
-        PlanOptions({"hidden": Wish()})
+    with pytest.raises(UsageError, match="no plan for text"):
+        PlanOptions({"text": Wish()})
+    with pytest.raises(UsageError, match="seq2seq=auto/path: only an rnnt"):
+        PlanOptions({"seq2seq": Wish.parse("auto/path")})
     with pytest.raises(UsageError, match="nothing to plan"):
         PlanOptions(CTC, sample=0)
 
@@ -187,6 +191,146 @@ def test_what_cannot_be_loaded_is_left_out_and_named(tmp_path):
     assert found.heard[0] == 3
     assert len(found.failed) == 1
     assert "demo-01" in found.failed[0]
+
+
+# ---- attention decoders
+
+DECODER = {"seq2seq": Wish()}
+
+
+@contextmanager
+def counted():
+    """How often the decoder runs."""
+    calls = Counter()
+    decoder = attention_teacher.load().model.attention
+    handle = decoder.register_forward_hook(lambda module, ids, out: calls.update(["decoder"]))
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """Twelve utterances; of every third the text is another, which the decoder would not say."""
+    some = [{**x, "text": x["text"] if n % 3 else "meet peter"} for n, x in enumerate(lines(12))]
+    return read_manifest(write_manifest(tmp_path_factory.mktemp("told") / "m.jsonl", some))
+
+
+@pytest.fixture(scope="module")
+def decoders_plan(told, tmp_path_factory):
+    """A plan of an attention decoder over twelve utterances, and how often the decoder ran."""
+    folder = tmp_path_factory.mktemp("decoder")
+    with counted() as calls:
+        found = plan(attention_teacher.load(), told, folder, PlanOptions(DECODER, storages=("zarr",)))
+    assert not list(folder.iterdir())
+    return found, calls["decoder"]
+
+
+@pytest.fixture(scope="module")
+def own_of_decoder(told):
+    """(U, V) logits of the decoder by itself."""
+    speaker, said = attention_teacher.load(), {}
+    driver = Driver(speaker, speaker.tokens(), ["seq2seq"], "cpu")
+    for utt in told:
+        spoken = driver.run([load(utt, speaker, driver.table, True)])[0]
+        labels = [*speaker.labels(utt.text), speaker.end]
+        memory = spoken.output.encoder_out[:1, : spoken.T]
+        with torch.inference_mode():
+            logits = speaker.model.attention(torch.tensor([[*speaker.prompt, *labels[:-1]]]), memory)
+        said[utt.id] = logits[0, 1:].numpy()
+    return said
+
+
+def lost_of(store, own, temperature, ids):
+    """Nats a row, on average, of some utterances of a store."""
+    lost = [divergences(own[i], store[i]["seq2seq"].at(temperature).dense(), temperature) for i in ids]
+    return float(np.concatenate(lost).mean())
+
+
+def test_a_decoder_is_planned_as_its_dump_then_turns_out(decoders_plan, told, own_of_decoder, tmp_path):
+    """What some encodings lose against the decoder's own rows, and what their stores weigh."""
+    found, _ = decoders_plan
+    assert {m.encoding for m in found.measured} == set(contenders("seq2seq", 1e-3, (1, 2, 4, 8)))
+    assert not found.refused
+    chosen = found.choice.streams["seq2seq"]
+    assert chosen.keeps(Asked(1e-3))
+    some = (measured_of(found, "seq2seq", e) for e in ("dense", "nucleus:0.001", "factored:0.001"))
+    for m in (chosen, *some):
+        at = tmp_path / m.encoding
+        if at.exists():
+            continue
+        dump(attention_teacher.load(), told, at, DumpOptions(streams={"seq2seq": m.encoding}))
+        store = open_store(at)
+        for t, (mean, _) in m.kl.items():
+            assert lost_of(store, own_of_decoder, t, store) == pytest.approx(mean, rel=0.01, abs=1e-8)
+        truth = summary(store)
+        assert m.bytes == pytest.approx(truth["bytes"], rel=0.01)
+        assert m.bytes_per_frame == pytest.approx(truth["bytes_per_frame"], rel=0.05)
+
+
+def test_a_decoders_constants_come_from_more_than_the_sample(told, own_of_decoder, tmp_path, monkeypatch):
+    """From the same utterances as those of the dump."""
+    monkeypatch.setattr("logitstore.planning.contenders", lambda *given: ["factored:0.001"])
+    options = PlanOptions(DECODER, storages=("zarr",), sample=3)
+    found = plan(attention_teacher.load(), told, tmp_path, options)
+    dump(attention_teacher.load(), told, tmp_path / "s", DumpOptions(streams={"seq2seq": "factored:0.001"}))
+    store, sampled = open_store(tmp_path / "s"), [u.id for u in extent(told, 3).sample]
+    for t, (mean, _) in found.measured[0].kl.items():
+        assert lost_of(store, own_of_decoder, t, sampled) == pytest.approx(mean, rel=0.01)
+
+
+def test_a_decoders_nucleus_keeps_the_label_and_no_blank(told, tmp_path, monkeypatch):
+    """A blank kept for its own sake in rows of one class would weigh."""
+    monkeypatch.setattr("logitstore.planning.contenders", lambda *given: ["nucleus:1"])
+    found = plan(attention_teacher.load(), told, tmp_path, PlanOptions(DECODER, storages=("zarr",)))
+    dump(attention_teacher.load(), told, tmp_path / "s", DumpOptions(streams={"seq2seq": "nucleus:1"}))
+    assert found.measured[0].bytes == pytest.approx(summary(open_store(tmp_path / "s"))["bytes"], abs=150)
+
+
+def test_the_decoder_runs_once_an_utterance_for_all_that_is_tried(decoders_plan, told, tmp_path, monkeypatch):
+    """Beside the checks of the first batch."""
+    found, ran = decoders_plan
+    assert len(found.measured) > 5
+    monkeypatch.setattr("logitstore.planning._Run._take", lambda *given: None)
+    options = PlanOptions(DECODER, storages=("zarr",))
+    with counted() as checks, pytest.raises(TeacherError, match="not one utterance"):
+        plan(attention_teacher.load(), told, tmp_path, options)
+    assert ran == checks["decoder"] + 12
+
+
+def test_auto_of_a_decoder_beside_what_is_named(tmp_path):
+    """Labels that nobody gave are the decoder's own, in the plan as in the dump."""
+    bare = [{k: v for k, v in x.items() if k != "text"} for x in lines(4)]
+    silent = read_manifest(write_manifest(tmp_path / "m.jsonl", bare))
+    options = DumpOptions(streams={"ctc": "dense", "seq2seq": "auto:1e-4"})
+    done = dump(attention_teacher.load(), silent, tmp_path / "s", options)
+    assert done.done == 4
+    (said,) = done.planned
+    stream = open_store(tmp_path / "s").spec.stream("seq2seq")
+    assert said.startswith(f"seq2seq: {stream.encoding} is the smallest of")
+    assert "lose at most 0.0001 nats" in said
+
+
+class Endless:
+    """The attention teacher as if no token ended what its decoder says."""
+
+    def __getattr__(self, name):
+        return getattr(attention_teacher.load(), name)
+
+    def describe(self):
+        spec = attention_teacher.load().describe()
+        return replace(spec, heads=tuple(replace(h, end=None) for h in spec.heads))
+
+
+def test_an_utterance_of_which_a_decoder_has_no_row_ends_no_trial(tmp_path):
+    said = [{k: v for k, v in x.items() if k != "text"} for x in lines(3)]
+    some = [{**x, "tokens": [5, 7] if n else []} for n, x in enumerate(said)]
+    few = read_manifest(write_manifest(tmp_path / "m.jsonl", some))
+    found = plan(Endless(), few, tmp_path, PlanOptions(DECODER, storages=("zarr",)))
+    assert found.heard[0] == 2
+    assert not found.refused
+    assert "seq2seq stream is empty" in found.failed[0]
 
 
 def measured(encoding, size, kl, held=1.0, stream="ctc", storage="zarr"):

@@ -46,7 +46,7 @@ PASSED_ON = ("manifest_format", "audio_root", "batch_seconds", "device", "limit"
     "streams",
     multiple=True,
     metavar="NAME[=auto[:KL][/FORM]]",
-    help="ctc, rnnt, rnnt=auto/banded:5, ... [default: all that the teacher has]",
+    help="ctc, rnnt, seq2seq, rnnt=auto/banded:5, ... [default: all that the teacher has]",
 )
 @click.option("--sample", default=50, show_default=True, type=click.IntRange(1), help="utterances to run")
 @click.option("--temperatures", default="1,2,4,8", show_default=True, help="at which rows are compared")
@@ -69,6 +69,7 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as in dump
     from ..contenders import Wish
+    from ..kinds import kind_of
     from ..manifest import read_manifest
     from ..plan import PLANNED, PlanOptions
     from ..planning import plan
@@ -84,7 +85,8 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     )
     teacher = load_teacher(given["teacher"])
     options = PlanOptions(
-        streams=given_wishes or {h.stream: Wish() for h in teacher.describe().heads if h.stream in PLANNED},
+        streams=given_wishes
+        or {h.stream: Wish() for h in teacher.describe().heads if kind_of(h.stream).name in PLANNED},
         storages=given["storages"] or PlanOptions.storages,
         sample=given["sample"],
         temperatures=temperatures,
