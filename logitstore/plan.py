@@ -16,7 +16,7 @@ from .gpu import require_device
 from .kinds import kind_of
 from .target import TEMPERATURES
 
-PLANNED = ("ctc", "rnnt", "seq2seq")  # kinds of streams that encodings are measured on
+PLANNED = ("ctc", "rnnt", "seq2seq", "hidden")  # kinds of streams that encodings are measured on
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class PlanOptions:
         storages: to try; the first is taken unless another saves a good deal.
         sample: utterances to run.
         temperatures: that rows are compared at.
-        max_kl: nats that a row may lose on average at each of them, where a stream's wish says nothing else.
+        max_kl: nats that a row may lose on average at each of them, where a stream's wish says nothing else;
+            of a layer's row, the share of its squared length that it may lose.
         max_gb: of the store; 0 for any size.
         batch_seconds, device, shard_size, cpu_threads, transcripts, skip_gate, chunks: as the dump will have
             them.

@@ -118,6 +118,7 @@ class _Run:
         self.heard = _Heard()
         self.nothing: Nothing = {}
         self.whys: dict[str, str] = {}  # why a stream's head does not factor
+        self.widths: dict[str, int] = {}  # D of each layer
         self.driver = self._tapped()
 
     def run(self, report: Callable[[int, int], None]) -> Plan:
@@ -171,7 +172,7 @@ class _Run:
         """The teacher with the inputs of every head tapped that factors."""
         driver = Driver(self.teacher, self.table, list(self.options.streams), self.options.device)
         was_training, factors = driver.was_training, list[str]()
-        for stream in self.options.streams:
+        for stream in (s for s in self.options.streams if driver.kinds[s].classes):
             try:
                 driver = self._driver([*factors, stream])
                 factors.append(stream)
@@ -226,6 +227,8 @@ class _Run:
             self.driver = self._driver([s for s in self.driver.heads if s not in lost])
             self.driver.was_training = was_training
             said = self.driver.run([s.loaded for s in said])
+        layers = {n: rows for n, rows in said[0].rows.items() if not self.driver.kinds[n].classes}
+        self.widths = {name: int(rows.shape[1]) for name, rows in layers.items()}
         self.findings = self_check(self.driver, said, Skips(self.options.skip_gate)).findings
         self.described = replace(self.described, weights=weights_sha256(self.teacher.model))
         for stream, asked in self.options.asked().items():
@@ -250,7 +253,8 @@ class _Run:
             self.refused.append((stream, encoding, e.what))
 
     def _spec(self, stream: str, encoding: str, storage: str) -> StoreSpec:
-        streams, manifest = {stream: encoding}, self.manifest.to_json()
+        width = f"/{self.widths[stream]}" if stream in self.widths else ""
+        streams, manifest = {stream: encoding + width}, self.manifest.to_json()
         return make_spec(self.described, self.table, streams, storage=storage, manifest=manifest)
 
     def _trial(self, stream: str, encoding: str, made: Constants) -> Trial:

@@ -23,10 +23,12 @@ from logitstore.drive import Driver
 from logitstore.dump import DumpOptions, dump
 from logitstore.errors import IdentityError, ManifestError, NotLogits, TeacherError, UsageError
 from logitstore.extent import extent
+from logitstore.layers import layered
 from logitstore.manifest import read_manifest
 from logitstore.plan import PlanOptions
 from logitstore.planning import plan
 from logitstore.report import summary
+from logitstore.spec import Head
 
 BOTH = {"ctc": Wish(), "rnnt": Wish()}
 CTC = {"ctc": Wish()}
@@ -333,6 +335,45 @@ def test_an_utterance_of_which_a_decoder_has_no_row_ends_no_trial(tmp_path):
     assert "seq2seq stream is empty" in found.failed[0]
 
 
+# ---- layers
+
+LAYERS = [Head("hidden", "encoder.norm", 0), Head("hidden_2", "encoder.blocks.1", 0)]
+
+
+def test_a_layer_is_judged_by_how_far_its_rows_are(tmp_path):
+    speaker = layered(teacher(), LAYERS)
+    options = PlanOptions({"hidden": Wish(), "hidden_2": Wish(1e-9), "ctc": Wish()}, storages=("zarr",))
+    found = plan(speaker, manifest(6), tmp_path, options)
+    assert found.choice.streams["hidden"].encoding == "vectors:int8"
+    assert found.choice.streams["hidden_2"].encoding == "vectors"
+    assert "at most 0.001 of a row's squared length on average" in found.choice.why["hidden"]
+    assert found.choice.why["hidden_2"].startswith("Nothing tried is known to lose at most 1e-09 of a row's")
+    driver = Driver(speaker, speaker.tokens(), ["hidden"], "cpu")
+    for encoding in ("vectors", "vectors:int8"):
+        at = tmp_path / encoding
+        dump(speaker, manifest(6), at, DumpOptions(streams={"hidden": encoding}))
+        store, far = open_store(at), []
+        for utt in manifest(6):
+            own = driver.run([load(utt, speaker, driver.table, False)])[0].rows["hidden"].double().numpy()
+            missed = store[utt.id].vectors() - own
+            far.extend((np.linalg.norm(missed, axis=1) / np.linalg.norm(own, axis=1)) ** 2)
+        m = measured_of(found, "hidden", encoding)
+        assert list(m.kl) == [1.0]
+        assert m.kl[1.0] == pytest.approx((np.mean(far), np.quantile(far, 0.99)), rel=0.01)
+        assert m.bytes == pytest.approx(summary(store)["bytes"], rel=0.01)
+        assert m.to_json()["relative_error"]["mean"] == m.kl[1.0][0]
+        assert "kl" not in m.to_json()
+
+
+def test_auto_of_layers_takes_it(tmp_path):
+    options = DumpOptions(streams={"hidden": "auto", "hidden_2": "auto:1e-6"})
+    for already in (0, 3):
+        done = dump(layered(teacher(), LAYERS), manifest(3), tmp_path, options)
+        assert done.present == already
+    said = {s.name: (s.encoding, s.width) for s in open_store(tmp_path).spec.streams}
+    assert said == {"hidden": ("vectors:int8", 128), "hidden_2": ("vectors", 128)}
+
+
 def measured(encoding, size, kl, held=1.0, stream="ctc", storage="zarr"):
     return Measured(
         stream, encoding, storage, size, 0, 10, 1.0, {1.0: (kl / 2, kl), 4.0: (kl, kl)}, held, 1, 1
@@ -519,6 +560,19 @@ def test_the_table_is_plain_text_where_there_is_no_terminal(tmp_path):
     assert "2 of 20 utterances, the same distance apart in the manifest" in done.stdout
     assert done.stdout.count("→") == 2
     assert "  logitstore dump --teacher" in done.stdout.splitlines()[-1]
+
+
+def test_the_command_plans_layers_that_it_is_given(tmp_path):
+    args = ["plan", "--teacher", FACTORY, "--manifest", MANIFEST, "--out", tmp_path / "s", "--stream", "ctc"]
+    done = logitstore(*args, "--hidden", "encoder.norm", "--limit", 2, "--storage", "zarr", cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    heads = [x.split() for x in done.stdout.splitlines() if "B/frame" in x]
+    assert ["hidden", "B/frame", "zarr", "error", "speed"] in heads
+    assert len(heads) == 2
+    assert "squared length by which a layer's row differs" in done.stdout
+    command = done.stdout.splitlines()[-1].split()
+    assert logitstore(*command[1:], cwd=ROOT).returncode == 0
+    assert open_store(tmp_path / "s").spec.stream("hidden").encoding == "vectors:int8"
 
 
 @pytest.mark.parametrize(
