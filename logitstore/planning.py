@@ -152,7 +152,7 @@ class _Run:
                     where=self.described.name,
                     why=next((r for s, _, r in self.refused if s == stream), ""),
                 )
-        choice = choose(measured, asked, self.options.max_gb * 1e9)
+        choice = choose(self.measured, asked, self.options.max_gb * 1e9)  # storages in the order given
         h = self.heard
         speeds = {"load": h.loading, "teacher": h.forward, "joiner": h.joining}
         return Plan(

@@ -418,6 +418,13 @@ def test_a_compressor_must_be_worth_unpacking_every_row_for():
         assert str(round(100 - size)) in taken.why["storage"]
 
 
+def test_the_storage_that_is_named_first_is_taken_where_the_other_saves_little(tmp_path):
+    options = PlanOptions({"hidden": Wish()}, storages=("zarr", "zarr:zstd"))
+    found = plan(layered(teacher(), LAYERS[:1]), manifest(2), tmp_path, options)
+    assert found.measured[0].storage == "zarr:zstd"
+    assert found.choice.storage == "zarr"
+
+
 def test_two_streams_share_what_rows_say_of_themselves():
     both = [measured("a", 100, 0.0), measured("b", 200, 0.0, stream="rnnt")]
     assert choose(both, {"ctc": Asked(1e-3), "rnnt": Asked(1e-3)}).bytes == 290
