@@ -172,16 +172,22 @@ def cases(args: argparse.Namespace, folder: Path) -> Iterator[tuple[str, DemoTea
             yield f"a head of real digits, {path.stem}", teacher, manifest
 
 
-def main() -> None:
-    """Read the command line and print a table for every teacher."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+def asked(about: str | None, utterances: int) -> argparse.Namespace:
+    """The command line: which heads to look at beside the demo teacher's."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--fsdd", type=Path, help="folder that holds recordings/ of spoken digits")
     parser.add_argument("--heads", type=Path, help="what recipes/digits/train.py wrote")
-    parser.add_argument("--utterances", type=int, default=200, help="of digits, for each head")
+    parser.add_argument("--utterances", type=int, default=utterances, help="of digits, for each head")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each of these, about")
     args = parser.parse_args()
     if bool(args.fsdd) != bool(args.heads):
         parser.error("--fsdd and --heads go together")
+    return args
+
+
+def main() -> None:
+    """Read the command line and print a table for every teacher."""
+    args = asked(__doc__, utterances=200)
     with tempfile.TemporaryDirectory() as folder:
         for name, teacher, path in cases(args, Path(folder)):
             manifest, lattices = read_manifest(path), teacher.describe().head("rnnt") is not None

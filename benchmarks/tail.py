@@ -12,7 +12,6 @@ own temperature is next to nothing.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Callable
@@ -22,7 +21,7 @@ import numpy as np
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.size import cases, own_logits
+from benchmarks.size import asked, cases, own_logits
 from logitstore.encodings import parse_encoding
 from logitstore.manifest import read_manifest
 from logitstore.tailerror import TailError, tail_errors
@@ -56,14 +55,7 @@ def show(name: str, logits: np.ndarray) -> None:
 
 def main() -> None:
     """Read the command line and print a table for every teacher and stream."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--fsdd", type=Path, help="folder that holds recordings/ of spoken digits")
-    parser.add_argument("--heads", type=Path, help="what recipes/digits/train.py wrote")
-    parser.add_argument("--utterances", type=int, default=40, help="of digits, for each head")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each of these, about")
-    args = parser.parse_args()
-    if bool(args.fsdd) != bool(args.heads):
-        parser.error("--fsdd and --heads go together")
+    args = asked(__doc__, utterances=40)
     with tempfile.TemporaryDirectory() as folder:
         for name, teacher, path in cases(args, Path(folder)):
             manifest = read_manifest(path)

@@ -14,12 +14,17 @@ teacher=            # FILE.py:NAME
 manifest=           # JSON lines
 out=                # the store
 streams="ctc=dense" # space separated, e.g. "ctc=dense rnnt=topk:16", "ctc=auto"
+hidden=             # layers, space separated: "encoder.layers.3 mid=encoder.layers.1"
 storage=zarr
 batch_seconds=120
 shard_size=500      # utterances, or audio: 90s, 30m, 2h
 device=cpu          # "cuda" gives job i the device cuda:(i mod number of GPUs)
 on_error=raise      # raise | skip
+max_skipped=100%    # stop at more: a number, or a share
 limit=0
+chunk=              # seconds; longer recordings run in chunks
+overlap=            # seconds of a chunk with the next
+transcripts=ctc     # none | ctc | all: streams whose greedy decode rows keep
 manifest_format=    # jsonl, nemo, kaldi, lhotse, huggingface; recognised when empty
 max_wer=50          # percent of the first words that the teacher may get wrong
 skip_gate=          # why a teacher that a gate would stop is right; stored
@@ -37,7 +42,7 @@ while [ $# -gt 0 ]; do
     -h|--help) usage; exit 0 ;;
     --*)
       name=$(printf %s "${1#--}" | tr - _)
-      case " stage stop_stage nj teacher manifest out streams storage batch_seconds shard_size device on_error limit manifest_format max_wer skip_gate tokens audio_root threads logdir python " in
+      case " stage stop_stage nj teacher manifest out streams hidden storage batch_seconds shard_size device on_error max_skipped limit chunk overlap transcripts manifest_format max_wer skip_gate tokens audio_root threads logdir python " in
         *" $name "*) ;;
         *) echo "$0: no option $1 (try --help)" >&2; exit 2 ;;
       esac
@@ -62,8 +67,12 @@ if [ "$stage" -le 1 ] && [ "$stop_stage" -ge 1 ]; then
   mkdir -p "$logdir"
   args=(dump --teacher "$teacher" --manifest "$manifest" --out "$out" --storage "$storage"
         --batch-seconds "$batch_seconds" --shard-size "$shard_size" --on-error "$on_error"
-        --limit "$limit" --threads "$threads" --max-wer "$max_wer")
+        --limit "$limit" --threads "$threads" --max-wer "$max_wer" --max-skipped "$max_skipped"
+        --transcripts "$transcripts")
   for s in $streams; do args+=(--stream "$s"); done
+  for s in $hidden; do args+=(--hidden "$s"); done
+  [ -z "$chunk" ] || args+=(--chunk "$chunk")
+  [ -z "$overlap" ] || args+=(--overlap "$overlap")
   [ -z "$manifest_format" ] || args+=(--manifest-format "$manifest_format")
   [ -z "$skip_gate" ] || args+=(--skip-gate "$skip_gate")
   [ -z "$tokens" ] || args+=(--tokens "$tokens")

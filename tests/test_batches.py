@@ -4,7 +4,6 @@ import itertools
 import queue
 import threading
 
-import captured
 import pytest
 import torch
 from captured import Program, check, decode, loader
@@ -14,22 +13,6 @@ from logitstore.batchids import find_by_index
 from logitstore.errors import LengthError, LogitStoreError, UsageError
 from logitstore.inject.whose import Batches
 from recipes.demo.decode import collate
-
-
-@pytest.fixture(scope="module")
-def utterances():
-    return captured.some_utterances()
-
-
-@pytest.fixture
-def model():
-    return captured.a_model()
-
-
-@pytest.fixture
-def session(tmp_path, monkeypatch):
-    with captured.sessions(tmp_path, monkeypatch) as begin:
-        yield begin
 
 
 def one_ahead(batches):

@@ -1,8 +1,8 @@
 """Capture from inside: which call, whose ids, which lengths; here with the trained model in this process."""
 
 import copy
+import math
 
-import captured
 import pytest
 import torch
 from captured import Program, check, decode, loader
@@ -12,22 +12,6 @@ from logitstore.capture import CaptureOptions
 from logitstore.errors import LengthError, NotLogits, TapError, TapFiredTwice, UsageError
 from logitstore.expression import Expression
 from recipes.demo.decode import collate
-
-
-@pytest.fixture(scope="module")
-def utterances():
-    return captured.some_utterances()
-
-
-@pytest.fixture
-def model():
-    return captured.a_model()
-
-
-@pytest.fixture
-def session(tmp_path, monkeypatch):
-    with captured.sessions(tmp_path, monkeypatch) as begin:
-        yield begin
 
 
 @pytest.mark.parametrize(
@@ -109,12 +93,18 @@ def test_two_passes_store_everything_once(session, model, utterances):
     check(run.store(), model, utterances)
 
 
-def test_a_second_model_is_refused(session, model, utterances):
-    run = session()
-    decode(Program(model, "plain").eval(), loader(utterances[:3]))
-    run.inside._finder._again = 0
+@pytest.mark.parametrize("made", ["anew", "copied"])
+def test_a_second_model_is_refused(session, model, utterances, made):
+    run, program = session(), Program(model, "plain").eval()
+    decode(program, loader(utterances[:3]))
+    if made == "copied":  # of which nothing tells but to look again, now and then
+        run.inside._finder._again = 0
+        another = copy.deepcopy(program)
+    else:
+        run.inside._finder._again = math.inf
+        another = Program(copy.deepcopy(model), "plain").eval()
     with pytest.raises(TapError, match="a second model"):
-        decode(Program(copy.deepcopy(model), "plain").eval(), loader(utterances[3:]))
+        decode(another, loader(utterances[3:]))
 
 
 def test_several_tensors_that_could_be_the_lengths(session, model, utterances):

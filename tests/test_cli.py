@@ -169,6 +169,19 @@ def test_any_locale_will_do(tmp_path):
     assert "straße" in failed.stderr
 
 
+def test_one_encoding_for_all_streams_and_positions_of_a_lattice(tmp_path):
+    args = ["dump", "--teacher", demo.FACTORY, "--manifest", demo.MANIFEST, "--limit", 2, "--out"]
+    done = logitstore(*args, tmp_path / "s", "--encoding", "topk:4", "--u-sample", 2, "--stream", "ctc=dense")
+    assert done.returncode == 0, done.stderr
+    streams = json.loads((tmp_path / "s" / "logitstore.json").read_text())["streams"]
+    told = {s["name"]: (s["encoding"], s["form"]) for s in streams}
+    assert told == {"ctc": ("dense", ""), "rnnt": ("topk:4", "sample:2")}
+    for more in (["--stream", "ctc=dense"], ["--stream", "rnnt=topk:4/path"]):
+        refused = logitstore(*args, tmp_path / "t", *more, "--u-sample", 2)
+        assert (refused.returncode, "--u-sample 2 of rnnt=" in refused.stderr) == (2, True)
+    assert not (tmp_path / "t").exists()
+
+
 def test_ids_and_tokens_cannot_write_to_the_terminal():
     from logitstore.cli.tables import printable
 
@@ -187,7 +200,8 @@ def test_the_recipe_script_makes_the_same_store_with_any_number_of_jobs(tmp_path
         )
 
     common = ["--teacher", demo.FACTORY, "--manifest", demo.MANIFEST, "--shard-size", 4]
-    common += ["--streams", "ctc=topk:4 rnnt=topk:4", "--stop-stage", 3]
+    common += ["--streams", "ctc=topk:4 rnnt=topk:4", "--hidden", "encoder.blocks.1", "--stop-stage", 3]
+    common += ["--chunk", 2, "--overlap", 1, "--transcripts", "none", "--max-skipped", "1%"]
     for jobs in (1, 3):
         done = script(*common, "--out", tmp_path / str(jobs), "--nj", jobs)
         assert done.returncode == 0, done.stderr

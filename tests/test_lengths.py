@@ -1,6 +1,5 @@
 """Where the valid lengths are: integers, masks of either polarity, shares of the longest; or a refusal."""
 
-import captured
 import pytest
 import torch
 from captured import Program, check, decode, loader
@@ -8,23 +7,6 @@ from captured import Program, check, decode, loader
 from logitstore.errors import LengthError
 from logitstore.expression import Expression
 from logitstore.inject.lengths import candidates, choose, signs
-
-
-@pytest.fixture(scope="module")
-def utterances():
-    return captured.some_utterances()
-
-
-@pytest.fixture
-def model():
-    return captured.a_model()
-
-
-@pytest.fixture
-def session(tmp_path, monkeypatch):
-    with captured.sessions(tmp_path, monkeypatch) as begin:
-        yield begin
-
 
 LENS, T = torch.tensor([76, 37, 42, 34]), 76
 VALID = torch.arange(T)[None] < LENS[:, None]

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import UsageError
+from ..kinds import kind_of
 from ..world import Part
+from .asked import asks_for_a_run, manifest_of
+
+if TYPE_CHECKING:
+    from ..spec import Head
 
 
 def parse_streams(values: tuple[str, ...]) -> dict[str, str]:
@@ -27,6 +33,21 @@ def parse_streams(values: tuple[str, ...]) -> dict[str, str]:
     return streams
 
 
+def _asked_streams(given: Mapping[str, Any], heads: Sequence[Head] = ()) -> dict[str, str]:
+    """Encoding by stream: those named, and of a teacher's others ``--encoding``; raises ``UsageError``."""
+    every = given["encoding"]
+    streams = {h.stream: every for h in heads if kind_of(h.stream).classes} if every else {}
+    streams |= parse_streams(given["streams"])
+    if (number := given["u_sample"]) is not None and (heads or not every):
+        if "rnnt" not in streams or "/" in streams["rnnt"]:
+            raise UsageError(
+                f"--u-sample {number} of rnnt={streams.get('rnnt', '')}",
+                do="It is a lattice's form: --stream rnnt=topk:16 --u-sample 4, or rnnt=topk:16/sample:4.",
+            )
+        streams["rnnt"] += f"/sample:{number}"
+    return streams
+
+
 def _kept(out: str) -> str:
     from ..reader import Store
 
@@ -38,10 +59,7 @@ def _kept(out: str) -> str:
 
 
 @click.command("dump")
-@click.option("--teacher", required=True, metavar="FILE.py:NAME", help="factory that returns the teacher")
-@click.option("--manifest", required=True, type=click.Path(), help="JSON lines, NeMo, Kaldi, ...")
-@click.option("--manifest-format", metavar="FORMAT", help="jsonl, nemo, kaldi, lhotse, huggingface")
-@click.option("--allow-pipes", is_flag=True, help="run shell commands that stand for recordings")
+@asks_for_a_run
 @click.option("--out", required=True, type=click.Path(), help="the store; made, or resumed")
 @click.option(
     "--stream",
@@ -51,6 +69,10 @@ def _kept(out: str) -> str:
     help="ctc=dense, rnnt=topk:16/banded:5+occupancy, seq2seq=topk:16, hidden=vectors, text, rnnt=auto "
     "(as logitstore plan recommends) [default: ctc=dense]; forms: full, banded:S, path, sample:N, mean-u",
 )
+@click.option("--encoding", help="of the teacher's streams that --stream does not name: auto, topk:16, ...")
+@click.option(
+    "--u-sample", type=click.IntRange(1), help="label positions that a lattice keeps: rnnt=…/sample:N"
+)
 @click.option(
     "--hidden",
     "layers",
@@ -59,19 +81,13 @@ def _kept(out: str) -> str:
     help="a layer's output as stream hidden or hidden_NAME: encoder.layers.3 [hidden=vectors]",
 )
 @click.option("--tokens", type=click.Path(), help="tokens.txt that the teacher's table must equal")
-@click.option("--audio-root", type=click.Path(), help="what relative audio paths are relative to")
 @click.option("--storage", default="zarr", show_default=True, help="zarr, zarr:zstd, zarr:blosc, webdataset")
-@click.option("--batch-seconds", default=120.0, show_default=True, type=click.FloatRange(0), help="per batch")
 @click.option("--chunk", metavar="SECONDS", help="run longer recordings in chunks, joined without seams")
 @click.option("--overlap", metavar="SECONDS", help="of a chunk with the next; half is dropped  [default: 5]")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
-@click.option("--limit", default=0, type=click.IntRange(0), help="only the first N utterances")
-@click.option("--shard-size", default="500", show_default=True, help="utterances, or audio: 90s, 30m, 2h")
 @click.option("--on-error", default="raise", show_default=True, type=click.Choice(["raise", "skip"]))
 @click.option("--max-skipped", default="100%", show_default=True, help="stop at more: a number, or 1%")
 @click.option("--job", default="0/1", show_default=True, metavar="i/N", help="dump part i of N")
 @click.option("--threads", default=2, show_default=True, type=click.IntRange(1), help="that load audio")
-@click.option("--cpu-threads", default=1, show_default=True, type=click.IntRange(1), help="of a CPU teacher")
 @click.option("--allow-different", multiple=True, metavar="FIELD", help="resume although FIELD differs")
 @click.option(
     "--max-wer", default=50.0, show_default=True, type=click.FloatRange(0), help="%, of a first look"
@@ -95,21 +111,20 @@ def command(**given: Any) -> None:
     from ..blocks import ShardSize
     from ..dump import DumpOptions, Progress, dump
     from ..layers import layered, parse_layer
-    from ..manifest import read_manifest
     from ..teachers import load_teacher
     from ..vocab import TokenTable
     from .progress import Meter, clock, size
     from .signals import Signals, Stopped
 
     layers = [parse_layer(text, 0) for text in given["layers"]]
-    streams = parse_streams(given["streams"]) or ({} if layers else {"ctc": "dense"})
-    streams = {**streams, **{h.stream: "vectors" for h in layers if h.stream not in streams}}
+    streams = _asked_streams(given) or ({} if layers else {"ctc": "dense"})
+    vectors = {h.stream: "vectors" for h in layers}
     if given["overlap"] is not None and given["chunk"] is None:
         raise UsageError("--overlap without --chunk", do="E.g. --chunk 30 --overlap 5.")
     part = Part.parse(given["job"])
     ShardSize.parse(given["shard_size"])
     options = DumpOptions(
-        streams=streams,
+        streams=vectors | streams,
         storage=given["storage"],
         batch_seconds=given["batch_seconds"],
         device=given["device"],
@@ -127,14 +142,11 @@ def command(**given: Any) -> None:
         chunk=given["chunk"],
         overlap=given["overlap"] or 5,
     )
-    manifest = read_manifest(
-        given["manifest"],
-        audio_root=given["audio_root"],
-        limit=given["limit"],
-        format=given["manifest_format"],
-        allow_pipes=given["allow_pipes"],
-    )
+    manifest = manifest_of(given)
     teacher = load_teacher(given["teacher"])
+    if given["encoding"]:
+        streams = _asked_streams(given, teacher.describe().heads)
+        options = replace(options, streams=vectors | streams)
     blank = teacher.tokens().blank
     teacher = layered(teacher, [replace(h, blank=blank) for h in layers])
     share = -(-manifest.utterances // part.count)

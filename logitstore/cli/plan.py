@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import UsageError
+from .asked import asks_for_a_run, manifest_of
 from .tables import printable, table
 
 if TYPE_CHECKING:
@@ -38,10 +39,7 @@ PASSED_ON = ("manifest_format", "audio_root", "batch_seconds", "device", "limit"
 
 
 @click.command("plan")
-@click.option("--teacher", required=True, metavar="FILE.py:NAME", help="factory that returns the teacher")
-@click.option("--manifest", required=True, type=click.Path(), help="JSON lines, NeMo, Kaldi, ...")
-@click.option("--manifest-format", metavar="FORMAT", help="jsonl, nemo, kaldi, lhotse, huggingface")
-@click.option("--allow-pipes", is_flag=True, help="run shell commands that stand for recordings")
+@asks_for_a_run
 @click.option("--out", default="store", show_default=True, help="store of the command to run next")
 @click.option(
     "--stream",
@@ -58,12 +56,6 @@ PASSED_ON = ("manifest_format", "audio_root", "batch_seconds", "device", "limit"
 @click.option("--max-kl", default=1e-3, show_default=True, help="nats that a row may lose on average")
 @click.option("--max-gb", default=0.0, type=click.FloatRange(0), help="that the store may weigh")
 @click.option("--storage", "storages", multiple=True, help="to try [default: zarr, zarr:zstd]")
-@click.option("--audio-root", type=click.Path(), help="what relative audio paths are relative to")
-@click.option("--batch-seconds", default=120.0, show_default=True, type=click.FloatRange(0), help="per batch")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
-@click.option("--limit", default=0, type=click.IntRange(0), help="only the first N utterances")
-@click.option("--shard-size", default="500", show_default=True, help="utterances, or audio: 90s, 30m, 2h")
-@click.option("--cpu-threads", default=1, show_default=True, type=click.IntRange(1), help="of a CPU teacher")
 @click.option("--json", "as_json", is_flag=True, help="print everything as JSON")
 @click.pass_context
 def command(ctx: click.Context, /, **given: Any) -> None:
@@ -76,19 +68,12 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     from ..contenders import Wish
     from ..kinds import kind_of
     from ..layers import layered, parse_layer
-    from ..manifest import read_manifest
     from ..plan import PLANNED, PlanOptions
     from ..planning import plan
     from ..teachers import load_teacher
 
     given_wishes, temperatures = _wishes(given["streams"]), _numbers(given["temperatures"])
-    manifest = read_manifest(
-        given["manifest"],
-        audio_root=given["audio_root"],
-        limit=given["limit"],
-        format=given["manifest_format"],
-        allow_pipes=given["allow_pipes"],
-    )
+    manifest = manifest_of(given)
     teacher = load_teacher(given["teacher"])
     layers = [parse_layer(text, teacher.tokens().blank) for text in given["layers"]]
     teacher = layered(teacher, layers)

@@ -59,7 +59,9 @@ class Finder:
         self._hooks: list[tuple[nn.Module, Any, str, Any]] = []  # module, function, where it hooks, handle
         self._listened: list[tuple[str, weakref.ref[nn.Module]]] = []
         self._again = 0.0
+        self._made = False  # whether a model was made that may have such a path
         self._meeting: Any = nn.modules.module.register_module_forward_pre_hook(self._meet)
+        self._making: Any = nn.modules.module.register_module_module_registration_hook(self._make)
 
     def settle(self) -> None:
         """A tapped module ran: look at no other calls any more."""
@@ -70,6 +72,7 @@ class Finder:
     def stop(self) -> None:
         """Remove every hook."""
         self.settle()
+        self._making.remove()
         while self._hooks:
             self._hooks.pop()[-1].remove()
 
@@ -90,10 +93,12 @@ class Finder:
             self._hook(module, function, side)
 
     def search(self, *, seldom: bool = False) -> None:
-        """Look among all live modules; ``seldom``: once settled, only now and then, for a second model."""
+        """Look among all live modules; ``seldom``: once settled, where a second model was made, and now and
+        then for one that was not (a copy, an unpickled one)."""
         begin = time.monotonic()
-        if seldom and self._meeting is None and begin < self._again:
+        if seldom and self._meeting is None and not self._made and begin < self._again:
             return
+        self._made = False
         modules = live_modules()
         self._known.update(modules)
         found = {stream: outermost(path, modules) for stream, path in self._paths.items()}
@@ -132,6 +137,10 @@ class Finder:
         """Drop what other modules said: the batch is over."""
         self.outputs.clear()
         self.inputs.clear()
+
+    def _make(self, module: nn.Module, name: str, part: nn.Module | None) -> None:
+        """A module becomes part of another one, as the first step of a tapped path does of its model."""
+        self._made = self._made or any(name == path.partition(".")[0] for path in self._paths.values())
 
     def _meet(self, module: nn.Module, args: Any) -> None:
         """Any module is called: where it was never seen before, the model may be among the new ones.
