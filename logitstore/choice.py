@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+from .kinds import kind_of
+
 ALIGNED = 0.99  # of the teacher's alignments must run through the nodes that a lattice keeps
 WORTH = 0.9  # a compressor must save a tenth: a store without one is mapped, not unpacked
 
@@ -29,14 +31,16 @@ class Measured:
     """What one encoding costs and keeps.
 
     Attributes:
-        stream: ``ctc`` or ``rnnt``.
+        stream: its name.
         encoding: as a user writes it, form included.
         storage: that it was written with.
         bytes: of the whole manifest, extrapolated, with what is kept once.
         once: of these, kept once.
         common: of these, what a second stream in the same store would share.
-        bytes_per_frame: index, checksums and entries included, without what is kept once.
-        kl: mean and 99th percentile of nats a row, by temperature.
+        bytes_per_frame: of the audio, also of a decoder's rows, of which there are U; index, checksums and
+            entries included, without what is kept once.
+        kl: mean and 99th percentile of nats a row, by temperature; of a layer, to which none applies, of the
+            share of its squared length that a row loses, at 1.
         held: share of the teacher's alignments that the lattice's nodes hold; 1 where it keeps all.
         encoding_speed: seconds of audio that are encoded and written in one.
         speed: the same, loading and the teacher included, one after the other.
@@ -55,6 +59,11 @@ class Measured:
     speed: float
 
     @property
+    def of_layer(self) -> bool:
+        """Whether rows are numbers, and no distributions."""
+        return not kind_of(self.stream).classes
+
+    @property
     def worst(self) -> tuple[float, float]:
         """Mean nats where they are most, and that temperature."""
         return max((mean, t) for t, (mean, _) in self.kl.items())
@@ -65,13 +74,14 @@ class Measured:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
+        lost = {f"{t:g}": {"mean": mean, "p99": p99} for t, (mean, p99) in self.kl.items()}
         return {
             "encoding": self.encoding,
             "storage": self.storage,
             "bytes_per_frame": round(self.bytes_per_frame, 3),
             "bytes_once": self.once,
             "gigabytes": self.bytes / 1e9,
-            "kl": {f"{t:g}": {"mean": mean, "p99": p99} for t, (mean, p99) in self.kl.items()},
+            **({"relative_error": lost["1"]} if self.of_layer else {"kl": lost}),
             "alignments": self.held,
             "encode_speed": round(self.encoding_speed, 1),
             "speed": round(self.speed, 1),
@@ -149,6 +159,9 @@ def _why(m: Measured, measured: Sequence[Measured], asked: Asked, max_bytes: flo
         f"{t:g}" for t in m.kl
     )
     most = f"{mean:.1g} at most, at {at:g}"
+    if m.of_layer:
+        lose = f"lose at most {asked.budget:g} of a row's squared length on average"
+        most = f"{mean:.1g}"
     if good and m is good[0]:
         first = f"the smallest of {len(good)} that {lose}" if len(good) > 1 else f"the only one to {lose}"
         then = (

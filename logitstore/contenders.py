@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .errors import UsageError
+from .kinds import kind_of
 from .lattice import Form
 
 BUDGET = 1e-3  # nats that a row may lose on average where nothing is said
@@ -51,11 +52,13 @@ def contenders(stream: str, budget: float, temperatures: Sequence[float], form: 
     """Encodings of a stream to try, as a user writes them: ``topk:8``, ``nucleus:0.001/path``, ...
 
     Args:
-        stream: ``ctc`` or ``rnnt``.
+        stream: ``ctc``, ``rnnt``, ``seq2seq``, or a layer: ``hidden``, ``hidden_NAME``.
         budget: nats that a row may lose.
         temperatures: at which it shall not lose more.
         form: the only lattice form to try; empty for those that make sense.
     """
+    if not kind_of(stream).classes:
+        return ["vectors", "vectors:int8"]
     near, hottest = _between(budget, NUCLEUS), min(max(temperatures), 16.0)
     every = ["dense", "dense:int8", *(f"topk:{k}" for k in TOP), f"nucleus:{near}"]
     if hottest > 1:

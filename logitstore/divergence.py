@@ -10,6 +10,13 @@ from numpy.typing import NDArray
 from .target import logsumexp
 
 
+def relative_errors(own: NDArray[Any], served: NDArray[Any]) -> NDArray[np.float64]:
+    """(N,) |served - own|² / |own|² of every row of (N, D) numbers; 0 of a row of zeros that is served."""
+    exact = own.astype(np.float64)
+    missed = np.square(served - exact).sum(1)
+    return np.asarray(missed / np.maximum(np.square(exact).sum(1), 1e-30))
+
+
 def divergences(own: NDArray[Any], served: NDArray[Any], temperature: float) -> NDArray[np.float64]:
     """(N,) nats: KL(teacher ‖ stored) of every row.
 

@@ -36,7 +36,7 @@ def gap(head: LinearHead, inputs: torch.Tensor, logits: torch.Tensor) -> float:
     weight, bias = (inputs.new_tensor(x) for x in (head.weight, head.bias))
     ours = (inputs @ weight.T + bias).float().log_softmax(-1)
     own = logits.float().log_softmax(-1)
-    return float(torch.where(own > -30, ours - own, 0).abs().max())
+    return float(torch.where(own > -30, ours - own, 0).abs().max()) if ours.numel() else 0.0
 
 
 def additive(parent: nn.Module | None, output: nn.Module) -> str:

@@ -13,9 +13,10 @@ from .contenders import BUDGET, Wish
 from .errors import UsageError
 from .extent import Extent
 from .gpu import require_device
+from .kinds import kind_of
 from .target import TEMPERATURES
 
-PLANNED = ("ctc", "rnnt")  # streams that encodings are measured on
+PLANNED = ("ctc", "rnnt", "seq2seq", "hidden")  # kinds of streams that encodings are measured on
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class PlanOptions:
         storages: to try; the first is taken unless another saves a good deal.
         sample: utterances to run.
         temperatures: that rows are compared at.
-        max_kl: nats that a row may lose on average at each of them, where a stream's wish says nothing else.
+        max_kl: nats that a row may lose on average at each of them, where a stream's wish says nothing else;
+            of a layer's row, the share of its squared length that it may lose.
         max_gb: of the store; 0 for any size.
         batch_seconds, device, shard_size, cpu_threads, transcripts, skip_gate, chunks: as the dump will have
             them.
@@ -53,11 +55,16 @@ class PlanOptions:
         for t in self.temperatures:
             if not 1 <= t <= 16:
                 raise UsageError(f"a temperature of {t:g}", do="From 1 to 16.")
-        if other := [name for name in self.streams if name not in PLANNED]:
+        if other := [name for name in self.streams if kind_of(name).name not in PLANNED]:
             raise UsageError(
                 f"no plan for {', '.join(other)}",
-                do=f"Planned are {' and '.join(PLANNED)}: name an encoding for the others.",
+                do=f"Planned are {', '.join(PLANNED)}: say what to do with the others.",
             )
+        for name, wish in self.streams.items():
+            if wish.form and name != "rnnt":
+                raise UsageError(
+                    f"{name}=auto/{wish.form}: only an rnnt stream has lattice nodes to choose from"
+                )
         if not self.streams or not self.temperatures or not self.max_kl > 0 or self.sample < 1:
             raise UsageError("nothing to plan", do="Streams, temperatures, utterances and a budget above 0.")
 
@@ -78,8 +85,8 @@ class Plan:
         extent: of the manifest, and the sample.
         heard: utterances, seconds and frames of the sample that the teacher ran on.
         failed: why the others of it could not be used.
-        speeds: seconds of audio in one, of loading (``load``), the encoder (``teacher``) and the joiner
-            (``joiner``), each by itself.
+        speeds: seconds of audio in one, of loading (``load``), the encoder and an attention decoder
+            (``teacher``) and the joiner (``joiner``), each by itself.
         measured: every encoding tried, with every storage.
         refused: by stream, encoding and reason.
         choice: what to take.

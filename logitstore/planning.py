@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -24,7 +25,15 @@ from .drive import Driver, Spoken, cpu_threads
 from .encoder import require_finite
 from .errors import LengthError, LogitStoreError, TeacherError, UsageError
 from .extent import Extent, extent
-from .factor import activation_of, factored, require_factors, require_lattice_factors, thinned, with_heads
+from .factor import (
+    activation_of,
+    factored,
+    inputs_of,
+    require_factors,
+    require_lattice_factors,
+    thinned,
+    with_heads,
+)
 from .gates import Skips
 from .layout import make_spec
 from .manifest import Manifest, Utterance
@@ -82,7 +91,7 @@ class _Heard:
     joining: float = 0.0
     failed: list[str] = field(default_factory=list)
     kept: list[Spoken] = field(default_factory=list)
-    rows: list[torch.Tensor] = field(default_factory=list)
+    rows: dict[str, list[torch.Tensor]] = field(default_factory=lambda: defaultdict(list))
 
 
 class _Run:
@@ -109,11 +118,12 @@ class _Run:
         self.heard = _Heard()
         self.nothing: Nothing = {}
         self.whys: dict[str, str] = {}  # why a stream's head does not factor
+        self.widths: dict[str, int] = {}  # D of each layer
         self.driver = self._tapped()
 
     def run(self, report: Callable[[int, int], None]) -> Plan:
         sampled = {u.id for u in self.about.sample}
-        others = self.about.others if "ctc" in self.driver.heads else ()
+        others = self.about.others if set(self.driver.heads) - {"rnnt"} else ()
         done, total = 0, len(sampled) + len(others)
         for batch in by_length([*self.about.sample, *others], self.options.batch_seconds, self._fail):
             said = self._hear(batch, sampled)
@@ -142,7 +152,7 @@ class _Run:
                     where=self.described.name,
                     why=next((r for s, _, r in self.refused if s == stream), ""),
                 )
-        choice = choose(measured, asked, self.options.max_gb * 1e9)
+        choice = choose(self.measured, asked, self.options.max_gb * 1e9)  # storages in the order given
         h = self.heard
         speeds = {"load": h.loading, "teacher": h.forward, "joiner": h.joining}
         return Plan(
@@ -162,7 +172,7 @@ class _Run:
         """The teacher with the inputs of every head tapped that factors."""
         driver = Driver(self.teacher, self.table, list(self.options.streams), self.options.device)
         was_training, factors = driver.was_training, list[str]()
-        for stream in self.options.streams:
+        for stream in (s for s in self.options.streams if driver.kinds[s].classes):
             try:
                 driver = self._driver([*factors, stream])
                 factors.append(stream)
@@ -183,9 +193,10 @@ class _Run:
     def _hear(self, batch: list[Utterance], sampled: set[str]) -> list[Spoken]:
         """Load a batch and run the teacher on it; what fails is left out."""
         begin, loaded = time.perf_counter(), list[Loaded]()
+        needs_labels = any(kind.labels for kind in self.driver.kinds.values())
         for utt in batch:
             try:
-                loaded.append(load(utt, self.teacher, self.table, "rnnt" in self.options.streams))
+                loaded.append(load(utt, self.teacher, self.table, needs_labels))
             except LogitStoreError as e:
                 self._fail(utt, e)
         if not loaded:
@@ -216,6 +227,8 @@ class _Run:
             self.driver = self._driver([s for s in self.driver.heads if s not in lost])
             self.driver.was_training = was_training
             said = self.driver.run([s.loaded for s in said])
+        layers = {n: rows for n, rows in said[0].rows.items() if not self.driver.kinds[n].classes}
+        self.widths = {name: int(rows.shape[1]) for name, rows in layers.items()}
         self.findings = self_check(self.driver, said, Skips(self.options.skip_gate)).findings
         self.described = replace(self.described, weights=weights_sha256(self.teacher.model))
         for stream, asked in self.options.asked().items():
@@ -240,7 +253,8 @@ class _Run:
             self.refused.append((stream, encoding, e.what))
 
     def _spec(self, stream: str, encoding: str, storage: str) -> StoreSpec:
-        streams, manifest = {stream: encoding}, self.manifest.to_json()
+        width = f"/{self.widths[stream]}" if stream in self.widths else ""
+        streams, manifest = {stream: encoding + width}, self.manifest.to_json()
         return make_spec(self.described, self.table, streams, storage=storage, manifest=manifest)
 
     def _trial(self, stream: str, encoding: str, made: Constants) -> Trial:
@@ -255,20 +269,22 @@ class _Run:
     def _take(self, spoken: Spoken, sampled: bool) -> None:
         """One utterance through every trial; one that nothing can be done with is left out."""
         utt = spoken.loaded.utt
-        hidden = spoken.inputs.get("ctc")
-        if self.coded and hidden is not None and utt.id in self.about.fitted:
-            self.heard.rows.append(hidden.float())
-        if not sampled:
-            return
         lattice = occupied = None
         try:
+            if not sampled:
+                return self._fit(spoken)
             if spoken.T < 1:
                 raise LengthError("no valid frame: the recording is too short", where=utt.id)
-            if "ctc" in spoken.rows:
-                require_finite(spoken.rows["ctc"], "ctc", utt.id)
             begin = time.perf_counter()
             spoken, _ = Scribe(self.driver, keep=self.options.transcripts).listen(spoken, judged=True)
+            spoken = self._decoded(spoken)
+            settle(self.driver.device)
             self.heard.forward += time.perf_counter() - begin
+            self._fit(spoken)
+            for stream, rows in spoken.rows.items():
+                if not len(rows):
+                    raise LengthError(f"the {stream} stream is empty", where=utt.id)
+                require_finite(rows, stream, utt.id)
             if "rnnt" in self.options.streams:
                 lattice = Lattice(self.driver, spoken)
                 occupied = self._occupied(spoken, lattice)
@@ -278,12 +294,27 @@ class _Run:
         for trial in list(self.trials):
             of_lattice = trial.stream.kind == "rnnt"
             self._try(trial, spoken, lattice if of_lattice else None, occupied if of_lattice else None)
-        if self.coded and hidden is not None:
-            self.heard.kept.append(replace(spoken, output=None, rows={}, inputs={"ctc": hidden.cpu()}))
+        if self.coded:
+            inputs = {stream: spoken.inputs[stream].cpu() for stream, _ in self.coded}
+            self.heard.kept.append(replace(spoken, output=None, rows={}, inputs=inputs))
         self.heard.utterances += 1
         self.heard.seconds += spoken.loaded.seconds
         self.heard.frames += spoken.T
         self.heard.joining += lattice.once if lattice is not None else 0.0
+
+    def _decoded(self, spoken: Spoken) -> Spoken:
+        """With the rows of an attention decoder, and what went into its head: driven once for all trials."""
+        if "seq2seq" not in self.options.streams:
+            return spoken
+        rows, inputs = self.driver.decoded(spoken)
+        below = {} if inputs is None else {"seq2seq": inputs}
+        return replace(spoken, rows={**spoken.rows, "seq2seq": rows}, inputs={**spoken.inputs, **below})
+
+    def _fit(self, spoken: Spoken) -> None:
+        """Keep what goes into heads where constants are made from it, as a dump does."""
+        if spoken.loaded.utt.id in self.about.fitted and spoken.T:
+            for stream in dict.fromkeys(stream for stream, _ in self.coded):
+                self.heard.rows[stream].append(inputs_of(self.driver, spoken, stream)[0].float())
 
     def _occupied(self, spoken: Spoken, lattice: Lattice) -> NDArray[np.float64]:
         stream = StreamSpec("rnnt", "rnnt", len(self.table), self.table.blank, "dense", "full")
@@ -306,19 +337,16 @@ class _Run:
 
     def _code(self) -> None:
         """Encodings whose constants are made from the sample: its rows are there by now."""
-        if not self.coded or not self.heard.rows:
-            return
-        sample = thinned(self.heard.rows)
-        for stream, encoding in self.coded:
-            head = self.driver.heads[stream]
+        for stream, encoding in self.coded if self.heard.rows else ():
+            head, sample = self.driver.heads[stream], thinned(self.heard.rows[stream])
             asked = factored(self._spec(stream, encoding, self.options.storages[0]))[stream]
             trial = self._trial(stream, encoding, {stream: asked.prepare(head, sample)})
             self.trials.append(trial)
             weight, bias = (sample.new_tensor(x) for x in (head.weight, head.bias))
             for spoken in self.heard.kept:
-                hidden = spoken.inputs["ctc"].float().to(sample.device)
-                rows = {"ctc": hidden @ weight.T + bias}
-                self._try(trial, replace(spoken, inputs={"ctc": hidden}, rows=rows))
+                hidden = spoken.inputs[stream].float().to(sample.device)
+                rows = {stream: hidden @ weight.T + bias}
+                self._try(trial, replace(spoken, inputs={stream: hidden}, rows=rows))
             if trial in self.trials:
                 self._weigh(trial)
 

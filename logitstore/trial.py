@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from .constants import Constants
 from .digest import canonical
-from .divergence import divergences
+from .divergence import divergences, relative_errors
 from .drive import Driver, Spoken
 from .emission import Row
 from .encoder import RowEncoder
@@ -195,7 +195,7 @@ class Trial:
     Attributes:
         seconds: spent encoding.
         passes: drives of the joiner, over all utterances.
-        lost: (N,) nats of each row looked at, by temperature and utterance.
+        lost: (N,) nats of each row looked at, by temperature and utterance; of a layer, relative errors at 1.
         common: bytes of the rows that another stream in the same store would share.
         held: share of the teacher's alignments that the nodes kept hold.
     """
@@ -208,7 +208,8 @@ class Trial:
         self.stream, self._store = first.spec.stream(stream), Store(first.place)
         self._encoder = RowEncoder(first.spec, self._store.constants)
         self._sides = isinstance(encoding_of(self.stream), LatticeSides)
-        self.lost: dict[float, list[NDArray[np.float64]]] = {t: [] for t in temperatures}
+        kept = temperatures if self.stream.what.classes else (1.0,)
+        self.lost: dict[float, list[NDArray[np.float64]]] = {t: [] for t in kept}
         self.seconds, self.passes, self.common = 0.0, 0, 0
         self._occupied = self._nodes = 0.0
 
@@ -227,7 +228,7 @@ class Trial:
 
         Args:
             driver: of the teacher.
-            spoken: what the teacher said.
+            spoken: what the teacher said, a decoder's rows among its rows.
             lattice: where the stream is one.
             occupied: (T, U+1) of :func:`logitstore.alignment.occupancy`.
         """
@@ -266,12 +267,17 @@ class Trial:
                 self._encoder.choose(name, picker.nodes)
             return picker.nodes
         else:
-            self._encoder.take(name, spoken.rows[name], loaded.utt.id, inputs=spoken.inputs.get(name))
+            rows, inputs = spoken.rows[name], spoken.inputs.get(name)
+            self._encoder.take(name, rows, loaded.utt.id, spoken.labels.get(name), inputs=inputs)
         return None
 
     def _compare(self, row: Row, spoken: Spoken, lattice: Lattice | None) -> None:
         """Some rows, spread over the utterance, as a reader gets them, against the teacher's own."""
         target = self._store.decode(row)
+        if not self.stream.what.classes:
+            numbers = spoken.rows[self.stream.name].double().cpu().numpy()
+            self.lost[1.0].append(relative_errors(numbers, target.vectors(self.stream.name)))
+            return
         rows = target[self.stream.name]
         some = max(1, min(LOOKED_AT, ELEMENTS // rows.classes, len(rows)))
         index = np.arange(some) * len(rows) // some

@@ -5,8 +5,10 @@ import subprocess
 import sys
 from collections import Counter
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 
+import attention_teacher
 import numpy as np
 import pytest
 import torch
@@ -19,12 +21,14 @@ from logitstore.contenders import Wish, contenders
 from logitstore.divergence import divergences
 from logitstore.drive import Driver
 from logitstore.dump import DumpOptions, dump
-from logitstore.errors import IdentityError, ManifestError, NotLogits, UsageError
+from logitstore.errors import IdentityError, ManifestError, NotLogits, TeacherError, UsageError
 from logitstore.extent import extent
+from logitstore.layers import layered
 from logitstore.manifest import read_manifest
 from logitstore.plan import PlanOptions
 from logitstore.planning import plan
 from logitstore.report import summary
+from logitstore.spec import Head
 
 BOTH = {"ctc": Wish(), "rnnt": Wish()}
 CTC = {"ctc": Wish()}
@@ -153,8 +157,10 @@ def test_what_a_dump_refuses_a_plan_refuses(tmp_path):
         plan(teacher(), manifest(2), tmp_path, PlanOptions(CTC, sample=2))
     with pytest.raises(UsageError, match="temperature"):
         PlanOptions(CTC, temperatures=(0.5,))
-    with pytest.raises(UsageError, match="no plan for hidden"):
-        PlanOptions({"hidden": Wish()})
+    with pytest.raises(UsageError, match="no plan for text"):
+        PlanOptions({"text": Wish()})
+    with pytest.raises(UsageError, match="seq2seq=auto/path: only an rnnt"):
+        PlanOptions({"seq2seq": Wish.parse("auto/path")})
     with pytest.raises(UsageError, match="nothing to plan"):
         PlanOptions(CTC, sample=0)
 
@@ -187,6 +193,185 @@ def test_what_cannot_be_loaded_is_left_out_and_named(tmp_path):
     assert found.heard[0] == 3
     assert len(found.failed) == 1
     assert "demo-01" in found.failed[0]
+
+
+# ---- attention decoders
+
+DECODER = {"seq2seq": Wish()}
+
+
+@contextmanager
+def counted():
+    """How often the decoder runs."""
+    calls = Counter()
+    decoder = attention_teacher.load().model.attention
+    handle = decoder.register_forward_hook(lambda module, ids, out: calls.update(["decoder"]))
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """Twelve utterances; of every third the text is another, which the decoder would not say."""
+    some = [{**x, "text": x["text"] if n % 3 else "meet peter"} for n, x in enumerate(lines(12))]
+    return read_manifest(write_manifest(tmp_path_factory.mktemp("told") / "m.jsonl", some))
+
+
+@pytest.fixture(scope="module")
+def decoders_plan(told, tmp_path_factory):
+    """A plan of an attention decoder over twelve utterances, and how often the decoder ran."""
+    folder = tmp_path_factory.mktemp("decoder")
+    with counted() as calls:
+        found = plan(attention_teacher.load(), told, folder, PlanOptions(DECODER, storages=("zarr",)))
+    assert not list(folder.iterdir())
+    return found, calls["decoder"]
+
+
+@pytest.fixture(scope="module")
+def own_of_decoder(told):
+    """(U, V) logits of the decoder by itself."""
+    speaker, said = attention_teacher.load(), {}
+    driver = Driver(speaker, speaker.tokens(), ["seq2seq"], "cpu")
+    for utt in told:
+        spoken = driver.run([load(utt, speaker, driver.table, True)])[0]
+        labels = [*speaker.labels(utt.text), speaker.end]
+        memory = spoken.output.encoder_out[:1, : spoken.T]
+        with torch.inference_mode():
+            logits = speaker.model.attention(torch.tensor([[*speaker.prompt, *labels[:-1]]]), memory)
+        said[utt.id] = logits[0, 1:].numpy()
+    return said
+
+
+def lost_of(store, own, temperature, ids):
+    """Nats a row, on average, of some utterances of a store."""
+    lost = [divergences(own[i], store[i]["seq2seq"].at(temperature).dense(), temperature) for i in ids]
+    return float(np.concatenate(lost).mean())
+
+
+def test_a_decoder_is_planned_as_its_dump_then_turns_out(decoders_plan, told, own_of_decoder, tmp_path):
+    """What some encodings lose against the decoder's own rows, and what their stores weigh."""
+    found, _ = decoders_plan
+    assert {m.encoding for m in found.measured} == set(contenders("seq2seq", 1e-3, (1, 2, 4, 8)))
+    assert not found.refused
+    chosen = found.choice.streams["seq2seq"]
+    assert chosen.keeps(Asked(1e-3))
+    some = (measured_of(found, "seq2seq", e) for e in ("dense", "nucleus:0.001", "factored:0.001"))
+    for m in (chosen, *some):
+        at = tmp_path / m.encoding
+        if at.exists():
+            continue
+        dump(attention_teacher.load(), told, at, DumpOptions(streams={"seq2seq": m.encoding}))
+        store = open_store(at)
+        for t, (mean, _) in m.kl.items():
+            assert lost_of(store, own_of_decoder, t, store) == pytest.approx(mean, rel=0.01, abs=1e-8)
+        truth = summary(store)
+        assert m.bytes == pytest.approx(truth["bytes"], rel=0.01)
+        assert m.bytes_per_frame == pytest.approx(truth["bytes_per_frame"], rel=0.05)
+
+
+def test_a_decoders_constants_come_from_more_than_the_sample(told, own_of_decoder, tmp_path, monkeypatch):
+    """From the same utterances as those of the dump."""
+    monkeypatch.setattr("logitstore.planning.contenders", lambda *given: ["factored:0.001"])
+    options = PlanOptions(DECODER, storages=("zarr",), sample=3)
+    found = plan(attention_teacher.load(), told, tmp_path, options)
+    dump(attention_teacher.load(), told, tmp_path / "s", DumpOptions(streams={"seq2seq": "factored:0.001"}))
+    store, sampled = open_store(tmp_path / "s"), [u.id for u in extent(told, 3).sample]
+    for t, (mean, _) in found.measured[0].kl.items():
+        assert lost_of(store, own_of_decoder, t, sampled) == pytest.approx(mean, rel=0.01)
+
+
+def test_a_decoders_nucleus_keeps_the_label_and_no_blank(told, tmp_path, monkeypatch):
+    """A blank kept for its own sake in rows of one class would weigh."""
+    monkeypatch.setattr("logitstore.planning.contenders", lambda *given: ["nucleus:1"])
+    found = plan(attention_teacher.load(), told, tmp_path, PlanOptions(DECODER, storages=("zarr",)))
+    dump(attention_teacher.load(), told, tmp_path / "s", DumpOptions(streams={"seq2seq": "nucleus:1"}))
+    assert found.measured[0].bytes == pytest.approx(summary(open_store(tmp_path / "s"))["bytes"], abs=150)
+
+
+def test_the_decoder_runs_once_an_utterance_for_all_that_is_tried(decoders_plan, told, tmp_path, monkeypatch):
+    """Beside the checks of the first batch."""
+    found, ran = decoders_plan
+    assert len(found.measured) > 5
+    monkeypatch.setattr("logitstore.planning._Run._take", lambda *given: None)
+    options = PlanOptions(DECODER, storages=("zarr",))
+    with counted() as checks, pytest.raises(TeacherError, match="not one utterance"):
+        plan(attention_teacher.load(), told, tmp_path, options)
+    assert ran == checks["decoder"] + 12
+
+
+def test_auto_of_a_decoder_beside_what_is_named(tmp_path):
+    """Labels that nobody gave are the decoder's own, in the plan as in the dump."""
+    bare = [{k: v for k, v in x.items() if k != "text"} for x in lines(4)]
+    silent = read_manifest(write_manifest(tmp_path / "m.jsonl", bare))
+    options = DumpOptions(streams={"ctc": "dense", "seq2seq": "auto:1e-4"})
+    done = dump(attention_teacher.load(), silent, tmp_path / "s", options)
+    assert done.done == 4
+    (said,) = done.planned
+    stream = open_store(tmp_path / "s").spec.stream("seq2seq")
+    assert said.startswith(f"seq2seq: {stream.encoding} is the smallest of")
+    assert "lose at most 0.0001 nats" in said
+
+
+class Endless:
+    """The attention teacher as if no token ended what its decoder says."""
+
+    def __getattr__(self, name):
+        return getattr(attention_teacher.load(), name)
+
+    def describe(self):
+        spec = attention_teacher.load().describe()
+        return replace(spec, heads=tuple(replace(h, end=None) for h in spec.heads))
+
+
+def test_an_utterance_of_which_a_decoder_has_no_row_ends_no_trial(tmp_path):
+    said = [{k: v for k, v in x.items() if k != "text"} for x in lines(3)]
+    some = [{**x, "tokens": [5, 7] if n else []} for n, x in enumerate(said)]
+    few = read_manifest(write_manifest(tmp_path / "m.jsonl", some))
+    found = plan(Endless(), few, tmp_path, PlanOptions(DECODER, storages=("zarr",)))
+    assert found.heard[0] == 2
+    assert not found.refused
+    assert "seq2seq stream is empty" in found.failed[0]
+
+
+# ---- layers
+
+LAYERS = [Head("hidden", "encoder.norm", 0), Head("hidden_2", "encoder.blocks.1", 0)]
+
+
+def test_a_layer_is_judged_by_how_far_its_rows_are(tmp_path):
+    speaker = layered(teacher(), LAYERS)
+    options = PlanOptions({"hidden": Wish(), "hidden_2": Wish(1e-9), "ctc": Wish()}, storages=("zarr",))
+    found = plan(speaker, manifest(6), tmp_path, options)
+    assert found.choice.streams["hidden"].encoding == "vectors:int8"
+    assert found.choice.streams["hidden_2"].encoding == "vectors"
+    assert "at most 0.001 of a row's squared length on average" in found.choice.why["hidden"]
+    assert found.choice.why["hidden_2"].startswith("Nothing tried is known to lose at most 1e-09 of a row's")
+    driver = Driver(speaker, speaker.tokens(), ["hidden"], "cpu")
+    for encoding in ("vectors", "vectors:int8"):
+        at = tmp_path / encoding
+        dump(speaker, manifest(6), at, DumpOptions(streams={"hidden": encoding}))
+        store, far = open_store(at), []
+        for utt in manifest(6):
+            own = driver.run([load(utt, speaker, driver.table, False)])[0].rows["hidden"].double().numpy()
+            missed = store[utt.id].vectors() - own
+            far.extend((np.linalg.norm(missed, axis=1) / np.linalg.norm(own, axis=1)) ** 2)
+        m = measured_of(found, "hidden", encoding)
+        assert list(m.kl) == [1.0]
+        assert m.kl[1.0] == pytest.approx((np.mean(far), np.quantile(far, 0.99)), rel=0.01)
+        assert m.bytes == pytest.approx(summary(store)["bytes"], rel=0.01)
+        assert m.to_json()["relative_error"]["mean"] == m.kl[1.0][0]
+        assert "kl" not in m.to_json()
+
+
+def test_auto_of_layers_takes_it(tmp_path):
+    options = DumpOptions(streams={"hidden": "auto", "hidden_2": "auto:1e-6"})
+    for already in (0, 3):
+        done = dump(layered(teacher(), LAYERS), manifest(3), tmp_path, options)
+        assert done.present == already
+    said = {s.name: (s.encoding, s.width) for s in open_store(tmp_path).spec.streams}
+    assert said == {"hidden": ("vectors:int8", 128), "hidden_2": ("vectors", 128)}
 
 
 def measured(encoding, size, kl, held=1.0, stream="ctc", storage="zarr"):
@@ -231,6 +416,13 @@ def test_a_compressor_must_be_worth_unpacking_every_row_for():
         taken = choose([plain, measured("a", size, 1e-6, storage="zarr:zstd")], {"ctc": Asked(1e-3)})
         assert taken.storage == storage
         assert str(round(100 - size)) in taken.why["storage"]
+
+
+def test_the_storage_that_is_named_first_is_taken_where_the_other_saves_little(tmp_path):
+    options = PlanOptions({"hidden": Wish()}, storages=("zarr", "zarr:zstd"))
+    found = plan(layered(teacher(), LAYERS[:1]), manifest(2), tmp_path, options)
+    assert found.measured[0].storage == "zarr:zstd"
+    assert found.choice.storage == "zarr"
 
 
 def test_two_streams_share_what_rows_say_of_themselves():
@@ -375,6 +567,19 @@ def test_the_table_is_plain_text_where_there_is_no_terminal(tmp_path):
     assert "2 of 20 utterances, the same distance apart in the manifest" in done.stdout
     assert done.stdout.count("→") == 2
     assert "  logitstore dump --teacher" in done.stdout.splitlines()[-1]
+
+
+def test_the_command_plans_layers_that_it_is_given(tmp_path):
+    args = ["plan", "--teacher", FACTORY, "--manifest", MANIFEST, "--out", tmp_path / "s", "--stream", "ctc"]
+    done = logitstore(*args, "--hidden", "encoder.norm", "--limit", 2, "--storage", "zarr", cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    heads = [x.split() for x in done.stdout.splitlines() if "B/frame" in x]
+    assert ["hidden", "B/frame", "zarr", "error", "speed"] in heads
+    assert len(heads) == 2
+    assert "squared length by which a layer's row differs" in done.stdout
+    command = done.stdout.splitlines()[-1].split()
+    assert logitstore(*command[1:], cwd=ROOT).returncode == 0
+    assert open_store(tmp_path / "s").spec.stream("hidden").encoding == "vectors:int8"
 
 
 @pytest.mark.parametrize(

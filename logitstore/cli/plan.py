@@ -29,6 +29,8 @@ NOTES = """\
 once: of the store, whatever its length: the head. speed: times real time, loading, teacher, encoding
 and writing one after the other; a dump does them side by side. KL: nats that a row differs from the
 teacher's own, mean and 99th percentile, by temperature."""
+LAYER_NOTES = """
+error: share of its squared length by which a layer's row differs, mean and 99th percentile."""
 LATTICE_NOTES = """
 aligned: share of the teacher's alignments in the nodes kept. collapsed is exact in blank, next label
 and rest; its KL here is of all classes, the rest spread evenly."""
@@ -44,7 +46,10 @@ PASSED_ON = ("manifest_format", "audio_root", "batch_seconds", "device", "limit"
     "streams",
     multiple=True,
     metavar="NAME[=auto[:KL][/FORM]]",
-    help="ctc, rnnt, rnnt=auto/banded:5, ... [default: all that the teacher has]",
+    help="ctc, rnnt, seq2seq, hidden, rnnt=auto/banded:5, ... [default: all that the teacher has]",
+)
+@click.option(
+    "--hidden", "layers", multiple=True, metavar="[NAME=]PATH[:LAYOUT]", help="a layer to plan, as in dump"
 )
 @click.option("--sample", default=50, show_default=True, type=click.IntRange(1), help="utterances to run")
 @click.option("--temperatures", default="1,2,4,8", show_default=True, help="at which rows are compared")
@@ -61,6 +66,8 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as in dump
     from ..contenders import Wish
+    from ..kinds import kind_of
+    from ..layers import layered, parse_layer
     from ..plan import PLANNED, PlanOptions
     from ..planning import plan
     from ..teachers import load_teacher
@@ -68,8 +75,13 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     given_wishes, temperatures = _wishes(given["streams"]), _numbers(given["temperatures"])
     manifest = manifest_of(given)
     teacher = load_teacher(given["teacher"])
+    layers = [parse_layer(text, teacher.tokens().blank) for text in given["layers"]]
+    teacher = layered(teacher, layers)
+    if given_wishes:
+        given_wishes = {**{h.stream: Wish() for h in layers}, **given_wishes}
     options = PlanOptions(
-        streams=given_wishes or {h.stream: Wish() for h in teacher.describe().heads if h.stream in PLANNED},
+        streams=given_wishes
+        or {h.stream: Wish() for h in teacher.describe().heads if kind_of(h.stream).name in PLANNED},
         storages=given["storages"] or PlanOptions.storages,
         sample=given["sample"],
         temperatures=temperatures,
@@ -143,6 +155,8 @@ def _dump(ctx: click.Context, given: dict[str, Any], found: Plan) -> Iterator[st
     for name in PASSED_ON:
         if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
             yield from (f"--{name.replace('_', '-')}", str(given[name]))
+    for layer in given["layers"]:
+        yield from ("--hidden", layer)
     if given["allow_pipes"]:
         yield "--allow-pipes"
 
@@ -170,7 +184,8 @@ def _print(p: Plan, next_command: str) -> None:
         for reason, names in _by_reason(d["streams"][stream]["refused"]):
             click.echo(f"refused: {', '.join(names)}: {printable(reason)}")
     click.echo()
-    click.echo(NOTES + LATTICE_NOTES if "rnnt" in p.choice.streams else NOTES)
+    layers = any(m.of_layer for m in p.choice.streams.values())
+    click.echo(NOTES + LATTICE_NOTES * ("rnnt" in p.choice.streams) + LAYER_NOTES * layers)
     click.echo()
     for why in p.choice.why.values():
         click.echo(f"→ {why}")
@@ -222,7 +237,8 @@ def _cells(p: Plan, stream: str, without: Sequence[str]) -> tuple[list[str], lis
     others = [] if "storages" in without else others
     lattice, once = any(m.held < 1 for m in lines), any(m.once > FEW for m in lines) and "once" not in without
     head = ["", stream, "B/frame", lines[0].storage, *others, *(["once"] if once else [])]
-    head += [*(["aligned"] if lattice else []), *(f"KL at {t:g}" for t in lines[0].kl), "speed"]
+    lost = ["error"] if lines[0].of_layer else [f"KL at {t:g}" for t in lines[0].kl]
+    head += [*(["aligned"] if lattice else []), *lost, "speed"]
     rows = []
     for m in lines:
         weights = {o.storage: o.bytes for o in p.measured if (o.stream, o.encoding) == (stream, m.encoding)}
