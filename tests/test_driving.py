@@ -32,7 +32,6 @@ from logitstore.tokenise import Tokeniser
 from recipes.demo.decode import collate, read_manifest, rnnt_greedy
 from recipes.demo.pieces import Pieces
 
-session, model, utterances = test_capturing.session, test_capturing.model, test_capturing.utterances
 loader = test_capturing.loader
 GREEDY = [*recipe.DECODE, "--method", "greedy-search"]
 SLICE = 1 << 18  # logits that a slice of a lattice holds

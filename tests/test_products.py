@@ -17,7 +17,6 @@ from logitstore.candidates import rank
 from logitstore.errors import TapError
 from logitstore.observe import Observer
 
-session, model, utterances = test_capturing.session, test_capturing.model, test_capturing.utterances
 loader, check = test_capturing.loader, test_capturing.check
 
 
