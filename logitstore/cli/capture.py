@@ -7,8 +7,11 @@ from dataclasses import asdict
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from .dump import parse_streams
+
+TIME = ("sample_rate", "frame_shift")  # what a program cannot be asked; targets at other rates depend on it
 
 
 @click.command("capture", context_settings={"ignore_unknown_options": False})
@@ -41,7 +44,8 @@ from .dump import parse_streams
 @click.option("--allow-different", multiple=True, metavar="FIELD", help="resume although FIELD differs")
 @click.option("--json", "as_json", is_flag=True, help="print the summary, on stderr, as JSON")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-def command(out: str, as_json: bool, command: tuple[str, ...], **given: Any) -> None:
+@click.pass_context
+def command(ctx: click.Context, /, out: str, as_json: bool, command: tuple[str, ...], **given: Any) -> None:
     """Run COMMAND, unmodified, and store what its model says: logitstore capture … -- bash decode.sh ….
 
     Its output is its own, and so is its exit status. Running it again adds only what is missing. EXPR may
@@ -59,6 +63,9 @@ def command(out: str, as_json: bool, command: tuple[str, ...], **given: Any) -> 
     else:
         for note in done.notes:
             click.echo(f"logitstore: {note}", err=True)
+        if done.rows and any(ctx.get_parameter_source(o) is ParameterSource.DEFAULT for o in TIME):
+            shift = f"{given['frame_shift']} samples of {given['sample_rate']} Hz"
+            click.echo(f"logitstore: a frame is taken to be {shift}: nobody said (--frame-shift)", err=True)
         for error in done.errors:
             click.echo(f"logitstore: {error}", err=True)
         there = f" ({done.present} were there already)" if done.present else ""
