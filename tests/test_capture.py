@@ -62,7 +62,9 @@ def test_output_and_status_of_the_recipe_are_its_own(captured, plain):
     assert captured[1].stdout == plain.stdout
     assert b"%WER 2.82%" in plain.stdout
     assert b"logitstore: lengths: encoder_out_lens" in captured[1].stderr
-    assert b"a frame is taken to be 640 samples of 16000 Hz: nobody said (--frame-shift)" in captured[1].stderr
+    assert (
+        b"a frame is taken to be 640 samples of 16000 Hz: nobody said (--frame-shift)" in captured[1].stderr
+    )
 
 
 def test_the_store_says_who_spoke(captured):
