@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from typing import Any, Self
@@ -23,6 +23,7 @@ from .frames import exact
 from .spec import TeacherSpec
 from .timeline import STRAY
 
+BY_FRAME = ("rows", "inputs")  # fields of Spoken that hold a row a frame, by stream
 STORED_AS = "chunks"  # key of TeacherSpec.features: it changes numbers
 IN_MEMORY = 1 << 26  # bytes of one stream's joined rows; of more, memory does not grow with the recording
 EDGES = 8  # feature frames by which a whole recording may have more or fewer than its length says
@@ -149,24 +150,22 @@ class ChunkedDriver(Driver):
     def _join(self, item: Loaded, size: int) -> Spoken:
         frames = -(-len(item.features) // size)
         begins, encs, last = self._chunks.begins(frames), [], None
-        joined: dict[tuple[str, str], _Joined] = {}
+        joined: dict[str, dict[str, _Joined]] = {field: {} for field in BY_FRAME}
         for first in range(0, len(begins), self._at_once):
             some = begins[first : first + self._at_once]
             chunks = super().run([self._chunk(item, begin, size) for begin in some])
             for begin, said in zip(some, chunks, strict=True):
                 low, high = self._kept(said, begin, begin == begins[-1])
-                for name, rows in _rows(said):
-                    joined.setdefault(name, _Joined(frames + STRAY)).append(rows[low:high])
+                for field, whole in joined.items():
+                    for name, rows in getattr(said, field).items():
+                        whole.setdefault(name, _Joined(frames + STRAY)).append(rows[low:high])
                 if "rnnt" in self.streams:
                     encs.append(super().project(said, [])[0][low:high])
                 last = said
         assert last is not None
-        fields: dict[str, Any] = {}
-        for (field, key), whole in joined.items():
-            if key:
-                fields.setdefault(field, {})[key] = whole.tensor()
-            else:
-                fields[field] = whole.tensor()
+        fields: dict[str, Any] = {
+            field: {name: rows.tensor() for name, rows in whole.items()} for field, whole in joined.items()
+        }
         enc = torch.cat(encs) if encs else None
         output = _Long(enc, last.output, last.b)
         return replace(last, loaded=item, T=begins[-1] + last.T, output=output, b=0, **fields)
@@ -183,16 +182,6 @@ class ChunkedDriver(Driver):
                 do="Give a longer --overlap, or dump without --chunk.",
             )
         return low, high
-
-
-def _rows(said: Spoken) -> Iterator[tuple[tuple[str, str], torch.Tensor]]:
-    """All that has a row a frame, by field, and by key where the field is a mapping."""
-    for field, value in vars(said).items():
-        if field == "output":  # whatever the teacher gave, perhaps tensors by name
-            continue
-        for key, rows in value.items() if isinstance(value, Mapping) else [("", value)]:
-            if isinstance(rows, torch.Tensor):
-                yield (field, key), rows
 
 
 class _Joined:

@@ -112,11 +112,6 @@ class Store(Mapping[str, Target]):
         """Names of the sealed shards, in order."""
         return self._index.shards
 
-    @property
-    def has_labels(self) -> bool:
-        """Whether rows carry label ids: a lattice's or a decoder's."""
-        return any(s.what.labels for s in self.spec.streams)
-
     def entry(self, shard: str) -> Entry:
         """The sealed entry of a shard."""
         return self._open(shard)[0]
