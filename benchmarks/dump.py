@@ -40,7 +40,7 @@ def wide():  # a factory, as any teacher's
     """The demo's model at the size of a real one; its weights are random."""
     import torch
 
-    from logitstore.vocab import TokenTable
+    from logitstore.tokens.table import TokenTable
     from recipes.demo.model import AsrModel, Sizes
     from recipes.demo.teacher import TOKENS, DemoTeacher
 
@@ -58,10 +58,10 @@ def bare(teacher_name: str, manifest: str, _: str) -> dict[str, float]:
     """Seconds the teacher alone takes, and those of loading and featurising its input."""
     import torch
 
-    from logitstore.batches import by_length, load
-    from logitstore.drive import Driver
-    from logitstore.dump import DumpOptions
-    from logitstore.manifest import read_manifest
+    from logitstore.corpus.manifest import read_manifest
+    from logitstore.dump.job import DumpOptions
+    from logitstore.runner.driver import Driver
+    from logitstore.runner.loader import by_length, load
     from logitstore.teachers import load_teacher
 
     torch.set_num_threads(DumpOptions().cpu_threads)
@@ -89,8 +89,8 @@ def bare(teacher_name: str, manifest: str, _: str) -> dict[str, float]:
 
 def whole(teacher_name: str, manifest: str, out: str) -> dict[str, float]:
     """Seconds from the first recording to the finished store."""
-    from logitstore.dump import DumpOptions, dump
-    from logitstore.manifest import read_manifest
+    from logitstore.corpus.manifest import read_manifest
+    from logitstore.dump.job import DumpOptions, dump
     from logitstore.teachers import load_teacher
 
     teacher = load_teacher(teacher_name)

@@ -25,13 +25,13 @@ def drive(t: int, u: int, v: int) -> dict[str, float]:
     import numpy as np
     import torch
 
-    from logitstore.batches import Loaded
-    from logitstore.drive import Driver, Spoken
-    from logitstore.encoder import RowEncoder
-    from logitstore.layout import make_spec
-    from logitstore.manifest import Utterance
-    from logitstore.teachers.base import Head, TeacherSpec
-    from logitstore.vocab import TokenTable
+    from logitstore.corpus.manifest import Utterance
+    from logitstore.runner.driver import Driver, Spoken
+    from logitstore.runner.loader import Loaded
+    from logitstore.store.layout import make_spec
+    from logitstore.store.row_encoder import RowEncoder
+    from logitstore.teachers.protocol import Head, TeacherSpec
+    from logitstore.tokens.table import TokenTable
     from recipes.demo.model import Joiner, Sizes
 
     class Teacher:

@@ -26,12 +26,12 @@ import torch
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from logitstore import open_store
-from logitstore.audio import load_audio
-from logitstore.divergence import divergences
-from logitstore.dump import DumpOptions, dump
-from logitstore.footprint import footprint
-from logitstore.manifest import Manifest, read_manifest
-from logitstore.target import logsumexp
+from logitstore.corpus.audio import load_audio
+from logitstore.corpus.manifest import Manifest, read_manifest
+from logitstore.dump.job import DumpOptions, dump
+from logitstore.dump.plan.divergence import divergences
+from logitstore.store.footprint import footprint
+from logitstore.targets.target import logsumexp
 from recipes.demo.pieces import Pieces
 from recipes.demo.teacher import DemoTeacher
 from recipes.demo.teacher import load as load_demo

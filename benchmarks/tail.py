@@ -21,10 +21,11 @@ import numpy as np
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.size import asked, cases, own_logits
-from logitstore.encodings import parse_encoding
-from logitstore.manifest import read_manifest
 from logitstore.tailerror import TailError, tail_errors
+
+from benchmarks.size import asked, cases, own_logits
+from logitstore.corpus.manifest import read_manifest
+from logitstore.encodings import parse_encoding
 
 ENCODINGS = ("topk:8", "topk:16", "topk:32", "nucleus:1e-3")
 

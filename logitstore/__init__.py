@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _WHERE = {
-    "Clip": "logitstore.clip",
-    "FrameClock": "logitstore.frames",
+    "Clip": "logitstore.targets.clip",
+    "FrameClock": "logitstore.targets.frames",
     "LogitStoreError": "logitstore.errors",
-    "Store": "logitstore.reader",
-    "StoreWriter": "logitstore.writer",
-    "TargetBatch": "logitstore.batch",
-    "TargetDataset": "logitstore.dataset",
-    "Tap": "logitstore.tap",
-    "TokenTable": "logitstore.vocab",
-    "VocabMap": "logitstore.vocabmap",
-    "collate_targets": "logitstore.batch",
-    "open_store": "logitstore.reader",
-    "read_table": "logitstore.vocabs",
+    "Store": "logitstore.store.reader",
+    "StoreWriter": "logitstore.store.writer",
+    "TargetBatch": "logitstore.targets.batch",
+    "TargetDataset": "logitstore.store.dataset",
+    "Tap": "logitstore.teachers.tap",
+    "TokenTable": "logitstore.tokens.table",
+    "VocabMap": "logitstore.targets.vocab_map",
+    "collate_targets": "logitstore.targets.batch",
+    "open_store": "logitstore.store.reader",
+    "read_table": "logitstore.tokens.formats",
 }
 
 __all__ = [
@@ -44,17 +44,17 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from .batch import TargetBatch, collate_targets
-    from .clip import Clip
-    from .dataset import TargetDataset
     from .errors import LogitStoreError
-    from .frames import FrameClock
-    from .reader import Store, open_store
-    from .tap import Tap
-    from .vocab import TokenTable
-    from .vocabmap import VocabMap
-    from .vocabs import read_table
-    from .writer import StoreWriter
+    from .store.dataset import TargetDataset
+    from .store.reader import Store, open_store
+    from .store.writer import StoreWriter
+    from .targets.batch import TargetBatch, collate_targets
+    from .targets.clip import Clip
+    from .targets.frames import FrameClock
+    from .targets.vocab_map import VocabMap
+    from .teachers.tap import Tap
+    from .tokens.formats import read_table
+    from .tokens.table import TokenTable
 
 
 def __getattr__(name: str) -> Any:

@@ -101,7 +101,7 @@ class TooManySkipped(DataError):
 
 
 class TeacherError(DataError):
-    """The teacher does not keep the protocol of ``logitstore.teachers.base``."""
+    """The teacher does not keep the protocol of ``logitstore.teachers.protocol``."""
 
 
 class TapError(TeacherError):

@@ -14,10 +14,10 @@ from torch import nn
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from logitstore.audio import load_audio
-from logitstore.manifest import read_manifest
-from logitstore.teachers.base import Head
-from logitstore.vocab import TokenTable
+from logitstore.corpus.audio import load_audio
+from logitstore.corpus.manifest import read_manifest
+from logitstore.teachers.protocol import Head
+from logitstore.tokens.table import TokenTable
 from recipes.demo.teacher import DemoTeacher
 from recipes.demo.teacher import load as load_demo
 

@@ -12,7 +12,7 @@ from torch import nn
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from logitstore.vocab import TokenTable
+from logitstore.tokens.table import TokenTable
 from recipes.demo.teacher import DemoTeacher, load
 
 

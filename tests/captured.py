@@ -12,12 +12,13 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, dataloader
 
-from logitstore import capturing, open_store
-from logitstore.capture import CaptureOptions
-from logitstore.places import open_place
-from logitstore.sealed import parse_entry
-from logitstore.sealing import publish
+from logitstore import open_store
+from logitstore.capture import recorder as capturing
+from logitstore.capture.run import CaptureOptions
 from logitstore.storage import parse_storage
+from logitstore.storage.commit import publish
+from logitstore.storage.entries import parse_entry
+from logitstore.storage.places import open_place
 from recipes.demo.decode import collate, read_manifest
 from recipes.demo.pieces import Pieces
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from logitstore.manifest import read_manifest
+from logitstore.corpus.manifest import read_manifest
 from logitstore.teachers import load_teacher
 
 ROOT = Path(__file__).parents[1]

@@ -8,8 +8,8 @@ import torch
 from test_dump import run
 
 from logitstore import open_store
-from logitstore.against import against_teacher
-from logitstore.manifest import read_manifest
+from logitstore.corpus.manifest import read_manifest
+from logitstore.dump.against import against_teacher
 
 
 @pytest.mark.parametrize(

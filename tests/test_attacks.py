@@ -19,12 +19,12 @@ from torture.store import IDS, TABLE, row, same, work
 from torture.store import spec as spec_of
 
 from logitstore.cli import main
-from logitstore.digest import canonical, crc32c, seal_json
 from logitstore.errors import CorruptError, FormatError, LogitStoreError, StoreError
-from logitstore.places import open_place
-from logitstore.reader import Store
-from logitstore.verify import verify
-from logitstore.writer import StoreWriter
+from logitstore.schema.checksums import canonical, crc32c, seal_json
+from logitstore.storage.places import open_place
+from logitstore.store.reader import Store
+from logitstore.store.verify import verify
+from logitstore.store.writer import StoreWriter
 
 README = Path(__file__).parent / "attacks" / "README.md"
 SHARD = "000000"

@@ -9,9 +9,9 @@ import torch
 from captured import Program, check, decode, loader
 from torch.utils.data import DataLoader
 
-from logitstore.batchids import find_by_index
+from logitstore.capture.batch_ids import find_by_index
+from logitstore.capture.inject.batches import Batches
 from logitstore.errors import LengthError, LogitStoreError, UsageError
-from logitstore.inject.whose import Batches
 from recipes.demo.decode import collate
 
 

@@ -11,9 +11,9 @@ import pytest
 import recipe
 
 from logitstore import StoreWriter, TokenTable, open_store
+from logitstore.capture.expression import Expression
 from logitstore.errors import UsageError
-from logitstore.expression import Expression
-from logitstore.verify import verify
+from logitstore.store.verify import verify
 
 CTC = ["--ctc", "ctc_output.1", "--tokens", demo.TOKENS]
 
@@ -71,7 +71,7 @@ def test_the_store_says_who_spoke(captured):
     spec = open_store(captured[0]).spec
     assert spec.teacher.name == "AsrModel"
     assert spec.teacher.heads[0].module == "ctc_output.1"
-    from logitstore.teachers.base import weights_sha256
+    from logitstore.teachers.protocol import weights_sha256
 
     assert spec.teacher.weights == weights_sha256(demo.teacher().model)
 

@@ -8,9 +8,9 @@ import torch
 from captured import Program, check, decode, loader
 from torch import nn
 
-from logitstore.capture import CaptureOptions
+from logitstore.capture.expression import Expression
+from logitstore.capture.run import CaptureOptions
 from logitstore.errors import LengthError, NotLogits, TapError, TapFiredTwice, UsageError
-from logitstore.expression import Expression
 from recipes.demo.decode import collate
 
 

@@ -15,17 +15,18 @@ import soundfile
 import torch
 from click.testing import CliRunner
 
-from logitstore import chunked, open_store
-from logitstore.against import against_teacher
-from logitstore.audio import load_audio
-from logitstore.batches import load
-from logitstore.chunked import Chunks, driver_of
+from logitstore import open_store
 from logitstore.cli.dump import command
-from logitstore.drive import Driver
-from logitstore.dump import DumpOptions, dump
+from logitstore.corpus.audio import load_audio
+from logitstore.corpus.manifest import read_manifest
+from logitstore.dump.against import against_teacher
+from logitstore.dump.job import DumpOptions, dump
 from logitstore.errors import DiskError, IdentityError, LengthError, TeacherError, UsageError
-from logitstore.manifest import read_manifest
-from logitstore.teachers.base import Head
+from logitstore.runner import chunks as chunked
+from logitstore.runner.chunks import Chunks, driver_of
+from logitstore.runner.driver import Driver
+from logitstore.runner.loader import load
+from logitstore.teachers.protocol import Head
 
 STREAMS = ["ctc", "rnnt"]
 CHUNKS = Chunks(100, 64)

@@ -17,14 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from logitstore import TargetDataset, collate_targets, open_store
-from logitstore.audio import load_audio
-from logitstore.clip import Clip, Clipped, Piece, silence
-from logitstore.dump import DumpOptions, dump
+from logitstore.corpus.audio import load_audio
+from logitstore.dump.job import DumpOptions, dump
 from logitstore.errors import LengthError, MissingUtterance, UsageError
-from logitstore.frames import FrameClock, Method, Ramp
-from logitstore.spec import Head
-from logitstore.target import NOTHING, Dense, Target, logsumexp
-from logitstore.timeline import frames_of, stretches
+from logitstore.schema.spec import Head
+from logitstore.targets.clip import Clip, Clipped, Piece, silence
+from logitstore.targets.frames import FrameClock, Method, Ramp
+from logitstore.targets.target import NOTHING, Dense, Target, logsumexp
+from logitstore.targets.timeline import frames_of, stretches
 
 RATE, SHIFT = 16000, 640
 FRAME = F(SHIFT, RATE)

@@ -12,17 +12,17 @@ import pytest
 import torch
 
 from logitstore import StoreWriter, open_store
-from logitstore.batch import FactoredBatch
-from logitstore.batches import load
-from logitstore.convert import convert
-from logitstore.dump import DumpOptions, dump
+from logitstore.dump.job import DumpOptions, dump
+from logitstore.dump.world import Part
+from logitstore.encodings.linear_head import linear_head
 from logitstore.errors import CorruptError, TapError, TeacherError, UsageError
-from logitstore.head import linear_head
-from logitstore.report import summary
-from logitstore.verify import verify
-from logitstore.vocab import TokenTable
-from logitstore.vocabmap import VocabMap
-from logitstore.world import Part
+from logitstore.runner.loader import load
+from logitstore.store.convert import convert
+from logitstore.store.inspect import summary
+from logitstore.store.verify import verify
+from logitstore.targets.batch import FactoredBatch
+from logitstore.targets.vocab_map import VocabMap
+from logitstore.tokens.table import TokenTable
 
 UTTERANCES = 8
 

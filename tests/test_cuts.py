@@ -11,14 +11,14 @@ import soundfile
 import torch
 
 from logitstore import TargetDataset, collate_targets, open_store
-from logitstore.audio import load_audio
-from logitstore.clip import Clip
-from logitstore.cuts import CutClips
-from logitstore.dump import DumpOptions, dump
+from logitstore.corpus.audio import load_audio
+from logitstore.corpus.manifest import read_manifest
+from logitstore.corpus.survey import Survey, survey, write_lines
+from logitstore.dump.job import DumpOptions, dump
 from logitstore.errors import MissingUtterance, UsageError
-from logitstore.frames import nearest
-from logitstore.manifest import read_manifest
-from logitstore.survey import Survey, survey, write_lines
+from logitstore.store.lhotse_cuts import CutClips
+from logitstore.targets.clip import Clip
+from logitstore.targets.frames import nearest
 
 lhotse = pytest.importorskip("lhotse")
 RATE = 16000

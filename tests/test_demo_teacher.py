@@ -13,9 +13,9 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from logitstore.audio import load_audio
-from logitstore.manifest import read_manifest as read_rows
-from logitstore.teachers.base import load_teacher
+from logitstore.corpus.audio import load_audio
+from logitstore.corpus.manifest import read_manifest as read_rows
+from logitstore.teachers.protocol import load_teacher
 from recipes.demo import corpus, grammar, teacher
 from recipes.demo.decode import collate, ctc_greedy, edits, read_manifest, rnnt_greedy, token_error
 from recipes.demo.features import SAMPLE_RATE, log_mel, resample

@@ -9,13 +9,15 @@ from click.testing import CliRunner
 from test_cli import logitstore
 from test_dump import run
 
-from logitstore import doctor, gpu, machine
 from logitstore.cli.doctor import command
-from logitstore.dump import DumpOptions
+from logitstore.corpus.manifest import read_manifest
+from logitstore.dump.doctor import facts as machine
+from logitstore.dump.doctor import judge as doctor
+from logitstore.dump.doctor.facts import Disk, Facts, Work, gather, plan, try_disk
+from logitstore.dump.job import DumpOptions
 from logitstore.errors import UsageError
-from logitstore.gpu import Cuda, Gpu, runs_on, trouble
-from logitstore.machine import Disk, Facts, Work, gather, plan, try_disk
-from logitstore.manifest import read_manifest
+from logitstore.runner import gpu
+from logitstore.runner.gpu import Cuda, Gpu, runs_on, trouble
 
 H200 = Gpu("NVIDIA H200", (9, 0), 140_000_000_000)
 BUILT = ("sm_75", "sm_80", "sm_86", "sm_90")

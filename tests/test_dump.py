@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from logitstore import open_store
-from logitstore.batches import by_length, load
-from logitstore.convert import convert
-from logitstore.dump import DumpOptions, dump
+from logitstore.corpus.manifest import read_manifest
+from logitstore.dump.job import DumpOptions, dump
+from logitstore.dump.world import Part
 from logitstore.errors import IdentityError, LogitStoreError, StoreBusy
-from logitstore.manifest import read_manifest
-from logitstore.places import open_place
-from logitstore.verify import verify
-from logitstore.world import Part
+from logitstore.runner.loader import by_length, load
+from logitstore.storage.places import open_place
+from logitstore.store.convert import convert
+from logitstore.store.verify import verify
 
 SMALL = {"shard_size": "6", "batch_seconds": 10.0}
 

@@ -13,8 +13,8 @@ from logitstore.encodings import _rice, parse_encoding
 from logitstore.encodings._narrow import narrow, widen
 from logitstore.encodings.topk import _best_on_cpu, _best_on_device, best
 from logitstore.errors import FormatError, NonFinite, UnknownName, UsageError
-from logitstore.resample import mix
-from logitstore.target import TEMPERATURES, logsumexp
+from logitstore.targets.resample import mix
+from logitstore.targets.target import TEMPERATURES, logsumexp
 from logitstore.testing import encoding as suite
 from logitstore.testing import head as head_suite
 from logitstore.testing.encoding import Bounds, decoded, stored

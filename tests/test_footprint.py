@@ -6,8 +6,8 @@ import pytest
 from demo import manifest, teacher
 
 from logitstore import open_store
-from logitstore.dump import DumpOptions, dump
-from logitstore.report import summary
+from logitstore.dump.job import DumpOptions, dump
+from logitstore.store.inspect import summary
 
 
 @pytest.mark.parametrize("storage", ["zarr", "webdataset"])

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from logitstore.errors import LengthError, UsageError
-from logitstore.frames import Method, check_ratio, linear, nearest
-from logitstore.resample import mix, resample
-from logitstore.target import NOTHING, Dense, Sparse, Tempered, logsumexp
+from logitstore.targets.frames import Method, check_ratio, linear, nearest
+from logitstore.targets.resample import mix, resample
+from logitstore.targets.target import NOTHING, Dense, Sparse, Tempered, logsumexp
 
 lengths = st.integers(1, 300)
 

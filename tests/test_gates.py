@@ -8,9 +8,9 @@ from test_dump import run
 
 from logitstore import open_store
 from logitstore.errors import IdentityError, NonFinite, NotLogits, TeacherError
-from logitstore.gates import renumbered
-from logitstore.places import open_place
-from logitstore.vocab import TokenTable
+from logitstore.runner.checks import renumbered
+from logitstore.storage.places import open_place
+from logitstore.tokens.table import TokenTable
 
 CTC = {"ctc": "topk:4"}
 

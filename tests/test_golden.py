@@ -8,8 +8,8 @@ import pytest
 
 import logitstore
 from logitstore import open_store
-from logitstore.sealed import read_entry
 from logitstore.storage.base import check_file
+from logitstore.storage.entries import read_entry
 
 GOLDEN = Path(__file__).parent / "golden"
 SPEC = (Path(logitstore.__file__).parent / "SPEC.md").read_text("utf-8")
@@ -81,7 +81,7 @@ def test_every_file_is_as_sealed(store):
 
 @pytest.mark.parametrize("name", STORES)
 def test_the_shipped_index_is_used(name, monkeypatch):
-    monkeypatch.setattr("logitstore.sealed.build", None)  # it need not be made anew
+    monkeypatch.setattr("logitstore.storage.entries.build", None)  # it need not be made anew
     assert "a.1" in open_store(GOLDEN / name)
 
 

@@ -11,14 +11,8 @@ from test_dump import same_tree
 from torch import nn
 
 from logitstore import StoreWriter, Tap, VocabMap, open_store
-from logitstore.against import against_teacher
-from logitstore.batches import by_length, load
 from logitstore.cli import main
-from logitstore.clip import Clip
-from logitstore.compact import compact
-from logitstore.compare import compare
-from logitstore.convert import convert
-from logitstore.drive import Driver
+from logitstore.dump.against import against_teacher
 from logitstore.encodings import parse_encoding
 from logitstore.errors import (
     CorruptError,
@@ -31,13 +25,19 @@ from logitstore.errors import (
     TeacherError,
     UsageError,
 )
-from logitstore.layers import layered, parse_layer
 from logitstore.losses import hidden_kd, joint_kd
-from logitstore.report import summary, utterance
-from logitstore.spec import Head
+from logitstore.runner.driver import Driver
+from logitstore.runner.loader import by_length, load
+from logitstore.schema.spec import Head
+from logitstore.store.compact import compact
+from logitstore.store.convert import convert
+from logitstore.store.diff import compare
+from logitstore.store.inspect import summary, utterance
+from logitstore.store.verify import check_row, verify
+from logitstore.targets.clip import Clip
+from logitstore.teachers.layers import layered, parse_layer
 from logitstore.testing import vectors
-from logitstore.verify import check_row, verify
-from logitstore.vocab import TokenTable
+from logitstore.tokens.table import TokenTable
 
 LAYERS = [Head("hidden", "encoder.norm", 0), Head("hidden_2", "encoder.blocks.1", 0)]
 BOTH = {"ctc": "dense", "hidden": "vectors", "hidden_2": "vectors:int8"}

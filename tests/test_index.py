@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from logitstore import index as module
-from logitstore.digest import crc32c, id_hash
 from logitstore.errors import CorruptError, FormatError, StoreError
-from logitstore.index import build, entries_digest, open_index
+from logitstore.schema.checksums import crc32c, id_hash
+from logitstore.storage import index as module
+from logitstore.storage.index import build, entries_digest, open_index
 
 
 def opened(shards):

@@ -13,18 +13,18 @@ from test_dump import same_tree
 from test_losses import brute
 
 from logitstore import StoreWriter, TokenTable, VocabMap, collate_targets, open_store
-from logitstore.against import against_teacher
-from logitstore.alignment import band, best_path, occupancy
-from logitstore.convert import convert
-from logitstore.dump import DumpOptions, dump
+from logitstore.dump.against import against_teacher
+from logitstore.dump.job import DumpOptions, dump
+from logitstore.dump.world import Part
 from logitstore.errors import FormatError, LengthError, NonFinite, UsageError
-from logitstore.frames import nearest
-from logitstore.lattice import Form, band_size, path, ranges, restored, sample, stored
 from logitstore.losses import ctc_kd, mean_u, rnnt_kd
-from logitstore.report import summary, utterance
-from logitstore.target import NOTHING
-from logitstore.verify import verify
-from logitstore.world import Part
+from logitstore.schema.lattice import Form, band_size, path, ranges, restored, sample, stored
+from logitstore.store.alignment import band, best_path, occupancy
+from logitstore.store.convert import convert
+from logitstore.store.inspect import summary, utterance
+from logitstore.store.verify import verify
+from logitstore.targets.frames import nearest
+from logitstore.targets.target import NOTHING
 
 V = 7
 TABLE = TokenTable(("<blk>", *(f"t{i}" for i in range(1, V))), 0)
@@ -151,7 +151,7 @@ def nodes_of(form, t, u, seed):
         return path(form, t, u, best_path(blank, label))
     if form.name == "sample":
         return sample(form, t, u, f"utt-{seed}")
-    from logitstore.lattice import full
+    from logitstore.schema.lattice import full
 
     return full(t, u, form)
 

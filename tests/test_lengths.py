@@ -4,9 +4,9 @@ import pytest
 import torch
 from captured import Program, check, decode, loader
 
+from logitstore.capture.expression import Expression
+from logitstore.capture.inject.lengths import candidates, choose, signs
 from logitstore.errors import LengthError
-from logitstore.expression import Expression
-from logitstore.inject.lengths import candidates, choose, signs
 
 LENS, T = torch.tensor([76, 37, 42, 34]), 76
 VALID = torch.arange(T)[None] < LENS[:, None]

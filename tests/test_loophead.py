@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from logitstore import StoreWriter, Tap, open_store
-from logitstore.batches import load
-from logitstore.dump import DumpOptions, dump
+from logitstore.dump.job import DumpOptions, dump
 from logitstore.errors import (
     IdentityError,
     LengthError,
@@ -17,7 +16,8 @@ from logitstore.errors import (
     UsageError,
     VocabError,
 )
-from logitstore.verify import verify
+from logitstore.runner.loader import load
+from logitstore.store.verify import verify
 
 HEAD = "ctc_output.1"
 UTTERANCES = 5

@@ -13,7 +13,7 @@ from logitstore import TokenTable, VocabMap, collate_targets
 from logitstore.encodings import parse_encoding
 from logitstore.errors import LengthError, UsageError, VocabError
 from logitstore.losses import blank_weights, ctc_kd, hidden_kd, joint_kd, rnnt_kd, seq2seq_kd
-from logitstore.target import NOTHING, Target
+from logitstore.targets.target import NOTHING, Target
 from logitstore.testing.encoding import decoded
 
 V = 12
@@ -208,7 +208,7 @@ def test_no_dense_teacher_is_made(monkeypatch):
     classes = 4096
     stream = batch(encoding="topk:4", classes=classes, sizes=((9, 0), (9, 0)))["ctc"]
     logits = student(stream, dtype=torch.float32)
-    monkeypatch.setattr("logitstore.batch.StreamBatch.dense", None)
+    monkeypatch.setattr("logitstore.targets.batch.StreamBatch.dense", None)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         ctc_kd(logits, stream).backward()

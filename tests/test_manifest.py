@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from logitstore.corpus.manifest import MAX_ID_BYTES, check_id, read_manifest
 from logitstore.errors import ManifestError
-from logitstore.manifest import MAX_ID_BYTES, check_id, read_manifest
 
 
 def line(**fields):

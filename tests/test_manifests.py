@@ -14,11 +14,11 @@ import soundfile
 from click.testing import CliRunner
 
 from logitstore import open_store
-from logitstore.audio import load_audio, seconds_of
 from logitstore.cli.manifest import command
+from logitstore.corpus.audio import load_audio, seconds_of
+from logitstore.corpus.formats import recognise
+from logitstore.corpus.manifest import open_source, read_manifest
 from logitstore.errors import AudioError, LogitStoreError, ManifestError, UsageError
-from logitstore.manifest import open_source, read_manifest
-from logitstore.manifests import recognise
 
 LINES = demo.lines(4)
 RATE = {x["id"]: soundfile.info(x["audio"]).samplerate for x in LINES}

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from logitstore import TokenTable, VocabMap, collate_targets, open_store
-from logitstore.batch import FactoredBatch, StreamBatch, _pad
-from logitstore.dump import DumpOptions, dump
-from logitstore.frames import Method
+from logitstore.dump.job import DumpOptions, dump
 from logitstore.losses import blank_weights, ctc_kd, rnnt_kd
-from logitstore.resample import resample_stream
+from logitstore.targets.batch import FactoredBatch, StreamBatch, _pad
+from logitstore.targets.frames import Method
+from logitstore.targets.resample import resample_stream
 
 LOSSES = {"ctc": ctc_kd, "rnnt": rnnt_kd}
 TABLE = demo.teacher().tokens()

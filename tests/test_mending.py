@@ -7,15 +7,15 @@ import demo
 import pytest
 
 from logitstore import open_store
-from logitstore.against import against_teacher
 from logitstore.cli import main
-from logitstore.compact import compact
-from logitstore.compare import compare
-from logitstore.dump import DumpOptions, dump
+from logitstore.dump.against import against_teacher
+from logitstore.dump.job import DumpOptions, dump
 from logitstore.errors import CorruptError, UsageError
-from logitstore.repair import repair
-from logitstore.sealed import read_entry
-from logitstore.verify import verify
+from logitstore.storage.entries import read_entry
+from logitstore.store.compact import compact
+from logitstore.store.diff import compare
+from logitstore.store.rewrite import repair
+from logitstore.store.verify import verify
 
 
 def run(out, limit=6, **options):
@@ -114,7 +114,7 @@ def test_another_teacher_is_found_out(store, capsys):
 
 
 def test_nothing_in_common_with_the_manifest(store, tmp_path):
-    from logitstore.manifest import read_manifest
+    from logitstore.corpus.manifest import read_manifest
 
     other = demo.write_manifest(tmp_path / "m.jsonl", [{**demo.lines(1)[0], "id": "other"}])
     with pytest.raises(UsageError, match="no utterance"):
@@ -168,7 +168,7 @@ def test_compact_merges_neighbours_and_a_reader_may_stay_open(store, capsys):
 def test_compact_keeps_what_was_skipped(tmp_path):
     lines = demo.lines(4)
     lines[1]["audio"] = "nowhere.wav"
-    from logitstore.manifest import read_manifest
+    from logitstore.corpus.manifest import read_manifest
 
     manifest = read_manifest(demo.write_manifest(tmp_path / "m.jsonl", lines))
     options = DumpOptions({"ctc": "dense"}, shard_size="1", on_error="skip", batch_seconds=10.0)

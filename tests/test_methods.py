@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logitstore import TokenTable, VocabMap, collate_targets, open_store
-from logitstore.decode import edit_distance, greedy_ctc
-from logitstore.dump import DumpOptions, dump
+from logitstore.dump.job import DumpOptions, dump
 from logitstore.encodings import parse_encoding
 from logitstore.errors import LengthError, UsageError
-from logitstore.frames import Method, nearest, plan, spikes
 from logitstore.losses import ctc_kd
-from logitstore.resample import nonblank
-from logitstore.target import NOTHING, Target
+from logitstore.targets.decode import edit_distance, greedy_ctc
+from logitstore.targets.frames import Method, nearest, plan, spikes
+from logitstore.targets.resample import nonblank
+from logitstore.targets.target import NOTHING, Target
 from logitstore.testing.encoding import decoded
 
 V, BLANK = 9, 2

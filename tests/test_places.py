@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from logitstore.errors import DiskError, StoreBusy, UnknownName
-from logitstore.places import local as module
-from logitstore.places import open_place
+from logitstore.storage.places import local as module
+from logitstore.storage.places import open_place
 
 HOLD = """
     import os, sys
@@ -155,7 +155,7 @@ def test_waiting_for_a_lock(place, holder):
         [
             sys.executable,
             "-c",
-            "import sys; from logitstore.places import open_place\n"
+            "import sys; from logitstore.storage.places import open_place\n"
             "print('waits', flush=True)\n"
             "with open_place(sys.argv[1]).lock('w', wait=True): print('got it')",
             str(place),

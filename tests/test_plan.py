@@ -14,21 +14,22 @@ import pytest
 import torch
 from demo import FACTORY, MANIFEST, ROOT, Spoiled, lines, manifest, teacher, write_manifest
 
-from logitstore import open_store, trial
-from logitstore.batches import load
-from logitstore.choice import Asked, Measured, choose
-from logitstore.contenders import Wish, contenders
-from logitstore.divergence import divergences
-from logitstore.drive import Driver
-from logitstore.dump import DumpOptions, dump
+from logitstore import open_store
+from logitstore.corpus.manifest import read_manifest
+from logitstore.dump.job import DumpOptions, dump
+from logitstore.dump.plan import trial
+from logitstore.dump.plan.choose import Asked, Measured, choose
+from logitstore.dump.plan.contenders import Wish, contenders
+from logitstore.dump.plan.divergence import divergences
+from logitstore.dump.plan.extent import extent
+from logitstore.dump.plan.options import PlanOptions
+from logitstore.dump.plan.run import plan
 from logitstore.errors import IdentityError, ManifestError, NotLogits, TeacherError, UsageError
-from logitstore.extent import extent
-from logitstore.layers import layered
-from logitstore.manifest import read_manifest
-from logitstore.plan import PlanOptions
-from logitstore.planning import plan
-from logitstore.report import summary
-from logitstore.spec import Head
+from logitstore.runner.driver import Driver
+from logitstore.runner.loader import load
+from logitstore.schema.spec import Head
+from logitstore.store.inspect import summary
+from logitstore.teachers.layers import layered
 
 BOTH = {"ctc": Wish(), "rnnt": Wish()}
 CTC = {"ctc": Wish()}
@@ -92,7 +93,7 @@ def test_forms_of_a_lattice_say_how_much_of_the_alignment_they_hold(planned):
 
 @pytest.mark.parametrize("encoding", ["dense", "nucleus:0.001", "factored:int8"])
 def test_a_fraction_of_the_manifest_tells_the_bytes_of_all_of_it(tmp_path, encoding, monkeypatch):
-    monkeypatch.setattr("logitstore.planning.contenders", lambda *given: [encoding])
+    monkeypatch.setattr("logitstore.dump.plan.run.contenders", lambda *given: [encoding])
     storages = ("zarr",) if encoding in ("dense", "factored:int8") else ("zarr:zstd", "webdataset")
     options = PlanOptions(CTC, storages=storages, sample=6, shard_size="10")
     found = plan(teacher(), manifest(), tmp_path, options)
@@ -111,7 +112,7 @@ def test_a_fraction_of_the_manifest_tells_the_bytes_of_all_of_it(tmp_path, encod
 
 
 def test_lattices_too_large_to_hold_and_shards_weighed_on_the_way_change_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("logitstore.planning.contenders", lambda *given: ["topk:4", "topk:4/banded:3"])
+    monkeypatch.setattr("logitstore.dump.plan.run.contenders", lambda *given: ["topk:4", "topk:4/banded:3"])
     options = PlanOptions({"rnnt": Wish()}, storages=("zarr",), sample=3)
     with_room = plan(teacher(), manifest(), tmp_path, options)
     monkeypatch.setattr(trial, "HELD", 0)
@@ -273,7 +274,7 @@ def test_a_decoder_is_planned_as_its_dump_then_turns_out(decoders_plan, told, ow
 
 def test_a_decoders_constants_come_from_more_than_the_sample(told, own_of_decoder, tmp_path, monkeypatch):
     """From the same utterances as those of the dump."""
-    monkeypatch.setattr("logitstore.planning.contenders", lambda *given: ["factored:0.001"])
+    monkeypatch.setattr("logitstore.dump.plan.run.contenders", lambda *given: ["factored:0.001"])
     options = PlanOptions(DECODER, storages=("zarr",), sample=3)
     found = plan(attention_teacher.load(), told, tmp_path, options)
     dump(attention_teacher.load(), told, tmp_path / "s", DumpOptions(streams={"seq2seq": "factored:0.001"}))
@@ -284,7 +285,7 @@ def test_a_decoders_constants_come_from_more_than_the_sample(told, own_of_decode
 
 def test_a_decoders_nucleus_keeps_the_label_and_no_blank(told, tmp_path, monkeypatch):
     """A blank kept for its own sake in rows of one class would weigh."""
-    monkeypatch.setattr("logitstore.planning.contenders", lambda *given: ["nucleus:1"])
+    monkeypatch.setattr("logitstore.dump.plan.run.contenders", lambda *given: ["nucleus:1"])
     found = plan(attention_teacher.load(), told, tmp_path, PlanOptions(DECODER, storages=("zarr",)))
     dump(attention_teacher.load(), told, tmp_path / "s", DumpOptions(streams={"seq2seq": "nucleus:1"}))
     assert found.measured[0].bytes == pytest.approx(summary(open_store(tmp_path / "s"))["bytes"], abs=150)
@@ -294,7 +295,7 @@ def test_the_decoder_runs_once_an_utterance_for_all_that_is_tried(decoders_plan,
     """Beside the checks of the first batch."""
     found, ran = decoders_plan
     assert len(found.measured) > 5
-    monkeypatch.setattr("logitstore.planning._Run._take", lambda *given: None)
+    monkeypatch.setattr("logitstore.dump.plan.run._Run._take", lambda *given: None)
     options = PlanOptions(DECODER, storages=("zarr",))
     with counted() as checks, pytest.raises(TeacherError, match="not one utterance"):
         plan(attention_teacher.load(), told, tmp_path, options)
@@ -455,7 +456,7 @@ def test_wishes_and_what_is_tried_for_them():
 @pytest.fixture
 def few(monkeypatch):
     """Only two encodings are tried."""
-    monkeypatch.setattr("logitstore.planning.contenders", lambda *given: ["dense", "topk:4"])
+    monkeypatch.setattr("logitstore.dump.plan.run.contenders", lambda *given: ["dense", "topk:4"])
 
 
 def test_auto_takes_what_the_plan_recommends_and_a_resume_what_the_store_has(tmp_path, monkeypatch, few):
@@ -468,7 +469,7 @@ def test_auto_takes_what_the_plan_recommends_and_a_resume_what_the_store_has(tmp
     assert taken == how.choice.streams["ctc"].encoding
     assert store.spec.stream("rnnt").encoding == "topk:2"
     assert done.planned == said[0] == (f"ctc: {how.choice.why['ctc']}",)
-    monkeypatch.setattr("logitstore.auto.plan", None)  # a second plan would fail
+    monkeypatch.setattr("logitstore.dump.auto.plan", None)  # a second plan would fail
     again = dump(teacher(), manifest(6), tmp_path, options)
     assert again.present == 6
     assert again.planned == (f"ctc: {taken} is what the store has.",)

@@ -12,12 +12,12 @@ from torch import nn
 from torch.nn import functional
 
 from logitstore import open_store
-from logitstore.candidates import Candidate, rank
-from logitstore.inject.lengths import Lengths
-from logitstore.observe import Observer
-from logitstore.observing import Seen, _blanks, _which
-from logitstore.probe import _blank, _several
-from logitstore.probe_teacher import probe_teacher
+from logitstore.capture.inject.lengths import Lengths
+from logitstore.capture.probe.observer import Observer
+from logitstore.capture.probe.rank import Candidate, rank
+from logitstore.capture.probe.recorder import Seen, _blanks, _which
+from logitstore.capture.probe.run import _blank, _several
+from logitstore.capture.probe.teacher import probe_teacher
 
 PROBE = [sys.executable, "-m", "logitstore", "probe"]
 
@@ -209,7 +209,7 @@ def test_a_teacher():
 def test_a_teacher_that_names_another_layer(monkeypatch):
     from dataclasses import replace
 
-    from logitstore import probe_teacher as module
+    from logitstore.capture.probe import teacher as module
 
     def describe(teacher):
         spec = teacher.describe()

@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn import functional
 
 from logitstore import open_store
-from logitstore.candidates import rank
+from logitstore.capture.probe.observer import Observer
+from logitstore.capture.probe.rank import rank
 from logitstore.errors import TapError
-from logitstore.observe import Observer
 
 loader, check = test_capturing.loader, test_capturing.check
 

@@ -8,7 +8,7 @@ import recipe
 import torch
 
 from logitstore import open_store
-from logitstore.verify import verify
+from logitstore.store.verify import verify
 
 PROGRAM = """
 import sys

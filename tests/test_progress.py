@@ -2,9 +2,9 @@
 
 import pytest
 
-from logitstore.cli import progress
-from logitstore.cli.progress import Meter, clock, line, size
-from logitstore.dump import Progress
+from logitstore.cli import _progress as progress
+from logitstore.cli._progress import Meter, clock, line, size
+from logitstore.dump.job import Progress
 
 HALF = Progress(
     total=100, done=30, present=10, skipped=10, seconds=3600.0, frames=90000, bytes=1_500_000, elapsed=60.0

@@ -10,8 +10,6 @@ import pytest
 import torch
 
 from logitstore import StoreWriter, TokenTable, collate_targets, open_store
-from logitstore.digest import canonical, seal_json
-from logitstore.emission import Row
 from logitstore.errors import (
     CorruptError,
     FormatError,
@@ -21,9 +19,11 @@ from logitstore.errors import (
     UsageError,
     VocabError,
 )
-from logitstore.resample import resample
-from logitstore.spec import StoreSpec
-from logitstore.target import NOTHING
+from logitstore.schema.checksums import canonical, seal_json
+from logitstore.schema.spec import StoreSpec
+from logitstore.storage.emission import Row
+from logitstore.targets.resample import resample
+from logitstore.targets.target import NOTHING
 
 V = 12
 TABLE = TokenTable(("<blk>", *"abcdefghijk"), 0)

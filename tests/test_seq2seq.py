@@ -13,15 +13,12 @@ from test_dump import run as run_dump
 from test_dump import same_tree
 
 from logitstore import StoreWriter, TokenTable, VocabMap, open_store
-from logitstore.against import against_teacher
-from logitstore.batches import by_length, load
+from logitstore.capture.probe.teacher import probe_teacher
 from logitstore.cli import main
-from logitstore.clip import Clip
-from logitstore.compact import compact
-from logitstore.compare import compare
-from logitstore.convert import convert
-from logitstore.drive import Driver
-from logitstore.dump import DumpOptions
+from logitstore.corpus.manifest import read_manifest
+from logitstore.dump.against import against_teacher
+from logitstore.dump.job import DumpOptions
+from logitstore.dump.world import Part
 from logitstore.errors import (
     FormatError,
     LengthError,
@@ -33,13 +30,16 @@ from logitstore.errors import (
     VocabError,
 )
 from logitstore.losses import joint_kd, seq2seq_kd
-from logitstore.manifest import read_manifest
-from logitstore.probe_teacher import probe_teacher
-from logitstore.report import summary, utterance
-from logitstore.spec import StoreSpec
-from logitstore.transcripts import transcripts
-from logitstore.verify import verify
-from logitstore.world import Part
+from logitstore.runner.driver import Driver
+from logitstore.runner.loader import by_length, load
+from logitstore.schema.spec import StoreSpec
+from logitstore.store.compact import compact
+from logitstore.store.convert import convert
+from logitstore.store.diff import compare
+from logitstore.store.inspect import summary, utterance
+from logitstore.store.transcripts import transcripts
+from logitstore.store.verify import verify
+from logitstore.targets.clip import Clip
 
 FACTORY = f"{attention_teacher.__file__}:load"
 ALONE, HYBRID = {"seq2seq": "dense"}, {"ctc": "dense", "rnnt": "topk:4", "seq2seq": "dense"}
@@ -457,7 +457,7 @@ def test_what_cannot_be_asked_for(tmp_path):
 
 def test_an_older_reader_refuses_it(stores, monkeypatch):
     value = open_store(stores / "alone").spec.to_json()
-    monkeypatch.setattr("logitstore.spec.KNOWN_REQUIREMENTS", frozenset({"replaces", "lattice-forms"}))
+    monkeypatch.setattr("logitstore.schema.spec.KNOWN_REQUIREMENTS", frozenset({"replaces", "lattice-forms"}))
     with pytest.raises(FormatError, match="it requires seq2seq"):
         StoreSpec.from_json(value)
 

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from logitstore import errors
-from logitstore.digest import canonical, crc32c, id_hash, open_json, parse_json, seal_json, sha256
+from logitstore.dump.world import Part
 from logitstore.errors import CorruptError, FormatError, LogitStoreError, UnknownName, UsageError, VocabError
-from logitstore.layout import columns_of, make_spec
-from logitstore.spec import Column, Head, StoreSpec, StreamSpec, TeacherSpec, differences
-from logitstore.vocab import TokenTable
-from logitstore.world import Part
+from logitstore.schema.checksums import canonical, crc32c, id_hash, open_json, parse_json, seal_json, sha256
+from logitstore.schema.spec import Column, Head, StoreSpec, StreamSpec, TeacherSpec, differences
+from logitstore.store.layout import columns_of, make_spec
+from logitstore.tokens.table import TokenTable
 
 TABLE = TokenTable(("<blk>", "a", "b"), 0)
 TEACHER = TeacherSpec("t", 16000, 640, (Head("ctc", "ctc.1", 0, "BVT"),), {"dither": 0.0, "mel": [80, "x"]})
@@ -202,7 +202,7 @@ def test_json_from_strangers_is_refused(bad):
 
 
 def test_json_has_a_limit(monkeypatch):
-    monkeypatch.setattr("logitstore.digest.MAX_JSON_BYTES", 10)
+    monkeypatch.setattr("logitstore.schema.checksums.MAX_JSON_BYTES", 10)
     with pytest.raises(FormatError, match="more than 10"):
         parse_json(b'"123456789"', "x")
 

@@ -14,10 +14,11 @@ import pytest
 from torture.store import memory, same_tree
 from torture.warm import Warm
 
-from logitstore import faults, open_store
-from logitstore.cli import signals
+from logitstore import open_store
+from logitstore.cli import _signals as signals
 from logitstore.errors import StoreBusy
-from logitstore.places import open_place
+from logitstore.storage import faults
+from logitstore.storage.places import open_place
 
 
 @pytest.fixture

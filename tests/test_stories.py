@@ -12,10 +12,11 @@ import pytest
 from click.testing import CliRunner
 from test_cli import logitstore
 
-from logitstore import gpu, open_store
+from logitstore import open_store
 from logitstore.cli import main
 from logitstore.cli.dump import command as dump_command
-from logitstore.gpu import Cuda, Gpu
+from logitstore.runner import gpu
+from logitstore.runner.gpu import Cuda, Gpu
 
 BROKEN = Path(__file__).parent / "broken_teachers.py"
 BOTH = ["--stream", "ctc=dense", "--stream", "rnnt=topk:16"]

@@ -7,21 +7,21 @@ import numpy as np
 import pytest
 import torch
 from demo import manifest, teacher
+from logitstore.tailerror import tail_errors
 
 from logitstore import open_store
-from logitstore.batches import load
-from logitstore.digest import seal_json
-from logitstore.drive import Driver
-from logitstore.dump import DumpOptions, dump
+from logitstore.dump.job import DumpOptions, dump
 from logitstore.encodings import parse_encoding
 from logitstore.encodings.topk import TopK
 from logitstore.errors import FormatError
-from logitstore.layout import make_spec
-from logitstore.places import open_place
-from logitstore.spec import StoreSpec, TeacherSpec
-from logitstore.tailerror import tail_errors
-from logitstore.vocab import TokenTable
-from logitstore.writer import StoreWriter
+from logitstore.runner.driver import Driver
+from logitstore.runner.loader import load
+from logitstore.schema.checksums import seal_json
+from logitstore.schema.spec import StoreSpec, TeacherSpec
+from logitstore.storage.places import open_place
+from logitstore.store.layout import make_spec
+from logitstore.store.writer import StoreWriter
+from logitstore.tokens.table import TokenTable
 
 
 @cache

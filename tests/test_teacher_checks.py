@@ -18,7 +18,7 @@ from logitstore.errors import (
     UsageError,
     VocabError,
 )
-from logitstore.vocab import TokenTable
+from logitstore.tokens.table import TokenTable
 
 
 def tapping(stream, module):

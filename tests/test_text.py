@@ -8,13 +8,12 @@ from test_dump import run as run_dump
 from test_dump import same_tree
 
 from logitstore import StoreWriter, TokenTable, open_store
-from logitstore.against import against_teacher
 from logitstore.cli import main
-from logitstore.compact import compact
-from logitstore.compare import compare
-from logitstore.convert import convert
-from logitstore.dump import DumpOptions, dump
-from logitstore.encoder import RowEncoder
+from logitstore.corpus.manifest import read_manifest
+from logitstore.dump.against import against_teacher
+from logitstore.dump.doctor.facts import plan
+from logitstore.dump.job import DumpOptions, dump
+from logitstore.dump.world import Part
 from logitstore.errors import (
     FormatError,
     IdentityError,
@@ -23,14 +22,15 @@ from logitstore.errors import (
     TeacherError,
     UsageError,
 )
-from logitstore.machine import plan
-from logitstore.manifest import read_manifest
-from logitstore.report import summary
-from logitstore.spec import TeacherSpec
+from logitstore.schema.spec import TeacherSpec
+from logitstore.store.compact import compact
+from logitstore.store.convert import convert
+from logitstore.store.diff import compare
+from logitstore.store.inspect import summary
+from logitstore.store.row_encoder import RowEncoder
+from logitstore.store.transcripts import transcripts
+from logitstore.store.verify import verify
 from logitstore.teachers import load_teacher
-from logitstore.transcripts import transcripts
-from logitstore.verify import verify
-from logitstore.world import Part
 
 TEXT = {"text": ""}
 STREAMS = {"text": "", "hidden": "vectors/128", "hidden_2": "vectors:int8", "seq2seq": "dense"}

@@ -3,7 +3,7 @@
 import pytest
 
 from logitstore.errors import TokenError, VocabError
-from logitstore.vocab import TokenTable, require_same
+from logitstore.tokens.table import TokenTable, require_same
 
 
 def parse(text, blank=0):

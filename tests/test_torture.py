@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from torture import families, store
 
-from logitstore import faults
+from logitstore.storage import faults
 
 RAN = {}
 

@@ -12,17 +12,18 @@ from test_cli import logitstore
 from test_dump import run as run_dump
 from test_dump import same_tree
 
-from logitstore import StoreWriter, open_store, transcribe
-from logitstore.batches import load
-from logitstore.decode import edit_distance, plain, words
-from logitstore.drive import Driver
+from logitstore import StoreWriter, open_store
+from logitstore.corpus.manifest import read_manifest
+from logitstore.dump.world import Part
 from logitstore.errors import UsageError
-from logitstore.manifest import read_manifest
-from logitstore.transcribe import MAX_SYMBOLS, Scribe
-from logitstore.transcripts import transcripts
-from logitstore.vocab import TokenTable
-from logitstore.where import Where
-from logitstore.world import Part
+from logitstore.runner import transcribe
+from logitstore.runner.driver import Driver
+from logitstore.runner.loader import load
+from logitstore.runner.transcribe import MAX_SYMBOLS, Scribe
+from logitstore.store.select import Where
+from logitstore.store.transcripts import transcripts
+from logitstore.targets.decode import edit_distance, plain, words
+from logitstore.tokens.table import TokenTable
 
 
 def run(*args, **options):

@@ -40,12 +40,12 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import nn
 
+from logitstore.encodings.linear_head import linear_head
 from logitstore.errors import LengthError, TapError, TapFiredTwice, TapNeverFired, TapPathError, TeacherError
-from logitstore.head import linear_head
-from logitstore.spec import Head, TeacherSpec
-from logitstore.tap import Tap, find_module, unpack
-from logitstore.teachers.base import check_steady
-from logitstore.vocab import TokenTable
+from logitstore.schema.spec import Head, TeacherSpec
+from logitstore.teachers.protocol import check_steady
+from logitstore.teachers.tap import Tap, find_module, unpack
+from logitstore.tokens.table import TokenTable
 
 B, T, D, V = 2, 7, 5, 11
 
@@ -450,7 +450,7 @@ def test_packed_rows_of_a_joiner_are_parted() -> None:
 
 def test_a_copied_head_shares_weights_but_not_calls(x: torch.Tensor) -> None:
     """How a teacher tells the answer apart where a model calls its head for other things too."""
-    from logitstore.teachers.base import twin
+    from logitstore.teachers.protocol import twin
 
     model = Recogniser(habit="interctc").eval()
     model.final = twin(model.ctc_lo)

@@ -6,7 +6,7 @@ import demo
 import pytest
 
 from logitstore import open_store
-from logitstore.dump import DumpOptions, dump
+from logitstore.dump.job import DumpOptions, dump
 from logitstore.errors import LengthError
 
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from logitstore.errors import TokenError, UnknownName, UsageError, VocabError
-from logitstore.vocab import TokenTable, require_same
-from logitstore.vocabs import read_table
+from logitstore.tokens.formats import read_table
+from logitstore.tokens.table import TokenTable, require_same
 
 LETTERS = tuple("abcdefghijklmnopqrstuvwxyz")
 TEACHER = TokenTable(("<blk>", *LETTERS), 0)

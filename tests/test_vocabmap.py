@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logitstore import StoreWriter, TokenTable, VocabMap, collate_targets, open_store, read_table
-from logitstore.batch import _pad
 from logitstore.errors import TokenError, UsageError, VocabError
-from logitstore.resample import Resampled, resample
-from logitstore.target import NOTHING, Dense, Sparse, Tempered, logsumexp
+from logitstore.targets.batch import _pad
+from logitstore.targets.resample import Resampled, resample
+from logitstore.targets.target import NOTHING, Dense, Sparse, Tempered, logsumexp
 
 TEACHER = TokenTable(("<blk>", "a", "b", "c", "d", "e", "f", "<unk>"), 0)
 RESORTED = TokenTable(("f", "e", "<unk>", "d", "<blk>", "c", "b", "a"), 4)
@@ -243,7 +243,7 @@ def test_great_batches_go_in_blocks(monkeypatch):
     rows = dense_rows(np.random.default_rng(0)).at(2.0)
     there = VocabMap.by_token(TEACHER, REDUCED)
     whole = there.apply(rows)
-    monkeypatch.setattr("logitstore.regroup.BLOCK", 15)
+    monkeypatch.setattr("logitstore.targets.regroup.BLOCK", 15)
     np.testing.assert_array_equal(there.apply(rows).tail, whole.tail)
 
 

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from logitstore import TargetDataset, collate_targets, open_store
 from logitstore.errors import TeacherError
-from logitstore.verify import verify
+from logitstore.store.verify import verify
 
 
 def dies(error, at):

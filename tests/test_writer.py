@@ -25,11 +25,11 @@ from logitstore.errors import (
     UsageError,
     VocabError,
 )
-from logitstore.layout import make_spec
-from logitstore.places import open_place
-from logitstore.sealed import Entry, current_index, read_entry, shard_names
-from logitstore.spec import TeacherSpec
+from logitstore.schema.spec import TeacherSpec
 from logitstore.storage.base import Sealing, ShardFile
+from logitstore.storage.entries import Entry, current_index, read_entry, shard_names
+from logitstore.storage.places import open_place
+from logitstore.store.layout import make_spec
 
 V = 5
 TABLE = TokenTable(("<blk>", "a", "b", "c", "d"), 0)
@@ -130,7 +130,7 @@ def test_what_cannot_be_stored_is_refused_and_nothing_is_lost(path, given, error
 @pytest.mark.parametrize("storage", ["zarr", "webdataset"])
 def test_a_full_disk_never_seals_half_a_row(path, storage, monkeypatch):
     """The caller may swallow the error; the shard must not take another row, nor be sealed."""
-    from logitstore.storage import _zarr_write, webdataset
+    from logitstore.storage.backends import _zarr_write, webdataset
 
     with opened(path, storage=storage) as w:
         w.add("sealed", ctc=logits(2))
@@ -158,8 +158,8 @@ def test_a_full_disk_never_seals_half_a_row(path, storage, monkeypatch):
 
 @pytest.mark.parametrize("step", ["finish", "publish", "entry"])
 def test_a_seal_that_fails_says_so_and_can_be_tried_again(path, step, monkeypatch):
-    from logitstore.places.local import LocalPlace
-    from logitstore.storage._zarr_write import ZarrShardWriter
+    from logitstore.storage.backends._zarr_write import ZarrShardWriter
+    from logitstore.storage.places.local import LocalPlace
 
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -247,7 +247,7 @@ def test_a_crash_at_any_step_of_sealing_loses_only_that_shard(path, step, monkey
             LocalPlace.write = die
         else:
             import logitstore.writer
-            logitstore.writer.finish_store = die
+            logitstore.store.writer.finish_store = die
         w.close()
     """)
     assert subprocess.run([sys.executable, "-c", script, str(path), step]).returncode == 9
@@ -407,7 +407,7 @@ def test_every_changed_byte_of_an_entry_is_noticed(path):
     ids=str,
 )
 def test_forged_entries_are_refused(path, change):
-    from logitstore.digest import seal_json
+    from logitstore.schema.checksums import seal_json
 
     place = open_place(path)
     place.write("sealed/s.json", seal_json({**json.loads(ENTRY.to_bytes()), **change}))

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from .errors import UsageError
+from ..errors import UsageError
 
 Lookup = Callable[[str], Any]
 FUNCTIONS: dict[str, Callable[..., Any]] = {

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from .driving import LAYOUTS, Driven, resolve
-from .errors import LengthError, TapError
+from ..errors import LengthError, TapError
 from .expression import Expression
-from .inject.surroundings import ranges_of
+from .inject.program import ranges_of
 from .joints import Pieces, packed, pruned, whole
-from .scribe import Heard, Shape
+from .lattices import LAYOUTS, Driven, resolve
+from .writer import Heard, Shape
 
 Lookup = Callable[[str, torch.Tensor], Any]
 
@@ -22,7 +22,7 @@ class Joiner:
     """Where its logits come from, and what they look like.
 
     Args:
-        job: see ``logitstore.capture``.
+        job: see ``logitstore.capture.run``.
         lookup: gives the value of a name in the user's program, and of B, T, output.
         say: writes into this process's report.
     """

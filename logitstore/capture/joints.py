@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .errors import FormatError, LengthError
-from .lattice import Form, Nodes, band_size, ranges, restored, stored
-from .tap import unpack
+from ..errors import FormatError, LengthError
+from ..schema.lattice import Form, Nodes, band_size, ranges, restored, stored
+from ..teachers.tap import unpack
 
 Labels = Sequence[Sequence[int]]
 

@@ -15,18 +15,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from .batches import Loaded
-from .drive import Joining, Spoken
-from .drives import Drive, Found, find, sides
-from .errors import LengthError, TapError, TapPathError, TokenError, UsageError, VocabError
-from .head import additive
-from .manifest import Utterance
-from .registry import suggest
-from .tap import find_module
-from .teachers.script import run_file
-from .tokenise import Tokeniser
-from .transcribe import search
-from .vocab import TokenTable
+from ..corpus.manifest import Utterance
+from ..encodings.linear_head import additive
+from ..errors import LengthError, TapError, TapPathError, TokenError, UsageError, VocabError
+from ..registry import suggest
+from ..runner.driver import Joining, Spoken
+from ..runner.loader import Loaded
+from ..runner.transcribe import search
+from ..teachers.joiners import Drive, Found, find, sides
+from ..teachers.script import run_file
+from ..teachers.tap import find_module
+from ..tokens.table import TokenTable
+from ..tokens.tokenise import Tokeniser
 
 LAYOUTS = {"BTD": (0, 1, 2), "BDT": (0, 2, 1), "TBD": (1, 0, 2)}
 ATTRIBUTES = {"head": "", "normalised": False, "encoder": "", "side": "output", "width": 0, "blank": 0}
@@ -105,7 +105,7 @@ def resolve(root: nn.Module, job: dict[str, Any]) -> Driven:
             f"a joiner of no convention that is known here{f' ({seen})' if seen else ''}",
             where=where,
             do="Say how it is run: --drive FILE.py:NAME, an object with project, predict and join "
-            "(logitstore.drives.base).",
+            "(logitstore.teachers.joiners).",
         )
     place = job["encoder"] or found.encoder
     side, colon, path = place.rpartition(":")
@@ -148,7 +148,7 @@ class Lattices:
     Args:
         driven: its transducer.
         table: token table.
-        job: see ``logitstore.capture``: ``durations``, ``tokens``, ``bpe``, ``greedy``.
+        job: see ``logitstore.capture.run``: ``durations``, ``tokens``, ``bpe``, ``greedy``.
 
     ``labels_from`` says where labels come from that the recipe does not give, for the user; ``in_training``
     is how many modules the recipe left in training mode, which here run in eval.
@@ -205,7 +205,7 @@ class Lattices:
         return replace(spoken, labels={"rnnt": labels}, notes=notes)
 
     def slices(self, spoken: Spoken) -> Iterator[torch.Tensor]:
-        """(t, U+1, V) logits, slice after slice; see :meth:`logitstore.drive.Joining.lattice`."""
+        """(t, U+1, V) logits, slice after slice; see :meth:`logitstore.runner.driver.Joining.lattice`."""
         return self._join_on(spoken.output[0].device).lattice(spoken)
 
     def _join_on(self, device: torch.device) -> Joining:

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from .batchids import find_by_index, find_ids, find_texts
-from .errors import UsageError
+from ..errors import UsageError
+from .batch_ids import find_by_index, find_ids, find_texts
 from .expression import Expression
+from .inject.batches import Batches, Noted, parts
 from .inject.finder import Finder
 from .inject.lengths import Lengths, candidates, choose, in_variables, signs, variables
-from .inject.surroundings import eagerly, variable
-from .inject.whose import Batches, Noted, parts
+from .inject.program import eagerly, variable
 
 OF_BATCH = {"batch", "index", "dataset"}  # names of an expression that a loader gives their values
 
@@ -24,7 +24,7 @@ class Asking:
     """Answers about the batch at work.
 
     Args:
-        job: see ``logitstore.capture``; its ``ids`` and ``lengths`` may be empty.
+        job: see ``logitstore.capture.run``; its ``ids`` and ``lengths`` may be empty.
         batches: that loaders yield.
         finder: of modules, whose outputs expressions may look at.
         tell: told what was found out.

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .errors import LengthError, LogitStoreError, UsageError
+from ..errors import LengthError, LogitStoreError, UsageError
 
 SHORT = 0.1  # of the frames that came, which lengths may lack: right context, the rest of a last piece
 

@@ -17,18 +17,18 @@ import torch
 from torch import nn
 from torch.utils.data import get_worker_info
 
-from .asking import Asking
-from .errors import LengthError, TapError, TapFiredTwice, TapNeverFired, UsageError
+from ..errors import LengthError, TapError, TapFiredTwice, TapNeverFired, UsageError
+from ..teachers.tap import LAYOUTS
+from ..teachers.weight_products import PREFIX, Watch, split
 from .expression import Expression
+from .inject.batches import Batches
 from .inject.finder import Finder
 from .inject.inside import Report
-from .inject.surroundings import eagerly, follow_compiling, follow_loaders
-from .inject.whose import Batches
+from .inject.program import eagerly, follow_compiling, follow_loaders
 from .joiner import Joiner
+from .locate import Asking
 from .pieces import Pieces
-from .products import PREFIX, Watch, split
-from .scribe import Heard, Scribe, Shape
-from .tap import LAYOUTS
+from .writer import Heard, Scribe, Shape
 
 OPTIONS = {"ctc": "ctc", "rnnt": "joiner"}  # by stream
 
@@ -42,7 +42,7 @@ class Capturing:
     """One process that may turn out to run the tapped module.
 
     Args:
-        job: see ``logitstore.capture``.
+        job: see ``logitstore.capture.run``.
         session: folder of reports.
     """
 

@@ -15,15 +15,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .encodings import parse_encoding
-from .errors import TapNeverFired, TeacherError, UsageError
+from ..encodings import parse_encoding
+from ..errors import TapNeverFired, TeacherError, UsageError
+from ..schema.lattice import Form
+from ..storage import parse_storage
+from ..storage.commit import finish_store, publish
+from ..storage.entries import parse_entry
+from ..storage.places import Place, open_place
 from .expression import Expression
 from .inject.launch import Session, run, session
-from .lattice import Form
-from .places import Place, open_place
-from .sealed import parse_entry
-from .sealing import finish_store, publish
-from .storage import parse_storage
 
 ENCODINGS = {"ctc": "dense", "rnnt": "topk:16"}
 NOTES = (

@@ -18,22 +18,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from .digest import id_hash
-from .driving import Driven, Lattices, unnoticed, wrong_width
+from ..corpus.manifest import check_id
+from ..runner.selfcheck import require_logits
+from ..schema.checksums import id_hash
+from ..schema.lattice import Form
+from ..schema.spec import Head, TeacherSpec
+from ..storage.entries import Entry
+from ..storage.places import open_place
+from ..store.layout import make_spec
+from ..store.writer import StoreWriter
+from ..teachers.protocol import weights_sha256
+from ..teachers.tap import unwrap
+from ..tokens.formats import read_table
+from ..tokens.table import TokenTable
 from .inject.inside import Report
 from .joints import Part
-from .lattice import Form
-from .layout import make_spec
-from .manifest import check_id
-from .places import open_place
-from .sealed import Entry
-from .selfcheck import require_logits
-from .spec import Head, TeacherSpec
-from .tap import unwrap
-from .teachers.base import weights_sha256
-from .vocab import TokenTable
-from .vocabs import read_table
-from .writer import StoreWriter
+from .lattices import Driven, Lattices, unnoticed, wrong_width
 
 DEPTH = 4  # batches waiting
 ZARR = os.path.join("zarr", "core", "sync.py")
@@ -150,7 +150,7 @@ class Scribe:
     """The writer of one process.
 
     Args:
-        job: see ``logitstore.capture``.
+        job: see ``logitstore.capture.run``.
         session: folder of reports and claims.
         root: the model, for its name and weights.
         report: of this process.
@@ -297,7 +297,7 @@ def table_of(job: dict[str, Any], classes: int, blank: int = 0) -> TokenTable:
     """The given token table; without one, classes are named by their number.
 
     Args:
-        job: see ``logitstore.capture``.
+        job: see ``logitstore.capture.run``.
         classes: V.
         blank: where neither the job nor a table says it.
     """

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from ..manifest import Manifest
+    from ..corpus.manifest import Manifest
 
 OPTIONS = (
     click.option("--teacher", required=True, metavar="FILE.py:NAME", help="factory that returns the teacher"),
@@ -37,7 +37,7 @@ def asks_for_a_run(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def manifest_of(given: Mapping[str, Any]) -> Manifest:
     """The manifest that these options name; raises ``ManifestError``."""
-    from ..manifest import read_manifest
+    from ..corpus.manifest import read_manifest
 
     return read_manifest(
         given["manifest"],

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from ..dump import Progress
-from .tables import printable
+from ..dump.job import Progress
+from ._tables import printable
 
 EVERY = 10.0  # seconds between plain lines
 

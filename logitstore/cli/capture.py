@@ -53,7 +53,7 @@ def command(ctx: click.Context, /, out: str, as_json: bool, command: tuple[str, 
     variable of the program, at `modules["PATH"]` and `inputs["PATH"]` (what a module returned and was given),
     at `output`, B and T: [c.id for c in batch["supervisions"]["cut"]], (wav_lens * T).round().
     """
-    from ..capture import CaptureOptions, capture
+    from ..capture.run import CaptureOptions, capture
 
     given["accumulate"] = given["accumulate"] or ""
     given["streams"] = parse_streams(given["streams"])

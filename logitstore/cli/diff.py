@@ -6,7 +6,7 @@ import json
 
 import click
 
-from .tables import printable, table
+from ._tables import printable, table
 
 
 @click.command("diff")
@@ -20,8 +20,8 @@ def command(a: str, b: str, sample: int, tolerance: float, as_json: bool) -> Non
 
     Another storage, or other versions of libraries, are shown but are no difference.
     """
-    from ..compare import compare
-    from ..reader import open_store
+    from ..store.diff import compare
+    from ..store.reader import open_store
 
     found = compare(open_store(a), open_store(b), sample=sample, tolerance=tolerance)
     if as_json:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .tables import printable
+from ._tables import printable
 
 
 @click.command("doctor")
@@ -26,10 +26,10 @@ def command(**given: Any) -> None:
 
     The same checks run on their own; those of the device also run before every dump.
     """
-    from ..doctor import BAD, NOTE, examine
-    from ..machine import gather, plan
-    from ..manifest import read_manifest
-    from ..vocabs import read_table
+    from ..corpus.manifest import read_manifest
+    from ..dump.doctor.facts import gather, plan
+    from ..dump.doctor.judge import BAD, NOTE, examine
+    from ..tokens.formats import read_table
     from .dump import parse_streams
 
     work = None

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..dump.world import Part
 from ..errors import UsageError
-from ..kinds import kind_of
-from ..world import Part
-from .asked import asks_for_a_run, manifest_of
+from ..schema.kinds import kind_of
+from ._options import asks_for_a_run, manifest_of
 
 if TYPE_CHECKING:
-    from ..spec import Head
+    from ..schema.spec import Head
 
 
 def parse_streams(values: tuple[str, ...]) -> dict[str, str]:
@@ -49,7 +49,7 @@ def _asked_streams(given: Mapping[str, Any], heads: Sequence[Head] = ()) -> dict
 
 
 def _kept(out: str) -> str:
-    from ..reader import Store
+    from ..store.reader import Store
 
     store = Store(out)
     return (
@@ -108,13 +108,13 @@ def command(**given: Any) -> None:
     """
     # Features made with numpy run in loader threads: BLAS threads below them only fight the teacher's.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from ..blocks import ShardSize
-    from ..dump import DumpOptions, Progress, dump
-    from ..layers import layered, parse_layer
+    from ..dump.blocks import ShardSize
+    from ..dump.job import DumpOptions, Progress, dump
     from ..teachers import load_teacher
-    from ..vocab import TokenTable
-    from .progress import Meter, clock, size
-    from .signals import Signals, Stopped
+    from ..teachers.layers import layered, parse_layer
+    from ..tokens.table import TokenTable
+    from ._progress import Meter, clock, size
+    from ._signals import Signals, Stopped
 
     layers = [parse_layer(text, 0) for text in given["layers"]]
     streams = _asked_streams(given) or ({} if layers else {"ctc": "dense"})

@@ -12,8 +12,8 @@ def command(store: str) -> None:
 
     Every dump does it when it ends; after several jobs on one store, once more makes them final.
     """
-    from ..reader import Store
-    from ..sealing import finish_store
+    from ..storage.commit import finish_store
+    from ..store.reader import Store
 
     opened = Store(store)
     finish_store(opened.place)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .tables import printable, table
+from ._tables import printable, table
 
 
 @click.command("inspect")
@@ -31,10 +31,10 @@ def command(
     as_json: bool,
 ) -> None:
     """Show STORE as a whole, or one UTTERANCE of it frame by frame."""
-    from ..manifest import read_manifest
-    from ..reader import open_store
-    from ..report import against_manifest, summary
-    from ..report import utterance as one
+    from ..corpus.manifest import read_manifest
+    from ..store.inspect import against_manifest, summary
+    from ..store.inspect import utterance as one
+    from ..store.reader import open_store
 
     opened = open_store(store)
     if utterance is not None:
@@ -51,7 +51,7 @@ def _json(data: Any) -> str:
 
 
 def _summary(d: dict[str, Any]) -> str:
-    from .progress import size
+    from ._progress import size
 
     teacher, tokens = d["teacher"], d["tokens"]
     modules = ", ".join(f"{h['stream']} at {h['module']}" for h in teacher["heads"])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from .tables import printable
+from ._tables import printable
 
 SHOWN = 20
 
@@ -34,9 +34,9 @@ def command(
     SOURCE is JSON lines, a NeMo manifest, a Kaldi data folder, lhotse cuts or a folder of Hugging Face
     datasets. What cannot be used is left out of TO and listed; the exit status is then 1.
     """
-    from ..manifest import check, open_source
-    from ..survey import Survey, survey, write_lines
-    from .progress import clock
+    from ..corpus.manifest import check, open_source
+    from ..corpus.survey import Survey, survey, write_lines
+    from ._progress import clock
 
     opened = open_source(
         source, audio_root=audio_root, format=manifest_format, allow_pipes=allow_pipes, unpack=audio_dir

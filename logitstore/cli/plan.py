@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import UsageError
-from .asked import asks_for_a_run, manifest_of
-from .tables import printable, table
+from ._options import asks_for_a_run, manifest_of
+from ._tables import printable, table
 
 if TYPE_CHECKING:
-    from ..choice import Measured
-    from ..contenders import Wish
-    from ..plan import Plan
+    from ..dump.plan.choose import Measured
+    from ..dump.plan.contenders import Wish
+    from ..dump.plan.options import Plan
 
 NARROWER = ("p99", "once", "storages")  # what a table leaves out that would not fit the terminal
 NOTES = """\
@@ -65,12 +65,12 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     with its own full-precision distribution. Nothing is kept.
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as in dump
-    from ..contenders import Wish
-    from ..kinds import kind_of
-    from ..layers import layered, parse_layer
-    from ..plan import PLANNED, PlanOptions
-    from ..planning import plan
+    from ..dump.plan.contenders import Wish
+    from ..dump.plan.options import PLANNED, PlanOptions
+    from ..dump.plan.run import plan
+    from ..schema.kinds import kind_of
     from ..teachers import load_teacher
+    from ..teachers.layers import layered, parse_layer
 
     given_wishes, temperatures = _wishes(given["streams"]), _numbers(given["temperatures"])
     manifest = manifest_of(given)
@@ -113,7 +113,7 @@ def beside(out: Path) -> Path:
 
 
 def _wishes(streams: Sequence[str]) -> dict[str, Wish]:
-    from ..contenders import Wish
+    from ..dump.plan.contenders import Wish
 
     found = {}
     for text in streams:
@@ -162,7 +162,7 @@ def _dump(ctx: click.Context, given: dict[str, Any], found: Plan) -> Iterator[st
 
 
 def _print(p: Plan, next_command: str) -> None:
-    from .progress import clock, size
+    from ._progress import clock, size
 
     d = p.to_json()
     sample, manifest = d["sample"], d["manifest"]
@@ -230,7 +230,7 @@ def _lines(p: Plan, stream: str) -> list[Measured]:
 
 
 def _cells(p: Plan, stream: str, without: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    from .progress import size
+    from ._progress import size
 
     lines, chosen = _lines(p, stream), p.choice.streams[stream].encoding
     others = list(dict.fromkeys(m.storage for m in p.measured if m.storage != lines[0].storage))

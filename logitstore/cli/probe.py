@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ..errors import UsageError
-from .tables import table
+from ._tables import table
 
 
 @click.command("probe")
@@ -30,13 +30,13 @@ def command(command: tuple[str, ...], rows: int, as_json: bool, **given: Any) ->
     if bool(command) == bool(given["teacher"]):
         raise UsageError("what is to be probed?", do="Either --teacher FILE.py:NAME, or -- COMMAND.")
     if command:
-        from ..probe import probe
+        from ..capture.probe.run import probe
 
         found = probe(command, tokens=given["tokens"], batches=given["batches"], out=given["out"])
     else:
         if not given["manifest"]:
             raise UsageError("a teacher needs something to listen to", do="--manifest FILE.jsonl")
-        from ..probe_teacher import probe_teacher
+        from ..capture.probe.teacher import probe_teacher
 
         found = probe_teacher(given.pop("teacher"), given.pop("manifest"), **given)
     if as_json:

@@ -23,10 +23,10 @@ def command(
     EXPR knows id, T, U, seconds, text, labels_from; wer, ter, score and hyp of the first stream, and of any
     as in rnnt.wer; hours of the rows chosen so far.
     """
-    from ..manifest import read_manifest
-    from ..reader import open_store
-    from ..survey import write_bytes
-    from ..transcripts import transcripts
+    from ..corpus.manifest import read_manifest
+    from ..corpus.survey import write_bytes
+    from ..store.reader import open_store
+    from ..store.transcripts import transcripts
 
     known = None if manifest is None else read_manifest(manifest, audio_root=audio_root)
     beside = Path(out).parent if out is not None else Path()

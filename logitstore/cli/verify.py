@@ -7,8 +7,8 @@ import json
 import click
 
 from ..errors import UsageError
-from ..kinds import KINDS, kind_of
-from .tables import printable
+from ..schema.kinds import KINDS, kind_of
+from ._tables import printable
 
 MEASURES = dict.fromkeys(KINDS, "KL in nats a row") | {
     "hidden": "relative squared error",
@@ -48,8 +48,8 @@ def command(
         raise UsageError("--manifest and --audio-root belong to --against-teacher")
     if repair:
         return _repair(store, as_json)
-    from ..verify import verify
-    from .progress import size
+    from ..store.verify import verify
+    from ._progress import size
 
     verdict = verify(store)
     if as_json:
@@ -72,7 +72,7 @@ def command(
 
 
 def _repair(store: str, as_json: bool) -> None:
-    from ..repair import repair
+    from ..store.rewrite import repair
 
     done = repair(store)
     if as_json:
@@ -97,9 +97,9 @@ def _repair(store: str, as_json: bool) -> None:
 def _against(
     location: str, asked: tuple[str, int], files: tuple[str, str | None], max_kl: float, as_json: bool
 ) -> None:
-    from ..against import against_teacher
-    from ..manifest import read_manifest
-    from ..reader import open_store
+    from ..corpus.manifest import read_manifest
+    from ..dump.against import against_teacher
+    from ..store.reader import open_store
     from ..teachers import load_teacher
 
     store, manifest = open_store(location), read_manifest(files[0], audio_root=files[1])

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .digest import sha256
-from .errors import AudioError
+from ..errors import AudioError
+from ..schema.checksums import sha256
 from .manifest import Utterance
 
 Float = NDArray[np.float32]

@@ -13,10 +13,10 @@ from urllib.parse import quote
 
 import numpy as np
 
-from .digest import id_hash
-from .errors import ManifestError
-from .manifests import Line, find_format
-from .manifests.base import load
+from ..errors import ManifestError
+from ..schema.checksums import id_hash
+from .formats import Line, find_format
+from .formats.base import load
 
 MAX_ID_BYTES = 4096
 
@@ -92,7 +92,7 @@ class Source:
 
     Attributes:
         path: the file or folder.
-        format: its format, a module of ``logitstore.manifests``.
+        format: its format, a module of ``logitstore.corpus.formats``.
         root: what relative audio paths are relative to.
         pipes: whether recordings may be given as shell commands.
         unpack: a folder that recordings inside the manifest are written to; None to refuse them.

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..errors import AudioError
 from .audio import EXPECTED_WITHIN, header
-from .errors import AudioError
 from .manifest import Manifest, Problem, Utterance
 
 ROUNDING = 0.01  # seconds that an utterance may end after its recording, as load_audio allows

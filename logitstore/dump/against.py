@@ -10,25 +10,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from .batches import load
-from .chunked import Chunks, driver_of
-from .drive import Driver, Spoken
-from .emission import Row
-from .encoder import RowEncoder
-from .errors import UsageError
-from .factor import factored
-from .kinds import kind_of
-from .lattice import Form
-from .layers import layered
-from .manifest import Manifest, Utterance
-from .picker import Picker
-from .pipe import Pipe
-from .reader import Store
-from .spec import StreamSpec
-from .target import Target
-from .teachers.base import Teacher, check_protocol
-from .transcribe import Scribe
-from .vocab import require_same
+from ..corpus.manifest import Manifest, Utterance
+from ..errors import UsageError
+from ..runner.chunks import Chunks, driver_of
+from ..runner.driver import Driver, Spoken
+from ..runner.loader import load
+from ..runner.pipe import Pipe
+from ..runner.stored_heads import factored
+from ..runner.transcribe import Scribe
+from ..schema.kinds import kind_of
+from ..schema.lattice import Form
+from ..schema.spec import StreamSpec
+from ..storage.emission import Row
+from ..store.lattice_nodes import Picker
+from ..store.reader import Store
+from ..store.row_encoder import RowEncoder
+from ..targets.target import Target
+from ..teachers.layers import layered
+from ..teachers.protocol import Teacher, check_protocol
+from ..tokens.table import require_same
 
 Float = np.ndarray[Any, np.dtype[np.float64]]
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-from .contenders import Wish
-from .digest import open_json
-from .errors import IdentityError
-from .identity import PLANNING, is_declared
-from .manifest import Manifest
-from .places import Place
-from .plan import PlanOptions
-from .planning import plan
-from .spec import StoreSpec
-from .teachers.base import Teacher
+from ..corpus.manifest import Manifest
+from ..errors import IdentityError
+from ..schema.checksums import open_json
+from ..schema.spec import StoreSpec
+from ..storage.places import Place
+from ..store.identity import PLANNING, is_declared
+from ..teachers.protocol import Teacher
+from .plan.contenders import Wish
+from .plan.options import PlanOptions
+from .plan.run import plan
 
 
 def wishes(streams: Mapping[str, str]) -> dict[str, Wish]:

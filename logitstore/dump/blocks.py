@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from .errors import UsageError
-from .manifest import Manifest, Utterance
+from ..corpus.manifest import Manifest, Utterance
+from ..errors import UsageError
 from .world import Part
 
 DEFAULT_SHARD_SIZE = "500"

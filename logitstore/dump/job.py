@@ -15,33 +15,33 @@ from fractions import Fraction
 from functools import partial
 from typing import Any
 
-from .audio import seconds_of
+from ..corpus.audio import seconds_of
+from ..corpus.manifest import Manifest, Problem, Utterance
+from ..errors import LengthError, LogitStoreError, ManifestError, TooManySkipped, UsageError
+from ..runner.checks import Gate, Skips, lines
+from ..runner.chunks import Chunks, driver_of
+from ..runner.driver import Driver, Spoken, cpu_threads
+from ..runner.gpu import require_device
+from ..runner.loader import Loaded, ahead, by_length, load
+from ..runner.pipe import Pipe
+from ..runner.selfcheck import self_check
+from ..runner.stored_heads import factored, once_per_store
+from ..runner.transcribe import Scribe
+from ..schema.kinds import kind_of
+from ..schema.spec import StoreSpec, TeacherSpec
+from ..storage.commit import problem_key
+from ..storage.places import open_place
+from ..store.layout import make_spec
+from ..store.writer import StoreWriter
+from ..targets.decode import Transcript
+from ..targets.timeline import check_audio
+from ..teachers.protocol import Teacher, check_protocol, weights_sha256
+from ..tokens.table import TokenTable, require_same
 from .auto import decided, wishes
-from .batches import Loaded, ahead, by_length, load
 from .blocks import DEFAULT_SHARD_SIZE, Block, ShardSize, blocks
-from .chunked import Chunks, driver_of
-from .contenders import Wish
-from .decode import Transcript
-from .drive import Driver, Spoken, cpu_threads
-from .errors import LengthError, LogitStoreError, ManifestError, TooManySkipped, UsageError
-from .factor import factored, once_per_store
-from .gates import Gate, Skips, lines
-from .gpu import require_device
-from .kinds import kind_of
-from .layout import make_spec
-from .manifest import Manifest, Problem, Utterance
-from .pipe import Pipe
-from .places import open_place
-from .plan import PlanOptions
-from .sealing import problem_key
-from .selfcheck import self_check
-from .spec import StoreSpec, TeacherSpec
-from .teachers.base import Teacher, check_protocol, weights_sha256
-from .timeline import check_audio
-from .transcribe import Scribe
-from .vocab import TokenTable, require_same
+from .plan.contenders import Wish
+from .plan.options import PlanOptions
 from .world import Part
-from .writer import StoreWriter
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class DumpOptions:
         storage: ``zarr``, ``zarr:zstd``, ``webdataset``, ...
         batch_seconds: audio of one padded batch; 0 for one utterance at a time.
         device: where the teacher runs.
-        shard_size: what one shard holds; see :class:`logitstore.blocks.ShardSize`.
+        shard_size: what one shard holds; see :class:`logitstore.dump.blocks.ShardSize`.
         on_error: ``raise``, or ``skip`` to leave an utterance out and list it.
         max_skipped: stop once more are skipped than this: ``1%`` of the job's utterances, or a number.
         part: job i of N.
@@ -155,8 +155,8 @@ def dump(
     """Dump what a store does not hold yet; running it again resumes.
 
     Args:
-        teacher: keeps the protocol of ``logitstore.teachers.base``.
-        manifest: read by :func:`logitstore.manifest.read_manifest`.
+        teacher: keeps the protocol of ``logitstore.teachers.protocol``.
+        manifest: read by :func:`logitstore.corpus.manifest.read_manifest`.
         out: the store's location.
         options: how.
         report: called after every batch with where it stands.

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from .. import registry
 from ..errors import UsageError
-from ..spec import Column, StreamSpec
-from ..target import Rows
+from ..schema.spec import Column, StreamSpec
+from ..targets.target import Rows
 
 if TYPE_CHECKING:  # only encoding runs torch; reading a store never loads it
     import torch

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UsageError
-from ..spec import Column
-from ..target import Tempered, pruned, stored_at
+from ..schema.spec import Column
+from ..targets.target import Tempered, pruned, stored_at
 from .base import no_setting
 from .topk import LOGP_FLOOR, ODDS_OFFSET, ODDS_STEP, POINTS, tail_about
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..spec import Column
-from ..target import Dense, logsumexp
+from ..schema.spec import Column
+from ..targets.target import Dense, logsumexp
 from .base import log_normaliser, no_setting
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import NonFinite, UsageError
-from ..inputs import Factored, FactoredLattice
-from ..spec import Column, StreamSpec
+from ..schema.spec import Column, StreamSpec
 from . import _rice, _transform
 from ._narrow import narrow, widen
 from .base import LOSS, Encoding, LatticeSides, LinearHead, row_loss
+from .inputs import Factored, FactoredLattice
 
 if TYPE_CHECKING:
     import torch

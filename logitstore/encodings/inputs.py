@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .target import NOTHING, Float, Tempered, check_temperature, logsumexp
+from ..targets.target import NOTHING, Float, Tempered, check_temperature, logsumexp
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from .encodings.base import LinearHead
-from .errors import TapError
+from ..errors import TapError
+from .base import LinearHead
 
 SAME = 1e-3  # nats: between a model's own log-probabilities and those of its head's weight and bias
 

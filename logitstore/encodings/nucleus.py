@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FormatError, UsageError
-from ..spec import Column
-from ..target import TEMPERATURES, Ragged
+from ..schema.spec import Column
+from ..targets.target import TEMPERATURES, Ragged
 from .base import LOSS
 from .topk import LOGP_FLOOR, ODDS_OFFSET, ODDS_STEP, best, power_sums, tail_about
 

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FormatError, UsageError
-from ..spec import Column
-from ..target import BETWEEN, TEMPERATURES, Sparse
+from ..schema.spec import Column
+from ..targets.target import BETWEEN, TEMPERATURES, Sparse
 
 if TYPE_CHECKING:
     import torch

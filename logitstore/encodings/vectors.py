@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import NonFinite
-from ..spec import Column
-from ..target import Vectors
+from ..schema.spec import Column
+from ..targets.target import Vectors
 from .base import no_setting
 
 if TYPE_CHECKING:

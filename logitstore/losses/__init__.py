@@ -2,7 +2,7 @@
 
 from .hidden import hidden_kd
 from .joint import JointLoss, joint_kd
-from .rows import blank_weights
+from .kd import blank_weights
 from .streams import ctc_kd, mean_u, rnnt_kd, seq2seq_kd
 
 __all__ = [

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from ..batch import VectorBatch
 from ..errors import LengthError, UsageError
-from .rows import reduce
+from ..targets.batch import VectorBatch
+from .kd import reduce
 
 KINDS = ("mse", "cosine")
 

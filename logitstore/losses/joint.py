@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from ..batch import TargetBatch
 from ..errors import UsageError
-from ..kinds import kind_of
+from ..schema.kinds import kind_of
+from ..targets.batch import TargetBatch
 from .hidden import hidden_kd
 from .streams import ctc_kd, rnnt_kd, seq2seq_kd
 
@@ -63,7 +63,7 @@ def joint_kd(
         loss.total.backward()
 
     Args:
-        batch: of :func:`logitstore.batch.collate_targets`.
+        batch: of :func:`logitstore.targets.batch.collate_targets`.
         logits: by stream: what :func:`ctc_kd`, :func:`rnnt_kd` and :func:`seq2seq_kd` take; of a ``hidden``
             stream the student's own (B, T, D), for :func:`hidden_kd`.
         hard: by any name: a scalar, or what computes it, called only where its λ is not 0.

@@ -7,9 +7,9 @@ from typing import Any, Protocol
 
 import torch
 
-from ..batch import StreamBatch
 from ..errors import LengthError, UsageError, VocabError
-from ..target import NOTHING
+from ..targets.batch import StreamBatch
+from ..targets.target import NOTHING
 
 DIRECTIONS = ("forward", "reverse")
 TAILS = ("class", "spread", "ignore")

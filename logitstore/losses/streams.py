@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import torch
 
-from ..batch import StreamBatch
 from ..errors import LengthError, UsageError
-from .rows import FAR, Divergence, Viewed, reduce, view
+from ..targets.batch import StreamBatch
+from .kd import FAR, Divergence, Viewed, reduce, view
 
 
 def ctc_kd(
@@ -27,9 +27,9 @@ def ctc_kd(
 
     Args:
         logits: (B, T, V) before any softmax, of any float type; log-probabilities do as well.
-        target: of :func:`logitstore.batch.collate_targets`, at the student's frames.
+        target: of :func:`logitstore.targets.batch.collate_targets`, at the student's frames.
         temperature: None takes the target's; another one is refused.
-        direction: ``forward`` or ``reverse``; see :class:`logitstore.losses.rows.Divergence`.
+        direction: ``forward`` or ``reverse``; see :class:`logitstore.losses.kd.Divergence`.
         tail: ``class``, ``spread`` or ``ignore``.
         scale: multiply by the temperature's square.
         weights: (B, T) of rows, ≥ 0; :func:`logitstore.losses.blank_weights` makes some.

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
-from .decode import Transcript, edit_distance, plain, rate, words
-from .drive import Spoken
-from .errors import TeacherError
-from .vocab import TokenTable
+from ..errors import TeacherError
+from ..targets.decode import Transcript, edit_distance, plain, rate, words
+from ..tokens.table import TokenTable
+from .driver import Spoken
 
 SHOWN = 4  # utterances of the first batch that are printed
 ENOUGH_WORDS = 10  # of references: fewer judge no teacher

@@ -16,12 +16,12 @@ from typing import Any, Self
 
 import torch
 
-from .batches import Loaded
-from .drive import Driver, Spoken
-from .errors import DiskError, LengthError, TeacherError, UsageError
-from .frames import exact
-from .spec import TeacherSpec
-from .timeline import STRAY
+from ..errors import DiskError, LengthError, TeacherError, UsageError
+from ..schema.spec import TeacherSpec
+from ..targets.frames import exact
+from ..targets.timeline import STRAY
+from .driver import Driver, Spoken
+from .loader import Loaded
 
 BY_FRAME = ("rows", "inputs")  # fields of Spoken that hold a row a frame, by stream
 STORED_AS = "chunks"  # key of TeacherSpec.features: it changes numbers
@@ -85,7 +85,7 @@ class ChunkedDriver(Driver):
     Args:
         chunks: how.
         batch_seconds: audio of the chunks that run at once; one at least.
-        given: as for :class:`logitstore.drive.Driver`.
+        given: as for :class:`logitstore.runner.driver.Driver`.
     """
 
     def __init__(self, chunks: Chunks, batch_seconds: float, *given: Any, **named: Any) -> None:
@@ -227,7 +227,7 @@ def _space(room: int, like: torch.Tensor) -> torch.Tensor:
 
 
 def driver_of(chunks: Chunks | None, batch_seconds: float, *given: Any, **named: Any) -> Driver:
-    """A driver, in chunks where any are asked for; see :class:`logitstore.drive.Driver`."""
+    """A driver, in chunks where any are asked for; see :class:`logitstore.runner.driver.Driver`."""
     return (
         Driver(*given, **named) if chunks is None else ChunkedDriver(chunks, batch_seconds, *given, **named)
     )

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from .batches import Loaded
-from .errors import LengthError, LogitStoreError, TeacherError, VocabError
-from .head import linear_head
-from .kinds import kind_of
-from .layers import by_utterance
-from .spec import Head
-from .tap import Tap, find_module
-from .teachers.base import Teacher
-from .vocab import TokenTable
+from ..encodings.linear_head import linear_head
+from ..errors import LengthError, LogitStoreError, TeacherError, VocabError
+from ..schema.kinds import kind_of
+from ..schema.spec import Head
+from ..teachers.layers import by_utterance
+from ..teachers.protocol import Teacher
+from ..teachers.tap import Tap, find_module
+from ..tokens.table import TokenTable
+from .loader import Loaded
 
 SLICE_ELEMENTS = {"cpu": 1 << 18, "other": 1 << 24}
 NEEDS = {"rnnt": ("transducer", "join"), "seq2seq": ("decode",)}  # methods of a teacher, by kind of stream
@@ -171,7 +171,7 @@ class Driver(Joining):
                     f"{'an' if kind.name == 'rnnt' else 'a'} {name} head, but no "
                     f"{' and '.join(f'{m}()' for m in NEEDS[kind.name])}",
                     where=spec.name,
-                    do="logitstore.teachers.base documents the protocol.",
+                    do="logitstore.teachers.protocol documents the protocol.",
                 )
         writes = hasattr(teacher, "transcribe") or hasattr(teacher, "wrote")
         if "text" in self.kinds and not writes and not any(k.classes for k in self.kinds.values()):

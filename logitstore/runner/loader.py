@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .audio import fingerprint, load_audio, seconds_of
-from .errors import AudioError, LogitStoreError, TeacherError, TokenError
-from .manifest import Utterance
-from .teachers.base import Teacher
-from .vocab import TokenTable
+from ..corpus.audio import fingerprint, load_audio, seconds_of
+from ..corpus.manifest import Utterance
+from ..errors import AudioError, LogitStoreError, TeacherError, TokenError
+from ..teachers.protocol import Teacher
+from ..tokens.table import TokenTable
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,15 @@ from typing import Any, Self
 
 import torch
 
-from .drive import Driver, Spoken
-from .encoder import RowEncoder, label_count
-from .errors import LengthError, LogitStoreError
-from .lattice import Nodes
-from .manifest import Problem, Utterance
-from .picker import Picker
-from .sealed import Entry
-from .sealing import ShardInMaking
-from .spec import StreamSpec
+from ..corpus.manifest import Problem, Utterance
+from ..errors import LengthError, LogitStoreError
+from ..schema.lattice import Nodes
+from ..schema.spec import StreamSpec
+from ..storage.commit import ShardInMaking
+from ..storage.entries import Entry
+from ..store.lattice_nodes import Picker
+from ..store.row_encoder import RowEncoder, label_count
+from .driver import Driver, Spoken
 
 DEPTH = 8  # slices waiting: what bounds memory
 FRAMES = 1 << 13  # of a slice, where a recording is that long: five minutes of 40 ms

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .drive import Driver, Spoken
-from .errors import NonFinite, NotLogits, TeacherError
-from .factor import require_factors, require_lattice_factors
-from .gates import Skips
+from ..errors import NonFinite, NotLogits, TeacherError
+from .checks import Skips
+from .driver import Driver, Spoken
+from .stored_heads import require_factors, require_lattice_factors
 
 ALREADY_NORMALISED = 1e-3  # nats: |log Σ exp| of a row of log-probabilities
 SAME_DISTRIBUTION = 1e-3

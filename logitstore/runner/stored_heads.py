@@ -8,17 +8,17 @@ from dataclasses import replace
 
 import torch
 
-from .batches import by_length, load
-from .constants import Constants, declared
-from .digest import open_json
-from .drive import Driver, Spoken
-from .encodings import HeadEncoding, parse_encoding
-from .errors import LogitStoreError, TeacherError
-from .head import SAME, gap
-from .manifest import Manifest, Utterance
-from .places import Place
-from .sealed import shard_names
-from .spec import StoreSpec
+from ..corpus.manifest import Manifest, Utterance
+from ..encodings import HeadEncoding, parse_encoding
+from ..encodings.linear_head import SAME, gap
+from ..errors import LogitStoreError, TeacherError
+from ..schema.checksums import open_json
+from ..schema.spec import StoreSpec
+from ..storage.constants import Constants, declared
+from ..storage.entries import shard_names
+from ..storage.places import Place
+from .driver import Driver, Spoken
+from .loader import by_length, load
 
 SAMPLE_UTTERANCES, SAMPLE_FRAMES = 64, 20_000
 CHECKED, FRAMES = 4, 50  # utterances of the first batch, and frames of each, that a joiner is checked on

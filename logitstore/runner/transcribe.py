@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .decode import Transcript, greedy_ctc
-from .drive import Driver, Joining, Spoken
+from ..targets.decode import Transcript, greedy_ctc
+from .driver import Driver, Joining, Spoken
 
 MAX_SYMBOLS = 10  # tokens a frame; a joiner that never says blank must end
 FRAMES = 1 << 13  # whose log-normalisers are computed at once

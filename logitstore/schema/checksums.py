@@ -11,7 +11,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import CorruptError, FormatError
+from ..errors import CorruptError, FormatError
 
 MAX_JSON_BYTES = 64 << 20
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from .errors import UnknownName
-from .registry import suggest
+from ..errors import UnknownName
+from ..registry import suggest
 
 
 @dataclass(frozen=True)

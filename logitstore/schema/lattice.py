@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import FormatError, LengthError, UsageError
+from ..errors import FormatError, LengthError, UsageError
 
 MEAN = "mean-u"
 FORMS = {

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field, fields
 from fractions import Fraction
 from typing import Any, Self
 
-from .errors import FormatError
-from .frames import FrameClock
+from ..errors import FormatError
+from ..targets.frames import FrameClock
 from .kinds import KINDS, Kind
 
 VERSION = "1.0"
@@ -141,7 +141,7 @@ class StreamSpec(Record):
 
     Attributes:
         name: ``ctc``, ``rnnt``, ...; also the prefix of its columns.
-        kind: one of :data:`logitstore.kinds.KINDS`.
+        kind: one of :data:`logitstore.schema.kinds.KINDS`.
         classes: V of the token table, whether or not rows are over it.
         blank: id of the blank.
         encoding: name and settings, e.g. ``topk:16``.

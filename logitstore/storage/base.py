@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import registry
-from ..digest import canonical, crc32c, parse_json
-from ..emission import Row
 from ..errors import CorruptError, FormatError
-from ..places import Place
-from ..spec import Column
+from ..schema.checksums import canonical, crc32c, parse_json
+from ..schema.spec import Column
+from .emission import Row
+from .places import Place
 
 ROW = Column("row", "uint8", (), "one JSON object in UTF-8 per utterance: id, lengths, text, ...")
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float16", "float32")

@@ -13,15 +13,14 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from . import faults
-from .digest import parse_json
+from ..errors import FormatError, StoreBusy, StoreError
+from ..schema.checksums import parse_json
+from ..schema.spec import Column
+from . import Storage, faults
 from .emission import Row
-from .errors import FormatError, StoreBusy, StoreError
+from .entries import Entry, current_index, entry_name, read_entry, shard_names
 from .places import Place, told
 from .replacing import announce, settle
-from .sealed import Entry, current_index, entry_name, read_entry, shard_names
-from .spec import Column
-from .storage import Storage
 
 _HALF = re.compile(r"\.(logitstore\.json|tokens\.txt|index\.bin|skipped\.jsonl|[\w.-]+\.json)\.\d+", re.ASCII)
 LINE = "ManifestError"  # the reason of a problem that is the line's, not the utterance's

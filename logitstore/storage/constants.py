@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .digest import crc32c
-from .errors import CorruptError, FormatError
+from ..errors import CorruptError, FormatError
+from ..schema.checksums import crc32c
+from ..schema.spec import StoreSpec, StreamSpec
 from .places import Place
-from .spec import StoreSpec, StreamSpec
 
 Constants = Mapping[str, Mapping[str, NDArray[Any]]]  # by stream, then by name
 DTYPES = ("float32", "int8")

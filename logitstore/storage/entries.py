@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .digest import open_json, seal_json
-from .errors import CorruptError, FormatError, ManifestError, StoreError, Vanished
+from ..corpus.manifest import check_id
+from ..errors import CorruptError, FormatError, ManifestError, StoreError, Vanished
+from ..schema.checksums import open_json, seal_json
+from .base import Sealing, ShardFile
 from .index import Index, build, entries_digest, hashes, open_index
-from .manifest import check_id
 from .places import Place
-from .storage.base import Sealing, ShardFile
 
 
 @dataclass(frozen=True)

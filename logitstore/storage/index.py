@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .digest import canonical, crc32c, id_hash, parse_json
-from .errors import CorruptError, FormatError
+from ..errors import CorruptError, FormatError
+from ..schema.checksums import canonical, crc32c, id_hash, parse_json
 
 MAGIC = b"LOGITIDX"
 ROW = np.dtype([("hash", "<u8"), ("shard", "<u4"), ("row", "<u4")])

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from . import faults
-from .digest import open_json, seal_json
+from ..schema.checksums import open_json, seal_json
+from ..schema.spec import REPLACES, StoreSpec
+from . import faults, open_storage
+from .entries import entry_name, read_entry, shard_names
 from .places import Place
-from .sealed import entry_name, read_entry, shard_names
-from .spec import REPLACES, StoreSpec
-from .storage import open_storage
 
 
 def _spec(place: Place) -> StoreSpec:

@@ -63,7 +63,7 @@ def band(occupied: Scores, size: int) -> NDArray[np.int32]:
 
     Args:
         occupied: (T, U+1) of :func:`occupancy`.
-        size: positions a range; see :func:`logitstore.lattice.band_size`.
+        size: positions a range; see :func:`logitstore.schema.lattice.band_size`.
     """
     frames, positions = occupied.shape
     starts = positions - size + 1

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from .blocks import ShardSize
+from ..dump.blocks import ShardSize
+from ..storage.entries import Entry
 from .reader import Store
-from .sealed import Entry
 from .writer import StoreWriter
 
 

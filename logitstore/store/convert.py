@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from .errors import UsageError
-from .places import open_place
+from ..errors import UsageError
+from ..storage import parse_storage
+from ..storage.entries import shard_names
+from ..storage.places import open_place
 from .reader import Store
-from .sealed import shard_names
-from .storage import parse_storage
 from .writer import StoreWriter
 
 

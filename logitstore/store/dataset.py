@@ -7,10 +7,10 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from .clip import Clip, Clipped
-from .errors import MissingUtterance
+from ..errors import MissingUtterance
+from ..targets.clip import Clip, Clipped
+from ..targets.target import Target
 from .reader import Store, open_store
-from .target import Target
 
 
 class TargetDataset(Dataset[Target | Clipped]):

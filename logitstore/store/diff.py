@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from .kinds import kind_of
+from ..schema.kinds import kind_of
+from ..schema.spec import differences
 from .reader import Store
-from .spec import differences
 
 _NONE = np.zeros(0, np.int32)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .constants import file_name
-from .places import Place
-from .sealed import Entry, entry_name
-from .spec import StoreSpec
+from ..schema.spec import StoreSpec
+from ..storage.constants import file_name
+from ..storage.entries import Entry, entry_name
+from ..storage.places import Place
 
 ONCE = ("logitstore.json", "tokens.txt", "zarr.json", "shards/zarr.json")
 DERIVED = ("index.bin", "skipped.jsonl")

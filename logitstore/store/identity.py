@@ -6,14 +6,14 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from . import constants
-from .constants import Constants
-from .digest import open_json, seal_json
-from .errors import IdentityError, StoreBusy
-from .places import Place
-from .sealed import shard_names
-from .spec import StoreSpec, StreamSpec, differences
-from .vocab import TokenTable
+from ..errors import IdentityError, StoreBusy
+from ..schema.checksums import open_json, seal_json
+from ..schema.spec import StoreSpec, StreamSpec, differences
+from ..storage import constants
+from ..storage.constants import Constants
+from ..storage.entries import shard_names
+from ..storage.places import Place
+from ..tokens.table import TokenTable
 
 ALLOWABLE = ("teacher", "manifest")
 PLANNING = "plan"  # the lock of whoever chooses the encodings of a store to be

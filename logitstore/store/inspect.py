@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from .decode import best_classes, decode, edit_distance, forced_rnnt, on_grid
-from .encodings.base import LOSS
-from .errors import UsageError
+from ..corpus.manifest import Manifest
+from ..encodings.base import LOSS
+from ..errors import UsageError
+from ..schema.lattice import Form
+from ..schema.spec import StreamSpec
+from ..storage.entries import read_entry
+from ..targets.decode import best_classes, decode, edit_distance, forced_rnnt, on_grid
+from ..targets.target import NOTHING, Target
 from .footprint import footprint
-from .lattice import Form
-from .manifest import Manifest
 from .reader import Store
-from .sealed import read_entry
-from .spec import StreamSpec
-from .target import NOTHING, Target
 
 SAMPLE = 200
 AXES = {

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..encodings import parse_encoding
+from ..encodings.base import KeepsAlways
+from ..schema.lattice import Form, Nodes, band_size, full, path, ranges, sample
+from ..schema.spec import StreamSpec
 from .alignment import band, best_path, occupancy
-from .encoder import require_finite
-from .encodings import parse_encoding
-from .encodings.base import KeepsAlways
-from .lattice import Form, Nodes, band_size, full, path, ranges, sample
-from .spec import StreamSpec
+from .row_encoder import require_finite
 
 Slices = Iterable[torch.Tensor]
 

@@ -10,14 +10,23 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from .encodings import Encoding, HeadEncoding, parse_encoding
-from .encodings.base import KeepsTail, LatticeSides
-from .errors import UsageError, VocabError
-from .kinds import Kind, kind_of
-from .lattice import Form
-from .spec import LATER_KINDS, LATTICE_FORMS, TAIL_POINTS, Column, Head, StoreSpec, StreamSpec, TeacherSpec
-from .storage import parse_storage
-from .vocab import TokenTable
+from ..encodings import Encoding, HeadEncoding, parse_encoding
+from ..encodings.base import KeepsTail, LatticeSides
+from ..errors import UsageError, VocabError
+from ..schema.kinds import Kind, kind_of
+from ..schema.lattice import Form
+from ..schema.spec import (
+    LATER_KINDS,
+    LATTICE_FORMS,
+    TAIL_POINTS,
+    Column,
+    Head,
+    StoreSpec,
+    StreamSpec,
+    TeacherSpec,
+)
+from ..storage import parse_storage
+from ..tokens.table import TokenTable
 
 LABELS = "labels"
 LABELS_ABOUT = {
@@ -41,7 +50,7 @@ def make_spec(
         teacher: who speaks; a stream without a head of its own takes the table's blank.
         tokens: the token table of all streams.
         streams: encoding by stream name, e.g. ``{"ctc": "dense", "rnnt": "topk:16"}``; of a lattice with its
-            form, e.g. ``topk:16/banded:5`` (:class:`logitstore.lattice.Form`); of a ``hidden`` stream with
+            form, e.g. ``topk:16/banded:5`` (:class:`logitstore.schema.lattice.Form`); of a ``hidden`` stream with
             its width, e.g. ``vectors/256``, where no driver finds it out; of ``text`` empty.
         storage: ``zarr``, ``zarr:zstd``, ``webdataset``, ...
         manifest: what to keep of the manifest.

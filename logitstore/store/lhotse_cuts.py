@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from .clip import ROUNDING, Clip, Piece, silence
-from .errors import MissingUtterance, UsageError
-from .frames import exact
+from ..errors import MissingUtterance, UsageError
+from ..targets.clip import ROUNDING, Clip, Piece, silence
+from ..targets.frames import exact
 from .reader import Store
 
 # What each transform appends to ids where it was asked to: https://github.com/lhotse-speech/lhotse

@@ -11,16 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from .constants import Constants, declared
-from .digest import open_json
-from .encoder import require_finite
-from .encodings import HeadEncoding, parse_encoding
-from .encodings.base import LinearHead
-from .errors import IdentityError, LengthError, TeacherError, UsageError, VocabError
-from .head import SAME, gap, linear_head
-from .places import Place
-from .sealed import shard_names
-from .spec import StoreSpec, StreamSpec
+from ..encodings import HeadEncoding, parse_encoding
+from ..encodings.base import LinearHead
+from ..encodings.linear_head import SAME, gap, linear_head
+from ..errors import IdentityError, LengthError, TeacherError, UsageError, VocabError
+from ..schema.checksums import open_json
+from ..schema.spec import StoreSpec, StreamSpec
+from ..storage.constants import Constants, declared
+from ..storage.entries import shard_names
+from ..storage.places import Place
+from .row_encoder import require_finite
 
 CLOSE = 1e-4  # between constants made twice, on two machines say
 

@@ -8,26 +8,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import constants
-from .clip import Clip, Clipped, augmented
-from .digest import open_json, sha256
-from .emission import Row
-from .encodings.collapsed import Collapsed
-from .errors import FormatError, MissingUtterance, NotAStore, StoreError, VocabError
-from .index import Index, entries_digest
-from .lattice import Form, Nodes, restored
+from ..encodings.collapsed import Collapsed
+from ..errors import FormatError, MissingUtterance, NotAStore, StoreError, VocabError
+from ..schema.checksums import open_json, sha256
+from ..schema.lattice import Form, Nodes, restored
+from ..schema.spec import StoreSpec
+from ..storage import Shard, constants, open_storage
+from ..storage.emission import Row
+from ..storage.entries import Damaged, Entry, current_index, read_entry, shard_names
+from ..storage.index import Index, entries_digest
+from ..storage.places import Place, open_place
+from ..targets.clip import Clip, Clipped, augmented
+from ..targets.target import Rows, Target, Vectors
+from ..targets.vocab_map import VocabMap
+from ..tokens.table import TokenTable, require_same
 from .layout import LABELS, columns_of, encoding_of
-from .places import Place, open_place
-from .sealed import Damaged, Entry, current_index, read_entry, shard_names
-from .spec import StoreSpec
-from .storage import Shard, open_storage
-from .target import Rows, Target, Vectors
-from .vocab import TokenTable, require_same
-from .vocabmap import VocabMap
-from .where import Where
+from .select import Where
 
 if TYPE_CHECKING:
-    from .batch import TargetBatch
+    from ..targets.batch import TargetBatch
 
 OPEN_SHARDS = 64
 
@@ -216,7 +215,7 @@ class Store(Mapping[str, Target]):
     def select(self, where: str) -> list[str]:
         """Ids of the rows that a condition holds for, in stored order; no target is decoded.
 
-        E.g. ``wer <= 0.1 and seconds < 20``, ``rnnt.wer == 0 and hours < 100``; see :mod:`logitstore.where`.
+        E.g. ``wer <= 0.1 and seconds < 20``, ``rnnt.wer == 0 and hours < 100``; see :mod:`logitstore.store.select`.
         Raises ``UsageError`` for what is no condition.
         """
         chosen = Where(where, self.spec.speaking)
@@ -237,10 +236,10 @@ class Store(Mapping[str, Target]):
         silence: str = "mask",
         **options: Any,
     ) -> TargetBatch:
-        """Padded tensors of several utterances; see :func:`logitstore.batch.collate_targets`.
+        """Padded tensors of several utterances; see :func:`logitstore.targets.batch.collate_targets`.
 
         Args:
-            ids: utterances, or clips of them (:class:`logitstore.clip.Clip`).
+            ids: utterances, or clips of them (:class:`logitstore.targets.clip.Clip`).
             speed: at which the student hears each: one number for all, or B of them.
             start: seconds of each that are left out in front, in its own, stored time; one or B.
             duration: seconds of each that are kept, in stored time; one or B; None for all that follow.
@@ -251,7 +250,7 @@ class Store(Mapping[str, Target]):
         Raises:
             UsageError, LengthError: what targets cannot follow, and why.
         """
-        from .batch import collate_targets
+        from ..targets.batch import collate_targets
 
         clips = augmented(ids, speed=speed, start=start, duration=duration, pad=pad, silence=silence)
         targets = [self.heard(c) if isinstance(c, Clip) else self[c] for c in clips]

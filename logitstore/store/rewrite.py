@@ -6,14 +6,14 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..errors import StoreError
+from ..storage import open_storage
+from ..storage.commit import finish_store
+from ..storage.entries import shard_names
+from ..storage.places import open_place
+from ..storage.replacing import drop, settle
 from .compact import rewrite
-from .errors import StoreError
-from .places import open_place
 from .reader import Store
-from .replacing import drop, settle
-from .sealed import shard_names
-from .sealing import finish_store
-from .storage import open_storage
 from .verify import Finding, check_row, verify
 from .writer import StoreWriter
 

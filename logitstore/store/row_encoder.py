@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .constants import Constants
-from .emission import Row
-from .encodings.base import LOSS, HeadRows, KeepsAlways, LatticeSides
-from .errors import LengthError, NonFinite, UsageError, VocabError
-from .lattice import Form, Nodes, check_nodes, stored
+from ..encodings.base import LOSS, HeadRows, KeepsAlways, LatticeSides
+from ..errors import LengthError, NonFinite, UsageError, VocabError
+from ..schema.lattice import Form, Nodes, check_nodes, stored
+from ..schema.spec import StoreSpec, StreamSpec
+from ..storage.constants import Constants
+from ..storage.emission import Row
 from .layout import LABELS, columns_of, encoding_of
-from .spec import StoreSpec, StreamSpec
 
 if TYPE_CHECKING:
     import torch

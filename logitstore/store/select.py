@@ -13,8 +13,8 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .errors import UsageError
-from .registry import suggest
+from ..errors import UsageError
+from ..registry import suggest
 
 LONGEST = 2000  # characters of a condition
 OF_A_BRANCH = ("wer", "ter", "score", "hyp")

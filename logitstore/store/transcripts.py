@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .errors import MissingUtterance, UsageError
-from .manifest import Manifest
+from ..corpus.manifest import Manifest
+from ..corpus.survey import to_line
+from ..errors import MissingUtterance, UsageError
 from .reader import Store
-from .survey import to_line
-from .where import Where
+from .select import Where
 
 
 def transcripts(
@@ -27,7 +27,7 @@ def transcripts(
 
     Args:
         store: dumped with transcripts.
-        where: which rows; see :mod:`logitstore.where`.
+        where: which rows; see :mod:`logitstore.store.select`.
         stream: whose transcript; the store's first stream that has one when not given.
         manifest: where the recordings are; lines are then in its order and make a manifest of their own.
             Without one they have no ``audio``, and stand in stored order.

@@ -9,30 +9,30 @@ from functools import lru_cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from .constants import Constants
-from .constants import read as read_constants
-from .decode import Transcript
-from .encoder import RowEncoder, label_count
-from .encodings import HeadEncoding, parse_encoding
-from .errors import LengthError, LogitStoreError, ManifestError, UsageError, Vanished, VocabError
+from ..corpus.manifest import check_id
+from ..encodings import HeadEncoding, parse_encoding
+from ..errors import LengthError, LogitStoreError, ManifestError, UsageError, Vanished, VocabError
+from ..registry import suggest
+from ..schema.kinds import KINDS
+from ..schema.lattice import Form, Nodes
+from ..schema.spec import UNNAMED, StoreSpec, StreamSpec, TeacherSpec
+from ..storage import parse_storage
+from ..storage.commit import ShardInMaking, finish_store, listed, sweep, sweep_halves
+from ..storage.constants import Constants
+from ..storage.constants import read as read_constants
+from ..storage.entries import Entry, current_index, read_entry, shard_names
+from ..storage.places import Place, open_place
+from ..storage.replacing import settle
+from ..targets.decode import Transcript
+from ..tokens.table import TokenTable
 from .identity import PLANNING, establish, forget_empty, note_gate
-from .kinds import KINDS
-from .lattice import Form, Nodes
 from .layout import columns_of, make_spec
-from .manifest import check_id
-from .places import Place, open_place
-from .registry import suggest
-from .replacing import settle
-from .sealed import Entry, current_index, read_entry, shard_names
-from .sealing import ShardInMaking, finish_store, listed, sweep, sweep_halves
-from .spec import UNNAMED, StoreSpec, StreamSpec, TeacherSpec
-from .storage import parse_storage
-from .vocab import TokenTable
+from .row_encoder import RowEncoder, label_count
 
 if TYPE_CHECKING:
     import torch
 
-    from .loophead import LoopHeads
+    from .loop_heads import LoopHeads
 
 
 class StoreWriter:
@@ -89,7 +89,7 @@ class StoreWriter:
             storage: ``zarr`` or ``webdataset``.
             writer: a name no other process writing into this store uses.
             shard_rows: utterances a shard.
-            heads: by ``factored`` stream a Linear or (weight, bias); :class:`logitstore.loophead.LoopHeads`.
+            heads: by ``factored`` stream a Linear or (weight, bias); :class:`logitstore.store.loop_heads.LoopHeads`.
         """
         teacher = teacher or TeacherSpec(UNNAMED, 16000, 640)
         spec = make_spec(teacher, tokens, streams, storage=storage)
@@ -102,7 +102,7 @@ class StoreWriter:
         place = open_place(location)
         if not heads and not any(_keeps_head(s) for s in spec.streams):
             return cls(place, spec, writer=writer, shard_rows=shard_rows).begin(tokens)
-        from .loophead import LoopHeads
+        from .loop_heads import LoopHeads
 
         given = LoopHeads(spec, heads or {})
         spec, made = given.declare(place, spec)
@@ -281,7 +281,7 @@ class StoreWriter:
 
     def _lattice(self, stream: StreamSpec, value: Any, labels: list[int], utt_id: str) -> int:
         """Encode the nodes that a form keeps; gives T."""
-        from .picker import Picker, chosen
+        from .lattice_nodes import Picker, chosen
 
         if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], Nodes):
             logits, nodes = value

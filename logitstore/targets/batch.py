@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..encodings.inputs import Factored, FactoredLattice
+from ..errors import LengthError, UsageError
 from .clip import Clipped
-from .errors import LengthError, UsageError
+from .clip_resample import clip_vectors, only_target, resample_clip
 from .frames import FrameClock, Method
-from .inputs import Factored, FactoredLattice
 from .resample import Headed, Resampled, follows_frames, headed, resample_stream, resample_vectors
-from .splice import clip_vectors, only_target, resample_clip
-from .streambatch import FactoredBatch, StreamBatch, VectorBatch, mapped
+from .stream_batch import FactoredBatch, StreamBatch, VectorBatch, mapped
 from .target import NOTHING, Target, Tempered, Vectors, check_temperature
 from .timeline import Stretch, check_frames, frames_of, stretches
-from .vocabmap import VocabMap
+from .vocab_map import VocabMap
 
 __all__ = ["FactoredBatch", "StreamBatch", "TargetBatch", "VectorBatch", "collate_targets"]
 
@@ -93,7 +93,7 @@ def collate_targets(
     Args:
         targets: B of them, or clips of them: cut, at another speed, with silence around, joined.
         frames: (B,) valid frames of the student; None keeps the teacher's.
-        method: ``linear``, ``nearest``, ...: :class:`logitstore.frames.Method`.
+        method: ``linear``, ``nearest``, ...: :class:`logitstore.targets.frames.Method`.
         temperature: ≥ 1.
         ratio: student frames per teacher frame as p, q, or the student's own ``FrameClock``; lengths that do
             not fit it are refused. It also tells where exactly the frames of a clip are.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
-from .errors import LengthError, UsageError
+from ..errors import LengthError, UsageError
 from .frames import exact
 from .target import Target
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import UsageError
 from .clip import Clipped
-from .errors import UsageError
 from .frames import Method
 from .resample import Resampled, follows_frames, is_lattice, resample_stream, resample_vectors
 from .target import NOTHING, Float, Target, Tempered
@@ -20,7 +20,7 @@ from .timeline import Stretch
 def resample_clip(
     heard: Clipped, stream: str, stretches: Sequence[Stretch], method: Method, temperature: float
 ) -> Resampled:
-    """One stream of a clip at a student's frames (:func:`logitstore.timeline.stretches`), at a temperature.
+    """One stream of a clip at a student's frames (:func:`logitstore.targets.timeline.stretches`), at a temperature.
 
     Frames of silence, and those before a lagging student speaks, are not valid; where silence is to be said
     as blank they are rows of nothing but blank. Raises ``UsageError`` where targets cannot follow.
@@ -54,7 +54,7 @@ def clip_vectors(
 ) -> tuple[Float, NDArray[np.bool_]]:
     """(S, D) numbers of a layer at a clip's frames, and where there are any: none in silence.
 
-    Raises ``UsageError`` as :func:`logitstore.resample.resample_vectors`.
+    Raises ``UsageError`` as :func:`logitstore.targets.resample.resample_vectors`.
     """
     each = Method("nearest" if method.size else method.name)
     width = next(iter(heard.targets.values())).shapes[stream][-1]

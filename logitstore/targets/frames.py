@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import LengthError, UsageError
+from ..errors import LengthError, UsageError
 
 METHODS = ("linear", "linear-logit", "nearest", "max-nonblank", "stack:n")
 

@@ -7,20 +7,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from ..encodings.inputs import Factored, FactoredLattice
+from ..errors import UsageError
+from ..schema.kinds import KINDS, kind_of
+from ..schema.lattice import Nodes
 from . import frames
-from .errors import UsageError
-from .inputs import Factored, FactoredLattice
-from .kinds import KINDS, kind_of
-from .lattice import Nodes
-from .target import (
-    NOTHING,
-    Float,
-    Rows,
-    Target,
-    Tempered,
-    logsumexp,
-)
-from .vocabmap import Mapped, VocabMap
+from .target import NOTHING, Float, Rows, Target, Tempered, logsumexp
+from .vocab_map import Mapped, VocabMap
 
 
 @dataclass(frozen=True)

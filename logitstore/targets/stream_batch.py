@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import torch
 
-from .errors import UsageError
+from ..errors import UsageError
 from .target import NOTHING
 
 ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu}
@@ -44,7 +44,7 @@ class StreamBatch:
     occupancy: torch.Tensor | None = None
 
     def dense(self) -> torch.Tensor:
-        """(B, T[, U+1], V) log-probabilities; see :meth:`logitstore.target.Tempered.dense`.
+        """(B, T[, U+1], V) log-probabilities; see :meth:`logitstore.targets.target.Tempered.dense`.
 
         A tail's mass is spread equally over classes not kept; where all of them were, the row is normalised
         without it.
@@ -186,7 +186,7 @@ class VectorBatch:
 
 
 def _regrouped(logp: torch.Tensor, to: torch.Tensor, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(..., V) log-masses added up over ``classes`` groups, as :func:`logitstore.regroup.regroup_dense` does,
+    """(..., V) log-masses added up over ``classes`` groups, as :func:`logitstore.targets.regroup.regroup_dense` does,
     and (...) the tail's; -1e4 of a group that nothing becomes."""
     index = torch.where(to < 0, classes, to)
     groups = logp.new_full((*logp.shape[:-1], classes + 1), NOTHING)

@@ -13,10 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from . import curve
-from .errors import MissingUtterance, UsageError
+from ..encodings import curve
+from ..errors import MissingUtterance, UsageError
+from ..schema.lattice import Nodes
 from .frames import FrameClock
-from .lattice import Nodes
 
 Float = NDArray[np.float32]
 NOTHING = (

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
+from ..errors import LengthError
 from .clip import Clipped, Piece, seconds_of
-from .errors import LengthError
 from .frames import FrameClock, Method, Ramp, check_ratio, check_stack
 from .target import Target
 

@@ -9,11 +9,11 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import TokenError, UsageError, VocabError
+from ..errors import TokenError, UsageError, VocabError
+from ..tokens.diff import compare
+from ..tokens.table import TokenTable, require_same
 from .regroup import regroup_dense, regroup_pruned
 from .target import Rows, Target, Tempered, Vectors
-from .vocab import TokenTable, require_same
-from .vocabdiff import compare
 
 FILLERS = ("<filler>", "<FILLER>", "<GBG>", "<unk>", "<UNK>", "[UNK]")
 NO_CLASS = -1

@@ -1,5 +1,5 @@
 """Teachers: one file a framework. ``base`` holds the protocol that a teacher keeps."""
 
-from .base import Head, Teacher, TeacherSpec, load_teacher
+from .protocol import Head, Teacher, TeacherSpec, load_teacher
 
 __all__ = ["Head", "Teacher", "TeacherSpec", "load_teacher"]

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ..spec import TeacherSpec
-from ..vocab import TokenTable
+from ..schema.spec import TeacherSpec
+from ..tokens.table import TokenTable
 
 NO_TOKENS = TokenTable(("<blk>",), 0)
 
@@ -21,7 +21,7 @@ class BlackBox:
     Its frames are those of the shift that it describes: nothing but lengths is made of them.
 
     Args:
-        box: keeps the protocol of ``logitstore.teachers.base.Transcriber``.
+        box: keeps the protocol of ``logitstore.teachers.protocol.Transcriber``.
     """
 
     def __init__(self, box: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .base import Shared, has, takes
+from .joiners import Shared, has, takes
 
 
 def fits(owner: nn.Module, joint: nn.Module) -> bool:

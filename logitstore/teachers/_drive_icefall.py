@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ._icefall_joiner import joined
-from .base import Shared, has, takes
+from .joiners import Shared, has, takes
 
 
 def fits(owner: nn.Module, joint: nn.Module) -> bool:

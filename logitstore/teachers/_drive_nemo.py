@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .base import Shared, has, held
+from .joiners import Shared, has, held
 
 
 def fits(owner: nn.Module, joint: nn.Module) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..errors import TeacherError
-from .base import has
+from .joiners import has
 
 
 def fits(owner: nn.Module, joint: nn.Module) -> bool:

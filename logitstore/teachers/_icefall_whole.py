@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..tap import Tap
-from .base import twin
+from .protocol import twin
+from .tap import Tap
 
 
 def as_encoder_and_head(model: nn.Module) -> nn.Module:

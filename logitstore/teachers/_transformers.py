@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..errors import TeacherError
-from ..vocab import TokenTable
-from .base import Head, TeacherSpec
+from ..tokens.table import TokenTable
+from .protocol import Head, TeacherSpec
 
 LENGTHS = ("_get_feat_extract_output_lengths", "_get_subsampling_output_length")
 PAD = "⟨unused {}⟩"

@@ -19,7 +19,7 @@ from torch import nn
 
 from ..errors import TeacherError, UsageError
 from ..registry import suggest
-from ..spec import Head, TeacherSpec
+from ..schema.spec import Head, TeacherSpec
 from ._transformers import HuggingFace
 
 PROMPT = ("language", "task", "space")

@@ -26,15 +26,15 @@ from numpy.typing import NDArray
 from torch import nn
 
 from .. import registry
-from ..drives import Drive, sides
-from ..drives.espnet import Transducer
 from ..errors import TeacherError, UsageError
-from ..vocab import TokenTable
-from ._alone import measured_shift, one_by_one, read_alone
+from ..tokens.table import TokenTable
+from ._checkpoints import fill, read_checkpoint
+from ._drive_espnet import Transducer
 from ._espnet_transducer import build, is_transducer_task
-from ._weights import fill, read_checkpoint
-from ._where import existing, read_where
-from .base import Head, Teacher, TeacherSpec, twin
+from ._one_by_one import measured_shift, one_by_one, read_alone
+from ._options import existing, read_where
+from .joiners import Drive, sides
+from .protocol import Head, Teacher, TeacherSpec, twin
 
 OPTIONS = ("config", "model", "bpe", "batch")
 BEST = ("valid.acc.ave.pth", "valid.loss.ave.pth", "valid.cer_transducer.ave.pth", "valid.cer_ctc.ave.pth")

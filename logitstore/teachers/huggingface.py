@@ -16,14 +16,14 @@ import torch
 from torch import nn
 
 from .. import registry
-from ..drives import Drive, sides
-from ..drives.huggingface import Transducer
 from ..errors import TeacherError, UsageError
-from ._alone import measured_shift, one_by_one
+from ._drive_huggingface import Transducer
+from ._one_by_one import measured_shift, one_by_one
+from ._options import existing, read_where
 from ._transformers import HuggingFace
-from ._where import existing, read_where
 from ._whisper import PROMPT, Whisper, knows_languages
-from .base import Head, Teacher, TeacherSpec
+from .joiners import Drive, sides
+from .protocol import Head, Teacher, TeacherSpec
 
 CTC_HEADS = ("lm_head", "ctc_head")
 # Models whose padding provably stays out of the frames of shorter utterances. In the others (group norm, a

@@ -29,17 +29,17 @@ from numpy.typing import NDArray
 from torch import nn
 
 from .. import registry
-from ..drives import Drive, sides
-from ..drives.icefall import Transducer
 from ..errors import TeacherError, UsageError
-from ..tokenise import Tokeniser
-from ..vocab import TokenTable
-from ._alone import measured_shift, one_by_one, read_alone
+from ..tokens.table import TokenTable
+from ..tokens.tokenise import Tokeniser
+from ._checkpoints import State, between, fill, mean_of, read_checkpoint
+from ._drive_icefall import Transducer
 from ._fbank import Fbank
 from ._icefall_whole import as_encoder_and_head
-from ._weights import State, between, fill, mean_of, read_checkpoint
-from ._where import existing, read_where
-from .base import Head, Teacher, TeacherSpec
+from ._one_by_one import measured_shift, one_by_one, read_alone
+from ._options import existing, read_where
+from .joiners import Drive, sides
+from .protocol import Head, Teacher, TeacherSpec
 from .script import run_file
 
 OPTIONS = (

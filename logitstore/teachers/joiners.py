@@ -16,7 +16,7 @@ from torch import nn
 
 from .. import registry
 from ..errors import TapPathError
-from ..tap import find_module
+from .tap import find_module
 
 
 class Drive(Protocol):

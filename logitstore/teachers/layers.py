@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from .errors import LengthError, UsageError
-from .kinds import kind_of
-from .registry import suggest
-from .spec import Head, TeacherSpec
+from ..errors import LengthError, UsageError
+from ..registry import suggest
+from ..schema.kinds import kind_of
+from ..schema.spec import Head, TeacherSpec
+from .protocol import Teacher
 from .tap import LAYOUTS
-from .teachers.base import Teacher
 
 FEW = 6  # frames from which padding is no more than half of them
 

@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from .. import registry
-from ..drives import Drive, sides
-from ..drives.nemo import Transducer, labels_of
 from ..errors import TeacherError
-from ..vocab import TokenTable
-from ._alone import measured_shift, one_by_one, read_alone
-from ._where import existing, read_where
-from .base import Head, Teacher, TeacherSpec
+from ..tokens.table import TokenTable
+from ._drive_nemo import Transducer, labels_of
+from ._one_by_one import measured_shift, one_by_one, read_alone
+from ._options import existing, read_where
+from .joiners import Drive, sides
+from .protocol import Head, Teacher, TeacherSpec
 
 
 def load(where: str) -> Teacher:

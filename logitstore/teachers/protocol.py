@@ -20,11 +20,11 @@ from torch import nn
 
 from .. import registry
 from ..errors import TeacherError
-from ..kinds import kind_of
-from ..spec import Head, TeacherSpec
-from ..tap import Tap
-from ..vocab import TokenTable
+from ..schema.kinds import kind_of
+from ..schema.spec import Head, TeacherSpec
+from ..tokens.table import TokenTable
 from ._black_box import BlackBox
+from .tap import Tap
 
 __all__ = [
     "Head",
@@ -145,7 +145,7 @@ def check_protocol(teacher: Any, where: str) -> Teacher:
         raise TeacherError(
             f"{type(teacher).__name__} has no {', '.join(missing)}",
             where=where,
-            do="logitstore.teachers.base documents the protocol.",
+            do="logitstore.teachers.protocol documents the protocol.",
         )
     checked: Teacher = teacher
     return checked

@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import registry
 from ..errors import TeacherError, UsageError
-from .base import Teacher, check_protocol
+from .protocol import Teacher, check_protocol
 
 
 def load(place: str) -> Teacher:

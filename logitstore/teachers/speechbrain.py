@@ -31,16 +31,16 @@ from numpy.typing import NDArray
 from torch import nn
 
 from .. import registry
-from ..digest import sha256
-from ..drives import Drive, sides
-from ..drives.speechbrain import Transducer
 from ..errors import TeacherError, UsageError
-from ..tap import Tap, find_module
-from ..vocab import TokenTable
-from ._alone import measured_shift, read_alone
+from ..schema.checksums import sha256
+from ..tokens.table import TokenTable
+from ._drive_speechbrain import Transducer
+from ._one_by_one import measured_shift, read_alone
+from ._options import existing, read_where
 from ._speechbrain_training import is_training, read
-from ._where import existing, read_where
-from .base import Head, Teacher, TeacherSpec, twin
+from .joiners import Drive, sides
+from .protocol import Head, Teacher, TeacherSpec, twin
+from .tap import Tap, find_module
 
 OPTIONS = ("hparams", "ctc", "blank", "batch", "chain", "ckpt", "min", "max", "avg", "tokenizer")
 TRAINED = OPTIONS[4:]  # of a training's folder alone

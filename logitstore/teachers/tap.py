@@ -14,9 +14,9 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from . import registry
-from .errors import LengthError, TapError, TapFiredTwice, TapNeverFired, TapPathError
-from .products import PREFIX, Watch, split
+from .. import registry
+from ..errors import LengthError, TapError, TapFiredTwice, TapNeverFired, TapPathError
+from .weight_products import PREFIX, Watch, split
 
 WRAPPERS = ("module", "_orig_mod")  # DataParallel / DDP, torch.compile
 LAYOUTS = {"BTV": (0, 1, 2), "BVT": (0, 2, 1), "TBV": (1, 0, 2)}

@@ -2,7 +2,7 @@
 
 A Kaldi ``text`` file (``ID WORDS``), JSON lines of ``id`` and ``text`` or ``pred_text``, with a ``score``
 where there is one, or a NeMo manifest with ``pred_text``, as its transcribe scripts write it: utterances are
-named by their recordings, as :mod:`logitstore.manifests.nemo` names them.
+named by their recordings, as :mod:`logitstore.corpus.formats.nemo` names them.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..digest import sha256
+from ..corpus.formats.nemo import name_of
 from ..errors import TeacherError
-from ..manifests.nemo import name_of
-from ..spec import TeacherSpec
+from ..schema.checksums import sha256
+from ..schema.spec import TeacherSpec
 from ._black_box import BlackBox
-from ._where import existing, read_where
-from .base import Teacher
+from ._options import existing, read_where
+from .protocol import Teacher
 
 RATE, SHIFT = 16000, 160  # Hz and samples: of the frames that such a store counts its audio in
 

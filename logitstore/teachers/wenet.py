@@ -22,16 +22,16 @@ from numpy.typing import NDArray
 from torch import nn
 
 from .. import registry
-from ..drives import Drive, sides
-from ..drives.wenet import Transducer
 from ..errors import TeacherError, UsageError
-from ..vocab import TokenTable
-from ._alone import measured_shift, one_by_one, read_alone
+from ..tokens.table import TokenTable
+from ._checkpoints import fill, read_checkpoint
+from ._drive_wenet import Transducer
 from ._fbank import Fbank
-from ._weights import fill, read_checkpoint
-from ._where import existing, read_where
-from .base import Head, Teacher, TeacherSpec
+from ._one_by_one import measured_shift, one_by_one, read_alone
+from ._options import existing, read_where
 from .espnet import refuse_live_dropout
+from .joiners import Drive, sides
+from .protocol import Head, Teacher, TeacherSpec
 
 OPTIONS = ("config", "model", "units", "chunk", "batch")
 CLONE = "Put a clone of WeNet on PYTHONPATH; pip has none."

@@ -19,8 +19,8 @@ from ..encodings import Encoding
 from ..encodings.base import LOSS
 from ..errors import UsageError
 from ..storage.base import DTYPES
-from ..target import NOTHING, Rows, logsumexp
-from ..target import TEMPERATURES as STORED
+from ..targets.target import NOTHING, Rows, logsumexp
+from ..targets.target import TEMPERATURES as STORED
 from . import expect
 
 TEMPERATURES = (1.0, 2.0, 3.0, 4.0, 8.0)

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from ..encodings import HeadEncoding
 from ..encodings.base import LOSS, LinearHead
 from ..errors import UsageError
-from ..spec import StreamSpec
+from ..schema.spec import StreamSpec
 from ..storage.base import DTYPES
-from ..target import logsumexp
+from ..targets.target import logsumexp
 from . import expect
 
 WIDTH, CLASSES, ROWS = 24, 60, 400

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..digest import crc32c
-from ..emission import Row
 from ..errors import CorruptError, FormatError, StoreError
-from ..places import Place, open_place
-from ..spec import Column
+from ..schema.checksums import crc32c
+from ..schema.spec import Column
 from ..storage import Shard, Storage
 from ..storage.base import DTYPES, Sealing
+from ..storage.emission import Row
+from ..storage.places import Place, open_place
 from . import expect
 
 COLUMNS = (

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..encodings import Encoding
 from ..errors import NonFinite
 from ..storage.base import DTYPES
-from ..target import Vectors
+from ..targets.target import Vectors
 from . import expect
 
 WIDTH, ROWS = 24, 40

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from ..errors import TokenError, VocabError
+from ..schema.checksums import sha256
 from .bytelevel import is_byte_level, text_of
-from .digest import sha256
-from .errors import TokenError, VocabError
-from .vocabdiff import compare
+from .diff import compare
 
 BLANKS = ("<blk>", "<blank>", "<eps>", "[blank]", "<pad>", "[PAD]", "<ctc_blank>", "<b>")
 _PAIR = re.compile(r"(.+)[ \t]([0-9]+)[ \t]*")
@@ -110,7 +110,7 @@ class TokenTable:
     def read(cls, path: str | Path, blank: int | None = None) -> TokenTable:
         """Read a store's tokens.txt; ``blank`` is found by its name when it is not given.
 
-        :func:`logitstore.vocabs.read_table` reads every format, and other people's tokens.txt.
+        :func:`logitstore.tokens.formats.read_table` reads every format, and other people's tokens.txt.
         """
         return cls.parse(Path(path).read_bytes(), blank=blank, where=str(path))
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
-from . import registry
-from .errors import UsageError
-from .vocab import TokenTable
+from .. import registry
+from ..errors import UsageError
+from .table import TokenTable
 
 UNKNOWN = "<unk>"
 SPACES = (" ", "<space>", "|")  # of tables whose tokens do not begin words themselves

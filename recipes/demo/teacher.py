@@ -13,8 +13,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from logitstore.teachers.base import Head, TeacherSpec
-from logitstore.vocab import TokenTable
+from logitstore.teachers.protocol import Head, TeacherSpec
+from logitstore.tokens.table import TokenTable
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 

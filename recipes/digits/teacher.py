@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from logitstore.teachers.base import TeacherSpec
+from logitstore.teachers.protocol import TeacherSpec
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 

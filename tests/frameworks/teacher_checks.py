@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from logitstore.spec import TeacherSpec
-from logitstore.tap import Tap
-from logitstore.teachers.base import check_protocol, check_steady, weights_sha256
-from logitstore.vocab import TokenTable
+from logitstore.schema.spec import TeacherSpec
+from logitstore.teachers.protocol import check_protocol, check_steady, weights_sha256
+from logitstore.teachers.tap import Tap
+from logitstore.tokens.table import TokenTable
 
 LENGTHS = (16000, 9000, 12345)
 

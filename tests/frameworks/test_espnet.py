@@ -11,8 +11,8 @@ import torch
 from teacher_checks import batched, check_teacher, forced, framework, heard, lattice, recordings
 
 from logitstore.errors import TeacherError, UsageError
-from logitstore.tap import Tap
 from logitstore.teachers import load_teacher
+from logitstore.teachers.tap import Tap
 
 framework("espnet2.tasks.asr")
 

@@ -13,18 +13,18 @@ import torch
 from teacher_checks import batched, check_teacher, framework, heard, lattice, recordings
 
 from logitstore import open_store
-from logitstore.against import against_teacher
-from logitstore.batches import Loaded
-from logitstore.bytelevel import BYTES
-from logitstore.drive import Driver, Spoken
-from logitstore.dump import DumpOptions, dump
+from logitstore.corpus.manifest import Utterance, read_manifest
+from logitstore.dump.against import against_teacher
+from logitstore.dump.job import DumpOptions, dump
 from logitstore.errors import LengthError, TeacherError, UsageError
-from logitstore.layers import layered
-from logitstore.manifest import Utterance, read_manifest
-from logitstore.spec import Head
-from logitstore.tap import Tap
+from logitstore.runner.driver import Driver, Spoken
+from logitstore.runner.loader import Loaded
+from logitstore.schema.spec import Head
+from logitstore.store.verify import verify
 from logitstore.teachers import load_teacher
-from logitstore.verify import verify
+from logitstore.teachers.layers import layered
+from logitstore.teachers.tap import Tap
+from logitstore.tokens.bytelevel import BYTES
 
 framework("transformers")
 import transformers  # noqa: E402

@@ -15,9 +15,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from logitstore.errors import TeacherError, UsageError
 from logitstore.teachers import load_teacher
-from logitstore.teachers._weights import between, mean_of
+from logitstore.teachers._checkpoints import between, mean_of
 from logitstore.teachers.icefall import IcefallTeacher, teacher_of
-from logitstore.vocab import TokenTable
+from logitstore.tokens.table import TokenTable
 
 TOKENS = ["<blk>", "<sos/eos>", "<unk>", "▁the", "▁", "▁c", "at", "a", "t", "s", "▁s", "e", "h"]
 

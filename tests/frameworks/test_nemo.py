@@ -10,8 +10,8 @@ import torch
 from teacher_checks import batched, check_teacher, framework, heard, lattice, recordings
 
 from logitstore.errors import TeacherError
-from logitstore.tap import Tap
 from logitstore.teachers import load_teacher
+from logitstore.teachers.tap import Tap
 
 framework("nemo.collections.asr")
 

@@ -13,11 +13,11 @@ from teacher_checks import batched, check_teacher, forced, heard, lattice, recor
 from torch import nn
 
 from logitstore.errors import TeacherError
-from logitstore.tap import Tap
 from logitstore.teachers import load_teacher
 from logitstore.teachers._fbank import Fbank
+from logitstore.teachers.tap import Tap
 from logitstore.teachers.wenet import WenetTeacher, WenetTransducer
-from logitstore.vocab import TokenTable
+from logitstore.tokens.table import TokenTable
 
 TOKENS = ["<blank>", "<unk>", *"▁acehst", "<sos/eos>"]
 FBANK = Fbank(16000, 40, scale=32768.0)

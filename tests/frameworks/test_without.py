@@ -12,7 +12,7 @@ import pytest
 from logitstore import registry
 from logitstore.errors import UnknownName, UsageError
 from logitstore.teachers import load_teacher
-from logitstore.teachers._where import read_where
+from logitstore.teachers._options import read_where
 
 FRAMEWORKS = ("transformers", "speechbrain", "nemo", "espnet2", "wenet", "lhotse", "k2", "yaml", "torchaudio")
 

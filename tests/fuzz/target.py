@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from logitstore.digest import canonical, crc32c
 from logitstore.errors import LogitStoreError
-from logitstore.reader import Store
+from logitstore.schema.checksums import canonical, crc32c
+from logitstore.store.reader import Store
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 STORES = ("v1.0-zarr", "v1.0-webdataset")

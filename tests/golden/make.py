@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from logitstore import StoreWriter, TokenTable
-from logitstore.layout import make_spec
-from logitstore.places import open_place
-from logitstore.spec import Head, TeacherSpec
+from logitstore.schema.spec import Head, TeacherSpec
+from logitstore.storage.places import open_place
+from logitstore.store.layout import make_spec
 
 TOKENS = TokenTable(("<blk>", "a", "b", "▁c", "d"), 0)
 TEACHER = TeacherSpec(

@@ -17,9 +17,9 @@ import torch
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 from logitstore import open_store
-from logitstore.audio import load_audio
-from logitstore.dump import DumpOptions, dump
-from logitstore.manifest import read_manifest
+from logitstore.corpus.audio import load_audio
+from logitstore.corpus.manifest import read_manifest
+from logitstore.dump.job import DumpOptions, dump
 from recipes.demo.model import AsrModel, Sizes
 from recipes.demo.teacher import DemoTeacher
 

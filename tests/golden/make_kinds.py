@@ -22,11 +22,11 @@ from make_encodings import ROOT, TEMPERATURES, TOKENS
 from make_encodings import teacher as small
 
 from logitstore import open_store
-from logitstore.audio import load_audio
-from logitstore.dump import DumpOptions, dump
-from logitstore.layers import layered
-from logitstore.manifest import read_manifest
-from logitstore.spec import Head
+from logitstore.corpus.audio import load_audio
+from logitstore.corpus.manifest import read_manifest
+from logitstore.dump.job import DumpOptions, dump
+from logitstore.schema.spec import Head
+from logitstore.teachers.layers import layered
 from recipes.demo.teacher import DemoTeacher
 
 END, WIDTH, ENCODER = 8, 6, 11

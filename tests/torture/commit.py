@@ -6,9 +6,9 @@ import shutil
 import time
 from collections import Counter
 
-from logitstore import faults
-from logitstore.compact import compact
-from logitstore.reader import Store
+from logitstore.storage import faults
+from logitstore.store.compact import compact
+from logitstore.store.reader import Store
 
 from .store import BLOCKS, IDS, STORAGES, Child, look, row, same, same_tree, work
 

@@ -6,9 +6,9 @@ import shutil
 import time
 
 from logitstore.errors import LogitStoreError, StoreError
-from logitstore.reader import Store
-from logitstore.repair import repair
-from logitstore.verify import verify
+from logitstore.store.reader import Store
+from logitstore.store.rewrite import repair
+from logitstore.store.verify import verify
 
 from .store import BLOCKS, IDS, row, same, same_tree, work
 

@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 
 from logitstore.errors import DiskError
-from logitstore.reader import Store
+from logitstore.store.reader import Store
 
 from .commit import never_killed
 from .store import IDS, STORAGES, Child, look, row, same, same_tree, work

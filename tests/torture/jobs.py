@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from logitstore.dump import DumpOptions, dump
+from logitstore.corpus.manifest import read_manifest
+from logitstore.dump.job import DumpOptions, dump
 from logitstore.errors import TooManySkipped
-from logitstore.manifest import read_manifest
-from logitstore.reader import Store
+from logitstore.store.reader import Store
+from logitstore.store.verify import verify
 from logitstore.teachers import load_teacher
-from logitstore.verify import verify
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "manifests" / "demo.jsonl"

@@ -4,7 +4,7 @@ import gc
 import os
 import pickle
 
-from logitstore.reader import Store
+from logitstore.store.reader import Store
 
 from .store import IDS, row, same, work
 
@@ -28,7 +28,7 @@ class Reporting:
     """A dataset that gives what it read, with the process's own file handles and memory."""
 
     def __init__(self, location):
-        from logitstore.dataset import TargetDataset
+        from logitstore.store.dataset import TargetDataset
 
         self.inner = TargetDataset(location)
 

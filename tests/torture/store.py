@@ -8,14 +8,15 @@ from functools import cache
 
 import numpy as np
 
-from logitstore import TokenTable, faults
-from logitstore.emission import Row
-from logitstore.layout import columns_of, make_spec
-from logitstore.places import open_place
-from logitstore.reader import Store
-from logitstore.spec import TeacherSpec
-from logitstore.verify import verify
-from logitstore.writer import StoreWriter
+from logitstore import TokenTable
+from logitstore.schema.spec import TeacherSpec
+from logitstore.storage import faults
+from logitstore.storage.emission import Row
+from logitstore.storage.places import open_place
+from logitstore.store.layout import columns_of, make_spec
+from logitstore.store.reader import Store
+from logitstore.store.verify import verify
+from logitstore.store.writer import StoreWriter
 
 TABLE = TokenTable(("<blk>", "a", "b", "c", "d"), 0)
 TEACHER = TeacherSpec("torture", 16000, 640)

@@ -41,8 +41,8 @@ def serve():
     import soxr  # noqa: F401
     import zarr  # noqa: F401
 
-    from logitstore import faults
     from logitstore.cli import main
+    from logitstore.storage import faults
     from recipes.demo import teacher  # noqa: F401
 
     for line in sys.stdin:

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from ..errors import UsageError
-from .surroundings import frames
+from ...errors import UsageError
+from .program import frames
 
 PLAIN = (str, bytes, int, float, complex, type, type(None))  # one object may stand in many batches
 HELD = (torch.Tensor, Mapping, list, tuple)

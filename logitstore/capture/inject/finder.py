@@ -13,10 +13,10 @@ import torch
 from torch import nn
 from torch.utils.data import get_worker_info
 
-from ..errors import TapError
-from ..registry import suggest
-from ..tap import find_module, first
-from .surroundings import live_modules, outermost, roots
+from ...errors import TapError
+from ...registry import suggest
+from ...teachers.tap import find_module, first
+from .program import live_modules, outermost, roots
 
 SELDOM = 200  # times longer than a search takes, until the next one
 Ran = Callable[[str, nn.Module | None, nn.Module, Any], None]

@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-STORIES = {"capture": "logitstore.capturing", "probe": "logitstore.observing"}
+STORIES = {"capture": "logitstore.capture.recorder", "probe": "logitstore.capture.probe.recorder"}
 
 
 def begin(path: str) -> None:

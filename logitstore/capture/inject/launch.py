@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError
+from ...errors import UsageError
 
 STARTUP = Path(__file__).parent / "startup"
 JOB = "LOGITSTORE_JOB"

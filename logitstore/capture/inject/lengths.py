@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from ..errors import LengthError
-from .surroundings import INTEGERS, frames
+from ...errors import LengthError
+from .program import INTEGERS, frames
 
 SHORT = 0.1  # of T that the longest utterance may lack: right context, stacked frames
 LONGEST = 4096  # utterances, or frames of a mask's row a hundred times that

@@ -16,9 +16,9 @@ import torch
 from torch import nn
 from torch.utils.data import dataloader, get_worker_info
 
-from .. import errors
-from ..errors import TapPathError
-from ..tap import find_module
+from ... import errors
+from ...errors import TapPathError
+from ...teachers.tap import find_module
 
 INTEGERS = (torch.int64, torch.int32, torch.int16)
 OWN = tuple(os.path.join(os.path.dirname(os.path.abspath(p)), "") for p in (torch.__file__, errors.__file__))

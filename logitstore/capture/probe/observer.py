@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from .inject.surroundings import live_modules
-from .products import Products
+from ...teachers.weight_products import Products
+from ..inject.program import live_modules
 
 ROWS = 512  # of one output that are looked at
 CALLS = 4  # of one module in one batch that are looked at

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from .head import additive
-from .observe import DECISIONS, FEW, LOGITS, SOFTMAX, Emitted
-from .products import PREFIX
+from ...encodings.linear_head import additive
+from ...teachers.weight_products import PREFIX
+from .observer import DECISIONS, FEW, LOGITS, SOFTMAX, Emitted
 
 NORMALISED = 1e-3  # nats: |log Σ exp| of a row of log-probabilities
 DECIDES = ("argmax", "topk", "sort")

@@ -19,27 +19,19 @@ import torch
 from torch import nn
 from torch.utils.data import get_worker_info
 
-from .batchids import Found, find_by_index, find_ids, find_texts
-from .candidates import AXES, Candidate, named, rank
-from .drives import Found as Drivable
-from .drives import search
-from .driving import frames_in
-from .errors import LengthError, TapPathError
-from .inject.inside import Report
-from .inject.lengths import Lengths, candidates, choose, in_variables, signs, variables
-from .inject.surroundings import (
-    INTEGERS,
-    eagerly,
-    follow_compiling,
-    follow_loaders,
-    frames,
-    live_modules,
-    roots,
-)
-from .inject.whose import parts
-from .observe import Emitted, Observer
-from .products import PREFIX, split
-from .tap import find_module
+from ...errors import LengthError, TapPathError
+from ...teachers.joiners import Found as Drivable
+from ...teachers.joiners import search
+from ...teachers.tap import find_module
+from ...teachers.weight_products import PREFIX, split
+from ..batch_ids import Found, find_by_index, find_ids, find_texts
+from ..inject.batches import parts
+from ..inject.inside import Report
+from ..inject.lengths import Lengths, candidates, choose, in_variables, signs, variables
+from ..inject.program import INTEGERS, eagerly, follow_compiling, follow_loaders, frames, live_modules, roots
+from ..lattices import frames_in
+from .observer import Emitted, Observer
+from .rank import AXES, Candidate, named, rank
 
 TABLES = re.compile(
     r"(^|[._-])(tokens?|units?|dict|vocab|vocabulary|words|lang_char|bpe|config)[._-]?.*"

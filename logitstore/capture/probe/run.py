@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import LogitStoreError, TapNeverFired
-from .inject.launch import run, session
-from .vocab import TokenTable
-from .vocabs import read_table
+from ...errors import LogitStoreError, TapNeverFired
+from ...tokens.formats import read_table
+from ...tokens.table import TokenTable
+from ..inject.launch import run, session
 
 SURE = 0.3  # of the rows: a class that is the largest so often, at an end of the table, is a blank
 LOOP = "{} runs {} times a batch, a decoding loop: this program never makes the lattice of the references; {}"
@@ -215,7 +215,9 @@ def _notes(
         yield LOOP.format(driven["joiner"], driven["ran"], does)
     elif loop is not None:
         yield LOOP.format(
-            loop["path"], loop["calls"], "--joiner with --drive FILE.py:NAME does (logitstore.drives)"
+            loop["path"],
+            loop["calls"],
+            "--joiner with --drive FILE.py:NAME does (logitstore.teachers.joiners)",
         )
     elif joiners:
         path = joiners[0]["joiner"]

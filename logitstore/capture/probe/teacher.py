@@ -8,15 +8,15 @@ from itertools import islice
 
 import torch
 
-from .batches import Loaded, load
-from .candidates import rank
-from .inject.surroundings import roots
-from .manifest import read_manifest
-from .observe import Observer
-from .probe import Finding, found_in
-from .spec import TeacherSpec
-from .teachers.base import Seq2Seq, Teacher, Transducer, load_teacher
-from .vocabs import read_table
+from ...corpus.manifest import read_manifest
+from ...runner.loader import Loaded, load
+from ...schema.spec import TeacherSpec
+from ...teachers.protocol import Seq2Seq, Teacher, Transducer, load_teacher
+from ...tokens.formats import read_table
+from ..inject.program import roots
+from .observer import Observer
+from .rank import rank
+from .run import Finding, found_in
 
 UTTERANCES = 4  # a batch
 ENCODINGS = {"ctc": "ctc=dense", "rnnt": "rnnt=topk:16", "seq2seq": "seq2seq=topk:16"}

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from .. import registry
-from ..errors import ManifestError
+from ... import registry
+from ...errors import ManifestError
 
 LOOK = 100  # lines that are looked at to recognise a format; the first ones may be damaged
 DEFAULT = "jsonl"

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import ManifestError, UsageError
+from ...errors import ManifestError, UsageError
 from .base import Line
 
 BESIDE = False

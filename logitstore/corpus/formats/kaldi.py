@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ..digest import id_hash
-from ..errors import ManifestError
+from ...errors import ManifestError
+from ...schema.checksums import id_hash
 from .base import Line, raw_lines
 
 BESIDE = False

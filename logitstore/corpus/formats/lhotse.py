@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import ManifestError
+from ...errors import ManifestError
 from .base import Line, json_lines
 
 BESIDE = False
@@ -34,7 +34,7 @@ def lines(path: Path) -> Iterator[Line]:
     try:
         from lhotse.serialization import deserialize_item
     except ModuleNotFoundError as e:
-        from ..errors import UsageError
+        from ...errors import UsageError
 
         raise UsageError(
             f"cuts are read through the Python package {e.name!r}, which is not installed",

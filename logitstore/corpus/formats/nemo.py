@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..errors import ManifestError
+from ...errors import ManifestError
 from .base import Line, json_lines
 
 BESIDE = True

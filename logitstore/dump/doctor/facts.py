@@ -15,13 +15,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .audio import header, seconds_of
-from .encodings import HeadEncoding, parse_encoding
-from .errors import AudioError
-from .gpu import Cuda, look
-from .kinds import kind_of
-from .manifest import Manifest
-from .vocab import TokenTable
+from ...corpus.audio import header, seconds_of
+from ...corpus.manifest import Manifest
+from ...encodings import HeadEncoding, parse_encoding
+from ...errors import AudioError
+from ...runner.gpu import Cuda, look
+from ...schema.kinds import kind_of
+from ...tokens.table import TokenTable
 
 FRAMEWORKS = ("transformers", "nemo_toolkit", "espnet", "speechbrain", "wenet", "k2", "lhotse", "datasets")
 LIBRARIES = ("numpy", "zarr", "numcodecs", "webdataset", "soundfile", "soxr")

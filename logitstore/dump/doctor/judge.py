@@ -6,8 +6,8 @@ import codecs
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from .gpu import runs_on, trouble
-from .machine import FRAMEWORKS, Facts
+from ...runner.gpu import runs_on, trouble
+from .facts import FRAMEWORKS, Facts
 
 GOOD, NOTE, BAD = "good", "note", "bad"
 FEW_FILES = 1024  # a reader keeps up to 64 shards open, each with a file or two a column

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from .kinds import kind_of
+from ...schema.kinds import kind_of
 
 ALIGNED = 0.99  # of the teacher's alignments must run through the nodes that a lattice keeps
 WORTH = 0.9  # a compressor must save a tenth: a store without one is mapped, not unpacked

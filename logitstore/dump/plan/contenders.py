@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .errors import UsageError
-from .kinds import kind_of
-from .lattice import Form
+from ...errors import UsageError
+from ...schema.kinds import kind_of
+from ...schema.lattice import Form
 
 BUDGET = 1e-3  # nats that a row may lose on average where nothing is said
 NUCLEUS, FACTORED = (1e-5, 10.0), (1e-6, 1.0)  # budgets that these encodings take

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .audio import stated_seconds
-from .errors import ManifestError
-from .factor import fitted
-from .manifest import Manifest, Utterance
+from ...corpus.audio import stated_seconds
+from ...corpus.manifest import Manifest, Utterance
+from ...errors import ManifestError
+from ...runner.stored_heads import fitted
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .blocks import DEFAULT_SHARD_SIZE, ShardSize
-from .choice import Asked, Choice, Measured
-from .chunked import Chunks
+from ...errors import UsageError
+from ...runner.chunks import Chunks
+from ...runner.gpu import require_device
+from ...schema.kinds import kind_of
+from ...targets.target import TEMPERATURES
+from ..blocks import DEFAULT_SHARD_SIZE, ShardSize
+from .choose import Asked, Choice, Measured
 from .contenders import BUDGET, Wish
-from .errors import UsageError
 from .extent import Extent
-from .gpu import require_device
-from .kinds import kind_of
-from .target import TEMPERATURES
 
 PLANNED = ("ctc", "rnnt", "seq2seq", "hidden")  # kinds of streams that encodings are measured on
 

@@ -14,18 +14,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .alignment import occupancy
-from .batches import Loaded, by_length, load
-from .blocks import ShardSize
-from .choice import Measured, choose
-from .chunked import driver_of
-from .constants import Constants
-from .contenders import contenders
-from .drive import Driver, Spoken, cpu_threads
-from .encoder import require_finite
-from .errors import LengthError, LogitStoreError, TeacherError, UsageError
-from .extent import Extent, extent
-from .factor import (
+from ...corpus.manifest import Manifest, Utterance
+from ...errors import LengthError, LogitStoreError, TeacherError, UsageError
+from ...runner.checks import Skips
+from ...runner.chunks import driver_of
+from ...runner.driver import Driver, Spoken, cpu_threads
+from ...runner.loader import Loaded, by_length, load
+from ...runner.selfcheck import self_check
+from ...runner.stored_heads import (
     activation_of,
     factored,
     inputs_of,
@@ -34,17 +30,21 @@ from .factor import (
     thinned,
     with_heads,
 )
-from .gates import Skips
-from .layout import make_spec
-from .manifest import Manifest, Utterance
-from .picker import scores
-from .plan import Plan, PlanOptions
-from .selfcheck import self_check
-from .spec import StoreSpec, StreamSpec, TeacherSpec
-from .teachers.base import Teacher, weights_sha256
-from .transcribe import Scribe
+from ...runner.transcribe import Scribe
+from ...schema.spec import StoreSpec, StreamSpec, TeacherSpec
+from ...storage.constants import Constants
+from ...store.alignment import occupancy
+from ...store.lattice_nodes import scores
+from ...store.layout import make_spec
+from ...store.row_encoder import require_finite
+from ...teachers.protocol import Teacher, weights_sha256
+from ...tokens.table import TokenTable
+from ..blocks import ShardSize
+from .choose import Measured, choose
+from .contenders import contenders
+from .extent import Extent, extent
+from .options import Plan, PlanOptions
 from .trial import Lattice, Nothing, Shelf, Trial, settle
-from .vocab import TokenTable
 
 INDEX_ROW = 17  # bytes of an utterance in index.bin: 16, and its share of the fan-out
 
@@ -60,7 +60,7 @@ def plan(
     """Measure what each encoding would cost and keep.
 
     Args:
-        teacher: keeps the protocol of ``logitstore.teachers.base``.
+        teacher: keeps the protocol of ``logitstore.teachers.protocol``.
         manifest: what would be dumped.
         folder: where the stores on trial are made; all of it is removed again.
         options: how.

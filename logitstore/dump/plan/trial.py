@@ -13,26 +13,26 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .constants import Constants
-from .digest import canonical
+from ...encodings.base import LatticeSides
+from ...runner.driver import Driver, Spoken
+from ...runner.pipe import row_meta
+from ...schema.checksums import canonical
+from ...schema.lattice import Form, Nodes, full
+from ...schema.spec import Column, StoreSpec
+from ...storage import parse_storage
+from ...storage.base import ShardWriter
+from ...storage.constants import Constants
+from ...storage.emission import Row
+from ...storage.entries import Entry
+from ...storage.places import Place
+from ...store.footprint import Footprint, footprint
+from ...store.identity import establish
+from ...store.lattice_nodes import Picker
+from ...store.layout import columns_of, encoding_of
+from ...store.reader import Store
+from ...store.row_encoder import RowEncoder
+from ...tokens.table import TokenTable
 from .divergence import divergences, relative_errors
-from .drive import Driver, Spoken
-from .emission import Row
-from .encoder import RowEncoder
-from .encodings.base import LatticeSides
-from .footprint import Footprint, footprint
-from .identity import establish
-from .lattice import Form, Nodes, full
-from .layout import columns_of, encoding_of
-from .picker import Picker
-from .pipe import row_meta
-from .places import Place
-from .reader import Store
-from .sealed import Entry
-from .spec import Column, StoreSpec
-from .storage import parse_storage
-from .storage.base import ShardWriter
-from .vocab import TokenTable
 
 ROOM = 64 << 20  # bytes of a shard on trial before it is weighed and removed
 HELD = 1 << 24  # logits of a lattice that are held; a larger one is driven anew for each encoding
@@ -230,7 +230,7 @@ class Trial:
             driver: of the teacher.
             spoken: what the teacher said, a decoder's rows among its rows.
             lattice: where the stream is one.
-            occupied: (T, U+1) of :func:`logitstore.alignment.occupancy`.
+            occupied: (T, U+1) of :func:`logitstore.store.alignment.occupancy`.
         """
         begin, joined = time.perf_counter(), lattice.seconds if lattice else 0.0
         drives = lattice.drives if lattice else 0

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..digest import crc32c, parse_json
-from ..errors import CorruptError, FormatError
+from ...errors import CorruptError, FormatError
+from ...schema.checksums import crc32c, parse_json
+from ...schema.spec import Column
+from ..base import DTYPES, ROW, Sealing, Shard, ShardFile, check_file
 from ..places import Place
-from ..spec import Column
-from .base import DTYPES, ROW, Sealing, Shard, ShardFile, check_file
 
 _TABLE = ("table/start", "table/crc32c")
 MAX_CHUNK_BYTES = 64 << 20  # of a compressed inner chunk; writers make them of one mebibyte, or one item

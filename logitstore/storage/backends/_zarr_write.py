@@ -10,10 +10,10 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from ..digest import crc32c
+from ...schema.checksums import crc32c
+from ...schema.spec import Column
+from ..base import Sealing, ShardFile, Tally
 from ..emission import Row
-from ..spec import Column
-from .base import Sealing, ShardFile, Tally
 
 CHUNK_BYTES = 1 << 20
 

@@ -18,12 +18,12 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
-from ..digest import canonical, crc32c, id_hash
+from ...errors import CorruptError, FormatError, UsageError
+from ...schema.checksums import canonical, crc32c, id_hash
+from ...schema.spec import Column
+from ..base import ROW, Sealing, Shard, ShardFile, Tally
 from ..emission import Row
-from ..errors import CorruptError, FormatError, UsageError
 from ..places import Place
-from ..spec import Column
-from .base import ROW, Sealing, Shard, ShardFile, Tally
 
 MAX_KEY = 60
 

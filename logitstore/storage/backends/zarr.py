@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError
+from ...errors import UsageError
+from ...schema.spec import Column
+from ..base import Sealing, Shard
 from ..places import Place
-from ..spec import Column
 from ._zarr_read import open_zarr
 from ._zarr_write import ZarrShardWriter
-from .base import Sealing, Shard
 
 COMPRESSORS = ("none", "zstd", "blosc")
 _TABLE = ("table/start", "table/crc32c")

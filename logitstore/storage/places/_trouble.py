@@ -6,7 +6,7 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..errors import DiskError
+from ...errors import DiskError
 
 _FULL = (
     "Make room, or move the store to a larger disk; then run the same command again: what is sealed stays."

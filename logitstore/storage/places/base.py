@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import registry
+from ... import registry
 
 
 class Place(Protocol):

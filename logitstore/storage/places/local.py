@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ...errors import FormatError, StoreBusy
 from .. import faults
-from ..errors import FormatError, StoreBusy
 from ._trouble import told
 
 MAX_READ_BYTES = 1 << 30  # of a file read as a whole; larger ones are mapped

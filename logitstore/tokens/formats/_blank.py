@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..errors import VocabError
-from ..vocab import TokenTable
+from ...errors import VocabError
+from ..table import TokenTable
 
 NAMES = ("<blk>", "<blank>", "[blank]", "<ctc_blank>", "<b>")  # never anything but a CTC blank
 APPENDED = "<blank>"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ..errors import VocabError
+from ...errors import VocabError
 
 _PAIR = re.compile(r"(.*\S|[ \t])[ \t]+(-?[0-9]+)[ \t]*")
 DISAMBIGUATION = re.compile(r"#[0-9]+")

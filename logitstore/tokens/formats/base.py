@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol, cast
 
-from .. import registry
-from ..errors import VocabError
-from ..vocab import TokenTable
+from ... import registry
+from ...errors import VocabError
+from ..table import TokenTable
 
 
 class Format(Protocol):

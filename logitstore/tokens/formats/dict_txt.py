@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..errors import VocabError
-from ..vocab import BLANKS, TokenTable, find_blank, in_order
+from ...errors import VocabError
+from ..table import BLANKS, TokenTable, find_blank, in_order
 from . import _blank, _lines
 from ._lines import Line
 

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..errors import VocabError
-from ..vocab import TokenTable, find_blank, in_order
+from ...errors import VocabError
+from ..table import TokenTable, find_blank, in_order
 from . import _lines
 
 PADS = ("[PAD]", "<pad>")

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError, VocabError
-from ..vocab import TokenTable
+from ...errors import UsageError, VocabError
+from ..table import TokenTable
 from . import _blank, _lines
 
 KEYS = ("labels", "vocabulary", "token_list")

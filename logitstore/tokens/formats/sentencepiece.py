@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..errors import UsageError, VocabError
-from ..vocab import TokenTable
+from ...errors import UsageError, VocabError
+from ..table import TokenTable
 from . import _blank, _lines
 
 

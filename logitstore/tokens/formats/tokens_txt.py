@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..vocab import TokenTable, find_blank, in_order
+from ..table import TokenTable, find_blank, in_order
 from . import _lines
 from ._lines import DISAMBIGUATION, Line
 

@@ -55,7 +55,7 @@ def _begin() -> None:
         package = importlib.util.module_from_spec(spec)
         sys.modules["logitstore"] = package
         spec.loader.exec_module(package)
-    importlib.import_module("logitstore.inject.inside").begin(os.environ[JOB])
+    importlib.import_module("logitstore.capture.inject.inside").begin(os.environ[JOB])
 
 
 def _chain() -> None:
