@@ -45,12 +45,12 @@ __all__ = [
 
 if TYPE_CHECKING:
     from .errors import LogitStoreError
+    from .schema.clock import FrameClock
     from .store.dataset import TargetDataset
     from .store.reader import Store, open_store
     from .store.writer import StoreWriter
     from .targets.batch import TargetBatch, collate_targets
     from .targets.clip import Clip
-    from .targets.frames import FrameClock
     from .targets.vocab_map import VocabMap
     from .teachers.tap import Tap
     from .tokens.formats import read_table

@@ -19,11 +19,13 @@ from hypothesis import strategies as st
 from logitstore import TargetDataset, collate_targets, open_store
 from logitstore.corpus.audio import load_audio
 from logitstore.dump.job import DumpOptions, dump
+from logitstore.encodings.rows import NOTHING, Dense, logsumexp
 from logitstore.errors import LengthError, MissingUtterance, UsageError
+from logitstore.schema.clock import FrameClock
 from logitstore.schema.spec import Head
 from logitstore.targets.clip import Clip, Clipped, Piece, silence
-from logitstore.targets.frames import FrameClock, Method, Ramp
-from logitstore.targets.target import NOTHING, Dense, Target, logsumexp
+from logitstore.targets.frames import Method, Ramp
+from logitstore.targets.target import Target
 from logitstore.targets.timeline import frames_of, stretches
 
 RATE, SHIFT = 16000, 640

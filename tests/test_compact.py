@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from logitstore import StoreWriter, open_store
+from logitstore.dump.blocks import Part
 from logitstore.dump.job import DumpOptions, dump
-from logitstore.dump.world import Part
 from logitstore.encodings.linear_head import linear_head
 from logitstore.errors import CorruptError, TapError, TeacherError, UsageError
 from logitstore.runner.loader import load

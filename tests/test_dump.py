@@ -12,8 +12,8 @@ import torch
 
 from logitstore import open_store
 from logitstore.corpus.manifest import read_manifest
+from logitstore.dump.blocks import Part
 from logitstore.dump.job import DumpOptions, dump
-from logitstore.dump.world import Part
 from logitstore.errors import IdentityError, LogitStoreError, StoreBusy
 from logitstore.runner.loader import by_length, load
 from logitstore.storage.places import open_place

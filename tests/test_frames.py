@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from logitstore.encodings.rows import NOTHING, Dense, Sparse, Tempered, logsumexp
 from logitstore.errors import LengthError, UsageError
 from logitstore.targets.frames import Method, check_ratio, linear, nearest
 from logitstore.targets.resample import mix, resample
-from logitstore.targets.target import NOTHING, Dense, Sparse, Tempered, logsumexp
 
 lengths = st.integers(1, 300)
 

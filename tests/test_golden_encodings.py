@@ -9,10 +9,10 @@ import torch
 from test_lattice import means
 
 from logitstore import open_store
+from logitstore.encodings.rows import NOTHING
 from logitstore.schema.lattice import sample
 from logitstore.store.alignment import occupancy
 from logitstore.store.verify import verify
-from logitstore.targets.target import NOTHING
 
 GOLDEN = Path(__file__).parent / "golden"
 ABOUT = importlib.util.spec_from_file_location("make_encodings", GOLDEN / "make_encodings.py")

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from logitstore import open_store
+from logitstore.encodings.rows import NOTHING
 from logitstore.errors import MissingUtterance
+from logitstore.schema.clock import FrameClock
 from logitstore.store.lhotse_cuts import CutClips
 from logitstore.store.verify import verify
 from logitstore.targets.clip import Clip
-from logitstore.targets.frames import FrameClock
-from logitstore.targets.target import NOTHING
 
 GOLDEN = Path(__file__).parent / "golden"
 SAID = {  # storage; kind, encoding, width and tail points of each stream

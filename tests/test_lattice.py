@@ -14,8 +14,9 @@ from test_losses import brute
 
 from logitstore import StoreWriter, TokenTable, VocabMap, collate_targets, open_store
 from logitstore.dump.against import against_teacher
+from logitstore.dump.blocks import Part
 from logitstore.dump.job import DumpOptions, dump
-from logitstore.dump.world import Part
+from logitstore.encodings.rows import NOTHING
 from logitstore.errors import FormatError, LengthError, NonFinite, UsageError
 from logitstore.losses import ctc_kd, mean_u, rnnt_kd
 from logitstore.schema.lattice import Form, band_size, path, ranges, restored, sample, stored
@@ -24,7 +25,6 @@ from logitstore.store.convert import convert
 from logitstore.store.inspect import summary, utterance
 from logitstore.store.verify import verify
 from logitstore.targets.frames import nearest
-from logitstore.targets.target import NOTHING
 
 V = 7
 TABLE = TokenTable(("<blk>", *(f"t{i}" for i in range(1, V))), 0)

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from logitstore import TokenTable, VocabMap, collate_targets
 from logitstore.encodings import parse_encoding
+from logitstore.encodings.rows import NOTHING
 from logitstore.errors import LengthError, UsageError, VocabError
 from logitstore.losses import blank_weights, ctc_kd, hidden_kd, joint_kd, rnnt_kd, seq2seq_kd
-from logitstore.targets.target import NOTHING, Target
+from logitstore.targets.target import Target
 from logitstore.testing.encoding import decoded
 
 V = 12

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from logitstore.corpus.manifest import MAX_ID_BYTES, check_id, read_manifest
+from logitstore.corpus.manifest import read_manifest
 from logitstore.errors import ManifestError
+from logitstore.schema.ids import MAX_ID_BYTES, check_id
 
 
 def line(**fields):

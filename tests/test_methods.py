@@ -12,13 +12,15 @@ from hypothesis import strategies as st
 from logitstore import TokenTable, VocabMap, collate_targets, open_store
 from logitstore.dump.job import DumpOptions, dump
 from logitstore.encodings import parse_encoding
+from logitstore.encodings.rows import NOTHING
 from logitstore.errors import LengthError, UsageError
 from logitstore.losses import ctc_kd
-from logitstore.targets.decode import edit_distance, greedy_ctc
+from logitstore.targets.decode import greedy_ctc
 from logitstore.targets.frames import Method, nearest, plan, spikes
 from logitstore.targets.resample import nonblank
-from logitstore.targets.target import NOTHING, Target
+from logitstore.targets.target import Target
 from logitstore.testing.encoding import decoded
+from logitstore.tokens.transcript import edit_distance
 
 V, BLANK = 9, 2
 TEXTS = ["linear", "linear-logit", "nearest", "max-nonblank", "stack:4", "nearest+shift=3", "stack:2+shift=1"]

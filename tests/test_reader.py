@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from logitstore import StoreWriter, TokenTable, collate_targets, open_store
+from logitstore.encodings.rows import NOTHING
 from logitstore.errors import (
     CorruptError,
     FormatError,
@@ -21,9 +22,8 @@ from logitstore.errors import (
 )
 from logitstore.schema.checksums import canonical, seal_json
 from logitstore.schema.spec import StoreSpec
-from logitstore.storage.emission import Row
+from logitstore.storage.base import Row
 from logitstore.targets.resample import resample
-from logitstore.targets.target import NOTHING
 
 V = 12
 TABLE = TokenTable(("<blk>", *"abcdefghijk"), 0)

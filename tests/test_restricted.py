@@ -9,8 +9,8 @@ import torch
 
 from logitstore import TokenTable, VocabMap, open_store
 from logitstore.dump.job import DumpOptions, dump
+from logitstore.encodings.rows import NOTHING
 from logitstore.losses import ctc_kd, rnnt_kd
-from logitstore.targets.target import NOTHING
 
 TEMPERATURE = 2.0
 LOSSES = {"ctc": ctc_kd, "rnnt": rnnt_kd}

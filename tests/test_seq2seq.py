@@ -17,8 +17,8 @@ from logitstore.capture.probe.teacher import probe_teacher
 from logitstore.cli import main
 from logitstore.corpus.manifest import read_manifest
 from logitstore.dump.against import against_teacher
+from logitstore.dump.blocks import Part
 from logitstore.dump.job import DumpOptions
-from logitstore.dump.world import Part
 from logitstore.errors import (
     FormatError,
     LengthError,

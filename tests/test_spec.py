@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from logitstore import errors
-from logitstore.dump.world import Part
+from logitstore.dump.blocks import Part
 from logitstore.errors import CorruptError, FormatError, LogitStoreError, UnknownName, UsageError, VocabError
 from logitstore.schema.checksums import canonical, crc32c, id_hash, open_json, parse_json, seal_json, sha256
 from logitstore.schema.spec import Column, Head, StoreSpec, StreamSpec, TeacherSpec, differences

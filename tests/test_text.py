@@ -11,9 +11,9 @@ from logitstore import StoreWriter, TokenTable, open_store
 from logitstore.cli import main
 from logitstore.corpus.manifest import read_manifest
 from logitstore.dump.against import against_teacher
+from logitstore.dump.blocks import Part
 from logitstore.dump.doctor.facts import plan
 from logitstore.dump.job import DumpOptions, dump
-from logitstore.dump.world import Part
 from logitstore.errors import (
     FormatError,
     IdentityError,

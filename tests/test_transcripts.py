@@ -14,7 +14,7 @@ from test_dump import same_tree
 
 from logitstore import StoreWriter, open_store
 from logitstore.corpus.manifest import read_manifest
-from logitstore.dump.world import Part
+from logitstore.dump.blocks import Part
 from logitstore.errors import UsageError
 from logitstore.runner import transcribe
 from logitstore.runner.driver import Driver
@@ -22,8 +22,8 @@ from logitstore.runner.loader import load
 from logitstore.runner.transcribe import MAX_SYMBOLS, Scribe
 from logitstore.store.select import Where
 from logitstore.store.transcripts import transcripts
-from logitstore.targets.decode import edit_distance, plain, words
 from logitstore.tokens.table import TokenTable
+from logitstore.tokens.transcript import edit_distance, plain, words
 
 
 def run(*args, **options):

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logitstore import StoreWriter, TokenTable, VocabMap, collate_targets, open_store, read_table
+from logitstore.encodings.rows import NOTHING, Dense, Sparse, Tempered, logsumexp
 from logitstore.errors import TokenError, UsageError, VocabError
 from logitstore.targets.batch import _pad
 from logitstore.targets.resample import Resampled, resample
-from logitstore.targets.target import NOTHING, Dense, Sparse, Tempered, logsumexp
 
 TEACHER = TokenTable(("<blk>", "a", "b", "c", "d", "e", "f", "<unk>"), 0)
 RESORTED = TokenTable(("f", "e", "<unk>", "d", "<blk>", "c", "b", "a"), 4)

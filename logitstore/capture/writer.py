@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..corpus.manifest import check_id
 from ..runner.selfcheck import require_logits
 from ..schema.checksums import id_hash
+from ..schema.ids import check_id
 from ..schema.lattice import Form
 from ..schema.spec import Head, TeacherSpec
 from ..storage.entries import Entry

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..dump.world import Part
+from ..dump.blocks import Part
 from ..errors import UsageError
 from ..schema.kinds import kind_of
 from ._options import asks_for_a_run, manifest_of
@@ -108,8 +108,8 @@ def command(**given: Any) -> None:
     """
     # Features made with numpy run in loader threads: BLAS threads below them only fight the teacher's.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from ..dump.blocks import ShardSize
     from ..dump.job import DumpOptions, Progress, dump
+    from ..storage.entries import ShardSize
     from ..teachers import load_teacher
     from ..teachers.layers import layered, parse_layer
     from ..tokens.table import TokenTable

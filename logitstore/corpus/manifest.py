@@ -15,10 +15,9 @@ import numpy as np
 
 from ..errors import ManifestError
 from ..schema.checksums import id_hash
+from ..schema.ids import check_id
 from .formats import Line, find_format
 from .formats.base import load
-
-MAX_ID_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -60,21 +59,6 @@ class Utterance:
             "channel": self.channel,
         }
         return {k: v for k, v in value.items() if v is not None}
-
-
-def check_id(utt_id: Any, where: str = "") -> str:
-    """An utterance id that can be stored and shown; raises ``ManifestError``."""
-    if not isinstance(utt_id, str) or not utt_id:
-        raise ManifestError(f"the id is {utt_id!r}, not a non-empty string", where=where)
-    try:
-        size = len(utt_id.encode("utf-8"))
-    except UnicodeEncodeError:
-        raise ManifestError(f"the id {utt_id!r} is not valid Unicode", where=where) from None
-    if size > MAX_ID_BYTES:
-        raise ManifestError(f"an id of {size} bytes, more than {MAX_ID_BYTES}", where=where)
-    if any(ord(c) < 32 or 0x7F <= ord(c) < 0xA0 for c in utt_id):
-        raise ManifestError(f"the id {utt_id!r} holds control characters", where=where)
-    return utt_id
 
 
 def _number(value: dict[str, Any], key: str, where: str) -> float | None:

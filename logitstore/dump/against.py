@@ -21,7 +21,7 @@ from ..runner.transcribe import Scribe
 from ..schema.kinds import kind_of
 from ..schema.lattice import Form
 from ..schema.spec import StreamSpec
-from ..storage.emission import Row
+from ..storage.base import Row
 from ..store.lattice_nodes import Picker
 from ..store.reader import Store
 from ..store.row_encoder import RowEncoder

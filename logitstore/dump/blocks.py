@@ -8,34 +8,7 @@ from dataclasses import dataclass
 
 from ..corpus.manifest import Manifest, Utterance
 from ..errors import UsageError
-from .world import Part
-
-DEFAULT_SHARD_SIZE = "500"
-
-
-@dataclass(frozen=True)
-class ShardSize:
-    """How much of the manifest makes one shard.
-
-    Attributes:
-        utterances: at most so many; 0 for no such bound.
-        seconds: close a shard once it holds so many seconds of audio; 0 for no such bound.
-    """
-
-    utterances: int = 0
-    seconds: float = 0.0
-
-    @classmethod
-    def parse(cls, text: str) -> ShardSize:
-        """``500`` utterances, or an amount of audio: ``90s``, ``30m``, ``2h``."""
-        m = re.fullmatch(r"(\d{1,9})([smh]?)", text)
-        if not m or int(m[1]) == 0:
-            raise UsageError(
-                f"{text!r} is no shard size", do="Give utterances (500) or an amount of audio (90s, 30m, 2h)."
-            )
-        if not m[2]:
-            return cls(utterances=int(m[1]))
-        return cls(seconds=float(int(m[1]) * {"s": 1, "m": 60, "h": 3600}[m[2]]))
+from ..storage.entries import ShardSize
 
 
 @dataclass(frozen=True)
@@ -75,3 +48,33 @@ def blocks(
             number, held, total = number + 1, [], 0.0
     if held and part.takes(number):
         yield Block(number, tuple(held))
+
+
+@dataclass(frozen=True)
+class Part:
+    """Part ``index`` of ``count``; takes every ``count``-th thing, beginning with ``index``."""
+
+    index: int = 0
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise UsageError(f"part {self.index} of {self.count} does not exist", do="Parts count from 0.")
+
+    def takes(self, number: int) -> bool:
+        return number % self.count == self.index
+
+    def split(self, inner: Part) -> Part:
+        """The part of this part that ``inner`` takes."""
+        return Part(self.index + self.count * inner.index, self.count * inner.count)
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+    @classmethod
+    def parse(cls, text: str) -> Part:
+        """Read ``i/N`` with i counted from 0."""
+        m = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
+        if not m:
+            raise UsageError(f"{text!r} is not a part like 0/4", do="Give index/count, counted from 0.")
+        return cls(int(m[1]), int(m[2]))

@@ -27,21 +27,21 @@ from ..runner.pipe import Pipe
 from ..runner.selfcheck import self_check
 from ..runner.stored_heads import factored, once_per_store
 from ..runner.transcribe import Scribe
+from ..schema.clock import check_audio
 from ..schema.kinds import kind_of
 from ..schema.spec import StoreSpec, TeacherSpec
 from ..storage.commit import problem_key
+from ..storage.entries import DEFAULT_SHARD_SIZE, ShardSize
 from ..storage.places import open_place
 from ..store.layout import make_spec
 from ..store.writer import StoreWriter
-from ..targets.decode import Transcript
-from ..targets.timeline import check_audio
 from ..teachers.protocol import Teacher, check_protocol, weights_sha256
 from ..tokens.table import TokenTable, require_same
+from ..tokens.transcript import Transcript
 from .auto import decided, wishes
-from .blocks import DEFAULT_SHARD_SIZE, Block, ShardSize, blocks
+from .blocks import Block, Part, blocks
 from .plan.contenders import Wish
 from .plan.options import PlanOptions
-from .world import Part
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class DumpOptions:
         storage: ``zarr``, ``zarr:zstd``, ``webdataset``, ...
         batch_seconds: audio of one padded batch; 0 for one utterance at a time.
         device: where the teacher runs.
-        shard_size: what one shard holds; see :class:`logitstore.dump.blocks.ShardSize`.
+        shard_size: what one shard holds; see :class:`logitstore.storage.entries.ShardSize`.
         on_error: ``raise``, or ``skip`` to leave an utterance out and list it.
         max_skipped: stop once more are skipped than this: ``1%`` of the job's utterances, or a number.
         part: job i of N.

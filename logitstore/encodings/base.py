@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from .. import registry
 from ..errors import UsageError
 from ..schema.spec import Column, StreamSpec
-from ..targets.target import Rows
+from .rows import Rows
 
 if TYPE_CHECKING:  # only encoding runs torch; reading a store never loads it
     import torch

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from ..errors import UsageError
 from ..schema.spec import Column
-from ..targets.target import Tempered, pruned, stored_at
 from .base import no_setting
+from .rows import Tempered, pruned, stored_at
 from .topk import LOGP_FLOOR, ODDS_OFFSET, ODDS_STEP, POINTS, tail_about
 
 if TYPE_CHECKING:

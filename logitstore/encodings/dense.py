@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..schema.spec import Column
-from ..targets.target import Dense, logsumexp
 from .base import log_normaliser, no_setting
+from .rows import Dense, logsumexp
 
 if TYPE_CHECKING:
     import torch

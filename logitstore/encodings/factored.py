@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from ..errors import NonFinite, UsageError
 from ..schema.spec import Column, StreamSpec
 from . import _rice, _transform
-from ._narrow import narrow, widen
 from .base import LOSS, Encoding, LatticeSides, LinearHead, row_loss
-from .inputs import Factored, FactoredLattice
+from .rows import Factored, FactoredLattice
 
 if TYPE_CHECKING:
     import torch
@@ -228,3 +227,23 @@ def parse(setting: str | None) -> FactoredEncoding:
             do=f"factored, {', '.join(f'factored:{n}' for n in NARROW)}, or nats a row: factored:1e-3.",
         )
     return FactoredEncoding(f"{budget:g}")
+
+
+def narrow(code: torch.Tensor, bits: int) -> torch.Tensor:
+    """(N, D) whole numbers as (N, ⌈D · bits / 8⌉) uint8."""
+    import torch
+
+    raw = code.cpu().numpy().astype(np.int8).view(np.uint8)
+    if bits < 8:
+        each = np.unpackbits(raw[:, :, None], axis=2)[:, :, 8 - bits :]
+        raw = np.packbits(each.reshape(len(raw), -1), axis=1)
+    return torch.from_numpy(raw)
+
+
+def widen(packed: NDArray[Any], bits: int, width: int) -> NDArray[np.int8]:
+    """(N, D) int8 again."""
+    if bits == 8:
+        return np.ascontiguousarray(packed).view(np.int8)
+    each = np.unpackbits(packed, axis=1)[:, : width * bits].reshape(len(packed), width, bits)
+    value = np.packbits(each, axis=2)[:, :, 0].view(np.int8)  # in the highest bits of its byte
+    return np.asarray(value >> (8 - bits), np.int8)

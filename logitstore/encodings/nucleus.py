@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from ..errors import FormatError, UsageError
 from ..schema.spec import Column
-from ..targets.target import TEMPERATURES, Ragged
 from .base import LOSS
+from .rows import TEMPERATURES, Ragged
 from .topk import LOGP_FLOOR, ODDS_OFFSET, ODDS_STEP, best, power_sums, tail_about
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..errors import FormatError, UsageError
 from ..schema.spec import Column
-from ..targets.target import BETWEEN, TEMPERATURES, Sparse
+from .rows import BETWEEN, TEMPERATURES, Sparse
 
 if TYPE_CHECKING:
     import torch

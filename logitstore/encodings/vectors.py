@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from ..errors import NonFinite
 from ..schema.spec import Column
-from ..targets.target import Vectors
 from .base import no_setting
+from .rows import Vectors
 
 if TYPE_CHECKING:
     import torch

@@ -7,9 +7,9 @@ from typing import Any, Protocol
 
 import torch
 
+from ..encodings.rows import NOTHING
 from ..errors import LengthError, UsageError, VocabError
 from ..targets.batch import StreamBatch
-from ..targets.target import NOTHING
 
 DIRECTIONS = ("forward", "reverse")
 TAILS = ("class", "spread", "ignore")

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from ..errors import TeacherError
-from ..targets.decode import Transcript, edit_distance, plain, rate, words
 from ..tokens.table import TokenTable
+from ..tokens.transcript import Transcript, edit_distance, plain, rate, words
 from .driver import Spoken
 
 SHOWN = 4  # utterances of the first batch that are printed

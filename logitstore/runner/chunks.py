@@ -17,9 +17,8 @@ from typing import Any, Self
 import torch
 
 from ..errors import DiskError, LengthError, TeacherError, UsageError
+from ..schema.clock import STRAY, exact
 from ..schema.spec import TeacherSpec
-from ..targets.frames import exact
-from ..targets.timeline import STRAY
 from .driver import Driver, Spoken
 from .loader import Loaded
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..targets.decode import Transcript, greedy_ctc
+from ..targets.decode import greedy_ctc
+from ..tokens.transcript import Transcript
 from .driver import Driver, Joining, Spoken
 
 MAX_SYMBOLS = 10  # tokens a frame; a joiner that never says blank must end

@@ -10,7 +10,7 @@ from fractions import Fraction
 from typing import Any, Self
 
 from ..errors import FormatError
-from ..targets.frames import FrameClock
+from .clock import FrameClock
 from .kinds import KINDS, Kind
 
 VERSION = "1.0"

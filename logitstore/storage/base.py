@@ -14,7 +14,6 @@ from .. import registry
 from ..errors import CorruptError, FormatError
 from ..schema.checksums import canonical, crc32c, parse_json
 from ..schema.spec import Column
-from .emission import Row
 from .places import Place
 
 ROW = Column("row", "uint8", (), "one JSON object in UTF-8 per utterance: id, lengths, text, ...")
@@ -205,3 +204,18 @@ def check_file(data: NDArray[np.uint8] | bytes, file: ShardFile) -> None:
             why="The file was cut, changed or replaced after it was sealed.",
             do="Restore it from a copy, or remove the shard's entry and dump again.",
         )
+
+
+@dataclass(frozen=True)
+class Row:
+    """One utterance as a storage keeps it.
+
+    Attributes:
+        id: the utterance.
+        meta: JSON: ``T``, ``U``, ``seconds``, ``text``, ...
+        arrays: by column name; ``(n, *column.shape)``.
+    """
+
+    id: str
+    meta: dict[str, Any] = field(default_factory=dict)
+    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)

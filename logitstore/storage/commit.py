@@ -11,16 +11,16 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from ..errors import FormatError, StoreBusy, StoreError
-from ..schema.checksums import parse_json
-from ..schema.spec import Column
-from . import Storage, faults
-from .emission import Row
+from ..schema.checksums import open_json, parse_json, seal_json
+from ..schema.spec import REPLACES, Column, StoreSpec
+from . import Storage, faults, open_storage
+from .base import Row
 from .entries import Entry, current_index, entry_name, read_entry, shard_names
 from .places import Place, told
-from .replacing import announce, settle
 
 _HALF = re.compile(r"\.(logitstore\.json|tokens\.txt|index\.bin|skipped\.jsonl|[\w.-]+\.json)\.\d+", re.ASCII)
 LINE = "ManifestError"  # the reason of a problem that is the line's, not the utterance's
@@ -209,3 +209,46 @@ def listed(place: Place) -> frozenset[tuple[str, str, str]]:
     except FormatError:  # damaged: the entries say the same
         found = [parse_json(line, where) for line in skipped_lines(place).splitlines()]
     return frozenset(problem_key(p) for p in found if isinstance(p, dict))
+
+
+def _spec(place: Place) -> StoreSpec:
+    return StoreSpec.from_json(open_json(place.read("logitstore.json"), f"{place}/logitstore.json"))
+
+
+def announce(place: Place) -> None:
+    """Let readers that do not know replaced shards refuse the store until :func:`settle` is through."""
+    spec = _spec(place)
+    if REPLACES not in spec.requires:
+        now = replace(spec, requires=(*spec.requires, REPLACES))
+        place.write("logitstore.json", seal_json(now.to_json()))
+
+
+def drop(place: Place, shard: str) -> None:
+    """Make a shard stop existing; the caller holds the store's lock."""
+    path = open_storage(_spec(place).storage).path(shard)
+    place.remove("index.bin")
+    place.remove(entry_name(shard))
+    place.remove(path)
+
+
+def settle(place: Place) -> None:
+    """Remove replaced shards, then every trace of the replacement; the caller holds the store's lock.
+
+    Nothing is done in a store that :func:`announce` was not called for.
+    """
+    if not place.exists("logitstore.json") or REPLACES not in (spec := _spec(place)).requires:
+        return
+    storage = open_storage(spec.storage)
+    entries = {n: read_entry(place, n) for n in shard_names(place)}
+    gone = {n for e in entries.values() for n in e.replaces if n != e.shard}
+    for name in sorted(gone):
+        place.remove(entry_name(name))
+        faults.at("replaced:entry")
+    for name in sorted(gone):
+        place.remove(storage.path(name))
+        faults.at("replaced:files")
+    for name, entry in entries.items():
+        if entry.replaces and name not in gone:
+            place.write(entry_name(name), replace(entry, replaces=()).to_bytes())
+    now = replace(spec, requires=tuple(r for r in spec.requires if r != REPLACES))
+    place.write("logitstore.json", seal_json(now.to_json()))

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..corpus.manifest import check_id
-from ..errors import CorruptError, FormatError, ManifestError, StoreError, Vanished
+from ..errors import CorruptError, FormatError, ManifestError, StoreError, UsageError, Vanished
 from ..schema.checksums import open_json, seal_json
+from ..schema.ids import check_id
 from .base import Sealing, ShardFile
 from .index import Index, build, entries_digest, hashes, open_index
 from .places import Place
@@ -176,3 +176,31 @@ def current_index(place: Place, *, write: bool = False, damaged: Damaged | None 
     if write:
         place.write("index.bin", data)
     return open_index(np.frombuffer(data, np.uint8))
+
+
+DEFAULT_SHARD_SIZE = "500"
+
+
+@dataclass(frozen=True)
+class ShardSize:
+    """How much of the manifest makes one shard.
+
+    Attributes:
+        utterances: at most so many; 0 for no such bound.
+        seconds: close a shard once it holds so many seconds of audio; 0 for no such bound.
+    """
+
+    utterances: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def parse(cls, text: str) -> ShardSize:
+        """``500`` utterances, or an amount of audio: ``90s``, ``30m``, ``2h``."""
+        m = re.fullmatch(r"(\d{1,9})([smh]?)", text)
+        if not m or int(m[1]) == 0:
+            raise UsageError(
+                f"{text!r} is no shard size", do="Give utterances (500) or an amount of audio (90s, 30m, 2h)."
+            )
+        if not m[2]:
+            return cls(utterances=int(m[1]))
+        return cls(seconds=float(int(m[1]) * {"s": 1, "m": 60, "h": 3600}[m[2]]))

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ..dump.blocks import ShardSize
-from ..storage.entries import Entry
+from ..storage.entries import Entry, ShardSize
 from .reader import Store
 from .writer import StoreWriter
 

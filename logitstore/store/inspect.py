@@ -9,12 +9,14 @@ import numpy as np
 
 from ..corpus.manifest import Manifest
 from ..encodings.base import LOSS
+from ..encodings.rows import NOTHING
 from ..errors import UsageError
 from ..schema.lattice import Form
 from ..schema.spec import StreamSpec
 from ..storage.entries import read_entry
-from ..targets.decode import best_classes, decode, edit_distance, forced_rnnt, on_grid
-from ..targets.target import NOTHING, Target
+from ..targets.decode import best_classes, decode, forced_rnnt, on_grid
+from ..targets.target import Target
+from ..tokens.transcript import edit_distance
 from .footprint import footprint
 from .reader import Store
 

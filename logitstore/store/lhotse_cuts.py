@@ -14,8 +14,8 @@ from fractions import Fraction
 from typing import Any
 
 from ..errors import MissingUtterance, UsageError
+from ..schema.clock import exact
 from ..targets.clip import ROUNDING, Clip, Piece, silence
-from ..targets.frames import exact
 from .reader import Store
 
 # What each transform appends to ids where it was asked to: https://github.com/lhotse-speech/lhotse

@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..encodings.collapsed import Collapsed
+from ..encodings.rows import Rows, Vectors
 from ..errors import FormatError, MissingUtterance, NotAStore, StoreError, VocabError
 from ..schema.checksums import open_json, sha256
 from ..schema.lattice import Form, Nodes, restored
 from ..schema.spec import StoreSpec
 from ..storage import Shard, constants, open_storage
-from ..storage.emission import Row
+from ..storage.base import Row
 from ..storage.entries import Damaged, Entry, current_index, read_entry, shard_names
 from ..storage.index import Index, entries_digest
 from ..storage.places import Place, open_place
 from ..targets.clip import Clip, Clipped, augmented
-from ..targets.target import Rows, Target, Vectors
+from ..targets.target import Target
 from ..targets.vocab_map import VocabMap
 from ..tokens.table import TokenTable, require_same
 from .layout import LABELS, columns_of, encoding_of

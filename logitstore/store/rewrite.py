@@ -8,10 +8,9 @@ from typing import Any
 
 from ..errors import StoreError
 from ..storage import open_storage
-from ..storage.commit import finish_store
+from ..storage.commit import drop, finish_store, settle
 from ..storage.entries import shard_names
 from ..storage.places import open_place
-from ..storage.replacing import drop, settle
 from .compact import rewrite
 from .reader import Store
 from .verify import Finding, check_row, verify

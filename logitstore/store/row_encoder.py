@@ -13,8 +13,8 @@ from ..encodings.base import LOSS, HeadRows, KeepsAlways, LatticeSides
 from ..errors import LengthError, NonFinite, UsageError, VocabError
 from ..schema.lattice import Form, Nodes, check_nodes, stored
 from ..schema.spec import StoreSpec, StreamSpec
+from ..storage.base import Row
 from ..storage.constants import Constants
-from ..storage.emission import Row
 from .layout import LABELS, columns_of, encoding_of
 
 if TYPE_CHECKING:

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from ..encodings.rows import Vectors
 from ..errors import CorruptError, LogitStoreError, StoreError
 from ..storage.base import check_file
 from ..storage.commit import skipped_lines
 from ..storage.entries import Entry, read_entry, shard_names
 from ..storage.index import open_index
 from ..storage.places import Place, open_place
-from ..targets.target import Vectors
 from .reader import Store
 
 

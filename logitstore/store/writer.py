@@ -9,22 +9,21 @@ from functools import lru_cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from ..corpus.manifest import check_id
 from ..encodings import HeadEncoding, parse_encoding
 from ..errors import LengthError, LogitStoreError, ManifestError, UsageError, Vanished, VocabError
 from ..registry import suggest
+from ..schema.ids import check_id
 from ..schema.kinds import KINDS
 from ..schema.lattice import Form, Nodes
 from ..schema.spec import UNNAMED, StoreSpec, StreamSpec, TeacherSpec
 from ..storage import parse_storage
-from ..storage.commit import ShardInMaking, finish_store, listed, sweep, sweep_halves
+from ..storage.commit import ShardInMaking, finish_store, listed, settle, sweep, sweep_halves
 from ..storage.constants import Constants
 from ..storage.constants import read as read_constants
 from ..storage.entries import Entry, current_index, read_entry, shard_names
 from ..storage.places import Place, open_place
-from ..storage.replacing import settle
-from ..targets.decode import Transcript
 from ..tokens.table import TokenTable
+from ..tokens.transcript import Transcript
 from .identity import PLANNING, establish, forget_empty, note_gate
 from .layout import columns_of, make_spec
 from .row_encoder import RowEncoder, label_count

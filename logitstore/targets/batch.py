@@ -11,14 +11,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..encodings.inputs import Factored, FactoredLattice
+from ..encodings.rows import NOTHING, Factored, FactoredLattice, Tempered, Vectors, check_temperature
 from ..errors import LengthError, UsageError
+from ..schema.clock import FrameClock
 from .clip import Clipped
 from .clip_resample import clip_vectors, only_target, resample_clip
-from .frames import FrameClock, Method
+from .frames import Method
 from .resample import Headed, Resampled, follows_frames, headed, resample_stream, resample_vectors
 from .stream_batch import FactoredBatch, StreamBatch, VectorBatch, mapped
-from .target import NOTHING, Target, Tempered, Vectors, check_temperature
+from .target import Target
 from .timeline import Stretch, check_frames, frames_of, stretches
 from .vocab_map import VocabMap
 

@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 from ..errors import LengthError, UsageError
-from .frames import exact
+from ..schema.clock import exact
 from .target import Target
 
 ROUNDING = Fraction(1, 1000)  # seconds by which a crop may end too late: toolkits round what they write down

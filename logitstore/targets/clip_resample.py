@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..encodings.rows import NOTHING, Float, Tempered
 from ..errors import UsageError
 from .clip import Clipped
 from .frames import Method
 from .resample import Resampled, follows_frames, is_lattice, resample_stream, resample_vectors
-from .target import NOTHING, Float, Target, Tempered
+from .target import Target
 from .timeline import Stretch
 
 

@@ -191,42 +191,6 @@ def check_stack(teacher: int, student: int, size: int) -> None:
         )
 
 
-@dataclass(frozen=True)
-class FrameClock:
-    """When a model's frames are, in exact seconds.
-
-    Attributes:
-        shift: from one frame to the next: ``Fraction(640, 16000)``, ``"0.04"``.
-        offset: of the centre of frame 0 from the beginning of the audio; None where it is not known. It
-            counts only where teacher and student both say theirs; else frames lie in the middle of their
-            shifts.
-        rate: samples a second: lengths of audio are whole numbers of them; 0 where it is not known.
-    """
-
-    shift: Fraction
-    offset: Fraction | None = None
-    rate: int = 0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "shift", exact(self.shift, "a frame shift"))
-        if self.offset is not None:
-            object.__setattr__(self, "offset", exact(self.offset, "a frame offset"))
-        if self.shift <= 0:
-            raise UsageError(f"a frame shift of {self.shift} s")
-
-    def frames(self, seconds: Fraction) -> Fraction:
-        """How many frames that is, not rounded."""
-        return seconds / self.shift
-
-
-def exact(value: Any, what: str) -> Fraction:
-    """A rational number; a float is the shortest decimal that reads back as it. Raises ``UsageError``."""
-    try:
-        return Fraction(repr(value) if isinstance(value, float) else value)
-    except (TypeError, ValueError, ZeroDivisionError):
-        raise UsageError(f"{what} of {value!r}", do="Give a Fraction, an integer or a decimal.") from None
-
-
 def check_ratio(teacher: int, student: int, ratio: tuple[int, int], tolerance: int, where: str) -> None:
     """Raise ``LengthError`` unless ``student`` ≈ ``teacher`` · p / q within ``tolerance`` student frames."""
     p, q = ratio

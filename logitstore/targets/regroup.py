@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .target import NOTHING, Float, Tempered
+from ..encodings.rows import NOTHING, Float, Tempered
 
 BLOCK = 1 << 22  # numbers at a time
 

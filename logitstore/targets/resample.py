@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ..encodings.inputs import Factored, FactoredLattice
+from ..encodings.rows import NOTHING, Factored, FactoredLattice, Float, Rows, Tempered, logsumexp
 from ..errors import UsageError
 from ..schema.kinds import KINDS, kind_of
 from ..schema.lattice import Nodes
 from . import frames
-from .target import NOTHING, Float, Rows, Target, Tempered, logsumexp
+from .target import Target
 from .vocab_map import Mapped, VocabMap
 
 

@@ -7,8 +7,8 @@ from typing import Any, Self
 
 import torch
 
+from ..encodings.rows import NOTHING
 from ..errors import UsageError
-from .target import NOTHING
 
 ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu}
 
@@ -44,7 +44,7 @@ class StreamBatch:
     occupancy: torch.Tensor | None = None
 
     def dense(self) -> torch.Tensor:
-        """(B, T[, U+1], V) log-probabilities; see :meth:`logitstore.targets.target.Tempered.dense`.
+        """(B, T[, U+1], V) log-probabilities; see :meth:`logitstore.encodings.rows.Tempered.dense`.
 
         A tail's mass is spread equally over classes not kept; where all of them were, the row is normalised
         without it.

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from ..errors import LengthError
+from ..schema.clock import FrameClock, check_audio
 from .clip import Clipped, Piece, seconds_of
-from .frames import FrameClock, Method, Ramp, check_ratio, check_stack
+from .frames import Method, Ramp, check_ratio, check_stack
 from .target import Target
 
 Ratio = tuple[int, int] | FrameClock
-STRAY = 4  # teacher frames by which T may miss the audio: what subsampling and padding cost
 NOWHERE = Fraction(0)
 
 
@@ -120,28 +120,3 @@ def check_frames(heard: Target | Clipped, student: int, ratio: Ratio, tolerance:
             do="Check the speed, that both heard the same audio, and the frame shift; or widen the tolerance "
             "knowingly.",
         )
-
-
-def check_audio(teacher: int, seconds: Fraction, clock: FrameClock, where: str) -> None:
-    """Raise ``LengthError`` unless T teacher frames are as long as the audio, within ``STRAY`` of them."""
-    expected = clock.frames(seconds)
-    if abs(teacher - expected) <= STRAY:
-        return
-    raise LengthError(
-        f"{teacher} teacher frames of {float(clock.shift * 1000):g} ms are {float(teacher * clock.shift):.3f}"
-        f" s, but the audio lasts {float(seconds):.3f} s: {float(expected):.1f} frames (tolerance {STRAY})",
-        where=where,
-        why=_suspect(teacher / expected),
-        do=f"If every frame is right, its shift is about {float(seconds / max(teacher, 1) * 1000):.3g} ms: "
-        "correct frame_shift (samples) in describe(); else return the encoder's own lengths from lengths().",
-    )
-
-
-def _suspect(times: Fraction) -> str:
-    """What so many times as many frames as there should be look like."""
-    many, few = round(times), round(1 / times) if times else 0
-    if many > 1 and abs(times / many - 1) < Fraction(1, 10):
-        return f"{many} times too many: lengths in feature frames, before subsampling, look like this."
-    if few > 1 and abs(times * few - 1) < Fraction(1, 10):
-        return f"{few} times too few: a frame shift without the subsampling looks like this."
-    return "Every student frame would look at another time than it hears."

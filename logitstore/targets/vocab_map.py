@@ -9,11 +9,12 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from ..encodings.rows import Rows, Tempered, Vectors
 from ..errors import TokenError, UsageError, VocabError
 from ..tokens.diff import compare
 from ..tokens.table import TokenTable, require_same
 from .regroup import regroup_dense, regroup_pruned
-from .target import Rows, Target, Tempered, Vectors
+from .target import Target
 
 FILLERS = ("<filler>", "<FILLER>", "<GBG>", "<unk>", "<UNK>", "[UNK]")
 NO_CLASS = -1

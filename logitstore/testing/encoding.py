@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from ..encodings import Encoding
 from ..encodings.base import LOSS
+from ..encodings.rows import NOTHING, Rows, logsumexp
+from ..encodings.rows import TEMPERATURES as STORED
 from ..errors import UsageError
 from ..storage.base import DTYPES
-from ..targets.target import NOTHING, Rows, logsumexp
-from ..targets.target import TEMPERATURES as STORED
 from . import expect
 
 TEMPERATURES = (1.0, 2.0, 3.0, 4.0, 8.0)

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from ..encodings import HeadEncoding
 from ..encodings.base import LOSS, LinearHead
+from ..encodings.rows import logsumexp
 from ..errors import UsageError
 from ..schema.spec import StreamSpec
 from ..storage.base import DTYPES
-from ..targets.target import logsumexp
 from . import expect
 
 WIDTH, CLASSES, ROWS = 24, 60, 400

@@ -19,8 +19,7 @@ from ..errors import CorruptError, FormatError, StoreError
 from ..schema.checksums import crc32c
 from ..schema.spec import Column
 from ..storage import Shard, Storage
-from ..storage.base import DTYPES, Sealing
-from ..storage.emission import Row
+from ..storage.base import DTYPES, Row, Sealing
 from ..storage.places import Place, open_place
 from . import expect
 

@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from ..encodings import Encoding
+from ..encodings.rows import Vectors
 from ..errors import NonFinite
 from ..storage.base import DTYPES
-from ..targets.target import Vectors
 from . import expect
 
 WIDTH, ROWS = 24, 40

@@ -24,7 +24,7 @@ from logitstore.store.verify import verify
 from logitstore.teachers import load_teacher
 from logitstore.teachers.layers import layered
 from logitstore.teachers.tap import Tap
-from logitstore.tokens.bytelevel import BYTES
+from logitstore.tokens.table import BYTES
 
 framework("transformers")
 import transformers  # noqa: E402

@@ -11,7 +11,7 @@ import numpy as np
 from logitstore import TokenTable
 from logitstore.schema.spec import TeacherSpec
 from logitstore.storage import faults
-from logitstore.storage.emission import Row
+from logitstore.storage.base import Row
 from logitstore.storage.places import open_place
 from logitstore.store.layout import columns_of, make_spec
 from logitstore.store.reader import Store

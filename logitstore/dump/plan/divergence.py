@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...targets.target import logsumexp
+from ...encodings.rows import logsumexp
 
 
 def relative_errors(own: NDArray[Any], served: NDArray[Any]) -> NDArray[np.float64]:

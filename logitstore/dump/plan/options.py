@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ...encodings.rows import TEMPERATURES
 from ...errors import UsageError
 from ...runner.chunks import Chunks
 from ...runner.gpu import require_device
 from ...schema.kinds import kind_of
-from ...targets.target import TEMPERATURES
-from ..blocks import DEFAULT_SHARD_SIZE, ShardSize
+from ...storage.entries import DEFAULT_SHARD_SIZE, ShardSize
 from .choose import Asked, Choice, Measured
 from .contenders import BUDGET, Wish
 from .extent import Extent

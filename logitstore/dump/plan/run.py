@@ -33,13 +33,13 @@ from ...runner.stored_heads import (
 from ...runner.transcribe import Scribe
 from ...schema.spec import StoreSpec, StreamSpec, TeacherSpec
 from ...storage.constants import Constants
+from ...storage.entries import ShardSize
 from ...store.alignment import occupancy
 from ...store.lattice_nodes import scores
 from ...store.layout import make_spec
 from ...store.row_encoder import require_finite
 from ...teachers.protocol import Teacher, weights_sha256
 from ...tokens.table import TokenTable
-from ..blocks import ShardSize
 from .choose import Measured, choose
 from .contenders import contenders
 from .extent import Extent, extent

@@ -20,9 +20,8 @@ from ...schema.checksums import canonical
 from ...schema.lattice import Form, Nodes, full
 from ...schema.spec import Column, StoreSpec
 from ...storage import parse_storage
-from ...storage.base import ShardWriter
+from ...storage.base import Row, ShardWriter
 from ...storage.constants import Constants
-from ...storage.emission import Row
 from ...storage.entries import Entry
 from ...storage.places import Place
 from ...store.footprint import Footprint, footprint

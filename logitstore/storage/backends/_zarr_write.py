@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from ...schema.checksums import crc32c
 from ...schema.spec import Column
-from ..base import Sealing, ShardFile, Tally
-from ..emission import Row
+from ..base import Row, Sealing, ShardFile, Tally
 
 CHUNK_BYTES = 1 << 20
 

@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 from ...errors import CorruptError, FormatError, UsageError
 from ...schema.checksums import canonical, crc32c, id_hash
 from ...schema.spec import Column
-from ..base import ROW, Sealing, Shard, ShardFile, Tally
-from ..emission import Row
+from ..base import ROW, Row, Sealing, Shard, ShardFile, Tally
 from ..places import Place
 
 MAX_KEY = 60
