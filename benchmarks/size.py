@@ -29,9 +29,9 @@ from logitstore import open_store
 from logitstore.corpus.audio import load_audio
 from logitstore.corpus.manifest import Manifest, read_manifest
 from logitstore.dump.job import DumpOptions, dump
-from logitstore.dump.plan.divergence import divergences
+from logitstore.dump.plan.trial import divergences
 from logitstore.encodings.rows import logsumexp
-from logitstore.store.footprint import footprint
+from logitstore.store.inspect import footprint
 from recipes.demo.pieces import Pieces
 from recipes.demo.teacher import DemoTeacher
 from recipes.demo.teacher import load as load_demo

@@ -1,47 +1,102 @@
-"""One file adds a component: a directory of modules is the registry."""
+"""Components by name: built-in files, entry points of installed packages, and ``register()``.
+
+A built-in component is one file of its kind's package, named like the file. A component of another package is
+an entry point of the group ``logitstore.KIND``, or an object given to :func:`register`.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
 from pkgutil import iter_modules
-from types import ModuleType
+from typing import Any
 
 from .errors import UnknownName, UsageError
 
 
-def names(package: str) -> list[str]:
-    """Names of the components in a package: its modules, less ``base`` and private ones."""
-    path = import_module(package).__path__
-    return sorted(m.name for m in iter_modules(path) if m.name != "base" and not m.name.startswith("_"))
+@dataclass(frozen=True)
+class Kind:
+    """A kind of component.
+
+    Attributes:
+        package: whose modules are the built-in components.
+        has: attributes of every component.
+        shared: public modules of the package that are no components.
+    """
+
+    package: str
+    has: tuple[str, ...]
+    shared: tuple[str, ...] = ("base",)
+
+
+_TEACHERS = ("protocol", "joiners", "tap", "layers", "weight_products")
+KINDS: Mapping[str, Kind] = {
+    "encodings": Kind("logitstore.encodings", ("parse",), ("base", "rows", "linear_head")),
+    "storage": Kind("logitstore.storage.backends", ("parse",)),
+    "places": Kind("logitstore.storage.places", ("at",)),
+    "teachers": Kind("logitstore.teachers", ("load",), _TEACHERS),
+    "joiners": Kind("logitstore.teachers", ("JOINER",), (*_TEACHERS, "script", "text")),
+    "token_formats": Kind("logitstore.tokens.formats", ("recognises", "parse")),
+    "manifest_formats": Kind("logitstore.corpus.formats", ("recognises", "files")),
+}
+_registered: dict[tuple[str, str], Any] = {}
+
+
+def register(kind: str, name: str, component: Any) -> None:
+    """Add a component to this process under a name.
+
+    Args:
+        kind: one of :data:`KINDS`, e.g. ``encodings``.
+        name: as users write it; no component of the kind may have it yet.
+        component: a module or object with the attributes of its kind, e.g. ``parse`` of an encoding.
+
+    Raises ``UnknownName`` for another kind, ``UsageError`` for a name that is taken or an incomplete component.
+    """
+    if name in names(kind):
+        raise UsageError(f"{kind} has {name!r} already", do="Register it under another name.")
+    _registered[kind, name] = _checked(kind, name, component, "register()")
+
+
+def names(kind: str) -> list[str]:
+    """Names of all components of a kind, sorted."""
+    own = (name for of, name in _registered if of == kind)
+    return sorted({*_built_in(_kind(kind)), *_installed(kind), *own})
+
+
+def load(kind: str, name: str) -> Any:
+    """The component ``name`` of a kind; a built-in one wins over an entry point of the same name.
+
+    Raises ``UnknownName`` listing the known ones, and ``UsageError`` for a component whose library is not
+    installed, naming the extra to install.
+    """
+    found = _kind(kind)
+    if name in _built_in(found):
+        with needs(name):
+            return import_module(f"{found.package}.{name}")
+    if (kind, name) in _registered:
+        return _registered[kind, name]
+    if (point := _installed(kind).get(name)) is not None:
+        with needs(name, do=f"The entry point is {point.value!r} of the package {_package(point)}."):
+            return _checked(kind, name, point.load(), f"the package {_package(point)}")
+    raise UnknownName(f"there is no {name!r} among {kind}", do=suggest(name, names(kind)))
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """A sentence that lists the known names, nearest first where one is near."""
+    """A sentence that lists the known names, the nearest first where one is near."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"Did you mean {near[0]!r}? " if near else ""
     return f"{hint}Known: {', '.join(known) or 'none'}."
 
 
-def load(package: str, name: str) -> ModuleType:
-    """The module of component ``name``; raises ``UnknownName`` listing the known ones.
-
-    A component whose library is not installed raises ``UsageError`` naming the extra to install.
-    """
-    known = names(package)
-    if name not in known:
-        kind = package.rpartition(".")[2]
-        raise UnknownName(f"there is no {name!r} among {kind}", do=suggest(name, known))
-    with needs(name):
-        return import_module(f"{package}.{name}")
-
-
 @contextmanager
 def needs(name: str, do: str = "") -> Iterator[None]:
-    """A block whose imports may be missing: raises ``UsageError`` saying which package, and what to do.
+    """Turn a failed import inside the block into a ``UsageError`` that names the package.
 
     Args:
         name: the component; the extra of that name is what to install,
@@ -57,4 +112,38 @@ def needs(name: str, do: str = "") -> Iterator[None]:
             do=do or f"pip install 'logitstore[{name}]'",
         ) from e
     except (ImportError, OSError) as e:  # a version that does not fit; a binary without its libraries
-        raise UsageError(f"what {name!r} needs does not import: {e}", do=do) from e
+        raise UsageError(f"{name!r} cannot be imported: {e}", do=do) from e
+
+
+def _kind(name: str) -> Kind:
+    if name not in KINDS:
+        raise UnknownName(f"there is no kind of component {name!r}", do=suggest(name, KINDS))
+    return KINDS[name]
+
+
+@cache
+def _built_in(kind: Kind) -> frozenset[str]:
+    modules = iter_modules(import_module(kind.package).__path__)
+    return frozenset(m.name for m in modules if m.name not in kind.shared and not m.name.startswith("_"))
+
+
+@cache
+def _installed(kind: str) -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=f"logitstore.{kind}")}
+
+
+def _package(point: EntryPoint) -> str:
+    return point.dist.name if point.dist else "of unknown name"
+
+
+def _checked(kind: str, name: str, component: Any, where: str) -> Any:
+    if missing := [a for a in _kind(kind).has if not hasattr(component, a)]:
+        raise UsageError(
+            f"{name!r} has no {', '.join(missing)}, which all {kind} have",
+            where=where,
+            do=f"logitstore.testing has the conformance suite of {kind}." if kind in _SUITES else "",
+        )
+    return component
+
+
+_SUITES = ("encodings", "storage", "places")

@@ -183,7 +183,7 @@ def test_one_encoding_for_all_streams_and_positions_of_a_lattice(tmp_path):
 
 
 def test_ids_and_tokens_cannot_write_to_the_terminal():
-    from logitstore.cli._tables import printable
+    from logitstore.cli._terminal import printable
 
     assert printable("a\x1b[2Jb\u202e\x9b\u2028") == "a\\x1b[2Jb\\u202e\\x9b\\u2028"
     assert printable("don’t 漢 é") == "don’t 漢 é"

@@ -24,9 +24,9 @@ from logitstore.errors import LengthError, MissingUtterance, UsageError
 from logitstore.schema.clock import FrameClock
 from logitstore.schema.spec import Head
 from logitstore.targets.clip import Clip, Clipped, Piece, silence
+from logitstore.targets.clip_resample import frames_of, stretches
 from logitstore.targets.frames import Method, Ramp
 from logitstore.targets.target import Target
-from logitstore.targets.timeline import frames_of, stretches
 
 RATE, SHIFT = 16000, 640
 FRAME = F(SHIFT, RATE)

@@ -17,8 +17,8 @@ from logitstore.dump.job import DumpOptions, dump
 from logitstore.encodings.linear_head import linear_head
 from logitstore.errors import CorruptError, TapError, TeacherError, UsageError
 from logitstore.runner.loader import load
-from logitstore.store.convert import convert
 from logitstore.store.inspect import summary
+from logitstore.store.rewrite import convert
 from logitstore.store.verify import verify
 from logitstore.targets.batch import FactoredBatch
 from logitstore.targets.vocab_map import VocabMap

@@ -15,11 +15,11 @@ from torch import nn
 from torch.nn.functional import pad
 
 from logitstore import StoreWriter, TokenTable, open_store
-from logitstore.capture.joints import pruned, whole
+from logitstore.capture.pieces import pruned, whole
 from logitstore.errors import LengthError, TapError, TapPathError, TokenError, UsageError, VocabError
+from logitstore.runner.checks import self_check
 from logitstore.runner.driver import Driver
 from logitstore.runner.loader import load
-from logitstore.runner.selfcheck import self_check
 from logitstore.schema.lattice import Form
 from logitstore.tokens.tokenise import Tokeniser
 from recipes.demo.decode import collate, read_manifest, rnnt_greedy

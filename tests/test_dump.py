@@ -17,7 +17,7 @@ from logitstore.dump.job import DumpOptions, dump
 from logitstore.errors import IdentityError, LogitStoreError, StoreBusy
 from logitstore.runner.loader import by_length, load
 from logitstore.storage.places import open_place
-from logitstore.store.convert import convert
+from logitstore.store.rewrite import convert
 from logitstore.store.verify import verify
 
 SMALL = {"shard_size": "6", "batch_seconds": 10.0}

@@ -11,7 +11,7 @@ from test_lattice import means
 from logitstore import open_store
 from logitstore.encodings.rows import NOTHING
 from logitstore.schema.lattice import sample
-from logitstore.store.alignment import occupancy
+from logitstore.store.lattice_nodes import occupancy
 from logitstore.store.verify import verify
 
 GOLDEN = Path(__file__).parent / "golden"

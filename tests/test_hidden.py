@@ -29,10 +29,9 @@ from logitstore.losses import hidden_kd, joint_kd
 from logitstore.runner.driver import Driver
 from logitstore.runner.loader import by_length, load
 from logitstore.schema.spec import Head
-from logitstore.store.compact import compact
-from logitstore.store.convert import convert
 from logitstore.store.diff import compare
 from logitstore.store.inspect import summary, utterance
+from logitstore.store.rewrite import compact, convert
 from logitstore.store.verify import check_row, verify
 from logitstore.targets.clip import Clip
 from logitstore.teachers.layers import layered, parse_layer

@@ -20,9 +20,9 @@ from logitstore.encodings.rows import NOTHING
 from logitstore.errors import FormatError, LengthError, NonFinite, UsageError
 from logitstore.losses import ctc_kd, mean_u, rnnt_kd
 from logitstore.schema.lattice import Form, band_size, path, ranges, restored, sample, stored
-from logitstore.store.alignment import band, best_path, occupancy
-from logitstore.store.convert import convert
 from logitstore.store.inspect import summary, utterance
+from logitstore.store.lattice_nodes import band, best_path, occupancy
+from logitstore.store.rewrite import convert
 from logitstore.store.verify import verify
 from logitstore.targets.frames import nearest
 

@@ -12,9 +12,8 @@ from logitstore.dump.against import against_teacher
 from logitstore.dump.job import DumpOptions, dump
 from logitstore.errors import CorruptError, UsageError
 from logitstore.storage.entries import read_entry
-from logitstore.store.compact import compact
 from logitstore.store.diff import compare
-from logitstore.store.rewrite import repair
+from logitstore.store.rewrite import compact, repair
 from logitstore.store.verify import verify
 
 

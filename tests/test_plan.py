@@ -19,11 +19,9 @@ from logitstore.corpus.manifest import read_manifest
 from logitstore.dump.job import DumpOptions, dump
 from logitstore.dump.plan import trial
 from logitstore.dump.plan.choose import Asked, Measured, choose
-from logitstore.dump.plan.contenders import Wish, contenders
-from logitstore.dump.plan.divergence import divergences
-from logitstore.dump.plan.extent import extent
-from logitstore.dump.plan.options import PlanOptions
+from logitstore.dump.plan.options import PlanOptions, Wish, contenders, extent
 from logitstore.dump.plan.run import plan
+from logitstore.dump.plan.trial import divergences
 from logitstore.errors import IdentityError, ManifestError, NotLogits, TeacherError, UsageError
 from logitstore.runner.driver import Driver
 from logitstore.runner.loader import load
@@ -469,7 +467,7 @@ def test_auto_takes_what_the_plan_recommends_and_a_resume_what_the_store_has(tmp
     assert taken == how.choice.streams["ctc"].encoding
     assert store.spec.stream("rnnt").encoding == "topk:2"
     assert done.planned == said[0] == (f"ctc: {how.choice.why['ctc']}",)
-    monkeypatch.setattr("logitstore.dump.auto.plan", None)  # a second plan would fail
+    monkeypatch.setattr("logitstore.dump.job.plan", None)  # a second plan would fail
     again = dump(teacher(), manifest(6), tmp_path, options)
     assert again.present == 6
     assert again.planned == (f"ctc: {taken} is what the store has.",)

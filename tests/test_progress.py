@@ -3,7 +3,7 @@
 import pytest
 
 from logitstore.cli import _progress as progress
-from logitstore.cli._progress import Meter, clock, line, size
+from logitstore.cli._terminal import Meter, clock, line, size
 from logitstore.dump.job import Progress
 
 HALF = Progress(

@@ -33,10 +33,9 @@ from logitstore.losses import joint_kd, seq2seq_kd
 from logitstore.runner.driver import Driver
 from logitstore.runner.loader import by_length, load
 from logitstore.schema.spec import StoreSpec
-from logitstore.store.compact import compact
-from logitstore.store.convert import convert
 from logitstore.store.diff import compare
 from logitstore.store.inspect import summary, utterance
+from logitstore.store.rewrite import compact, convert
 from logitstore.store.transcripts import transcripts
 from logitstore.store.verify import verify
 from logitstore.targets.clip import Clip

@@ -23,10 +23,9 @@ from logitstore.errors import (
     UsageError,
 )
 from logitstore.schema.spec import TeacherSpec
-from logitstore.store.compact import compact
-from logitstore.store.convert import convert
 from logitstore.store.diff import compare
 from logitstore.store.inspect import summary
+from logitstore.store.rewrite import compact, convert
 from logitstore.store.row_encoder import RowEncoder
 from logitstore.store.transcripts import transcripts
 from logitstore.store.verify import verify

@@ -243,7 +243,7 @@ def test_great_batches_go_in_blocks(monkeypatch):
     rows = dense_rows(np.random.default_rng(0)).at(2.0)
     there = VocabMap.by_token(TEACHER, REDUCED)
     whole = there.apply(rows)
-    monkeypatch.setattr("logitstore.targets.regroup.BLOCK", 15)
+    monkeypatch.setattr("logitstore.targets.vocab_map.BLOCK", 15)
     np.testing.assert_array_equal(there.apply(rows).tail, whole.tail)
 
 

@@ -22,21 +22,21 @@ DEPTH = 4
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundIds:
     """Strings of a batch, one for each of its utterances, and the expression that finds them again."""
 
     expression: str
     values: tuple[str, ...]
 
 
-def find_ids(batch: Any, count: int | None = None) -> list[Found]:
+def find_ids(batch: Any, count: int | None = None) -> list[FoundIds]:
     """Every place of a batch that could hold utterance ids, the likeliest first.
 
     Args:
         batch: what a DataLoader yielded.
         count: B, where it is known: other counts are left out.
     """
-    found: dict[tuple[str, ...], tuple[int, Found]] = {}
+    found: dict[tuple[str, ...], tuple[int, FoundIds]] = {}
     for order, (key, expression, value) in enumerate(_walk(batch, "batch", DEPTH)):
         likely = ID_KEYS.index(key) if key in ID_KEYS else len(ID_KEYS)
         first = expression == "batch[0]" and likely == len(ID_KEYS)  # ESPnet: (ids, {...})
@@ -51,7 +51,9 @@ def find_ids(batch: Any, count: int | None = None) -> list[Found]:
     return [f for _, f in sorted(found.values(), key=lambda pair: pair[0])]
 
 
-def find_by_index(index: Any, dataset: Any, count: int | None = None, *, guess: bool = False) -> list[Found]:
+def find_by_index(
+    index: Any, dataset: Any, count: int | None = None, *, guess: bool = False
+) -> list[FoundIds]:
     """Ids of a batch that keeps none, by what its sampler asked the dataset for, the likeliest first.
 
     Args:
@@ -71,7 +73,7 @@ def find_by_index(index: Any, dataset: Any, count: int | None = None, *, guess: 
                 found += _each(key, expression, [values[i] for i in asked])
     else:
         found.append(("[x.id for x in index]", [getattr(x, "id", None) for x in asked]))
-    good = [Found(e, tuple(v)) for e, v in found if all(isinstance(x, str) and x for x in v)]
+    good = [FoundIds(e, tuple(v)) for e, v in found if all(isinstance(x, str) and x for x in v)]
     return [f for f in good if f.values and (count is None or len(f.values) == count)]
 
 
@@ -104,12 +106,12 @@ def _each(key: str, expression: str, values: list[Any]) -> Iterator[tuple[str, l
         yield f"[{at}.id for i in index]", [getattr(v, "id", None) for v in values]
 
 
-def find_texts(batch: Any, count: int) -> Found | None:
+def find_texts(batch: Any, count: int) -> FoundIds | None:
     """The reference texts of a batch of ``count`` utterances, where it holds any."""
     for key, expression, value in _walk(batch, "batch", DEPTH):
         listed = isinstance(value, list | tuple) and len(value) == count
         if key in TEXT_KEYS and listed and all(isinstance(v, str) for v in value):
-            return Found(expression, tuple(value))
+            return FoundIds(expression, tuple(value))
     return None
 
 
@@ -133,16 +135,16 @@ def _walk(value: Any, expression: str, depth: int) -> Iterator[tuple[str, str, A
                 yield from _walk(v, below, depth - 1)
 
 
-def _strings(value: Any, expression: str) -> Found | None:
+def _strings(value: Any, expression: str) -> FoundIds | None:
     if isinstance(value, str) and value:
-        return Found(f"[{expression}]", (value,))
+        return FoundIds(f"[{expression}]", (value,))
     if not isinstance(value, list | tuple) or not value:
         return None
     if all(isinstance(v, str) and v for v in value):
-        return Found(expression, tuple(value))
+        return FoundIds(expression, tuple(value))
     ids = [getattr(v, "id", None) for v in value]
     if all(isinstance(i, str) and i for i in ids):
-        return Found(f"[x.id for x in {expression}]", tuple(map(str, ids)))
+        return FoundIds(f"[x.id for x in {expression}]", tuple(map(str, ids)))
     return None
 
 

@@ -11,8 +11,8 @@ from torch import nn
 from ..errors import LengthError, TapError
 from .expression import Expression
 from .inject.program import ranges_of
-from .joints import Pieces, packed, pruned, whole
 from .lattices import LAYOUTS, Driven, resolve
+from .pieces import UtterancePieces, packed, pruned, whole
 from .writer import Heard, Shape
 
 Lookup = Callable[[str, torch.Tensor], Any]
@@ -31,7 +31,7 @@ class Joiner:
         self._job, self._lookup, self._say = job, lookup, say
         self._labels = Expression(job["labels"], "--labels") if job["labels"] else None
         self._ranges = Expression(job["ranges"], "--ranges") if job["ranges"] else None
-        self._pieces, self._layout = Pieces(), ""
+        self._pieces, self._layout = UtterancePieces(), ""
         self._met: list[tuple[nn.Module, Driven]] = []  # root and transducer of every model, until one runs
         self.driven: Driven | None = None
 

@@ -22,7 +22,7 @@ from ..registry import suggest
 from ..runner.driver import Joining, Spoken
 from ..runner.loader import Loaded
 from ..runner.transcribe import search
-from ..teachers.joiners import Drive, Found, find, sides
+from ..teachers.joiners import FoundJoiner, JoinerAdapter, find, sides
 from ..teachers.script import run_file
 from ..teachers.tap import find_module
 from ..tokens.table import TokenTable
@@ -42,13 +42,13 @@ class Driven:
         where: what messages call it.
     """
 
-    found: Found
+    found: FoundJoiner
     encoder: nn.Module
     side: str
     where: str
 
     @property
-    def drive(self) -> Drive:
+    def drive(self) -> JoinerAdapter:
         """How it is run."""
         return self.found.drive
 
@@ -95,7 +95,9 @@ def resolve(root: nn.Module, job: dict[str, Any]) -> Driven:
     """The transducer of a model, by the job's ``joiner``, ``encoder`` and ``drive``; raises ``TapError``."""
     where, blank = f"--joiner {job['joiner']}", job["blank"]
     if job["drive"]:
-        found: Found | None = Found("script", "", job["joiner"], _script(job["drive"], root, blank))
+        found: FoundJoiner | None = FoundJoiner(
+            "script", "", job["joiner"], _script(job["drive"], root, blank)
+        )
     else:
         found = find(root, job["joiner"], blank)
     if found is None:
@@ -118,7 +120,7 @@ def resolve(root: nn.Module, job: dict[str, Any]) -> Driven:
     return Driven(found, encoder, side or "output", f"--encoder {place}")
 
 
-def _script(place: str, root: nn.Module, blank: int | None) -> Drive:
+def _script(place: str, root: nn.Module, blank: int | None) -> JoinerAdapter:
     """The drive of ``NAME(model)`` in a user's file."""
     file, _, name = place.rpartition(":")
     if not Path(file).is_file():
@@ -138,7 +140,7 @@ def _script(place: str, root: nn.Module, blank: int | None) -> Drive:
     made.blank = made.blank if blank is None else blank
     if not hasattr(made, "classes"):
         made.classes = 0
-    drive: Drive = made
+    drive: JoinerAdapter = made
     return drive
 
 

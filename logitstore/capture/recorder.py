@@ -27,7 +27,7 @@ from .inject.inside import Report
 from .inject.program import eagerly, follow_compiling, follow_loaders
 from .joiner import Joiner
 from .locate import Asking
-from .pieces import Pieces
+from .pieces import BatchPieces
 from .writer import Heard, Scribe, Shape
 
 OPTIONS = {"ctc": "ctc", "rnnt": "joiner"}  # by stream
@@ -86,7 +86,7 @@ class Capturing:
         self._failed = False
         self._ran: dict[str, tuple[Any, int]] = {}  # the batch in which a module ran last, and how often
         self._heard: Heard | None = None  # a batch of which some stream is still to come
-        self._pieces: Pieces | None = None  # a batch of which some calls are still to come
+        self._pieces: BatchPieces | None = None  # a batch of which some calls are still to come
         self._report = Report(self.session, state="torch")
 
     # -- finding the model -------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ class Capturing:
         if pieces is None or pieces.batch != batch:
             self._whole()
             texts = self._asking.texts(len(ids))
-            pieces = self._pieces = Pieces(batch, tuple(ids), texts, where)
+            pieces = self._pieces = BatchPieces(batch, tuple(ids), texts, where)
         if axis == "t":
             alone = len(ids) == 1 and self._asking.lengths_at is None  # as long as its pieces are
             return pieces.add(logits, lambda x: [x.shape[1]] if alone else self._asking.lengths(x, root))

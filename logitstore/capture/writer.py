@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..runner.selfcheck import require_logits
+from ..runner.checks import require_logits
 from ..schema.checksums import id_hash
 from ..schema.ids import check_id
 from ..schema.lattice import Form
@@ -32,8 +32,8 @@ from ..teachers.tap import unwrap
 from ..tokens.formats import read_table
 from ..tokens.table import TokenTable
 from .inject.inside import Report
-from .joints import Part
 from .lattices import Driven, Lattices, unnoticed, wrong_width
+from .pieces import Part
 
 DEPTH = 4  # batches waiting
 ZARR = os.path.join("zarr", "core", "sync.py")

@@ -85,7 +85,7 @@ def main(args: list[str] | None = None) -> None:
         e.show()
         status = e.exit_code
     except LogitStoreError as e:
-        from ._tables import printable
+        from ._terminal import printable
 
         click.echo(printable(f"logitstore: {type(e).__name__}: {e}", keep="\n"), err=True)
         status = e.exit_code

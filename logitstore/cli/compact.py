@@ -13,8 +13,8 @@ def command(store: str, shard_size: str) -> None:
 
     Readers may go on meanwhile. Stopped half-way, the store is whole, and the same command goes on.
     """
-    from ..store.compact import compact
     from ..store.reader import Store
+    from ..store.rewrite import compact
 
     merged = compact(store, shard_size, report=lambda n: click.echo(f"{n} shards merged", err=True))
     opened = Store(store)

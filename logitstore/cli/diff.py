@@ -6,7 +6,7 @@ import json
 
 import click
 
-from ._tables import printable, table
+from ._terminal import printable, table
 
 
 @click.command("diff")

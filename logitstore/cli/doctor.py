@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ._tables import printable
+from ._terminal import printable
 
 
 @click.command("doctor")

@@ -113,8 +113,7 @@ def command(**given: Any) -> None:
     from ..teachers import load_teacher
     from ..teachers.layers import layered, parse_layer
     from ..tokens.table import TokenTable
-    from ._progress import Meter, clock, size
-    from ._signals import Signals, Stopped
+    from ._terminal import Meter, Signals, Stopped, clock, size
 
     layers = [parse_layer(text, 0) for text in given["layers"]]
     streams = _asked_streams(given) or ({} if layers else {"ctc": "dense"})

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ._tables import printable, table
+from ._terminal import printable, table
 
 
 @click.command("inspect")
@@ -51,7 +51,7 @@ def _json(data: Any) -> str:
 
 
 def _summary(d: dict[str, Any]) -> str:
-    from ._progress import size
+    from ._terminal import size
 
     teacher, tokens = d["teacher"], d["tokens"]
     modules = ", ".join(f"{h['stream']} at {h['module']}" for h in teacher["heads"])

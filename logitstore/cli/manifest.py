@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from ._tables import printable
+from ._terminal import printable
 
 SHOWN = 20
 
@@ -36,7 +36,7 @@ def command(
     """
     from ..corpus.manifest import check, open_source
     from ..corpus.survey import Survey, survey, write_lines
-    from ._progress import clock
+    from ._terminal import clock
 
     opened = open_source(
         source, audio_root=audio_root, format=manifest_format, allow_pipes=allow_pipes, unpack=audio_dir

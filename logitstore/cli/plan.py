@@ -17,12 +17,11 @@ import click
 
 from ..errors import UsageError
 from ._options import asks_for_a_run, manifest_of
-from ._tables import printable, table
+from ._terminal import printable, table
 
 if TYPE_CHECKING:
     from ..dump.plan.choose import Measured
-    from ..dump.plan.contenders import Wish
-    from ..dump.plan.options import Plan
+    from ..dump.plan.options import Plan, Wish
 
 NARROWER = ("p99", "once", "storages")  # what a table leaves out that would not fit the terminal
 NOTES = """\
@@ -65,8 +64,7 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     with its own full-precision distribution. Nothing is kept.
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as in dump
-    from ..dump.plan.contenders import Wish
-    from ..dump.plan.options import PLANNED, PlanOptions
+    from ..dump.plan.options import PLANNED, PlanOptions, Wish
     from ..dump.plan.run import plan
     from ..schema.kinds import kind_of
     from ..teachers import load_teacher
@@ -113,7 +111,7 @@ def beside(out: Path) -> Path:
 
 
 def _wishes(streams: Sequence[str]) -> dict[str, Wish]:
-    from ..dump.plan.contenders import Wish
+    from ..dump.plan.options import Wish
 
     found = {}
     for text in streams:
@@ -162,7 +160,7 @@ def _dump(ctx: click.Context, given: dict[str, Any], found: Plan) -> Iterator[st
 
 
 def _print(p: Plan, next_command: str) -> None:
-    from ._progress import clock, size
+    from ._terminal import clock, size
 
     d = p.to_json()
     sample, manifest = d["sample"], d["manifest"]
@@ -230,7 +228,7 @@ def _lines(p: Plan, stream: str) -> list[Measured]:
 
 
 def _cells(p: Plan, stream: str, without: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    from ._progress import size
+    from ._terminal import size
 
     lines, chosen = _lines(p, stream), p.choice.streams[stream].encoding
     others = list(dict.fromkeys(m.storage for m in p.measured if m.storage != lines[0].storage))

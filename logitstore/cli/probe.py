@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ..errors import UsageError
-from ._tables import table
+from ._terminal import table
 
 
 @click.command("probe")

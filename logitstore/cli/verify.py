@@ -8,7 +8,7 @@ import click
 
 from ..errors import UsageError
 from ..schema.kinds import KINDS, kind_of
-from ._tables import printable
+from ._terminal import printable
 
 MEASURES = dict.fromkeys(KINDS, "KL in nats a row") | {
     "hidden": "relative squared error",
@@ -49,7 +49,7 @@ def command(
     if repair:
         return _repair(store, as_json)
     from ..store.verify import verify
-    from ._progress import size
+    from ._terminal import size
 
     verdict = verify(store)
     if as_json:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import partial
@@ -17,31 +17,31 @@ from typing import Any
 
 from ..corpus.audio import seconds_of
 from ..corpus.manifest import Manifest, Problem, Utterance
-from ..errors import LengthError, LogitStoreError, ManifestError, TooManySkipped, UsageError
-from ..runner.checks import Gate, Skips, lines
+from ..errors import IdentityError, LengthError, LogitStoreError, ManifestError, TooManySkipped, UsageError
+from ..runner.checks import Gate, Skips, lines, self_check
 from ..runner.chunks import Chunks, driver_of
 from ..runner.driver import Driver, Spoken, cpu_threads
 from ..runner.gpu import require_device
 from ..runner.loader import Loaded, ahead, by_length, load
 from ..runner.pipe import Pipe
-from ..runner.selfcheck import self_check
 from ..runner.stored_heads import factored, once_per_store
 from ..runner.transcribe import Scribe
+from ..schema.checksums import open_json
 from ..schema.clock import check_audio
 from ..schema.kinds import kind_of
 from ..schema.spec import StoreSpec, TeacherSpec
 from ..storage.commit import problem_key
 from ..storage.entries import DEFAULT_SHARD_SIZE, ShardSize
-from ..storage.places import open_place
+from ..storage.places import Place, open_place
+from ..store.identity import PLANNING, is_declared
 from ..store.layout import make_spec
 from ..store.writer import StoreWriter
 from ..teachers.protocol import Teacher, check_protocol, weights_sha256
 from ..tokens.table import TokenTable, require_same
 from ..tokens.transcript import Transcript
-from .auto import decided, wishes
 from .blocks import Block, Part, blocks
-from .plan.contenders import Wish
-from .plan.options import PlanOptions
+from .plan.options import PlanOptions, Wish
+from .plan.run import plan
 
 
 @dataclass(frozen=True)
@@ -357,3 +357,64 @@ def _length(utt: Utterance) -> float:
         return seconds_of(utt)
     except LogitStoreError:
         return 0.0  # the loader names it
+
+
+def wishes(streams: Mapping[str, str]) -> dict[str, Wish]:
+    """The streams whose encoding is to be chosen; raises ``UsageError`` for a wish that says nothing."""
+    found = {name: Wish.parse(encoding) for name, encoding in streams.items()}
+    return {name: wish for name, wish in found.items() if wish is not None}
+
+
+@contextmanager
+def decided(
+    place: Place,
+    teacher: Teacher,
+    manifest: Manifest,
+    streams: Mapping[str, str],
+    options: PlanOptions,
+    *,
+    writer: str,
+    say: Callable[[str], None],
+) -> Iterator[dict[str, str]]:
+    """Every stream with a real encoding: the store's own where there is one, else the plan's.
+
+    The lock of that name is held until the body ends: begin the store there, and jobs that come later find
+    what it declares.
+
+    Args:
+        place: of the store.
+        teacher: to plan with.
+        manifest: of the dump.
+        streams: encoding, or wish, by stream.
+        options: of the plan; its streams are those wished for.
+        writer: name of this job's writer.
+        say: told what was taken, and why.
+    """
+    with place.lock(PLANNING, wait=True):
+        wished = options.streams
+        if is_declared(place, writer):
+            store = StoreSpec.from_json(open_json(place.read("logitstore.json"), "logitstore.json"))
+            chosen = {s.name: _written(s.encoding, s.form) for s in store.streams}
+            for name in wished:
+                if name not in chosen:
+                    raise IdentityError(
+                        f"this store has no {name} stream; it has {', '.join(chosen)}",
+                        where=str(place),
+                        do="Write to another store.",
+                    )
+                say(f"{name}: {chosen[name]} is what the store has.")
+        else:
+            folder = place.stage(PLANNING)
+            try:
+                found = plan(teacher, manifest, folder, options)
+            finally:
+                place.remove(f"partial/{PLANNING}")
+            chosen = {name: m.encoding for name, m in found.choice.streams.items()}
+            for name in wished:
+                say(f"{name}: {found.choice.why[name]}")
+        yield {name: chosen[name] if name in wished else encoding for name, encoding in streams.items()}
+
+
+def _written(encoding: str, form: str) -> str:
+    """As a user writes it."""
+    return encoding if form in ("", "full") else f"{encoding}/{form}"

@@ -122,7 +122,7 @@ def parse_encoding(text: str) -> Encoding | HeadEncoding:
     Raises ``UnknownName`` or ``UsageError``.
     """
     name, found, setting = text.partition(":")
-    parse = registry.load(__package__, name).parse
+    parse = registry.load("encodings", name).parse
     encoding: Encoding | HeadEncoding = parse(setting if found else None)
     return encoding
 

@@ -1,9 +1,7 @@
 """What a student minimises: its distance from the stored teacher, on the stored form, on its own device."""
 
-from .hidden import hidden_kd
 from .joint import JointLoss, joint_kd
-from .kd import blank_weights
-from .streams import ctc_kd, mean_u, rnnt_kd, seq2seq_kd
+from .kd import blank_weights, ctc_kd, hidden_kd, mean_u, rnnt_kd, seq2seq_kd
 
 __all__ = [
     "JointLoss",

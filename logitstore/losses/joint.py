@@ -11,8 +11,7 @@ import torch
 from ..errors import UsageError
 from ..schema.kinds import kind_of
 from ..targets.batch import TargetBatch
-from .hidden import hidden_kd
-from .streams import ctc_kd, rnnt_kd, seq2seq_kd
+from .kd import ctc_kd, hidden_kd, rnnt_kd, seq2seq_kd
 
 Hard = torch.Tensor | Callable[[], torch.Tensor]
 SOFT: dict[str, Callable[..., torch.Tensor]] = {

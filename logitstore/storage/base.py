@@ -69,7 +69,7 @@ class Storage(Protocol):
 def parse_storage(text: str) -> Storage:
     """The storage written ``name`` or ``name:setting``: ``zarr``, ``zarr:zstd``, ``webdataset``."""
     name, found, setting = text.partition(":")
-    storage: Storage = registry.load(__package__, name).parse(setting if found else None)
+    storage: Storage = registry.load("storage", name).parse(setting if found else None)
     return storage
 
 

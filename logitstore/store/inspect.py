@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,12 +14,13 @@ from ..encodings.base import LOSS
 from ..encodings.rows import NOTHING
 from ..errors import UsageError
 from ..schema.lattice import Form
-from ..schema.spec import StreamSpec
-from ..storage.entries import read_entry
+from ..schema.spec import StoreSpec, StreamSpec
+from ..storage.constants import file_name
+from ..storage.entries import Entry, entry_name, read_entry
+from ..storage.places import Place
 from ..targets.decode import best_classes, decode, forced_rnnt, on_grid
 from ..targets.target import Target
 from ..tokens.transcript import edit_distance
-from .footprint import footprint
 from .reader import Store
 
 SAMPLE = 200
@@ -256,3 +259,38 @@ def _rows(store: Store, target: Target, spec: StreamSpec, top: int) -> dict[str,
         line["tail"] = float(np.exp(at.tail[row]))
         lines.append(line)
     return {"decoded": [names[i] for i in tokens], "frames": lines}
+
+
+ONCE = ("logitstore.json", "tokens.txt", "zarr.json", "shards/zarr.json")
+
+
+DERIVED = ("index.bin", "skipped.jsonl")
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of a store's files.
+
+    Attributes:
+        rows: shards, their entries, the index: what grows with what is dumped.
+        once: heads of factored streams, the token table, logitstore.json: the same for any number of rows.
+    """
+
+    rows: int
+    once: int
+
+    @property
+    def bytes(self) -> int:
+        """All of them."""
+        return self.rows + self.once
+
+
+def footprint(place: Place, spec: StoreSpec, entries: Iterable[Entry]) -> Footprint:
+    """Of a store whose shards are those of ``entries``."""
+    once = [*ONCE, *(file_name(s.name, str(c["name"])) for s in spec.streams for c in s.constants)]
+    rows = sum(e.bytes + place.size(entry_name(e.shard)) for e in entries)
+    return Footprint(rows + _sizes(place, DERIVED), _sizes(place, once))
+
+
+def _sizes(place: Place, names: Iterable[str]) -> int:
+    return sum(place.size(name) for name in names if place.exists(name))

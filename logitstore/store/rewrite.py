@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..errors import StoreError
-from ..storage import open_storage
+from ..errors import StoreError, UsageError
+from ..storage import open_storage, parse_storage
 from ..storage.commit import drop, finish_store, settle
-from ..storage.entries import shard_names
+from ..storage.entries import Entry, ShardSize, shard_names
 from ..storage.places import open_place
-from .compact import rewrite
 from .reader import Store
 from .verify import Finding, check_row, verify
 from .writer import StoreWriter
@@ -92,3 +92,109 @@ def _sweep(store: Store) -> list[str]:
             store.place.remove(f"shards/{name}")
             gone.append(name.removesuffix(".tar"))
     return gone
+
+
+def compact(location: Any, shard_size: str, *, report: Callable[[int], None] = lambda shards: None) -> int:
+    """Merge neighbouring shards as long as they fit into one; gives the shards that went into others.
+
+    A reader sees every row once at any moment, and so does one after a crash (SPEC C6). Merging again does
+    only what is left.
+
+    Args:
+        location: of the store.
+        shard_size: what a shard may hold: utterances (``5000``) or audio (``2h``).
+        report: called with the shards merged so far, after every group.
+    """
+    size = ShardSize.parse(shard_size)
+    store = Store(location)
+    merged = 0
+    with StoreWriter(store.place, store.spec, writer="compact").begin(store.tokens) as writer:
+        store = Store(location)
+        for group in _groups(store, size):
+            rewrite(store, writer, group)
+            merged += len(group)
+            report(merged)
+    return merged
+
+
+def rewrite(
+    store: Store,
+    writer: StoreWriter,
+    shards: list[str],
+    keep: Callable[[str, int], bool] = lambda shard, number: True,
+) -> Entry | None:
+    """One new shard of the rows of others, which it replaces.
+
+    Args:
+        store: to read from.
+        writer: into the same place.
+        shards: to merge, in order.
+        keep: whether to keep a row of a shard.
+    """
+    shard = writer.shard(shards[0])
+    skipped = []
+    try:
+        for name in shards:
+            entry = store.entry(name)
+            skipped += [s for s in entry.skipped if s not in skipped]
+            for number in range(len(entry.ids)):
+                if keep(name, number):
+                    shard.add(store.row_at(name, number))
+    except BaseException:
+        shard.discard()
+        raise
+    return shard.seal(skipped, replaces=shards)
+
+
+def _groups(store: Store, size: ShardSize) -> Iterator[list[str]]:
+    """Runs of two shards and more that fit into one."""
+    group: list[str] = []
+    rows, seconds = 0, 0.0
+    for name in store.shards:
+        entry = store.entry(name)
+        full = 0 < size.utterances < rows + len(entry.ids) or 0 < size.seconds < seconds + entry.seconds
+        if group and full:
+            if len(group) > 1:
+                yield group
+            group, rows, seconds = [], 0, 0.0
+        group.append(name)
+        rows, seconds = rows + len(entry.ids), seconds + entry.seconds
+    if len(group) > 1:
+        yield group
+
+
+def convert(
+    source: Any, destination: Any, storage: str, *, report: Callable[[int], None] = lambda rows: None
+) -> int:
+    """Write every shard of a store again in another storage; gives the rows written.
+
+    Shards keep their names, rows their order, arrays their bits. Converting again does only what is missing.
+
+    Args:
+        source: the store to read.
+        destination: the store to write; must not be the source.
+        storage: ``zarr``, ``zarr:zstd``, ``webdataset``, ...
+        report: called with the rows written so far, after every shard.
+    """
+    store = Store(source)
+    place = open_place(destination)
+    if str(place) == str(store.place):
+        raise UsageError("a store cannot be converted onto itself", where=str(place))
+    spec = replace(store.spec, storage={"name": str(parse_storage(storage))})
+    rows = 0
+    with StoreWriter(place, spec, writer="convert").begin(store.tokens, constants=store.constants) as writer:
+        done = set(shard_names(place))
+        for name in store.shards:
+            if name in done:
+                continue
+            shard = writer.shard(name)
+            try:
+                for row in store.rows(name):
+                    shard.add(row)
+                    rows += 1
+            except BaseException:
+                shard.discard()
+                raise
+            shard.seal(store.entry(name).skipped)
+            report(rows)
+    return rows

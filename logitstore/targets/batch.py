@@ -15,12 +15,19 @@ from ..encodings.rows import NOTHING, Factored, FactoredLattice, Tempered, Vecto
 from ..errors import LengthError, UsageError
 from ..schema.clock import FrameClock
 from .clip import Clipped
-from .clip_resample import clip_vectors, only_target, resample_clip
+from .clip_resample import (
+    Stretch,
+    check_frames,
+    clip_vectors,
+    frames_of,
+    only_target,
+    resample_clip,
+    stretches,
+)
 from .frames import Method
 from .resample import Headed, Resampled, follows_frames, headed, resample_stream, resample_vectors
 from .stream_batch import FactoredBatch, StreamBatch, VectorBatch, mapped
 from .target import Target
-from .timeline import Stretch, check_frames, frames_of, stretches
 from .vocab_map import VocabMap
 
 __all__ = ["FactoredBatch", "StreamBatch", "TargetBatch", "VectorBatch", "collate_targets"]

@@ -186,7 +186,7 @@ class VectorBatch:
 
 
 def _regrouped(logp: torch.Tensor, to: torch.Tensor, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(..., V) log-masses added up over ``classes`` groups, as :func:`logitstore.targets.regroup.regroup_dense` does,
+    """(..., V) log-masses added up over ``classes`` groups, as :func:`logitstore.targets.vocab_map.regroup_dense` does,
     and (...) the tail's; -1e4 of a group that nothing becomes."""
     index = torch.where(to < 0, classes, to)
     groups = logp.new_full((*logp.shape[:-1], classes + 1), NOTHING)

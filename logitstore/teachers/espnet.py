@@ -29,11 +29,9 @@ from .. import registry
 from ..errors import TeacherError, UsageError
 from ..tokens.table import TokenTable
 from ._checkpoints import fill, read_checkpoint
-from ._drive_espnet import Transducer
-from ._espnet_transducer import build, is_transducer_task
 from ._one_by_one import measured_shift, one_by_one, read_alone
 from ._options import existing, read_where
-from .joiners import Drive, sides
+from .joiners import AdapterBase, JoinerAdapter, has, sides, takes
 from .protocol import Head, Teacher, TeacherSpec, twin
 
 OPTIONS = ("config", "model", "bpe", "batch")
@@ -205,9 +203,9 @@ class EspnetTransducer(EspnetTeacher):
         return replace(spec, heads=(*spec.heads, head))
 
     @cached_property
-    def drive(self) -> Drive:
+    def drive(self) -> JoinerAdapter:
         """Of its joint network."""
-        return Transducer(self.asr, blank=self.blank)
+        return EspnetJoiner(self.asr, blank=self.blank)
 
     def transducer(self, output: Any, b: int, labels: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         return sides(self.drive, output["enc"][b, : int(output["lengths"][b])], labels)
@@ -264,3 +262,82 @@ def _no_transducer_loss() -> Iterator[None]:
 class _NoLoss(nn.Module):
     def __init__(self, **options: Any) -> None:
         super().__init__()
+
+
+class EspnetJoiner(AdapterBase):
+    """A transducer decoder and its joint network."""
+
+    @staticmethod
+    def fits(owner: nn.Module, joint: nn.Module) -> bool:
+        """``lin_enc`` and ``lin_dec`` beside ``lin_out``, and a ``decoder``."""
+        return (
+            has(joint, "lin_enc", "lin_dec", "lin_out")
+            and takes(joint, "no_projection")
+            and has(owner, "decoder")
+        )
+
+    def __init__(self, owner: Any, name: str = "joint_network", blank: int | None = None) -> None:
+        super().__init__(owner, name, blank, "lin_out")
+        self.classes, self.width = int(self.joint.lin_out.out_features), int(self.joint.lin_enc.in_features)
+        if getattr(owner, "postencoder", None) is not None:
+            self.encoder = "postencoder"
+
+    def project(self, enc: torch.Tensor) -> torch.Tensor:
+        value: torch.Tensor = self.joint.lin_enc(enc)
+        return value
+
+    def predict(self, labels: list[int], device: torch.device) -> torch.Tensor:
+        value: torch.Tensor = self.joint.lin_dec(predicted(self.owner.decoder, self.begun(labels, device)))
+        return value
+
+    def join(self, enc: torch.Tensor, dec: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.joint(enc[None, :, None], dec[None, None], no_projection=True)
+        return logits[0]
+
+
+def predicted(decoder: Any, ids: torch.Tensor) -> torch.Tensor:
+    """What a prediction network says: (1, U+1) → (U+1, D).
+
+    RWKV's forward is a CUDA kernel for training; like ESPnet's search, it is asked label by label instead.
+    """
+    decoder.set_device(ids.device)
+    if not hasattr(decoder, "rwkv_blocks"):
+        said: torch.Tensor = decoder(ids)[0]
+        return said
+    state, rows = decoder.init_state(1), []
+    for label in ids[0]:
+        row, state = decoder.inference(label[None, None], state)
+        rows.append(row[0, 0])
+    return torch.stack(rows)
+
+
+JOINER = EspnetJoiner
+
+
+def is_transducer_task(config: Mapping[str, Any]) -> bool:
+    """Whether a config.yaml is of that task: the other one writes ``joint_net_conf``."""
+    return "joint_network_conf" in config
+
+
+def build(config: Mapping[str, Any]) -> Any:
+    """The model, random weights, as ``asr_transducer_inference`` has it."""
+    from espnet2.tasks.asr_transducer import ASRTransducerTask
+
+    with _no_kernel():
+        model: Any = ASRTransducerTask.build_model(argparse.Namespace(**config))
+    # Otherwise the encoder draws a chunk size in every forward, in eval mode too.
+    model.encoder.dynamic_chunk_training = False
+    return model
+
+
+@contextmanager
+def _no_kernel() -> Iterator[None]:
+    """RWKV's constructor compiles its training kernel, and fails where there is no GPU or no compiler."""
+    from espnet2.asr_transducer.decoder.modules.rwkv import attention
+
+    compile_kernel = attention.load_wkv_kernel
+    attention.load_wkv_kernel = lambda context_size: None
+    try:
+        yield
+    finally:
+        attention.load_wkv_kernel = compile_kernel

@@ -17,12 +17,11 @@ from torch import nn
 
 from .. import registry
 from ..errors import TeacherError, UsageError
-from ._drive_huggingface import Transducer
 from ._one_by_one import measured_shift, one_by_one
 from ._options import existing, read_where
 from ._transformers import HuggingFace
 from ._whisper import PROMPT, Whisper, knows_languages
-from .joiners import Drive, sides
+from .joiners import AdapterBase, JoinerAdapter, has, sides, takes
 from .protocol import Head, Teacher, TeacherSpec
 
 CTC_HEADS = ("lm_head", "ctc_head")
@@ -163,12 +162,47 @@ class HuggingFaceTransducer(HuggingFace):
         return lengths
 
     @cached_property
-    def drive(self) -> Drive:
+    def drive(self) -> JoinerAdapter:
         """Of its joint."""
-        return Transducer(self.model, blank=self.blank)
+        return HuggingFaceJoiner(self.model, blank=self.blank)
 
     def transducer(self, output: Any, b: int, labels: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         return sides(self.drive, output["enc"][b, : int(output["lengths"][b])], labels)
 
     def join(self, enc: torch.Tensor, dec: torch.Tensor) -> torch.Tensor:
         return self.drive.join(enc, dec)
+
+
+class HuggingFaceJoiner(AdapterBase):
+    """A prediction network and its joint (Parakeet, Nemotron)."""
+
+    @staticmethod
+    def fits(owner: nn.Module, joint: nn.Module) -> bool:
+        """A ``joint`` with a ``head``, told its sides by their names, and a ``decoder``."""
+        sides = ("encoder_hidden_states", "decoder_hidden_states")
+        return has(joint, "head") and has(owner, "decoder", "config") and all(takes(joint, s) for s in sides)
+
+    encoder = "encoder_projector"
+
+    def __init__(self, owner: Any, name: str = "joint", blank: int | None = None) -> None:
+        super().__init__(owner, name, blank, "head")
+        self.classes, self.width = int(owner.config.vocab_size), int(self.joint.head.in_features)
+
+    def own_blank(self) -> int:
+        config = self.owner.config
+        blank: int | None = getattr(config, "blank_token_id", None)
+        return int(config.pad_token_id) if blank is None else blank
+
+    def project(self, enc: torch.Tensor) -> torch.Tensor:
+        return enc
+
+    def predict(self, labels: list[int], device: torch.device) -> torch.Tensor:
+        value: torch.Tensor = self.owner.decoder(self.begun(labels, device))[0]
+        return value
+
+    def join(self, enc: torch.Tensor, dec: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.joint(encoder_hidden_states=enc[:, None], decoder_hidden_states=dec[None])
+        return logits[..., : self.classes]
+
+
+JOINER = HuggingFaceJoiner

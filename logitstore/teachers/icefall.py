@@ -33,14 +33,13 @@ from ..errors import TeacherError, UsageError
 from ..tokens.table import TokenTable
 from ..tokens.tokenise import Tokeniser
 from ._checkpoints import State, between, fill, mean_of, read_checkpoint
-from ._drive_icefall import Transducer
 from ._fbank import Fbank
-from ._icefall_whole import as_encoder_and_head
 from ._one_by_one import measured_shift, one_by_one, read_alone
 from ._options import existing, read_where
-from .joiners import Drive, sides
-from .protocol import Head, Teacher, TeacherSpec
+from .joiners import AdapterBase, JoinerAdapter, has, sides, takes
+from .protocol import Head, Teacher, TeacherSpec, twin
 from .script import run_file
+from .tap import Tap
 
 OPTIONS = (
     *("epoch", "iter", "avg", "use-averaged-model", "model", "tokens", "bpe", "sample_rate", "batch"),
@@ -214,9 +213,9 @@ class IcefallTransducer(IcefallTeacher):
         return (*super()._heads(blank), Head("rnnt", "joiner.output_linear", blank))
 
     @cached_property
-    def drive(self) -> Drive:
+    def drive(self) -> JoinerAdapter:
         """Of its joiner."""
-        return Transducer(self.model, blank=self.table.blank)
+        return IcefallJoiner(self.model, blank=self.table.blank)
 
     def transducer(self, output: Any, b: int, labels: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         return sides(self.drive, output["enc"][b, : int(output["lengths"][b])], labels)
@@ -363,3 +362,118 @@ def _sentencepiece(path: Path) -> Callable[[str], list[int]]:
         import sentencepiece
     processor: Any = sentencepiece.SentencePieceProcessor(model_file=str(path))
     return lambda text: [int(i) for i in processor.encode(text)]
+
+
+class IcefallJoiner(AdapterBase):
+    """A decoder with or without state, and its joiner; see ``_icefall_joiner``."""
+
+    @staticmethod
+    def fits(owner: nn.Module, joint: nn.Module) -> bool:
+        """An ``output_linear`` behind an encoder's and a decoder's output, and a ``decoder`` beside it."""
+        named = has(joint, "output_linear") and has(owner, "decoder")
+        return named and takes(joint, "encoder_out") and takes(joint, "decoder_out")
+
+    def __init__(self, owner: Any, name: str = "joiner", blank: int | None = None) -> None:
+        super().__init__(owner, name, blank, "output_linear")
+        self.classes = int(self.joint.output_linear.out_features)
+        self.width = int(self.joint.encoder_proj.in_features) if has(self.joint, "encoder_proj") else 0
+
+    def own_blank(self) -> int:
+        return int(getattr(self.owner.decoder, "blank_id", 0))
+
+    def project(self, enc: torch.Tensor) -> torch.Tensor:
+        return self.joint.encoder_proj(enc) if has(self.joint, "encoder_proj") else enc
+
+    def predict(self, labels: list[int], device: torch.device) -> torch.Tensor:
+        said = self.owner.decoder(self.begun(labels, device))
+        dec: torch.Tensor = (said[0] if isinstance(said, tuple) else said)[0]
+        return self.joint.decoder_proj(dec) if has(self.joint, "decoder_proj") else dec
+
+    def join(self, enc: torch.Tensor, dec: torch.Tensor) -> torch.Tensor:
+        return joined(self.joint, enc, dec)
+
+
+JOINER = IcefallJoiner
+
+
+def joined(joiner: Any, enc: torch.Tensor, dec: torch.Tensor) -> torch.Tensor:
+    """(t, J) and (U+1, J), projected where the joiner projects → (t, U+1, V)."""
+    t, u = len(enc), len(dec)
+    if hasattr(joiner, "encoder_proj"):
+        said = joiner(enc[None, :, None], dec[None, None], project_input=False)
+    elif hasattr(joiner, "inner_linear"):
+        said = joiner(enc[None, :, None].expand(1, t, u, -1), dec[None, None].expand(1, t, u, -1))
+    elif len(inspect.signature(joiner.forward).parameters) > 2:
+        said = joiner(enc[None], dec[None], torch.tensor([t]), torch.tensor([u]))
+    else:
+        said = joiner(enc[None], dec[None])
+    logits: torch.Tensor = said.reshape(t, u, -1)
+    return logits
+
+
+def as_encoder_and_head(model: nn.Module) -> nn.Module:
+    """The model itself where it has an encoder and a head already, else one around it that has."""
+    if isinstance(getattr(model, "ctc_output", None), nn.Module) or hasattr(model, "joiner"):
+        return model
+    layers = getattr(model, "encoder_output_layer", None)
+    if isinstance(layers, nn.Module):
+        found = [n for n, m in layers.named_modules() if isinstance(m, nn.Linear)]
+        return Conformer(model, f"encoder_output_layer.{found[0]}") if len(found) == 1 else model
+    if isinstance(getattr(model, "tdnn", None), nn.Module):
+        return Tdnn(model, "linear")
+    return model
+
+
+class _Whole(nn.Module):
+    """A model whose head runs inside its forward: once an utterance. Its twin says the answer once a batch.
+
+    Args:
+        model: the recipe's.
+        head: path of the Linear in front of its softmax.
+    """
+
+    layout = "BTV"
+
+    def __init__(self, model: nn.Module, head: str) -> None:
+        super().__init__()
+        self.asr: Any = model
+        self.ctc_output = nn.Sequential(twin(model.get_submodule(head)))
+        self._head = head
+
+    def encoder(self, x: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(N, T0, F) and (N,) → what goes into the head, (N, T, C), and valid frames (N,)."""
+        with Tap(self.asr, {"in": self._head}, layouts={"in": self.layout}, side="input") as tap:
+            said = self.call(x.clone(), lengths)  # some scale their input in place
+            hidden = tap.take("in")
+        return hidden, self.frames(said, lengths)
+
+    def call(self, x: torch.Tensor, lengths: torch.Tensor) -> Any:
+        raise NotImplementedError
+
+    def frames(self, said: Any, lengths: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+
+class Conformer(_Whole):
+    """``model(x, supervision)`` → log-probabilities (N, T, V), encoder (T, N, C), padding (N, T)."""
+
+    layout = "TBV"
+
+    def call(self, x: torch.Tensor, lengths: torch.Tensor) -> Any:
+        order = torch.arange(len(lengths))
+        segments = {"sequence_idx": order, "start_frame": 0 * order, "num_frames": lengths.cpu()}
+        return self.asr(x, segments)
+
+    def frames(self, said: Any, lengths: torch.Tensor) -> torch.Tensor:
+        padding: torch.Tensor = said[2]
+        return (~padding).sum(1)
+
+
+class Tdnn(_Whole):
+    """``model(x)`` with x (N, F, T0) → log-probabilities (N, T, V); its last convolution strides."""
+
+    def call(self, x: torch.Tensor, lengths: torch.Tensor) -> Any:
+        return self.asr(x.transpose(1, 2))
+
+    def frames(self, said: Any, lengths: torch.Tensor) -> torch.Tensor:
+        return (lengths - 1).div(self.asr.subsampling_factor, rounding_mode="floor") + 1

@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -19,7 +19,7 @@ from ..errors import TapPathError
 from .tap import find_module
 
 
-class Drive(Protocol):
+class JoinerAdapter(Protocol):
     """A transducer's prediction network and joiner.
 
     Attributes:
@@ -53,23 +53,24 @@ class Drive(Protocol):
 
 
 class Convention(Protocol):
-    """A module of this package."""
+    """The joiner adapter class of a framework: ``JOINER`` of its module."""
 
-    def fits(self, owner: nn.Module, joint: nn.Module) -> bool:
+    @staticmethod
+    def fits(owner: nn.Module, joint: nn.Module) -> bool:
         """Whether ``joint``, a child of ``owner``, and its neighbours are shaped as this convention's."""
 
-    def Transducer(self, owner: Any, name: str, blank: int | None) -> Drive:
-        """Their drive; ``name`` is the joiner's below its owner."""
+    def __call__(self, owner: Any, name: str, blank: int | None) -> JoinerAdapter:
+        """The adapter of the joiner ``name`` below its owner."""
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundJoiner:
     """A drive, the convention that fits, and where the joiner and its owner are below the model."""
 
     name: str
     owner: str
     joint: str
-    drive: Drive
+    drive: JoinerAdapter
 
     @property
     def encoder(self) -> str:
@@ -78,7 +79,7 @@ class Found:
         return f"input:{path}" if self.drive.side == "input" else path
 
 
-def find(model: nn.Module, path: str, blank: int | None = None) -> Found | None:
+def find(model: nn.Module, path: str, blank: int | None = None) -> FoundJoiner | None:
     """The drive of the joiner at a path, or of the one that has its output layer there; None: none is known.
 
     Args:
@@ -95,12 +96,12 @@ def find(model: nn.Module, path: str, blank: int | None = None) -> Found | None:
             continue
         for name, known in _conventions():
             if known.fits(owner, joint):
-                drive = known.Transducer(owner, parts[n - 1], blank)
-                return Found(name, above, ".".join(parts[:n]), drive)
+                drive = known(owner, parts[n - 1], blank)
+                return FoundJoiner(name, above, ".".join(parts[:n]), drive)
     return None
 
 
-def search(model: nn.Module) -> list[Found]:
+def search(model: nn.Module) -> list[FoundJoiner]:
     """The drives of all joiners in a model whose convention is known."""
     found = []
     for path, owner in model.named_modules():
@@ -112,12 +113,11 @@ def search(model: nn.Module) -> list[Found]:
 
 
 def _conventions() -> list[tuple[str, Convention]]:
-    names = registry.names(__package__)
-    return [(name, cast(Convention, registry.load(__package__, name))) for name in names]
+    return [(n, registry.load("joiners", n).JOINER) for n in registry.names("joiners")]
 
 
-class Shared:
-    """What most drives say of themselves; see :class:`Drive`."""
+class AdapterBase:
+    """What most drives say of themselves; see :class:`JoinerAdapter`."""
 
     normalised, encoder, side = False, "encoder", "output"
 
@@ -136,7 +136,7 @@ class Shared:
         return torch.tensor([[self.blank, *labels]], device=device)
 
 
-def sides(drive: Drive, enc: torch.Tensor, labels: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+def sides(drive: JoinerAdapter, enc: torch.Tensor, labels: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """(T, D) of the encoder and U labels → (T, J) and (U+1, J), which ``join`` takes."""
     return drive.project(enc), drive.predict(labels, enc.device)
 

@@ -34,11 +34,10 @@ from .. import registry
 from ..errors import TeacherError, UsageError
 from ..schema.checksums import sha256
 from ..tokens.table import TokenTable
-from ._drive_speechbrain import Transducer
 from ._one_by_one import measured_shift, read_alone
 from ._options import existing, read_where
 from ._speechbrain_training import is_training, read
-from .joiners import Drive, sides
+from .joiners import JoinerAdapter, has, sides
 from .protocol import Head, Teacher, TeacherSpec, twin
 from .tap import Tap, find_module
 
@@ -281,7 +280,7 @@ class SpeechBrainTransducer(SpeechBrainTeacher):
     """Modules that a yaml names, with a transducer searcher and perhaps a CTC layer."""
 
     def _add_transducer(self) -> None:
-        self._drive = Transducer(self.searcher)
+        self._drive = SpeechBrainJoiner(self.searcher)
         self.model.update(dict(self._drive.model.named_children()))
 
     def describe(self) -> TeacherSpec:
@@ -289,9 +288,9 @@ class SpeechBrainTransducer(SpeechBrainTeacher):
         return replace(spec, heads=(*spec.heads, Head("rnnt", self._drive.head, self.blank)))
 
     @cached_property
-    def drive(self) -> Drive:
+    def drive(self) -> JoinerAdapter:
         """Of its searcher."""
-        return Transducer(self.searcher, blank=self.blank)
+        return SpeechBrainJoiner(self.searcher, blank=self.blank)
 
     def transducer(self, output: Any, b: int, labels: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         return sides(self.drive, output["out"][b, : int(output["lengths"][b])], labels)
@@ -324,3 +323,53 @@ def _find_ctc(model: nn.Module) -> str:
     if not found:
         return ""
     return f"{found[0]}.w" if hasattr(model.get_submodule(found[0]), "w") else found[0]
+
+
+class SpeechBrainJoiner:
+    """The lists of a searcher; of its classifier what stands before the softmax."""
+
+    @staticmethod
+    def fits(owner: nn.Module, joint: nn.Module) -> bool:
+        """A searcher, by what it has: its class has moved before."""
+        return joint is getattr(owner, "tjoint", None) and has(
+            owner, "decode_network_lst", "classifier_network"
+        )
+
+    normalised, encoder, side, width = False, "", "input", 0
+
+    def __init__(self, owner: Any, name: str = "tjoint", blank: int | None = None) -> None:
+        layers = list(owner.classifier_network)
+        linear = [i for i, m in enumerate(layers) if isinstance(getattr(m, "w", m), nn.Linear)]
+        if not linear:
+            raise TeacherError("its classifier_network has no Linear layer")
+        last = layers[linear[-1]]
+        self.prediction = nn.ModuleList(owner.decode_network_lst)
+        self.classifier = nn.ModuleList(layers[: linear[-1] + 1])
+        parts = {"prediction": self.prediction, "tjoint": owner.tjoint, "classifier": self.classifier}
+        self.model: nn.Module = nn.ModuleDict(parts)
+        for container in (self.model, self.prediction, self.classifier):
+            container.training = owner.training  # not train(): what they hold is the recipe's
+        self.head = f"classifier.{linear[-1]}{'.w' if hasattr(last, 'w') else ''}"
+        self.classes = int(getattr(last, "w", last).out_features)
+        self.blank = int(owner.blank_id) if blank is None else blank
+        self._join: Any = owner.tjoint
+
+    def project(self, enc: torch.Tensor) -> torch.Tensor:
+        return enc
+
+    def predict(self, labels: list[int], device: torch.device) -> torch.Tensor:
+        said: Any = torch.tensor([[self.blank, *labels]], device=device)
+        for layer in self.prediction:
+            said = layer(said)
+            said = said[0] if isinstance(said, tuple) else said
+        value: torch.Tensor = said[0]
+        return value
+
+    def join(self, enc: torch.Tensor, dec: torch.Tensor) -> torch.Tensor:
+        joint: torch.Tensor = self._join(enc[None, :, None], dec[None, None])
+        for layer in self.classifier:
+            joint = layer(joint)
+        return joint[0]
+
+
+JOINER = SpeechBrainJoiner

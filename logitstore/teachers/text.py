@@ -15,9 +15,8 @@ from ..corpus.formats.nemo import name_of
 from ..errors import TeacherError
 from ..schema.checksums import sha256
 from ..schema.spec import TeacherSpec
-from ._black_box import BlackBox
 from ._options import existing, read_where
-from .protocol import Teacher
+from .protocol import BlackBox, Teacher
 
 RATE, SHIFT = 16000, 160  # Hz and samples: of the frames that such a store counts its audio in
 

@@ -25,12 +25,11 @@ from .. import registry
 from ..errors import TeacherError, UsageError
 from ..tokens.table import TokenTable
 from ._checkpoints import fill, read_checkpoint
-from ._drive_wenet import Transducer
 from ._fbank import Fbank
 from ._one_by_one import measured_shift, one_by_one, read_alone
 from ._options import existing, read_where
 from .espnet import refuse_live_dropout
-from .joiners import Drive, sides
+from .joiners import AdapterBase, JoinerAdapter, has, sides, takes
 from .protocol import Head, Teacher, TeacherSpec
 
 OPTIONS = ("config", "model", "units", "chunk", "batch")
@@ -190,9 +189,9 @@ class WenetTransducer(WenetTeacher):
         return replace(spec, heads=(*spec.heads, head))
 
     @cached_property
-    def drive(self) -> Drive:
+    def drive(self) -> JoinerAdapter:
         """Of its joint."""
-        return Transducer(self.model, blank=self.table.blank)
+        return WenetJoiner(self.model, blank=self.table.blank)
 
     def transducer(self, output: Any, b: int, labels: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         return sides(self.drive, output["enc"][b, : int(output["lengths"][b])], labels)
@@ -236,3 +235,38 @@ def _tokenizer(config: Mapping[str, Any]) -> Callable[[str], list[int]] | None:
         from wenet.utils.init_tokenizer import init_tokenizer
     tokenizer: Any = init_tokenizer(config)
     return lambda text: [int(i) for i in tokenizer.tokenize(text)[1]]
+
+
+class WenetJoiner(AdapterBase):
+    """A predictor and its joint."""
+
+    @staticmethod
+    def fits(owner: nn.Module, joint: nn.Module) -> bool:
+        """A ``joint`` that can be told not to project, and a ``predictor``."""
+        return has(owner, "predictor") and takes(joint, "pre_project")
+
+    def __init__(self, owner: Any, name: str = "joint", blank: int | None = None) -> None:
+        joint = getattr(owner, name)
+        self.normalised = getattr(joint, "ffn_out", None) is None
+        super().__init__(owner, name, blank, "" if self.normalised else "ffn_out")
+        linears = [m for m in joint.modules() if isinstance(m, nn.Linear)]  # of HAT, the tokens' comes last
+        self.classes = linears[-1].out_features + 1 if self.normalised else int(joint.ffn_out.out_features)
+        self.width = int(joint.enc_ffn.in_features) if has(joint, "enc_ffn") else 0
+
+    def own_blank(self) -> int:
+        return int(getattr(self.owner, "blank", 0))
+
+    def project(self, enc: torch.Tensor) -> torch.Tensor:
+        value: torch.Tensor = self.joint.enc_ffn(enc) if has(self.joint, "enc_ffn") else enc
+        return value
+
+    def predict(self, labels: list[int], device: torch.device) -> torch.Tensor:
+        dec: torch.Tensor = self.owner.predictor(self.begun(labels, device))[0]
+        return self.joint.pred_ffn(dec) if has(self.joint, "enc_ffn") else dec
+
+    def join(self, enc: torch.Tensor, dec: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.joint(enc[None], dec[None], pre_project=False)
+        return logits[0]
+
+
+JOINER = WenetJoiner

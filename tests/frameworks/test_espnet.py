@@ -37,8 +37,7 @@ def build(folder: Path, *options: str, task: str = "asr", **config: Any) -> Any:
     from espnet2.tasks.asr import ASRTask
     from espnet2.tasks.asr_transducer import ASRTransducerTask
 
-    from logitstore.teachers._espnet_transducer import _no_kernel
-    from logitstore.teachers.espnet import _no_transducer_loss
+    from logitstore.teachers.espnet import _no_kernel, _no_transducer_loss
 
     Task = ASRTask if task == "asr" else ASRTransducerTask
     args = Task.get_parser().parse_args(["--output_dir", str(folder), "--token_type", "char", *options])

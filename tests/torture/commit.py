@@ -7,8 +7,8 @@ import time
 from collections import Counter
 
 from logitstore.storage import faults
-from logitstore.store.compact import compact
 from logitstore.store.reader import Store
+from logitstore.store.rewrite import compact
 
 from .store import BLOCKS, IDS, STORAGES, Child, look, row, same, same_tree, work
 

@@ -20,11 +20,10 @@ from torch import nn
 from torch.utils.data import get_worker_info
 
 from ...errors import LengthError, TapPathError
-from ...teachers.joiners import Found as Drivable
-from ...teachers.joiners import search
+from ...teachers.joiners import FoundJoiner, search
 from ...teachers.tap import find_module
 from ...teachers.weight_products import PREFIX, split
-from ..batch_ids import Found, find_by_index, find_ids, find_texts
+from ..batch_ids import FoundIds, find_by_index, find_ids, find_texts
 from ..inject.batches import parts
 from ..inject.inside import Report
 from ..inject.lengths import Lengths, candidates, choose, in_variables, signs, variables
@@ -79,21 +78,21 @@ class Observing:
         self._batches, self._classes = int(job["batches"]), job["classes"]
         self._report = Report(session, state="torch")
         self._batch: Any = None
-        self._ids: list[Found] = []  # of the first batch that has any
+        self._ids: list[FoundIds] = []  # of the first batch that has any
         self._first: nn.Module | None = None
         self._first_trained = False
         self._threaded = False  # whether a loader yields in another thread than the model runs in
         self._notes, self._try_at = 0, self._batches
         self._seen: dict[nn.Module, dict[int, list[Seen]]] = {}  # by batch, call by call
         self._at_encoder: dict[nn.Module, list[Lengths]] = {}
-        self._encoder_ids: dict[nn.Module, dict[str, list[Found]]] = {}
-        self._variables: dict[nn.Module, dict[str, list[Found]]] = {}
+        self._encoder_ids: dict[nn.Module, dict[str, list[FoundIds]]] = {}
+        self._variables: dict[nn.Module, dict[str, list[FoundIds]]] = {}
         self._signs: list[tuple[nn.Module, str, str, torch.Tensor]] = []
         self._opened: list[str] = []
         self._tops: list[nn.Module] = []
         self._held: set[int] = set()  # batches in which these were looked up
         # model, drive, encoder and joiner, once the first batch has passed
-        self._joiners: list[tuple[str, Drivable, nn.Module, nn.Module]] = []
+        self._joiners: list[tuple[str, FoundJoiner, nn.Module, nn.Module]] = []
         self._over = self._compiled = False
         sys.addaudithook(self._audit)
         follow_loaders(self._noted)
@@ -165,7 +164,7 @@ class Observing:
                     both = find_module(top, encoder), find_module(top, found.joint)
                     self._joiners.append((type(top).__name__, found, *both))
 
-    def _encoded(self, module: nn.Module, found: Drivable, output: Any) -> None:
+    def _encoded(self, module: nn.Module, found: FoundJoiner, output: Any) -> None:
         """Where ids and lengths are when capture takes the encoder's output, or another module's input."""
         enc = frames_in(output) if found.drive.side == "output" else None
         count = self._count() or (1 if enc is None else enc.shape[0])
@@ -298,7 +297,7 @@ def _path(candidate: str) -> str:
     return split(candidate)[0] if candidate.startswith(PREFIX) else candidate
 
 
-def _told(found: Sequence[Found | Lengths]) -> list[dict[str, Any]]:
+def _told(found: Sequence[FoundIds | Lengths]) -> list[dict[str, Any]]:
     return [{"expression": f.expression, "values": f.values[:8]} for f in found]
 
 
@@ -348,7 +347,7 @@ def _first(output: Any) -> Any:
     return output[0] if isinstance(output, list | tuple) else output
 
 
-def _changing(found: dict[str, list[Found]]) -> list[Found]:
+def _changing(found: dict[str, list[FoundIds]]) -> list[FoundIds]:
     """Ids are others in every batch."""
     batches = max(map(len, found.values()), default=0)
     return [f[0] for f in found.values() if len({x.values for x in f}) == batches]
@@ -365,7 +364,7 @@ def _label_variables(count: int, most: int) -> list[str]:
     return list(found)
 
 
-def _id_variables(count: int) -> Iterator[Found]:
+def _id_variables(count: int) -> Iterator[FoundIds]:
     """Variables of the user's program that could be ids: a string, or one for each utterance."""
     seen: set[str] = set()
     for frame in frames():
@@ -380,4 +379,4 @@ def _id_variables(count: int) -> Iterator[Found]:
                 path = any("/" in str(v) for v in listed)
                 one, each = (f"stem({name})", f"[stem(x) for x in {name}]") if path else (name, name)
                 values = tuple(Path(v).stem if path else str(v) for v in listed)
-                yield Found(one if listed is not value else each, values)
+                yield FoundIds(one if listed is not value else each, values)

@@ -66,7 +66,7 @@ def find_format(path: Path, name: str | None = None) -> tuple[str, Format]:
 
 def load(name: str) -> Format:
     """The format of that name; raises ``UnknownName`` or ``UsageError``."""
-    return cast(Format, registry.load(__package__, name))
+    return cast(Format, registry.load("manifest_formats", name))
 
 
 def recognise(path: Path) -> str:
@@ -75,7 +75,7 @@ def recognise(path: Path) -> str:
         first = None if path.is_dir() else first_object(path)
     except OSError as e:
         raise ManifestError(f"cannot be read: {e.strerror}", where=str(path)) from None
-    for name in registry.names(__package__):
+    for name in registry.names("manifest_formats"):
         if load(name).recognises(path, first):
             return name
     if path.is_dir():

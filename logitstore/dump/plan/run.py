@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 
 from ...corpus.manifest import Manifest, Utterance
 from ...errors import LengthError, LogitStoreError, TeacherError, UsageError
-from ...runner.checks import Skips
+from ...runner.checks import Skips, self_check
 from ...runner.chunks import driver_of
 from ...runner.driver import Driver, Spoken, cpu_threads
 from ...runner.loader import Loaded, by_length, load
-from ...runner.selfcheck import self_check
 from ...runner.stored_heads import (
     activation_of,
     factored,
@@ -34,16 +33,13 @@ from ...runner.transcribe import Scribe
 from ...schema.spec import StoreSpec, StreamSpec, TeacherSpec
 from ...storage.constants import Constants
 from ...storage.entries import ShardSize
-from ...store.alignment import occupancy
-from ...store.lattice_nodes import scores
+from ...store.lattice_nodes import occupancy, scores
 from ...store.layout import make_spec
 from ...store.row_encoder import require_finite
 from ...teachers.protocol import Teacher, weights_sha256
 from ...tokens.table import TokenTable
 from .choose import Measured, choose
-from .contenders import contenders
-from .extent import Extent, extent
-from .options import Plan, PlanOptions
+from .options import Extent, Plan, PlanOptions, contenders, extent
 from .trial import Lattice, Nothing, Shelf, Trial, settle
 
 INDEX_ROW = 17  # bytes of an utterance in index.bin: 16, and its share of the fan-out

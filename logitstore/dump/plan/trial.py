@@ -7,13 +7,14 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ...encodings.base import LatticeSides
+from ...encodings.rows import logsumexp
 from ...runner.driver import Driver, Spoken
 from ...runner.pipe import row_meta
 from ...schema.checksums import canonical
@@ -24,14 +25,13 @@ from ...storage.base import Row, ShardWriter
 from ...storage.constants import Constants
 from ...storage.entries import Entry
 from ...storage.places import Place
-from ...store.footprint import Footprint, footprint
 from ...store.identity import establish
+from ...store.inspect import Footprint, footprint
 from ...store.lattice_nodes import Picker
 from ...store.layout import columns_of, encoding_of
 from ...store.reader import Store
 from ...store.row_encoder import RowEncoder
 from ...tokens.table import TokenTable
-from .divergence import divergences, relative_errors
 
 ROOM = 64 << 20  # bytes of a shard on trial before it is weighed and removed
 HELD = 1 << 24  # logits of a lattice that are held; a larger one is driven anew for each encoding
@@ -229,7 +229,7 @@ class Trial:
             driver: of the teacher.
             spoken: what the teacher said, a decoder's rows among its rows.
             lattice: where the stream is one.
-            occupied: (T, U+1) of :func:`logitstore.store.alignment.occupancy`.
+            occupied: (T, U+1) of :func:`logitstore.store.lattice_nodes.occupancy`.
         """
         begin, joined = time.perf_counter(), lattice.seconds if lattice else 0.0
         drives = lattice.drives if lattice else 0
@@ -310,3 +310,24 @@ def settle(device: torch.device) -> None:
     """Wait for a GPU, so that a clock beside it tells the truth."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def relative_errors(own: NDArray[Any], served: NDArray[Any]) -> NDArray[np.float64]:
+    """(N,) |served - own|² / |own|² of every row of (N, D) numbers; 0 of a row of zeros that is served."""
+    exact = own.astype(np.float64)
+    missed = np.square(served - exact).sum(1)
+    return np.asarray(missed / np.maximum(np.square(exact).sum(1), 1e-30))
+
+
+def divergences(own: NDArray[Any], served: NDArray[Any], temperature: float) -> NDArray[np.float64]:
+    """(N,) nats: KL(teacher ‖ stored) of every row.
+
+    Args:
+        own: (N, V) logits of the teacher.
+        served: (N, V) log-probabilities at the temperature.
+        temperature: of the softmax over ``own``.
+    """
+    exact, given = own.astype(np.float64) / temperature, served.astype(np.float64)
+    exact -= logsumexp(exact)[:, None]
+    given -= logsumexp(given)[:, None]  # float32 sums to one within 1e-7, which would drown the smallest
+    return np.asarray((np.exp(exact) * (exact - given)).sum(1))

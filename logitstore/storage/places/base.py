@@ -57,5 +57,5 @@ def open_place(location: Any) -> Place:
     if not isinstance(location, str | Path):
         return location  # type: ignore[no-any-return]  # already a place
     scheme, found, _ = str(location).partition("://")
-    module = registry.load(__package__, scheme if found else "local")
+    module = registry.load("places", scheme if found else "local")
     return module.at(str(location))  # type: ignore[no-any-return]

@@ -44,7 +44,7 @@ def read_table(path: str | Path, blank: int | None = None, format: str | None = 
 
 def recognise(path: Path, data: bytes) -> str:
     """Name of the format of a file; raises ``VocabError`` unless exactly one fits."""
-    known = registry.names(__package__)
+    known = registry.names("token_formats")
     fits = [name for name in known if _load(name).recognises(path.name, data)]
     if len(fits) != 1:
         raise VocabError(
@@ -57,4 +57,4 @@ def recognise(path: Path, data: bytes) -> str:
 
 
 def _load(name: str) -> Format:
-    return cast(Format, registry.load(__package__, name))
+    return cast(Format, registry.load("token_formats", name))

@@ -1,19 +1,22 @@
-"""Progress of a dump on stderr: a live line on a terminal, plain lines elsewhere."""
+"""Progress, signals and tables on a terminal."""
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
-from types import TracebackType
-from typing import Self
+import unicodedata
+from collections.abc import Sequence
+from types import FrameType, TracebackType
+from typing import Any, Self
 
 import click
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
 from ..dump.job import Progress
-from ._tables import printable
 
 EVERY = 10.0  # seconds between plain lines
 
@@ -87,3 +90,67 @@ class Meter:
             self._live.console.print(Text(text))
         else:
             click.echo(text, err=True)
+
+
+NUMBERS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(BaseException):
+    """A signal asked for the end; no error of anything given."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = 128 + number
+
+
+class Signals:
+    """Notes signals while it is open; ``check`` raises ``Stopped`` where it is safe to stop."""
+
+    def __init__(self) -> None:
+        self._caught = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        self._before = {n: signal.signal(n, self._note) for n in NUMBERS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def check(self) -> None:
+        """Raise ``Stopped`` when a signal came."""
+        if self._caught:
+            raise Stopped(self._caught)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._caught:
+            raise Stopped(number)
+        self._caught = number
+        name = signal.Signals(number).name
+        click.echo(f"logitstore: {name}: stopping at the next batch; once more to stop at once", err=True)
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Text with control, format and surrogate characters written as escapes: no terminal acts on them.
+
+    ``keep`` holds characters that stay, e.g. a line feed.
+    """
+    return "".join(
+        c if c in keep or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Zl", "Zp") else ascii(c)[1:-1]
+        for c in text
+    )
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], width: int = 0) -> list[str]:
+    """Aligned columns, two spaces apart; columns that do not fit into ``width`` cells are left out."""
+    grid = [list(head), *map(list, rows)]
+    widths = [max(cell_len(r[i]) if i < len(r) else 0 for r in grid) for i in range(len(head))]
+    while width and len(widths) > 2 and sum(widths) + 2 * len(widths) > width:
+        last = len(widths) - 2  # the final column stays
+        del widths[last]
+        for row in grid:
+            del row[last]
+    return ["  ".join(set_cell_size(c, w) for c, w in zip(r, widths, strict=True)).rstrip() for r in grid]
