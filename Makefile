@@ -57,6 +57,7 @@ check: install
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(PY) -m tests.rooms
 
 benchmark: install
 	$(PY) benchmarks/dump.py

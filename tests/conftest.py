@@ -15,7 +15,7 @@ settings.load_profile("fixed")
 @pytest.fixture(scope="module")
 def utterances():
     """Of a program that is captured (``captured``)."""
-    import captured
+    from tests.support import captured
 
     return captured.some_utterances()
 
@@ -23,7 +23,7 @@ def utterances():
 @pytest.fixture
 def model():
     """Its trained model, of its own."""
-    import captured
+    from tests.support import captured
 
     return captured.a_model()
 
@@ -31,7 +31,7 @@ def model():
 @pytest.fixture
 def session(tmp_path, monkeypatch):
     """Begins a capture in this process, with options."""
-    import captured
+    from tests.support import captured
 
     with captured.sessions(tmp_path, monkeypatch) as begin:
         yield begin

@@ -6,13 +6,13 @@ import threading
 
 import pytest
 import torch
-from captured import Program, check, decode, loader
 from torch.utils.data import DataLoader
 
 from logitstore.capture.batch_ids import find_by_index
 from logitstore.capture.inject.batches import Batches
 from logitstore.errors import LengthError, LogitStoreError, UsageError
 from recipes.demo.decode import collate
+from tests.support.captured import Program, check, decode, loader
 
 
 def one_ahead(batches):

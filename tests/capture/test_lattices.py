@@ -4,12 +4,7 @@ import copy
 import sys
 from dataclasses import replace
 
-import demo
 import pytest
-import recipe
-import test_capture
-import test_capturing
-import test_probe
 import torch
 from torch import nn
 from torch.nn.functional import pad
@@ -24,6 +19,10 @@ from logitstore.schema.lattice import Form
 from logitstore.tokens.tokenise import Tokeniser
 from recipes.demo.decode import collate, read_manifest, rnnt_greedy
 from recipes.demo.pieces import Pieces
+from tests.capture import test_probe
+from tests.capture import test_recorder as test_capturing
+from tests.capture import test_run as test_capture
+from tests.support import demo, recipe
 
 loader = test_capturing.loader
 GREEDY = [*recipe.DECODE, "--method", "greedy-search"]

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from captured import Program, check, decode, loader
 
 from logitstore.capture.expression import Expression
 from logitstore.capture.inject.lengths import candidates, choose, signs
 from logitstore.errors import LengthError
+from tests.support.captured import Program, check, decode, loader
 
 LENS, T = torch.tensor([76, 37, 42, 34]), 76
 VALID = torch.arange(T)[None] < LENS[:, None]

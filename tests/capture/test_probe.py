@@ -4,9 +4,7 @@ import json
 import shlex
 import sys
 
-import demo
 import pytest
-import recipe
 import torch
 from torch import nn
 from torch.nn import functional
@@ -18,6 +16,7 @@ from logitstore.capture.probe.rank import Candidate, rank
 from logitstore.capture.probe.recorder import Seen, _blanks, _which
 from logitstore.capture.probe.run import _blank, _several
 from logitstore.capture.probe.teacher import probe_teacher
+from tests.support import demo, recipe
 
 PROBE = [sys.executable, "-m", "logitstore", "probe"]
 

@@ -4,10 +4,7 @@ import json
 import shlex
 import sys
 
-import demo
 import pytest
-import recipe
-import test_capturing
 import torch
 from torch import nn
 from torch.nn import functional
@@ -16,6 +13,8 @@ from logitstore import open_store
 from logitstore.capture.probe.observer import Observer
 from logitstore.capture.probe.rank import rank
 from logitstore.errors import TapError
+from tests.capture import test_recorder as test_capturing
+from tests.support import demo, recipe
 
 loader, check = test_capturing.loader, test_capturing.check
 

@@ -2,13 +2,12 @@
 
 import sys
 
-import demo
 import pytest
-import recipe
 import torch
 
 from logitstore import open_store
 from logitstore.store.verify import verify
+from tests.support import demo, recipe
 
 PROGRAM = """
 import sys

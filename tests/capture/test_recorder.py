@@ -5,13 +5,13 @@ import math
 
 import pytest
 import torch
-from captured import Program, check, decode, loader
 from torch import nn
 
 from logitstore.capture.expression import Expression
 from logitstore.capture.run import CaptureOptions
 from logitstore.errors import LengthError, NotLogits, TapError, TapFiredTwice, UsageError
 from recipes.demo.decode import collate
+from tests.support.captured import Program, check, decode, loader
 
 
 @pytest.mark.parametrize(

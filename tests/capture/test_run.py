@@ -5,15 +5,14 @@ import signal
 import subprocess
 import sys
 
-import demo
 import numpy as np
 import pytest
-import recipe
 
 from logitstore import StoreWriter, TokenTable, open_store
 from logitstore.capture.expression import Expression
 from logitstore.errors import UsageError
 from logitstore.store.verify import verify
+from tests.support import demo, recipe
 
 CTC = ["--ctc", "ctc_output.1", "--tokens", demo.TOKENS]
 

@@ -5,9 +5,10 @@ import os
 import subprocess
 import sys
 
-import demo
 import pytest
-from test_dump import same_tree
+
+from tests.dump.test_job import same_tree
+from tests.support import demo
 
 DUMP = ["dump", "--teacher", demo.FACTORY, "--manifest", str(demo.MANIFEST), "--stream", "ctc=dense"]
 RNNT = ["--stream", "rnnt=topk:16"]

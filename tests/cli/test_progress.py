@@ -2,7 +2,7 @@
 
 import pytest
 
-from logitstore.cli import _progress as progress
+from logitstore.cli import _terminal as progress
 from logitstore.cli._terminal import Meter, clock, line, size
 from logitstore.dump.job import Progress
 

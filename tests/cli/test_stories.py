@@ -7,18 +7,18 @@ import json
 from pathlib import Path
 from subprocess import CompletedProcess
 
-import demo
 import pytest
 from click.testing import CliRunner
-from test_cli import logitstore
 
 from logitstore import open_store
 from logitstore.cli import main
 from logitstore.cli.dump import command as dump_command
 from logitstore.runner import gpu
 from logitstore.runner.gpu import Cuda, Gpu
+from tests.cli.test_commands import logitstore
+from tests.support import demo
 
-BROKEN = Path(__file__).parent / "broken_teachers.py"
+BROKEN = Path(__file__).parents[1] / "support" / "broken_teachers.py"
 BOTH = ["--stream", "ctc=dense", "--stream", "rnnt=topk:16"]
 
 

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import demo
 import numpy as np
 import pytest
 import soundfile
@@ -19,6 +18,7 @@ from logitstore.corpus.audio import load_audio, seconds_of
 from logitstore.corpus.formats import recognise
 from logitstore.corpus.manifest import open_source, read_manifest
 from logitstore.errors import AudioError, LogitStoreError, ManifestError, UsageError
+from tests.support import demo
 
 LINES = demo.lines(4)
 RATE = {x["id"]: soundfile.info(x["audio"]).samplerate for x in LINES}

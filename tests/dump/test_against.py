@@ -1,15 +1,15 @@
 """Running some utterances again: whatever is stored, the same teacher agrees, and nobody else does."""
 
-import demo
 import numpy as np
 import pytest
 import soundfile
 import torch
-from test_dump import run
 
 from logitstore import open_store
 from logitstore.corpus.manifest import read_manifest
 from logitstore.dump.against import against_teacher
+from tests.dump.test_job import run
+from tests.support import demo
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,8 @@
 import json
 from dataclasses import replace
 
-import demo
 import pytest
 from click.testing import CliRunner
-from test_cli import logitstore
-from test_dump import run
 
 from logitstore.cli.doctor import command
 from logitstore.corpus.manifest import read_manifest
@@ -18,6 +15,9 @@ from logitstore.dump.job import DumpOptions
 from logitstore.errors import UsageError
 from logitstore.runner import gpu
 from logitstore.runner.gpu import Cuda, Gpu, runs_on, trouble
+from tests.cli.test_commands import logitstore
+from tests.dump.test_job import run
+from tests.support import demo
 
 H200 = Gpu("NVIDIA H200", (9, 0), 140_000_000_000)
 BUILT = ("sm_75", "sm_80", "sm_86", "sm_90")

@@ -2,12 +2,9 @@
 
 from dataclasses import replace
 
-import demo
 import numpy as np
 import pytest
 import torch
-from test_dump import run as run_dump
-from test_dump import same_tree
 from torch import nn
 
 from logitstore import StoreWriter, Tap, VocabMap, open_store
@@ -37,6 +34,9 @@ from logitstore.targets.clip import Clip
 from logitstore.teachers.layers import layered, parse_layer
 from logitstore.testing import vectors
 from logitstore.tokens.table import TokenTable
+from tests.dump.test_job import run as run_dump
+from tests.dump.test_job import same_tree
+from tests.support import demo
 
 LAYERS = [Head("hidden", "encoder.norm", 0), Head("hidden_2", "encoder.blocks.1", 0)]
 BOTH = {"ctc": "dense", "hidden": "vectors", "hidden_2": "vectors:int8"}

@@ -5,7 +5,6 @@ import json
 import os
 from dataclasses import replace
 
-import demo
 import numpy as np
 import pytest
 import torch
@@ -19,6 +18,7 @@ from logitstore.runner.loader import by_length, load
 from logitstore.storage.places import open_place
 from logitstore.store.rewrite import convert
 from logitstore.store.verify import verify
+from tests.support import demo
 
 SMALL = {"shard_size": "6", "batch_seconds": 10.0}
 

@@ -8,11 +8,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 
-import attention_teacher
 import numpy as np
 import pytest
 import torch
-from demo import FACTORY, MANIFEST, ROOT, Spoiled, lines, manifest, teacher, write_manifest
 
 from logitstore import open_store
 from logitstore.corpus.manifest import read_manifest
@@ -28,6 +26,8 @@ from logitstore.runner.loader import load
 from logitstore.schema.spec import Head
 from logitstore.store.inspect import summary
 from logitstore.teachers.layers import layered
+from tests.support import attention_teacher
+from tests.support.demo import FACTORY, MANIFEST, ROOT, Spoiled, lines, manifest, teacher, write_manifest
 
 BOTH = {"ctc": Wish(), "rnnt": Wish()}
 CTC = {"ctc": Wish()}

@@ -4,13 +4,9 @@ import json
 from dataclasses import replace
 from functools import partial
 
-import attention_teacher
-import demo
 import numpy as np
 import pytest
 import torch
-from test_dump import run as run_dump
-from test_dump import same_tree
 
 from logitstore import StoreWriter, TokenTable, VocabMap, open_store
 from logitstore.capture.probe.teacher import probe_teacher
@@ -39,6 +35,9 @@ from logitstore.store.rewrite import compact, convert
 from logitstore.store.transcripts import transcripts
 from logitstore.store.verify import verify
 from logitstore.targets.clip import Clip
+from tests.dump.test_job import run as run_dump
+from tests.dump.test_job import same_tree
+from tests.support import attention_teacher, demo
 
 FACTORY = f"{attention_teacher.__file__}:load"
 ALONE, HYBRID = {"seq2seq": "dense"}, {"ctc": "dense", "rnnt": "topk:4", "seq2seq": "dense"}

@@ -9,16 +9,16 @@ import tempfile
 import time
 from pathlib import Path
 
-import demo
 import pytest
-from torture.store import memory, same_tree
-from torture.warm import Warm
 
 from logitstore import open_store
-from logitstore.cli import _signals as signals
+from logitstore.cli import _terminal as signals
 from logitstore.errors import StoreBusy
 from logitstore.storage import faults
 from logitstore.storage.places import open_place
+from tests.support import demo
+from tests.torture.store import memory, same_tree
+from tests.torture.warm import Warm
 
 
 @pytest.fixture

@@ -2,10 +2,7 @@
 
 import json
 
-import demo
 import pytest
-from test_dump import run as run_dump
-from test_dump import same_tree
 
 from logitstore import StoreWriter, TokenTable, open_store
 from logitstore.cli import main
@@ -30,6 +27,9 @@ from logitstore.store.row_encoder import RowEncoder
 from logitstore.store.transcripts import transcripts
 from logitstore.store.verify import verify
 from logitstore.teachers import load_teacher
+from tests.dump.test_job import run as run_dump
+from tests.dump.test_job import same_tree
+from tests.support import demo
 
 TEXT = {"text": ""}
 STREAMS = {"text": "", "hidden": "vectors/128", "hidden_2": "vectors:int8", "seq2seq": "dense"}

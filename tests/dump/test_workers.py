@@ -3,15 +3,15 @@
 import os
 import signal
 
-import demo
 import pytest
 import torch
-from test_dump import run, same_tree
 from torch.utils.data import DataLoader
 
 from logitstore import TargetDataset, collate_targets, open_store
 from logitstore.errors import TeacherError
 from logitstore.store.verify import verify
+from tests.dump.test_job import run, same_tree
+from tests.support import demo
 
 
 def dies(error, at):

@@ -6,7 +6,6 @@ import os
 import shutil
 from contextlib import contextmanager
 
-import demo
 import numpy as np
 import pytest
 import torch
@@ -23,6 +22,7 @@ from logitstore.store.verify import verify
 from logitstore.targets.batch import FactoredBatch
 from logitstore.targets.vocab_map import VocabMap
 from logitstore.tokens.table import TokenTable
+from tests.support import demo
 
 UTTERANCES = 8
 

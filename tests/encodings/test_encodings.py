@@ -43,7 +43,7 @@ BOUNDS = {
 def test_every_encoding_is_tried():
     nodes_only = {"collapsed"}  # needs the labels of a lattice: tests/test_lattice.py
     numbers = {"vectors"}  # no classes: tests/test_hidden.py
-    found = set(registry.names("logitstore.encodings")) - nodes_only - numbers
+    found = set(registry.names("encodings")) - nodes_only - numbers
     assert found <= set(CASES), "give it CASES and BOUNDS above"
 
 

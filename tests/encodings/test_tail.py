@@ -6,9 +6,8 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from demo import manifest, teacher
-from logitstore.tailerror import tail_errors
 
+from benchmarks.tail import tail_errors
 from logitstore import open_store
 from logitstore.dump.job import DumpOptions, dump
 from logitstore.encodings import parse_encoding
@@ -22,6 +21,7 @@ from logitstore.storage.places import open_place
 from logitstore.store.layout import make_spec
 from logitstore.store.writer import StoreWriter
 from logitstore.tokens.table import TokenTable
+from tests.support.demo import manifest, teacher
 
 
 @cache

@@ -8,11 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from teacher_checks import batched, check_teacher, forced, framework, heard, lattice, recordings
 
 from logitstore.errors import TeacherError, UsageError
 from logitstore.teachers import load_teacher
 from logitstore.teachers.tap import Tap
+from tests.frameworks.teacher_checks import (
+    batched,
+    check_teacher,
+    forced,
+    framework,
+    heard,
+    lattice,
+    recordings,
+)
 
 framework("espnet2.tasks.asr")
 
@@ -334,7 +342,7 @@ for path in sys.argv[1:]:
 
 
 def test_its_own_beam_search_captured(exp: Path) -> None:
-    from own_inference import audio, check_lattices, probed_and_captured
+    from tests.frameworks.own_inference import audio, check_lattices, probed_and_captured
 
     wide = {**TRANSDUCER["decoder_conf"], "hidden_size": 14}  # another width than V
     build(exp, **{**TRANSDUCER, "decoder_conf": wide})

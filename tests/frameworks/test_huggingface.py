@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from teacher_checks import batched, check_teacher, framework, heard, lattice, recordings
 
 from logitstore import open_store
 from logitstore.corpus.manifest import Utterance, read_manifest
@@ -25,6 +24,7 @@ from logitstore.teachers import load_teacher
 from logitstore.teachers.layers import layered
 from logitstore.teachers.tap import Tap
 from logitstore.tokens.table import BYTES
+from tests.frameworks.teacher_checks import batched, check_teacher, framework, heard, lattice, recordings
 
 framework("transformers")
 import transformers  # noqa: E402

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from teacher_checks import batched, check_teacher, heard, lattice, recordings
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
@@ -18,6 +17,7 @@ from logitstore.teachers import load_teacher
 from logitstore.teachers._checkpoints import between, mean_of
 from logitstore.teachers.icefall import IcefallTeacher, teacher_of
 from logitstore.tokens.table import TokenTable
+from tests.frameworks.teacher_checks import batched, check_teacher, heard, lattice, recordings
 
 TOKENS = ["<blk>", "<sos/eos>", "<unk>", "▁the", "▁", "▁c", "at", "a", "t", "s", "▁s", "e", "h"]
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 import torch
-from teacher_checks import check_teacher, heard, lattice, recordings
 
 from logitstore.teachers import load_teacher
 from logitstore.teachers.icefall import _own_threads
 from logitstore.teachers.script import run_file
+from tests.frameworks.teacher_checks import check_teacher, heard, lattice, recordings
 
 ROOT = os.environ.get("ICEFALL", "")
 RECIPES = Path(ROOT) / "egs/librispeech/ASR"

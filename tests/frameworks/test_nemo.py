@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from teacher_checks import batched, check_teacher, framework, heard, lattice, recordings
 
 from logitstore.errors import TeacherError
 from logitstore.teachers import load_teacher
 from logitstore.teachers.tap import Tap
+from tests.frameworks.teacher_checks import batched, check_teacher, framework, heard, lattice, recordings
 
 framework("nemo.collections.asr")
 
@@ -255,7 +255,7 @@ for wav in sys.argv[2:]:
 
 @pytest.mark.parametrize("kind", ["rnnt", "tdt", "hat"])
 def test_its_own_greedy_search_captured(kind: str, tokenizer: Path, tmp_path: Path) -> None:
-    from own_inference import audio, check_lattices, probed_and_captured
+    from tests.frameworks.own_inference import audio, check_lattices, probed_and_captured
 
     _, path = build(kind, tokenizer, tmp_path)
     found, store, _ = probed_and_captured(SCRIPT, tmp_path, path)

@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from programs import LINES, capture, probe, wav
-from teacher_checks import framework
+
+from tests.frameworks.programs import LINES, capture, probe, wav
+from tests.frameworks.teacher_checks import framework
 
 framework("accelerate")
 framework("transformers")
 import transformers  # noqa: E402
-from test_huggingface import letters, wave_model  # noqa: E402
+
+from tests.frameworks.test_huggingface import letters, wave_model  # noqa: E402
 
 DATA = """
 import sys

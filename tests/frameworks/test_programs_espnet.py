@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from programs import LINES, capture, dump, probe, run, same, wav
-from test_espnet import CONDITIONED, CTC, build
+
+from tests.frameworks.programs import LINES, capture, dump, probe, run, same, wav
+from tests.frameworks.test_espnet import CONDITIONED, CTC, build
 
 PROGRAM = [sys.executable, "-m", "espnet2.bin.asr_inference"]
 FILES = ["--asr_train_config", "asr/config.yaml", "--asr_model_file", "asr/valid.acc.ave.pth"]

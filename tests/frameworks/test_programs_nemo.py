@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from programs import LINES, capture, dump, probe, same, wav
-from test_nemo import build, tokenizer  # noqa: F401 - a fixture
+
+from tests.frameworks.programs import LINES, capture, dump, probe, same, wav
+from tests.frameworks.test_nemo import build, tokenizer  # noqa: F401 - a fixture
 
 TRANSCRIBE = """
 import sys

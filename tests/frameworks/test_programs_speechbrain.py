@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from programs import LINES, capture, dump, probe, run, same, wav
-from test_speechbrain import ctc  # noqa: F401 - a fixture
+
+from tests.frameworks.programs import LINES, capture, dump, probe, run, same, wav
+from tests.frameworks.test_speechbrain import ctc  # noqa: F401 - a fixture
 
 TRANSCRIBE = """
 import sys

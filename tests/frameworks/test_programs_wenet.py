@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from programs import LINES, capture, dump, probe, run, same, wav
-from test_wenet import ENCODER, TOKENS, clone  # noqa: F401 - a fixture
+
+from tests.frameworks.programs import LINES, capture, dump, probe, run, same, wav
+from tests.frameworks.test_wenet import ENCODER, TOKENS, clone  # noqa: F401 - a fixture
 
 # The clone is older than the torch and the torchaudio here: what it imports from the one is gone, and the
 # other reads audio with a library that is not installed. Its own files stay as they are.

@@ -7,11 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-from teacher_checks import batched, check_teacher, forced, framework, heard, lattice, recordings
 
 from logitstore.errors import TeacherError, UsageError
 from logitstore.teachers import load_teacher
 from logitstore.teachers.tap import Tap
+from tests.frameworks.teacher_checks import (
+    batched,
+    check_teacher,
+    forced,
+    framework,
+    heard,
+    lattice,
+    recordings,
+)
 
 framework("speechbrain")
 
@@ -418,7 +426,7 @@ for path in sys.argv[1:]:
 
 
 def test_its_own_greedy_search_captured(transducer: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
-    from own_inference import audio, check_lattices, probed_and_captured
+    from tests.frameworks.own_inference import audio, check_lattices, probed_and_captured
 
     folder, _ = transducer
     (tmp_path / "own").mkdir()

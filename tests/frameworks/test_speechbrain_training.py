@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from teacher_checks import check_teacher, framework, heard, lattice, recordings
 
 from logitstore.errors import TeacherError, UsageError
 from logitstore.teachers import load_teacher
+from tests.frameworks.teacher_checks import check_teacher, framework, heard, lattice, recordings
 
 framework("speechbrain")
 import speechbrain as sb  # noqa: E402

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from teacher_checks import batched, check_teacher, forced, heard, lattice, recordings
 from torch import nn
 
 from logitstore.errors import TeacherError
@@ -18,6 +17,7 @@ from logitstore.teachers._fbank import Fbank
 from logitstore.teachers.tap import Tap
 from logitstore.teachers.wenet import WenetTeacher, WenetTransducer
 from logitstore.tokens.table import TokenTable
+from tests.frameworks.teacher_checks import batched, check_teacher, forced, heard, lattice, recordings
 
 TOKENS = ["<blank>", "<unk>", *"▁acehst", "<sos/eos>"]
 FBANK = Fbank(16000, 40, scale=32768.0)

@@ -4,9 +4,10 @@ import random
 from pathlib import Path
 
 import pytest
-from fuzz.target import golden, read, seeds
 
-FOUND = sorted((Path(__file__).parent / "fuzz" / "found").glob("*"))
+from tests.fuzz.target import golden, read, seeds
+
+FOUND = sorted((Path(__file__).parent / "found").glob("*"))
 
 
 def test_golden_stores_pass_unchanged():

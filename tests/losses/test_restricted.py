@@ -2,7 +2,6 @@
 
 import random
 
-import demo
 import numpy as np
 import pytest
 import torch
@@ -11,6 +10,7 @@ from logitstore import TokenTable, VocabMap, open_store
 from logitstore.dump.job import DumpOptions, dump
 from logitstore.encodings.rows import NOTHING
 from logitstore.losses import ctc_kd, rnnt_kd
+from tests.support import demo
 
 TEMPERATURE = 2.0
 LOSSES = {"ctc": ctc_kd, "rnnt": rnnt_kd}

@@ -7,8 +7,6 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-import attention_teacher
-import demo
 import numpy as np
 import pytest
 import soundfile
@@ -27,6 +25,7 @@ from logitstore.runner.chunks import Chunks, driver_of
 from logitstore.runner.driver import Driver
 from logitstore.runner.loader import load
 from logitstore.teachers.protocol import Head
+from tests.support import attention_teacher, demo
 
 STREAMS = ["ctc", "rnnt"]
 CHUNKS = Chunks(100, 64)

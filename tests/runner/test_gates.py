@@ -1,16 +1,15 @@
 """Gates before the first shard: a broken branch is refused with its word, a good teacher never is."""
 
-import broken_teachers
-import demo
 import pytest
 import torch
-from test_dump import run
 
 from logitstore import open_store
 from logitstore.errors import IdentityError, NonFinite, NotLogits, TeacherError
 from logitstore.runner.checks import renumbered
 from logitstore.storage.places import open_place
 from logitstore.tokens.table import TokenTable
+from tests.dump.test_job import run
+from tests.support import broken_teachers, demo
 
 CTC = {"ctc": "topk:4"}
 

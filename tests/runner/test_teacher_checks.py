@@ -2,10 +2,8 @@
 
 from dataclasses import replace
 
-import demo
 import pytest
 import torch
-from test_dump import run
 
 from logitstore.errors import (
     LengthError,
@@ -19,6 +17,8 @@ from logitstore.errors import (
     VocabError,
 )
 from logitstore.tokens.table import TokenTable
+from tests.dump.test_job import run
+from tests.support import demo
 
 
 def tapping(stream, module):

@@ -2,12 +2,12 @@
 
 from dataclasses import replace
 
-import demo
 import pytest
 
 from logitstore import open_store
 from logitstore.dump.job import DumpOptions, dump
 from logitstore.errors import LengthError
+from tests.support import demo
 
 
 def spoiled(shift):

@@ -7,7 +7,7 @@ from logitstore.storage import parse_storage
 from logitstore.testing import storage as suite
 
 SETTINGS = {"zarr": ("zarr", "zarr:zstd", "zarr:blosc")}
-STORAGES = [s for n in registry.names("logitstore.storage") for s in SETTINGS.get(n, (n,))]
+STORAGES = [s for n in registry.names("storage") for s in SETTINGS.get(n, (n,))]
 
 
 @pytest.mark.parametrize("check", suite.CHECKS, ids=lambda c: c.__name__)

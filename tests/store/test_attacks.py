@@ -15,8 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from torture.store import IDS, TABLE, row, same, work
-from torture.store import spec as spec_of
 
 from logitstore.cli import main
 from logitstore.errors import CorruptError, FormatError, LogitStoreError, StoreError
@@ -25,8 +23,10 @@ from logitstore.storage.places import open_place
 from logitstore.store.reader import Store
 from logitstore.store.verify import verify
 from logitstore.store.writer import StoreWriter
+from tests.torture.store import IDS, TABLE, row, same, work
+from tests.torture.store import spec as spec_of
 
-README = Path(__file__).parent / "attacks" / "README.md"
+README = Path(__file__).parent / "attacks.md"
 SHARD = "000000"
 SECONDS, MEMORY = 20.0, 1 << 30  # on a busy machine
 

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from demo import manifest, teacher
 
 from logitstore import open_store
 from logitstore.dump.job import DumpOptions, dump
 from logitstore.store.inspect import summary
+from tests.support.demo import manifest, teacher
 
 
 @pytest.mark.parametrize("storage", ["zarr", "webdataset"])

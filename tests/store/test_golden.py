@@ -11,8 +11,8 @@ from logitstore import open_store
 from logitstore.storage.base import check_file
 from logitstore.storage.entries import read_entry
 
-GOLDEN = Path(__file__).parent / "golden"
-SPEC = (Path(logitstore.__file__).parent / "SPEC.md").read_text("utf-8")
+GOLDEN = Path(__file__).parents[1] / "golden"
+SPEC = (Path(logitstore.__file__).parent / "schema" / "SPEC.md").read_text("utf-8")
 STORES = ["v1.0-zarr", "v1.0-webdataset"]
 BLOCKS = re.findall(r"^```(hex|text) (v\S+)\n(.*?)^```$", SPEC, re.M | re.S)
 

@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_lattice import means
 
 from logitstore import open_store
 from logitstore.encodings.rows import NOTHING
 from logitstore.schema.lattice import sample
 from logitstore.store.lattice_nodes import occupancy
 from logitstore.store.verify import verify
+from tests.store.test_lattice_forms import means
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 ABOUT = importlib.util.spec_from_file_location("make_encodings", GOLDEN / "make_encodings.py")
 MADE = importlib.util.module_from_spec(ABOUT)
 ABOUT.loader.exec_module(MADE)

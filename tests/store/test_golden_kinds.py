@@ -15,7 +15,7 @@ from logitstore.store.lhotse_cuts import CutClips
 from logitstore.store.verify import verify
 from logitstore.targets.clip import Clip
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 SAID = {  # storage; kind, encoding, width and tail points of each stream
     "kinds": (
         "webdataset",

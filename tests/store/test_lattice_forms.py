@@ -3,14 +3,11 @@
 import itertools
 from dataclasses import replace
 
-import demo
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_dump import same_tree
-from test_losses import brute
 
 from logitstore import StoreWriter, TokenTable, VocabMap, collate_targets, open_store
 from logitstore.dump.against import against_teacher
@@ -25,6 +22,9 @@ from logitstore.store.lattice_nodes import band, best_path, occupancy
 from logitstore.store.rewrite import convert
 from logitstore.store.verify import verify
 from logitstore.targets.frames import nearest
+from tests.dump.test_job import same_tree
+from tests.losses.test_losses import brute
+from tests.support import demo
 
 V = 7
 TABLE = TokenTable(("<blk>", *(f"t{i}" for i in range(1, V))), 0)

@@ -4,7 +4,6 @@ itself loads for them.
 
 from fractions import Fraction as F
 
-import demo
 import numpy as np
 import pytest
 import soundfile
@@ -19,6 +18,7 @@ from logitstore.errors import MissingUtterance, UsageError
 from logitstore.store.lhotse_cuts import CutClips
 from logitstore.targets.clip import Clip
 from logitstore.targets.frames import nearest
+from tests.support import demo
 
 lhotse = pytest.importorskip("lhotse")
 RATE = 16000

@@ -1,6 +1,5 @@
 """What goes into a head, from one's own loop: the store is that of a dump, a wrong head is refused."""
 
-import demo
 import numpy as np
 import pytest
 import torch
@@ -18,6 +17,7 @@ from logitstore.errors import (
 )
 from logitstore.runner.loader import load
 from logitstore.store.verify import verify
+from tests.support import demo
 
 HEAD = "ctc_output.1"
 UTTERANCES = 5

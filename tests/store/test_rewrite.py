@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import demo
 import pytest
 
 from logitstore import open_store
@@ -15,6 +14,7 @@ from logitstore.storage.entries import read_entry
 from logitstore.store.diff import compare
 from logitstore.store.rewrite import compact, repair
 from logitstore.store.verify import verify
+from tests.support import demo
 
 
 def run(out, limit=6, **options):

@@ -3,14 +3,10 @@
 import json
 from contextlib import suppress
 
-import demo
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_cli import logitstore
-from test_dump import run as run_dump
-from test_dump import same_tree
 
 from logitstore import StoreWriter, open_store
 from logitstore.corpus.manifest import read_manifest
@@ -24,6 +20,10 @@ from logitstore.store.select import Where
 from logitstore.store.transcripts import transcripts
 from logitstore.tokens.table import TokenTable
 from logitstore.tokens.transcript import edit_distance, plain, words
+from tests.cli.test_commands import logitstore
+from tests.dump.test_job import run as run_dump
+from tests.dump.test_job import same_tree
+from tests.support import demo
 
 
 def run(*args, **options):

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 from logitstore.corpus.audio import load_audio
 from logitstore.corpus.manifest import read_manifest
@@ -21,7 +21,7 @@ from logitstore.tokens.table import TokenTable
 from recipes.demo.teacher import DemoTeacher
 from recipes.demo.teacher import load as load_demo
 
-MANIFEST = Path(__file__).parents[1] / "manifests" / "demo.jsonl"
+MANIFEST = Path(__file__).parents[2] / "manifests" / "demo.jsonl"
 END_TOKEN = "<sos/eos>"
 NEVER = -30.0  # the bias of a class that a head never says
 STEPS, WIDTH, LONGEST = 80, 64, 64

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 from logitstore.tokens.table import TokenTable
 from recipes.demo.teacher import DemoTeacher, load

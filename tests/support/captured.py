@@ -7,7 +7,6 @@ import os
 import sys
 from dataclasses import asdict
 
-import demo
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, dataloader
@@ -21,6 +20,7 @@ from logitstore.storage.entries import parse_entry
 from logitstore.storage.places import open_place
 from recipes.demo.decode import collate, read_manifest
 from recipes.demo.pieces import Pieces
+from tests.support import demo
 
 
 def some_utterances():

@@ -8,7 +8,7 @@ from pathlib import Path
 from logitstore.corpus.manifest import read_manifest
 from logitstore.teachers import load_teacher
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MANIFEST = ROOT / "manifests" / "demo.jsonl"
 TOKENS = ROOT / "manifests" / "demo.tokens.txt"
 FACTORY = f"{ROOT}/recipes/demo/teacher.py:load"

@@ -5,11 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import demo
 import torch
 
 from recipes.demo.decode import collate, read_manifest
 from recipes.demo.pieces import Pieces
+from tests.support import demo
 
 FOLDER = demo.ROOT / "tests" / "recipes" / "icefall_shaped"
 DATA = ["--exp-dir", demo.ROOT / "recipes" / "demo", "--tokens", demo.TOKENS, "--manifest", demo.MANIFEST]

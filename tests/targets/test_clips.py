@@ -8,7 +8,6 @@ from dataclasses import replace
 from fractions import Fraction as F
 from functools import cache
 
-import demo
 import numpy as np
 import pytest
 import soxr
@@ -27,6 +26,7 @@ from logitstore.targets.clip import Clip, Clipped, Piece, silence
 from logitstore.targets.clip_resample import frames_of, stretches
 from logitstore.targets.frames import Method, Ramp
 from logitstore.targets.target import Target
+from tests.support import demo
 
 RATE, SHIFT = 16000, 640
 FRAME = F(SHIFT, RATE)

@@ -2,7 +2,6 @@
 
 from functools import cache
 
-import demo
 import pytest
 import torch
 
@@ -12,6 +11,7 @@ from logitstore.losses import blank_weights, ctc_kd, rnnt_kd
 from logitstore.targets.batch import FactoredBatch, StreamBatch, _pad
 from logitstore.targets.frames import Method
 from logitstore.targets.resample import resample_stream
+from tests.support import demo
 
 LOSSES = {"ctc": ctc_kd, "rnnt": rnnt_kd}
 TABLE = demo.teacher().tokens()

@@ -2,7 +2,6 @@
 
 from fractions import Fraction
 
-import demo
 import numpy as np
 import pytest
 import torch
@@ -21,6 +20,7 @@ from logitstore.targets.resample import nonblank
 from logitstore.targets.target import Target
 from logitstore.testing.encoding import decoded
 from logitstore.tokens.transcript import edit_distance
+from tests.support import demo
 
 V, BLANK = 9, 2
 TEXTS = ["linear", "linear-logit", "nearest", "max-nonblank", "stack:4", "nearest+shift=3", "stack:2+shift=1"]

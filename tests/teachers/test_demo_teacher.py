@@ -11,7 +11,7 @@ import pytest
 import soundfile
 import torch
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 from logitstore.corpus.audio import load_audio
 from logitstore.corpus.manifest import read_manifest as read_rows
@@ -23,7 +23,7 @@ from recipes.demo.model import AsrModel, Sizes
 from recipes.demo.pieces import Pieces
 from recipes.demo.rnnt_loss import rnnt_loss
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 MANIFEST = ROOT / "manifests" / "demo.jsonl"
 
 

@@ -15,14 +15,14 @@ Which test covers which of the traps found in public code (a name without a file
     frameworks/test_wenet.py: test_live_dropout
  8. half precision: half_precision_is_said
  9. what a hook returns, keywords: a_hook_leaves_the_output_alone, the_input_side_of_a_call_by_keyword
-10. log-probabilities: test_teacher_checks.py: test_log_probabilities;
+10. log-probabilities: runner/test_teacher_checks.py: test_log_probabilities;
     frameworks/test_nemo.py: test_transducers
 11. one label row squeezed away: frameworks/test_huggingface.py: test_parakeet_transducers,
     frameworks/test_nemo.py: test_no_labels, frameworks/test_icefall.py: test_joiners_without_projections
-12. lengths: test_teacher_checks.py: test_lengths_in_feature_frames, test_a_length_too_few;
+12. lengths: runner/test_teacher_checks.py: test_lengths_in_feature_frames, test_a_length_too_few;
     frameworks/test_icefall_recipes.py: test_a_transducer
 13. axes by shape alone: axes_of_one_size_need_a_layout, a_conv1d_head_may_transpose;
-    test_probe.py: test_layouts
+    capture/test_probe.py: test_layouts
 """
 
 from __future__ import annotations
@@ -350,11 +350,11 @@ def test_axes_of_one_size_need_a_layout(size: int) -> None:
 
 
 def test_the_list_of_traps_names_tests_that_are_there() -> None:
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1]
     said = re.split(r"\n *\d+\. ", __doc__ or "")[1:]
     assert len(said) == 13
     for trap in said:
-        file = here / "test_traps.py"
+        file = Path(__file__)
         for word in re.findall(r"[\w/]+\.py|[a-z]\w*_\w+", trap.partition(": ")[2]):
             if word.endswith(".py"):
                 file = here / word

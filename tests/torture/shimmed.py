@@ -11,12 +11,12 @@ import shutil
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from torture.commit import never_killed
-from torture.disk import resumed, status_of
-from torture.store import STORAGES, Child, look, work
-from torture.table import Family
+from tests.torture.commit import never_killed
+from tests.torture.disk import resumed, status_of
+from tests.torture.store import STORAGES, Child, look, work
+from tests.torture.table import Family
 
 KINDS = {
     "EIO": (errno.EIO, 0),

@@ -4,9 +4,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from torture import families, store
 
 from logitstore.storage import faults
+from tests.torture import families, store
 
 RAN = {}
 
