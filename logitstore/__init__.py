@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "Clip": "logitstore.targets.clip",
-    "FrameClock": "logitstore.targets.frames",
+    "FrameClock": "logitstore.schema.clock",
     "LogitStoreError": "logitstore.errors",
     "Store": "logitstore.store.reader",
     "StoreWriter": "logitstore.store.writer",

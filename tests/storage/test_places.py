@@ -15,7 +15,7 @@ from logitstore.storage.places import open_place
 
 HOLD = """
     import os, sys
-    from logitstore.places import open_place
+    from logitstore.storage.places import open_place
     with open_place(sys.argv[1]).lock(sys.argv[2]):
         print("held", flush=True)
         sys.stdin.readline()
@@ -187,7 +187,7 @@ def test_many_processes_take_turns(place):
     script = textwrap.dedent("""
         import sys
         from pathlib import Path
-        from logitstore.places import open_place
+        from logitstore.storage.places import open_place
         place = open_place(sys.argv[1])
         for _ in range(60):
             with place.lock("store", wait=True):

@@ -232,8 +232,8 @@ def test_a_crash_at_any_step_of_sealing_loses_only_that_shard(path, step, monkey
         import os, sys
         import numpy as np
         from logitstore import StoreWriter, TokenTable
-        from logitstore.places.local import LocalPlace
-        from logitstore.storage import _zarr_write
+        from logitstore.storage.places.local import LocalPlace
+        from logitstore.storage.backends import _zarr_write
         path, step = sys.argv[1:]
         die = lambda *a, **k: os._exit(9)
         table = TokenTable(("<blk>", "a", "b", "c", "d"), 0)
@@ -246,7 +246,7 @@ def test_a_crash_at_any_step_of_sealing_loses_only_that_shard(path, step, monkey
         elif step == "write":
             LocalPlace.write = die
         else:
-            import logitstore.writer
+            import logitstore.store.writer
             logitstore.store.writer.finish_store = die
         w.close()
     """)
