@@ -19,12 +19,9 @@ from logitstore.schema.lattice import Form
 from logitstore.tokens.tokenise import Tokeniser
 from recipes.demo.decode import collate, read_manifest, rnnt_greedy
 from recipes.demo.pieces import Pieces
-from tests.capture import test_probe
-from tests.capture import test_recorder as test_capturing
-from tests.capture import test_run as test_capture
 from tests.support import demo, recipe
+from tests.support.captured import loader
 
-loader = test_capturing.loader
 GREEDY = [*recipe.DECODE, "--method", "greedy-search"]
 SLICE = 1 << 18  # logits that a slice of a lattice holds
 
@@ -65,7 +62,7 @@ def by_hand(tmp_path_factory):
                     w.add(
                         u.id, **ctc, rnnt=rnnt, labels=u.labels, text=texts[u.id], seconds=round(n * 0.04, 6)
                     )
-        stores[len(streams)] = test_capture.rows(place)
+        stores[len(streams)] = recipe.rows(place)
     torch.set_num_threads(threads)
     return stores
 
@@ -78,17 +75,17 @@ def plain():
 
 def test_the_command_that_probe_prints_makes_the_store_of_a_hand_made_dump(tmp_path, by_hand, plain):
     home = {"PYTHONPATH": str(demo.ROOT)}
-    probed = recipe.call(*test_probe.PROBE, "--", *GREEDY, cwd=tmp_path, env=home)
+    probed = recipe.call(*recipe.PROBE, "--", *GREEDY, cwd=tmp_path, env=home)
     report = probed.stderr.decode()
     assert "drives   joiner: icefall's joiner, from encoder; " in report
-    command = test_probe.printed(probed.stderr)
+    command = recipe.printed(probed.stderr)
     assert command[3:8] == ["capture", "--joiner", "joiner", "--encoder", "encoder"]
     assert 'modules["encoder"][1]' in command
     ran = recipe.call(*command, cwd=tmp_path, env=home)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout == plain.stdout
     assert b"logitstore: labels: the batch's texts" in ran.stderr
-    assert test_capture.rows(tmp_path / "store") == by_hand[1]
+    assert recipe.rows(tmp_path / "store") == by_hand[1]
     head = open_store(tmp_path / "store").spec.teacher.heads[0]
     assert (head.stream, head.module, head.normalised) == ("rnnt", "joiner.output_linear", False)
 
@@ -99,7 +96,7 @@ def test_both_branches_of_a_recipe_that_decodes_with_one(tmp_path, by_hand):
     )
     assert ran.returncode == 0, ran.stderr
     assert b"%WER 2.82%" in ran.stdout
-    assert test_capture.rows(tmp_path / "s") == by_hand[2]
+    assert recipe.rows(tmp_path / "s") == by_hand[2]
 
 
 DRAWS = """

@@ -18,15 +18,6 @@ from logitstore.capture.probe.run import _blank, _several
 from logitstore.capture.probe.teacher import probe_teacher
 from tests.support import demo, recipe
 
-PROBE = [sys.executable, "-m", "logitstore", "probe"]
-
-
-def printed(stderr):
-    """The command that a probe printed, to be run as it stands."""
-    words = shlex.split(stderr.decode("utf-8").splitlines()[-1])
-    assert words[:2] == ["logitstore", "capture"]
-    return [sys.executable, "-m", *words]
-
 
 @pytest.fixture(scope="module")
 def home():
@@ -37,7 +28,9 @@ def home():
 @pytest.fixture(scope="module")
 def probed(tmp_path_factory, home):
     folder = tmp_path_factory.mktemp("probed")
-    return folder, recipe.call(*PROBE, "--", *recipe.DECODE, cwd=folder, env={**home, "COLUMNS": "250"})
+    return folder, recipe.call(
+        *recipe.PROBE, "--", *recipe.DECODE, cwd=folder, env={**home, "COLUMNS": "250"}
+    )
 
 
 def test_a_recipe_never_seen_before(probed):
@@ -71,7 +64,7 @@ def test_its_own_output_is_left_alone_and_nothing_is_written(probed):
 
 def test_the_printed_command_makes_the_store_of_a_hand_made_dump(probed, home):
     folder, ran = probed
-    capture = recipe.call(*printed(ran.stderr), cwd=folder, env=home)
+    capture = recipe.call(*recipe.printed(ran.stderr), cwd=folder, env=home)
     assert capture.returncode == 0, capture.stderr
     assert b"%WER 2.82%" in capture.stdout
     opened, own = open_store(folder / "store"), recipe.own()
@@ -103,7 +96,7 @@ def test_a_loop_without_any_dataloader(tmp_path, home):
     script = tmp_path / "x.py"
     script.write_text(LOOP.format(root=str(demo.ROOT), folder=str(recipe.FOLDER)))
     wavs = [line["audio"] for line in demo.lines(5)]
-    ran = recipe.call(*PROBE, "--json", "--", sys.executable, script, *wavs, cwd=tmp_path, env=home)
+    ran = recipe.call(*recipe.PROBE, "--json", "--", sys.executable, script, *wavs, cwd=tmp_path, env=home)
     found = json.loads(ran.stdout.decode().splitlines()[-1])
     assert found["ctc"]["path"] == "ctc_output.1"
     assert found["ctc"]["after"] == ["log_softmax", "argmax"]
@@ -145,7 +138,7 @@ def test_a_program_that_computes_whole_lattices(tmp_path, home):
     script = tmp_path / "x.py"
     script.write_text(SCORE.format(root=str(demo.ROOT), folder=str(recipe.FOLDER)))
     tokens = ["--tokens", demo.TOKENS]
-    ran = recipe.call(*PROBE, *tokens, "--json", "--", sys.executable, script, cwd=tmp_path, env=home)
+    ran = recipe.call(*recipe.PROBE, *tokens, "--json", "--", sys.executable, script, cwd=tmp_path, env=home)
     found = json.loads(ran.stdout.decode().splitlines()[-1])
     assert (found["rnnt"]["path"], found["rnnt"]["layout"]) == ("joiner.output_linear", "BTUV")
     assert found["rnnt"]["labels"] == ["y"]
@@ -161,7 +154,7 @@ def test_a_program_that_computes_whole_lattices(tmp_path, home):
 
 
 def test_a_transducers_decoding_loop_is_named_for_what_it_is(tmp_path):
-    ran = recipe.call(*PROBE, "--json", "--", *recipe.DECODE, "--method", "greedy-search")
+    ran = recipe.call(*recipe.PROBE, "--json", "--", *recipe.DECODE, "--method", "greedy-search")
     found = json.loads(ran.stdout.decode().splitlines()[-1])
     assert found["ctc"] is None
     assert found["rnnt"]["path"] == "joiner.output_linear"
@@ -173,14 +166,14 @@ def test_a_transducers_decoding_loop_is_named_for_what_it_is(tmp_path):
 
 
 def test_a_program_that_ends_before_it_is_ended():
-    ran = recipe.call(*PROBE, "--json", "--", *recipe.DECODE, "--max-cuts", 20)
+    ran = recipe.call(*recipe.PROBE, "--json", "--", *recipe.DECODE, "--max-cuts", 20)
     found = json.loads(ran.stdout.decode().splitlines()[-1])
     assert (found["ctc"]["path"], found["ctc"]["chosen"]) == ("ctc_output.1", "encoder_out_lens")
     assert found["batches"] == 1
 
 
 def test_a_program_without_a_model():
-    ran = recipe.call(*PROBE, "--", sys.executable, "-c", "print(1)")
+    ran = recipe.call(*recipe.PROBE, "--", sys.executable, "-c", "print(1)")
     assert ran.returncode == 1
     assert ran.stdout == b"1\n"
     assert b"TapNeverFired" in ran.stderr
@@ -188,7 +181,7 @@ def test_a_program_without_a_model():
 
 @pytest.mark.parametrize("args", [[], ["--teacher", "a.py:b", "--", "true"], ["--teacher", "a.py:b"]])
 def test_wrong_usage(args):
-    assert recipe.call(*PROBE, *args).returncode == 2
+    assert recipe.call(*recipe.PROBE, *args).returncode == 2
 
 
 def test_a_teacher():

@@ -13,10 +13,8 @@ from logitstore import open_store
 from logitstore.capture.probe.observer import Observer
 from logitstore.capture.probe.rank import rank
 from logitstore.errors import TapError
-from tests.capture import test_recorder as test_capturing
 from tests.support import demo, recipe
-
-loader, check = test_capturing.loader, test_capturing.check
+from tests.support.captured import check, loader
 
 
 class Bypassing(nn.Module):

@@ -17,14 +17,6 @@ from tests.support import demo, recipe
 CTC = ["--ctc", "ctc_output.1", "--tokens", demo.TOKENS]
 
 
-def rows(store):
-    """Everything of every row, comparable."""
-    opened = open_store(store)
-    return {
-        i: (opened.row(i).meta, {n: a.tobytes() for n, a in opened.row(i).arrays.items()}) for i in opened
-    }
-
-
 @pytest.fixture(scope="module")
 def by_hand(tmp_path_factory):
     """The same model and batches, dumped in a loop of one's own."""
@@ -33,7 +25,7 @@ def by_hand(tmp_path_factory):
     with StoreWriter.open(place, tokens=TokenTable.read(demo.TOKENS), streams={"ctc": "dense"}) as w:
         for utt_id, logits in recipe.own().items():
             w.add(utt_id, ctc=logits, text=texts[utt_id], seconds=round(len(logits) * 0.04, 6))
-    return rows(place)
+    return recipe.rows(place)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +44,7 @@ def captured(tmp_path_factory):
 def test_the_store_equals_a_hand_made_dump_bit_for_bit(captured, by_hand):
     place, ran = captured
     assert ran.returncode == 0, ran.stderr
-    assert rows(place) == by_hand
+    assert recipe.rows(place) == by_hand
     assert not verify(place).findings
     assert not (place / "partial").exists()
 
@@ -93,7 +85,7 @@ def test_through_wrappers_workers_and_expressions_of_ones_own(tmp_path, by_hand)
     options = ["--ids", '[c.id for c in batch["supervisions"]["cut"]]', "--lengths", 'modules["encoder"][1]']
     ran = recipe.capture(tmp_path / "s", *CTC, *options, command=["bash", "-c", shell, "sh", *module])
     assert ran.returncode == 0, ran.stderr
-    assert rows(tmp_path / "s") == by_hand
+    assert recipe.rows(tmp_path / "s") == by_hand
 
 
 LAUNCH = """
@@ -122,7 +114,7 @@ def test_every_process_of_a_launcher_is_a_writer_of_its_own(tmp_path, by_hand, m
     )
     ran = recipe.capture(tmp_path / "s", *CTC, command=[sys.executable, script])
     assert ran.returncode == 0, ran.stderr
-    assert {i: x[1] for i, x in rows(tmp_path / "s").items()} == {i: x[1] for i, x in by_hand.items()}
+    assert {i: x[1] for i, x in recipe.rows(tmp_path / "s").items()} == {i: x[1] for i, x in by_hand.items()}
     assert len(list((tmp_path / "s" / "sealed").iterdir())) == 2
     assert not verify(tmp_path / "s").findings
 
@@ -131,7 +123,7 @@ def test_torchrun(tmp_path, by_hand):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=1", "--master-port=0"]
     ran = recipe.capture(tmp_path / "s", *CTC, command=[*command, recipe.FOLDER / "decode.py", *recipe.DATA])
     assert ran.returncode == 0, ran.stderr
-    assert rows(tmp_path / "s") == by_hand
+    assert recipe.rows(tmp_path / "s") == by_hand
 
 
 def test_the_next_sitecustomize_still_runs(tmp_path):

@@ -7,22 +7,12 @@ import sys
 
 import pytest
 
-from tests.dump.test_job import same_tree
 from tests.support import demo
+from tests.support.command import logitstore
+from tests.support.dumping import same_tree
 
 DUMP = ["dump", "--teacher", demo.FACTORY, "--manifest", str(demo.MANIFEST), "--stream", "ctc=dense"]
 RNNT = ["--stream", "rnnt=topk:16"]
-
-
-def logitstore(*args, **env):
-    return subprocess.run(
-        [sys.executable, "-m", "logitstore", *map(str, args)],
-        capture_output=True,
-        encoding="utf-8",
-        cwd=demo.ROOT,
-        env={**os.environ, **env},
-        check=False,
-    )
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from logitstore.cli import main
 from logitstore.cli.dump import command as dump_command
 from logitstore.runner import gpu
 from logitstore.runner.gpu import Cuda, Gpu
-from tests.cli.test_commands import logitstore
 from tests.support import demo
+from tests.support.command import logitstore
 
 BROKEN = Path(__file__).parents[1] / "support" / "broken_teachers.py"
 BOTH = ["--stream", "ctc=dense", "--stream", "rnnt=topk:16"]

@@ -8,8 +8,8 @@ import torch
 from logitstore import open_store
 from logitstore.corpus.manifest import read_manifest
 from logitstore.dump.against import against_teacher
-from tests.dump.test_job import run
 from tests.support import demo
+from tests.support.dumping import run
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,9 @@ from logitstore.dump.job import DumpOptions
 from logitstore.errors import UsageError
 from logitstore.runner import gpu
 from logitstore.runner.gpu import Cuda, Gpu, runs_on, trouble
-from tests.cli.test_commands import logitstore
-from tests.dump.test_job import run
 from tests.support import demo
+from tests.support.command import logitstore
+from tests.support.dumping import run
 
 H200 = Gpu("NVIDIA H200", (9, 0), 140_000_000_000)
 BUILT = ("sm_75", "sm_80", "sm_86", "sm_90")

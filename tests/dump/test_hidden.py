@@ -34,9 +34,9 @@ from logitstore.targets.clip import Clip
 from logitstore.teachers.layers import layered, parse_layer
 from logitstore.testing import vectors
 from logitstore.tokens.table import TokenTable
-from tests.dump.test_job import run as run_dump
-from tests.dump.test_job import same_tree
 from tests.support import demo
+from tests.support.dumping import run as run_dump
+from tests.support.dumping import same_tree
 
 LAYERS = [Head("hidden", "encoder.norm", 0), Head("hidden_2", "encoder.blocks.1", 0)]
 BOTH = {"ctc": "dense", "hidden": "vectors", "hidden_2": "vectors:int8"}

@@ -1,6 +1,5 @@
 """The main job, with the trained demo teacher: what is stored is what the model says, whatever happens."""
 
-import filecmp
 import json
 import os
 from dataclasses import replace
@@ -12,24 +11,13 @@ import torch
 from logitstore import open_store
 from logitstore.corpus.manifest import read_manifest
 from logitstore.dump.blocks import Part
-from logitstore.dump.job import DumpOptions, dump
 from logitstore.errors import IdentityError, LogitStoreError, StoreBusy
 from logitstore.runner.loader import by_length, load
 from logitstore.storage.places import open_place
 from logitstore.store.rewrite import convert
 from logitstore.store.verify import verify
 from tests.support import demo
-
-SMALL = {"shard_size": "6", "batch_seconds": 10.0}
-
-
-def run(out, limit=0, streams=demo.STREAMS, manifest=None, teacher=None, **options):
-    return dump(
-        teacher or demo.teacher(),
-        manifest or demo.manifest(limit),
-        out,
-        DumpOptions(streams=dict(streams), **{**SMALL, **options}),
-    )
+from tests.support.dumping import SMALL, run, same_tree
 
 
 @pytest.fixture(scope="session")
@@ -114,14 +102,6 @@ def test_convert_there_and_back_gives_the_same_bytes(way, tmp_path):
     assert convert(tmp_path / "b", tmp_path / "c", here) == 0
     assert not verify(tmp_path / "b").findings
     assert same_tree(tmp_path / "a", tmp_path / "c")
-
-
-def same_tree(a, b):
-    """Whether two folders hold the same files with the same bytes."""
-    found = [
-        sorted(os.path.relpath(os.path.join(p, f), x) for p, _, fs in os.walk(x) for f in fs) for x in (a, b)
-    ]
-    return found[0] == found[1] and filecmp.cmpfiles(a, b, found[0], shallow=False)[1:] == ([], [])
 
 
 def test_any_number_of_jobs_makes_the_same_store(tmp_path):

@@ -35,9 +35,9 @@ from logitstore.store.rewrite import compact, convert
 from logitstore.store.transcripts import transcripts
 from logitstore.store.verify import verify
 from logitstore.targets.clip import Clip
-from tests.dump.test_job import run as run_dump
-from tests.dump.test_job import same_tree
 from tests.support import attention_teacher, demo
+from tests.support.dumping import run as run_dump
+from tests.support.dumping import same_tree
 
 FACTORY = f"{attention_teacher.__file__}:load"
 ALONE, HYBRID = {"seq2seq": "dense"}, {"ctc": "dense", "rnnt": "topk:4", "seq2seq": "dense"}

@@ -27,9 +27,9 @@ from logitstore.store.row_encoder import RowEncoder
 from logitstore.store.transcripts import transcripts
 from logitstore.store.verify import verify
 from logitstore.teachers import load_teacher
-from tests.dump.test_job import run as run_dump
-from tests.dump.test_job import same_tree
 from tests.support import demo
+from tests.support.dumping import run as run_dump
+from tests.support.dumping import same_tree
 
 TEXT = {"text": ""}
 STREAMS = {"text": "", "hidden": "vectors/128", "hidden_2": "vectors:int8", "seq2seq": "dense"}

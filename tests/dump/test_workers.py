@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader
 from logitstore import TargetDataset, collate_targets, open_store
 from logitstore.errors import TeacherError
 from logitstore.store.verify import verify
-from tests.dump.test_job import run, same_tree
 from tests.support import demo
+from tests.support.dumping import run, same_tree
 
 
 def dies(error, at):

@@ -1,8 +1,6 @@
 """The compact encodings through the whole flow, on the trained demo teacher."""
 
-import filecmp
 import json
-import os
 import shutil
 from contextlib import contextmanager
 
@@ -23,6 +21,7 @@ from logitstore.targets.batch import FactoredBatch
 from logitstore.targets.vocab_map import VocabMap
 from logitstore.tokens.table import TokenTable
 from tests.support import demo
+from tests.support.dumping import same_tree
 
 UTTERANCES = 8
 
@@ -48,13 +47,6 @@ def divergence(exact, served):
     """(N,) KL(exact || served) of log-probabilities."""
     exact = exact.astype(np.float64).reshape(-1, exact.shape[-1])
     return (np.exp(exact) * (exact - served.reshape(exact.shape))).sum(1)
-
-
-def same_tree(a, b):
-    names = [
-        sorted(os.path.relpath(os.path.join(p, f), x) for p, _, fs in os.walk(x) for f in fs) for x in (a, b)
-    ]
-    return names[0] == names[1] and filecmp.cmpfiles(a, b, names[0], shallow=False)[1:] == ([], [])
 
 
 @pytest.mark.parametrize(("stream", "budget", "temperature"), [("ctc", 1e-3, 1.0), ("rnnt", 1e-2, 2.0)])

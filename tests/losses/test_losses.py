@@ -16,6 +16,7 @@ from logitstore.errors import LengthError, UsageError, VocabError
 from logitstore.losses import blank_weights, ctc_kd, hidden_kd, joint_kd, rnnt_kd, seq2seq_kd
 from logitstore.targets.target import Target
 from logitstore.testing.encoding import decoded
+from tests.support.lattices import brute
 
 V = 12
 
@@ -43,31 +44,6 @@ def batch(kind="ctc", *, encoding="dense", classes=V, sizes=((5, 2), (3, 1), (4,
 
 def student(stream, seed=7, dtype=torch.float64, scale=2.0):
     return logits_of(*stream.mask.shape, stream.classes, seed=seed, scale=scale).to(dtype).requires_grad_()
-
-
-def brute(stream, logits, direction="forward", tail="class"):
-    """The textbook, row by row and class by class, in float64."""
-    out = torch.zeros(stream.mask.shape, dtype=torch.float64)
-    tau = stream.temperature
-    for at in stream.mask.nonzero().tolist():
-        at = tuple(at)
-        s = torch.log_softmax(logits[at].detach().double() / tau, -1).exp().tolist()
-        p = stream.logp[at].double().exp().tolist()
-        ids = range(stream.classes) if stream.ids is None else stream.ids[at].tolist()
-        entries = {v: (q, s[v]) for v, q in zip(ids, p, strict=True) if q > 0}
-        rest = [v for v in range(stream.classes) if v not in entries]
-        mass = math.exp(float(stream.tail[at]))
-        if tail == "ignore":
-            total = [sum(x[i] for x in entries.values()) for i in (0, 1)]
-            pairs = [(a / total[0], b / total[1]) for a, b in entries.values()]
-        elif tail == "class":
-            pairs = [*entries.values(), (mass, sum(s[v] for v in rest))]
-        else:
-            pairs = [*entries.values(), *((mass / len(rest), s[v]) for v in rest)]
-        if direction == "reverse":
-            pairs = [(b, a) for a, b in pairs]
-        out[at] = sum(a * math.log(a / b) for a, b in pairs if a > 0) * tau**2
-    return out
 
 
 KINDS = {"ctc": ctc_kd, "rnnt": rnnt_kd}

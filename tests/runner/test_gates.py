@@ -8,8 +8,8 @@ from logitstore.errors import IdentityError, NonFinite, NotLogits, TeacherError
 from logitstore.runner.checks import renumbered
 from logitstore.storage.places import open_place
 from logitstore.tokens.table import TokenTable
-from tests.dump.test_job import run
 from tests.support import broken_teachers, demo
+from tests.support.dumping import run
 
 CTC = {"ctc": "topk:4"}
 

@@ -17,8 +17,8 @@ from logitstore.errors import (
     VocabError,
 )
 from logitstore.tokens.table import TokenTable
-from tests.dump.test_job import run
 from tests.support import demo
+from tests.support.dumping import run
 
 
 def tapping(stream, module):

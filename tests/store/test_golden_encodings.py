@@ -12,7 +12,7 @@ from logitstore.encodings.rows import NOTHING
 from logitstore.schema.lattice import sample
 from logitstore.store.lattice_nodes import occupancy
 from logitstore.store.verify import verify
-from tests.store.test_lattice_forms import means
+from tests.support.lattices import means
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 ABOUT = importlib.util.spec_from_file_location("make_encodings", GOLDEN / "make_encodings.py")

@@ -22,9 +22,9 @@ from logitstore.store.lattice_nodes import band, best_path, occupancy
 from logitstore.store.rewrite import convert
 from logitstore.store.verify import verify
 from logitstore.targets.frames import nearest
-from tests.dump.test_job import same_tree
-from tests.losses.test_losses import brute
 from tests.support import demo
+from tests.support.dumping import same_tree
+from tests.support.lattices import brute, means
 
 V = 7
 TABLE = TokenTable(("<blk>", *(f"t{i}" for i in range(1, V))), 0)
@@ -394,18 +394,6 @@ def test_what_cannot_be_is_refused(tmp_path):
 
 
 MEANS = ["mean-u", "mean-u+occupancy"]
-
-
-def means(logits, labels, form):
-    """(T, V) probabilities: the mean of each frame's nodes, alike or by occupancy, in double precision."""
-    p = torch.softmax(logits.double(), -1)
-    share = torch.full(p.shape[:2], 1 / p.shape[1], dtype=torch.float64)
-    if form.endswith("occupancy"):
-        following = torch.tensor([*labels, 0])
-        label = torch.stack([p[:, u, following[u]] for u in range(p.shape[1])], 1)
-        occupied = torch.from_numpy(occupancy(p[..., 0].log().numpy(), label.log().numpy()))
-        share = occupied / occupied.sum(1, keepdim=True)
-    return torch.einsum("tuv,tu->tv", p, share)
 
 
 @pytest.mark.parametrize("encoding", ["dense", "dense:int8", "topk:3", "nucleus:0.01"])

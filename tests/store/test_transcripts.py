@@ -20,10 +20,10 @@ from logitstore.store.select import Where
 from logitstore.store.transcripts import transcripts
 from logitstore.tokens.table import TokenTable
 from logitstore.tokens.transcript import edit_distance, plain, words
-from tests.cli.test_commands import logitstore
-from tests.dump.test_job import run as run_dump
-from tests.dump.test_job import same_tree
 from tests.support import demo
+from tests.support.command import logitstore
+from tests.support.dumping import run as run_dump
+from tests.support.dumping import same_tree
 
 
 def run(*args, **options):

@@ -1,18 +1,21 @@
 """The icefall-shaped recipe, run as its user runs it; and what its model says, by hand."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
 
+from logitstore import open_store
 from recipes.demo.decode import collate, read_manifest
 from recipes.demo.pieces import Pieces
 from tests.support import demo
 
 FOLDER = demo.ROOT / "tests" / "recipes" / "icefall_shaped"
 DATA = ["--exp-dir", demo.ROOT / "recipes" / "demo", "--tokens", demo.TOKENS, "--manifest", demo.MANIFEST]
+PROBE = [sys.executable, "-m", "logitstore", "probe"]
 DECODE = ["bash", FOLDER / "decode.sh", *DATA]
 
 
@@ -46,3 +49,18 @@ def own(size=5):
     finally:
         torch.set_num_threads(threads)
     return said
+
+
+def printed(stderr):
+    """Return the command that a probe printed, to be run as it stands."""
+    words = shlex.split(stderr.decode("utf-8").splitlines()[-1])
+    assert words[:2] == ["logitstore", "capture"]
+    return [sys.executable, "-m", *words]
+
+
+def rows(store):
+    """Return everything that a store holds by id, comparable."""
+    opened = open_store(store)
+    return {
+        i: (opened.row(i).meta, {n: a.tobytes() for n, a in opened.row(i).arrays.items()}) for i in opened
+    }

@@ -1,0 +1,27 @@
+"""Dumps of the demo, small enough for a test, and a comparison of two folders."""
+
+import filecmp
+import os
+
+from logitstore.dump.job import DumpOptions, dump
+from tests.support import demo
+
+SMALL = {"shard_size": "6", "batch_seconds": 10.0}
+
+
+def run(out, limit=0, streams=demo.STREAMS, manifest=None, teacher=None, **options):
+    """Dump the demo (or another teacher or manifest) in shards of six utterances."""
+    return dump(
+        teacher or demo.teacher(),
+        manifest or demo.manifest(limit),
+        out,
+        DumpOptions(streams=dict(streams), **{**SMALL, **options}),
+    )
+
+
+def same_tree(a, b):
+    """Return whether two folders hold the same files with the same bytes."""
+    found = [
+        sorted(os.path.relpath(os.path.join(p, f), x) for p, _, fs in os.walk(x) for f in fs) for x in (a, b)
+    ]
+    return found[0] == found[1] and filecmp.cmpfiles(a, b, found[0], shallow=False)[1:] == ([], [])
