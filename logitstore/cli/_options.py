@@ -1,42 +1,154 @@
-"""What every command asks that runs a teacher over a manifest."""
+"""Options in groups, and the options that every command has that runs a teacher over a manifest."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 if TYPE_CHECKING:
     from ..corpus.manifest import Manifest
 
-OPTIONS = (
-    click.option("--teacher", required=True, metavar="FILE.py:NAME", help="factory that returns the teacher"),
-    click.option("--manifest", required=True, type=click.Path(), help="JSON lines, NeMo, Kaldi, ..."),
-    click.option("--manifest-format", metavar="FORMAT", help="jsonl, nemo, kaldi, lhotse, huggingface"),
-    click.option("--allow-pipes", is_flag=True, help="run shell commands that stand for recordings"),
-    click.option("--audio-root", type=click.Path(), help="what relative audio paths are relative to"),
-    click.option("--limit", default=0, type=click.IntRange(0), help="only the first N utterances"),
-    click.option(
-        "--batch-seconds", default=120.0, show_default=True, type=click.FloatRange(0), help="per batch"
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+INPUT = "Teacher and manifest"
+RUNNING = "Running the teacher"
+OUTPUT = "The store"
+
+TEACHER = """\
+The teacher, as SOURCE or SOURCE,NAME=VALUE,...  A framework's trained model: icefall:EXP, nemo:FILE.nemo,
+espnet:DIR, wenet:DIR, speechbrain:DIR or huggingface:DIR. A factory function in a Python file of your own:
+FILE.py:NAME. Finished transcripts of any recogniser: text:FILE."""
+MANIFEST_FORMATS = "jsonl, nemo, kaldi, lhotse or huggingface"
+STORAGES = "zarr, zarr:zstd, zarr:blosc or webdataset"
+SHARD_SIZE = "a number of utterances (500) or a length of audio (90s, 30m, 2h)"
+
+
+class SectionedOption(click.Option):
+    """An option that is listed under a heading of its own on the help page."""
+
+    def __init__(self, *args: Any, section: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.section = section
+
+
+class SectionedCommand(click.Command):
+    """A command whose help page lists its options by section, in the order in which sections first appear."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one definition list for each section; options without a section come last."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                sections.setdefault(getattr(param, "section", ""), []).append(record)
+        others = sections.pop("", [])
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+        if others:
+            with formatter.section("Other options" if sections else "Options"):
+                formatter.write_dl(others)
+
+
+def option(*names: str, section: str = "", **attributes: Any) -> Callable[[Decorated], Decorated]:
+    """Return ``click.option(*names, **attributes)`` for an option of a section of the help page."""
+    return click.option(*names, cls=SectionedOption, section=section, **attributes)
+
+
+def sectioned_command(name: str, **attributes: Any) -> Callable[[Callable[..., Any]], SectionedCommand]:
+    """Return ``click.command(name, **attributes)`` for a command that lists its options by section."""
+    return click.command(name, cls=SectionedCommand, **attributes)
+
+
+RUN_OPTIONS = (
+    option("--teacher", section=INPUT, required=True, metavar="SOURCE", help=TEACHER),
+    option(
+        "--manifest",
+        section=INPUT,
+        required=True,
+        type=click.Path(),
+        help="The utterances: JSON lines, a NeMo manifest, a Kaldi data folder, lhotse cuts or a folder of "
+        "Hugging Face datasets.",
     ),
-    click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ..."),
-    click.option(
-        "--cpu-threads", default=1, show_default=True, type=click.IntRange(1), help="of a CPU teacher"
+    option(
+        "--manifest-format",
+        section=INPUT,
+        metavar="FORMAT",
+        help=f"The manifest's format: {MANIFEST_FORMATS}. Recognised from the files if not given.",
     ),
-    click.option("--shard-size", default="500", show_default=True, help="utterances, or audio: 90s, 30m, 2h"),
+    option(
+        "--audio-root",
+        section=INPUT,
+        type=click.Path(),
+        help="Folder that relative audio paths start from. Default: the folder of a JSON lines or "
+        "NeMo manifest, else the current folder.",
+    ),
+    option(
+        "--allow-pipes",
+        section=INPUT,
+        is_flag=True,
+        help="Run the shell commands that a Kaldi or lhotse manifest gives in place of recordings.",
+    ),
+    option(
+        "--limit",
+        section=INPUT,
+        default=0,
+        metavar="N",
+        type=click.IntRange(0),
+        help="Use only the first N utterances of the manifest.",
+    ),
+    option(
+        "--batch-seconds",
+        section=RUNNING,
+        default=120.0,
+        show_default=True,
+        metavar="SECONDS",
+        type=click.FloatRange(0),
+        help="Seconds of audio in a batch of the teacher, padding included; 0 for one utterance a batch.",
+    ),
+    option(
+        "--device",
+        section=RUNNING,
+        default="cpu",
+        show_default=True,
+        help="Device that the teacher runs on: cpu, cuda, cuda:1, ...",
+    ),
+    option(
+        "--cpu-threads",
+        section=RUNNING,
+        default=1,
+        show_default=True,
+        metavar="N",
+        type=click.IntRange(1),
+        help="CPU threads that a teacher on the CPU computes with.",
+    ),
+    option(
+        "--shard-size",
+        section=OUTPUT,
+        default="500",
+        show_default=True,
+        metavar="SIZE",
+        help=f"Size of a shard: {SHARD_SIZE}.",
+    ),
 )
 
 
-def asks_for_a_run(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of a teacher and its manifest, in front of a command's own."""
-    for option in reversed(OPTIONS):
-        command = option(command)
-    return command
+def run_options(function: Decorated) -> Decorated:
+    """Add the options of a teacher and its manifest, in front of a command's own."""
+    for decorate in reversed(RUN_OPTIONS):
+        function = decorate(function)
+    return function
 
 
-def manifest_of(given: Mapping[str, Any]) -> Manifest:
-    """The manifest that these options name; raises ``ManifestError``."""
+def json_option(what: str) -> Callable[[Decorated], Decorated]:
+    """Return the option ``--json``, passed as ``as_json``; ``what`` names the data that is printed."""
+    return option("--json", "as_json", is_flag=True, help=f"Print {what} as JSON.")
+
+
+def manifest_from(given: Mapping[str, Any]) -> Manifest:
+    """Read the manifest that the options of :func:`run_options` name; raises ``ManifestError``."""
     from ..corpus.manifest import read_manifest
 
     return read_manifest(

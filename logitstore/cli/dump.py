@@ -13,7 +13,7 @@ import click
 from ..dump.blocks import Part
 from ..errors import UsageError
 from ..schema.kinds import kind_of
-from ._options import asks_for_a_run, manifest_of
+from ._options import manifest_from, run_options, sectioned_command
 
 if TYPE_CHECKING:
     from ..schema.spec import Head
@@ -58,8 +58,8 @@ def _kept(out: str) -> str:
     )
 
 
-@click.command("dump")
-@asks_for_a_run
+@sectioned_command("dump")
+@run_options
 @click.option("--out", required=True, type=click.Path(), help="the store; made, or resumed")
 @click.option(
     "--stream",
@@ -141,7 +141,7 @@ def command(**given: Any) -> None:
         chunk=given["chunk"],
         overlap=given["overlap"] or 5,
     )
-    manifest = manifest_of(given)
+    manifest = manifest_from(given)
     teacher = load_teacher(given["teacher"])
     if given["encoding"]:
         streams = _asked_streams(given, teacher.describe().heads)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import UsageError
-from ._options import asks_for_a_run, manifest_of
+from ._options import manifest_from, run_options, sectioned_command
 from ._terminal import printable, table
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ FEW = 10_000  # bytes kept once that are not worth a column: the token table, lo
 PASSED_ON = ("manifest_format", "audio_root", "batch_seconds", "device", "limit", "shard_size", "cpu_threads")
 
 
-@click.command("plan")
-@asks_for_a_run
+@sectioned_command("plan")
+@run_options
 @click.option("--out", default="store", show_default=True, help="store of the command to run next")
 @click.option(
     "--stream",
@@ -71,7 +71,7 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     from ..teachers.layers import layered, parse_layer
 
     given_wishes, temperatures = _wishes(given["streams"]), _numbers(given["temperatures"])
-    manifest = manifest_of(given)
+    manifest = manifest_from(given)
     teacher = load_teacher(given["teacher"])
     layers = [parse_layer(text, teacher.tokens().blank) for text in given["layers"]]
     teacher = layered(teacher, layers)
