@@ -55,7 +55,9 @@ def register(kind: str, name: str, component: Any) -> None:
         name: as users write it; no component of the kind may have it yet.
         component: a module or object with the attributes of its kind, e.g. ``parse`` of an encoding.
 
-    Raises ``UsageError`` for a name that is taken or an incomplete component, ``UnknownName`` for another kind.
+    Raises:
+        UsageError: the name is taken, or the component lacks an attribute of its kind.
+        UnknownName: there is no such kind.
     """
     if name in names(kind):
         raise UsageError(f"{kind} has {name!r} already", do="Register it under another name.")

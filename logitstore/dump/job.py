@@ -26,13 +26,13 @@ from ..runner.loader import Loaded, ahead, by_length, load
 from ..runner.pipe import Pipe
 from ..runner.stored_heads import factored, once_per_store
 from ..runner.transcribe import Scribe
-from ..schema.checksums import open_json
 from ..schema.clock import check_audio
 from ..schema.kinds import kind_of
 from ..schema.spec import StoreSpec, TeacherSpec
 from ..storage.commit import problem_key
 from ..storage.entries import DEFAULT_SHARD_SIZE, ShardSize
 from ..storage.places import Place, open_place
+from ..storage.spec_file import read_spec
 from ..store.identity import PLANNING, is_declared
 from ..store.layout import make_spec
 from ..store.writer import StoreWriter
@@ -393,7 +393,7 @@ def decided(
     with place.lock(PLANNING, wait=True):
         wished = options.streams
         if is_declared(place, writer):
-            store = StoreSpec.from_json(open_json(place.read("logitstore.json"), "logitstore.json"))
+            store = read_spec(place)
             chosen = {s.name: _written(s.encoding, s.form) for s in store.streams}
             for name in wished:
                 if name not in chosen:

@@ -12,11 +12,11 @@ from ..corpus.manifest import Manifest, Utterance
 from ..encodings import HeadEncoding, parse_encoding
 from ..encodings.linear_head import SAME, gap
 from ..errors import LogitStoreError, TeacherError
-from ..schema.checksums import open_json
 from ..schema.spec import StoreSpec
 from ..storage.constants import Constants, declared
 from ..storage.entries import shard_names
 from ..storage.places import Place
+from ..storage.spec_file import is_store, read_spec
 from .driver import Driver, Spoken
 from .loader import by_length, load
 
@@ -42,7 +42,7 @@ def once_per_store(
     spec = _measured(place, spec, driver, manifest, batch_seconds)
     if not encodings:
         return spec, {}
-    if place.exists("logitstore.json") and shard_names(place):  # without shards, its answers may be forgotten
+    if is_store(place) and shard_names(place):  # without shards, its answers may be forgotten
         return _as_stored(place, spec, driver), {}
     samples: dict[str, torch.Tensor] = {}
     if any(e.needs_sample for e in encodings.values()):
@@ -71,7 +71,7 @@ def with_heads(spec: StoreSpec, driver: Driver, made: Constants, activation: str
 
 
 def _as_stored(place: Place, spec: StoreSpec, driver: Driver) -> StoreSpec:
-    was = StoreSpec.from_json(open_json(place.read("logitstore.json"), "logitstore.json"))
+    was = read_spec(place)
     stored = {s.name: s for s in was.streams}
     streams = [
         replace(
@@ -150,8 +150,8 @@ def _measured(
     layers = [s.name for s in spec.streams if not s.what.classes and s.what.axes]
     if not layers:
         return spec
-    if place.exists("logitstore.json") and shard_names(place):
-        was = StoreSpec.from_json(open_json(place.read("logitstore.json"), "logitstore.json"))
+    if is_store(place) and shard_names(place):
+        was = read_spec(place)
         widths = {s.name: s.width for s in was.streams}
     else:
         spoken = next(_spoken(driver, manifest, batch_seconds))

@@ -15,12 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import FormatError, StoreBusy, StoreError
-from ..schema.checksums import open_json, parse_json, seal_json
-from ..schema.spec import REPLACES, Column, StoreSpec
+from ..schema.checksums import parse_json
+from ..schema.spec import REPLACES, Column
 from . import Storage, faults, open_storage
 from .base import Row
 from .entries import Entry, current_index, entry_name, read_entry, shard_names
 from .places import Place, told
+from .spec_file import is_store, read_spec, write_spec
 
 _HALF = re.compile(r"\.(logitstore\.json|tokens\.txt|index\.bin|skipped\.jsonl|[\w.-]+\.json)\.\d+", re.ASCII)
 LINE = "ManifestError"  # the reason of a problem that is the line's, not the utterance's
@@ -211,21 +212,17 @@ def listed(place: Place) -> frozenset[tuple[str, str, str]]:
     return frozenset(problem_key(p) for p in found if isinstance(p, dict))
 
 
-def _spec(place: Place) -> StoreSpec:
-    return StoreSpec.from_json(open_json(place.read("logitstore.json"), f"{place}/logitstore.json"))
-
-
 def announce(place: Place) -> None:
     """Let readers that do not know replaced shards refuse the store until :func:`settle` is through."""
-    spec = _spec(place)
+    spec = read_spec(place)
     if REPLACES not in spec.requires:
         now = replace(spec, requires=(*spec.requires, REPLACES))
-        place.write("logitstore.json", seal_json(now.to_json()))
+        write_spec(place, now)
 
 
 def drop(place: Place, shard: str) -> None:
     """Make a shard stop existing; the caller holds the store's lock."""
-    path = open_storage(_spec(place).storage).path(shard)
+    path = open_storage(read_spec(place).storage).path(shard)
     place.remove("index.bin")
     place.remove(entry_name(shard))
     place.remove(path)
@@ -236,7 +233,7 @@ def settle(place: Place) -> None:
 
     Nothing is done in a store that :func:`announce` was not called for.
     """
-    if not place.exists("logitstore.json") or REPLACES not in (spec := _spec(place)).requires:
+    if not is_store(place) or REPLACES not in (spec := read_spec(place)).requires:
         return
     storage = open_storage(spec.storage)
     entries = {n: read_entry(place, n) for n in shard_names(place)}
@@ -251,4 +248,4 @@ def settle(place: Place) -> None:
         if entry.replaces and name not in gone:
             place.write(entry_name(name), replace(entry, replaces=()).to_bytes())
     now = replace(spec, requires=tuple(r for r in spec.requires if r != REPLACES))
-    place.write("logitstore.json", seal_json(now.to_json()))
+    write_spec(place, now)

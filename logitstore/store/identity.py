@@ -7,12 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import IdentityError, StoreBusy
-from ..schema.checksums import open_json, seal_json
 from ..schema.spec import StoreSpec, StreamSpec, differences
 from ..storage import constants
 from ..storage.constants import Constants
 from ..storage.entries import shard_names
 from ..storage.places import Place
+from ..storage.spec_file import SPEC_FILE, is_store, read_spec, write_spec
 from ..tokens.table import TokenTable
 
 ALLOWABLE = ("teacher", "manifest")
@@ -23,12 +23,12 @@ def establish(
     place: Place, spec: StoreSpec, tokens: TokenTable, allowed: set[str], heads: Constants | None = None
 ) -> StoreSpec:
     """Write logitstore.json and tokens.txt, or compare with those there; raises ``IdentityError``."""
-    if not place.exists("logitstore.json"):
+    if not is_store(place):
         place.write("tokens.txt", tokens.to_bytes())
         constants.write(place, heads or {})
-        place.write("logitstore.json", seal_json(spec.to_json()))
+        write_spec(place, spec)
         return spec
-    was = StoreSpec.from_json(open_json(place.read("logitstore.json"), "logitstore.json"))
+    was = read_spec(place)
     if len(was.streams) == len(spec.streams):  # constants are made once: by whoever came first
         streams = [_with_constants(*pair) for pair in zip(was.streams, spec.streams, strict=True)]
         spec = replace(spec, streams=tuple(streams))
@@ -48,7 +48,7 @@ def establish(
         fresh = [n for n in notes if n not in was.allowed]
         if fresh:
             was = StoreSpec.from_json({**was.to_json(), "allowed": [*was.allowed, *fresh]})
-            place.write("logitstore.json", seal_json(was.to_json()))
+            write_spec(place, was)
     return was
 
 
@@ -64,13 +64,13 @@ def forget_empty(place: Place, writer: str) -> None:
     Whoever mends the teacher that a gate refused may go on in the same place. The caller holds the store's
     lock and its own.
     """
-    if place.exists("logitstore.json") and not is_declared(place, writer):
-        place.remove("logitstore.json")
+    if is_store(place) and not is_declared(place, writer):
+        place.remove(SPEC_FILE)
 
 
 def is_declared(place: Place, writer: str) -> bool:
     """Whether a store's answers stand: it has shards, or another live process writes them."""
-    if not place.exists("logitstore.json"):
+    if not is_store(place):
         return False
     if shard_names(place):
         return True
@@ -87,12 +87,12 @@ def is_declared(place: Place, writer: str) -> bool:
 
 def note_gate(place: Place, gate: str, reason: str) -> StoreSpec:
     """Write into logitstore.json that a gate was skipped; the caller holds the store's lock."""
-    was = StoreSpec.from_json(open_json(place.read("logitstore.json"), "logitstore.json"))
+    was = read_spec(place)
     note = {"gate": gate, "reason": reason}
     if note in was.gates:
         return was
     now = replace(was, gates=(*was.gates, note))
-    place.write("logitstore.json", seal_json(now.to_json()))
+    write_spec(place, now)
     return now
 
 

@@ -15,11 +15,11 @@ from ..encodings import HeadEncoding, parse_encoding
 from ..encodings.base import LinearHead
 from ..encodings.linear_head import SAME, gap, linear_head
 from ..errors import IdentityError, LengthError, TeacherError, UsageError, VocabError
-from ..schema.checksums import open_json
 from ..schema.spec import StoreSpec, StreamSpec
 from ..storage.constants import Constants, declared
 from ..storage.entries import shard_names
 from ..storage.places import Place
+from ..storage.spec_file import is_store, read_spec
 from .row_encoder import require_finite
 
 CLOSE = 1e-4  # between constants made twice, on two machines say
@@ -67,8 +67,8 @@ class LoopHeads:
 
     def declare(self, place: Place, spec: StoreSpec) -> tuple[StoreSpec, Constants]:
         """The spec with widths and constants: those of the store where there is one, else made here."""
-        if place.exists("logitstore.json") and shard_names(place):
-            was = StoreSpec.from_json(open_json(place.read("logitstore.json"), "logitstore.json"))
+        if is_store(place) and shard_names(place):
+            was = read_spec(place)
             stored = {s.name: s.constants for s in was.streams}
             made: dict[str, dict[str, NDArray[Any]]] = {}
             keep = {n: replace(s, constants=stored.get(n, ())) for n, s in _by_name(spec).items()}

@@ -10,8 +10,8 @@ import numpy as np
 
 from ..encodings.collapsed import Collapsed
 from ..encodings.rows import Rows, Vectors
-from ..errors import FormatError, MissingUtterance, NotAStore, StoreError, VocabError
-from ..schema.checksums import open_json, sha256
+from ..errors import FormatError, MissingUtterance, StoreError, VocabError
+from ..schema.checksums import sha256
 from ..schema.lattice import Form, Nodes, restored
 from ..schema.spec import StoreSpec
 from ..storage import Shard, constants, open_storage
@@ -19,6 +19,7 @@ from ..storage.base import Row
 from ..storage.entries import Damaged, Entry, current_index, read_entry, shard_names
 from ..storage.index import Index, entries_digest
 from ..storage.places import Place, open_place
+from ..storage.spec_file import SPEC_FILE, read_spec
 from ..targets.clip import Clip, Clipped, augmented
 from ..targets.target import Target
 from ..targets.vocab_map import VocabMap
@@ -54,20 +55,13 @@ class Store(Mapping[str, Target]):
     ) -> None:
         self.place: Place = open_place(location)
         self._args = (location, vocab_map, verify)
-        if not self.place.exists("logitstore.json"):
-            raise NotAStore(
-                "there is no logitstore.json",
-                where=str(self.place),
-                do="Give the folder that logitstore dump wrote.",
-            )
-        where = f"{self.place}/logitstore.json"
-        self.spec = StoreSpec.from_json(open_json(self.place.read("logitstore.json"), where))
+        self.spec = read_spec(self.place)
         self.tokens = _tokens(self.place, self.spec)
         odd = [s.name for s in self.spec.streams if s.classes != len(self.tokens)]
         if odd or self.spec.tokens["size"] != len(self.tokens):
             raise FormatError(
                 f"{', '.join(odd) or 'it'} has not the {len(self.tokens)} classes of tokens.txt (SPEC F4)",
-                where=where,
+                where=f"{self.place}/{SPEC_FILE}",
             )
         if vocab_map is not None:
             vocab_map.require_teacher(self.tokens, str(self.place))
