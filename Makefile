@@ -1,5 +1,6 @@
 # make demo    the main job: a trained teacher and real audio into a store, inspected, read back
 # make test    the tests
+# make wheel-demo   the demo, by a wheel that is built and installed outside of the repository
 # make test-frameworks   teachers against the real frameworks, each in an environment of its own; FRAMEWORKS=...
 # make check   ruff and mypy
 # make torture kills, disk faults, rot and hostile input, thousands of cases in under ten minutes; one table
@@ -12,9 +13,9 @@ VENV := $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv)
 PY := $(VENV)/bin/python
 DEMO := demo-store
 
-.PHONY: demo test test-frameworks torture fuzz check install benchmark digits clean help
+.PHONY: demo wheel-demo test test-frameworks torture fuzz check install benchmark digits clean help
 help:
-	@sed -n '1,8s/^# //p' Makefile
+	@sed -n '1,9s/^# //p' Makefile
 
 # torch is left alone where there is one: a user's own CUDA build stays theirs.
 $(VENV)/.logitstore: setup.cfg pyproject.toml
@@ -27,14 +28,11 @@ $(VENV)/.logitstore: setup.cfg pyproject.toml
 install: $(VENV)/.logitstore
 
 demo: install
-	rm -rf $(DEMO) $(DEMO)-webdataset
-	$(PY) -m logitstore dump --teacher recipes/demo/teacher.py:load --manifest manifests/demo.jsonl \
-	  --tokens manifests/demo.tokens.txt --stream ctc=dense --stream rnnt=topk:16 --transcripts all --out $(DEMO)
-	$(PY) -m logitstore inspect $(DEMO) --manifest manifests/demo.jsonl
-	$(PY) -m logitstore convert $(DEMO) $(DEMO)-webdataset --storage webdataset
-	$(PY) -m logitstore verify $(DEMO)
-	$(PY) -m logitstore verify $(DEMO)-webdataset
-	$(PY) recipes/demo/student_batch.py $(DEMO)
+	PYTHON=$(PY) bash recipes/demo/run.sh $(DEMO)
+
+# The wheel, built and installed outside of the repository, passes the demo.
+wheel-demo: install
+	$(PY) -m pytest tests/plugins/test_wheel.py
 
 test: install
 	$(PY) -m pytest

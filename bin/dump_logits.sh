@@ -32,7 +32,7 @@ tokens=
 audio_root=
 threads=2
 logdir=             # default: $out.log
-python=${PYTHON:-python3}
+python=${PYTHON:-}           # default: the python that logitstore was installed with, else python3
 
 usage() { sed -n '2,8s/^# \{0,1\}//p' "$0"; echo; echo "Options, with their defaults:"; sed -n '/^stage=1/,/^python=/s/^\([a-z_]*\)=\(.*\)$/  --\1 \2/p' "$0" | sed '$d; s/_/-/g'; }
 
@@ -57,6 +57,8 @@ done
 [ "$nj" -ge 1 ] || { echo "$0: --nj is at least 1" >&2; exit 2; }
 [ -n "$out" ] || { echo "$0: --out is needed (try --help)" >&2; exit 2; }
 logdir=${logdir:-$out.log}
+beside=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/python
+[ -n "$python" ] || { [ -x "$beside" ] && python=$beside || python=python3; }
 
 log() { echo "$(date '+%F %T') (dump_logits.sh) $*" >&2; }
 run() { "$python" -m logitstore "$@"; }
