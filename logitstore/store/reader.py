@@ -20,7 +20,8 @@ from ..storage.entries import Damaged, Entry, current_index, read_entry, shard_n
 from ..storage.index import Index, entries_digest
 from ..storage.places import Place, open_place
 from ..storage.spec_file import SPEC_FILE, read_spec
-from ..targets.clip import Clip, Clipped, augmented
+from ..targets.clip import Clip, Clipped
+from ..targets.keywords import checked_keywords
 from ..targets.target import Target
 from ..targets.vocab_map import VocabMap
 from ..tokens.table import TokenTable, require_same
@@ -28,6 +29,9 @@ from .layout import LABELS, columns_of, encoding_of
 from .select import Where
 
 if TYPE_CHECKING:
+    import torch
+
+    from ..schema.clock import FrameClock
     from ..targets.batch import TargetBatch
 
 OPEN_SHARDS = 64
@@ -220,36 +224,51 @@ class Store(Mapping[str, Target]):
         """A clip with its targets: for ``collate_targets``, or ``Store.batch`` at once."""
         return Clipped.of(clip, self.__getitem__)
 
+    @checked_keywords({'a clip, Clip(id).at_speed("1.1").crop(0, 2).pad(1, 1)': Clip.__init__})
     def batch(
         self,
         ids: Sequence[str | Clip],
         *,
-        speed: Any = 1,
-        start: Any = 0,
-        duration: Any = None,
-        pad: Any = (0, 0),
-        silence: str = "mask",
-        **options: Any,
+        frames: Sequence[int] | torch.Tensor | None = None,
+        method: str = "linear",
+        temperature: float = 1.0,
+        ratio: tuple[int, int] | FrameClock | None = None,
+        tolerance: int = 2,
+        streams: Sequence[str] | None = None,
+        vocab: VocabMap | None = None,
     ) -> TargetBatch:
-        """Padded tensors of several utterances; see :func:`logitstore.targets.batch.collate_targets`.
+        """Read B utterances and pad their targets into tensors.
+
+        ``store.batch(ids, frames=lengths)``; for a cropped, sped-up, padded or joined utterance give a clip
+        instead of its id: ``Clip("utt1").at_speed("1.1").crop(0, 2)``.
 
         Args:
-            ids: utterances, or clips of them (:class:`logitstore.targets.clip.Clip`).
-            speed: at which the student hears each: one number for all, or B of them.
-            start: seconds of each that are left out in front, in its own, stored time; one or B.
-            duration: seconds of each that are kept, in stored time; one or B; None for all that follow.
-            pad: seconds of silence before and after, as the student hears them; one pair, or B pairs.
-            silence: ``mask`` where the student is told nothing in it, ``blank`` where it is told blank.
-            options: of ``collate_targets``.
+            ids: B utterance ids or clips (:class:`logitstore.targets.clip.Clip`).
+            frames: (B,) valid frames of the student; None keeps the teacher's.
+            method: resampling method: ``linear``, ``nearest``, ...
+                (:class:`logitstore.targets.frames.Method`).
+            temperature: temperature of the probabilities, 1 or more.
+            ratio: student frames per teacher frame as (p, q), or the student's ``FrameClock``.
+            tolerance: student frames by which ``frames`` may differ from what ``ratio`` gives.
+            streams: names of the streams wanted; None for all.
+            vocab: map to the student's token table, for a store opened without one.
 
         Raises:
-            UsageError, LengthError: what targets cannot follow, and why.
+            MissingUtterance: an id that the store does not hold.
+            UsageError, LengthError, TokenError: as :func:`logitstore.targets.batch.collate_targets`.
         """
         from ..targets.batch import collate_targets
 
-        clips = augmented(ids, speed=speed, start=start, duration=duration, pad=pad, silence=silence)
-        targets = [self.heard(c) if isinstance(c, Clip) else self[c] for c in clips]
-        return collate_targets(targets, **options)
+        return collate_targets(
+            [self.heard(i) if isinstance(i, Clip) else self[i] for i in ids],
+            frames=frames,
+            method=method,
+            temperature=temperature,
+            ratio=ratio,
+            tolerance=tolerance,
+            streams=streams,
+            vocab=vocab,
+        )
 
     def require_vocab(self, table: TokenTable) -> None:
         """Raise ``VocabError`` naming the first differing token unless a student has the store's table."""

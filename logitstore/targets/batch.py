@@ -25,6 +25,7 @@ from .clip_resample import (
     stretches,
 )
 from .frames import Method
+from .keywords import checked_keywords
 from .resample import Headed, Resampled, follows_frames, headed, resample_stream, resample_vectors
 from .stream_batch import FactoredBatch, StreamBatch, VectorBatch, mapped
 from .target import Target
@@ -85,6 +86,7 @@ class TargetBatch:
         )
 
 
+@checked_keywords()
 def collate_targets(
     targets: Sequence[Target | Clipped],
     *,

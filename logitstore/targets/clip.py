@@ -147,38 +147,6 @@ def silence(seconds: Number, *, blank: bool = False) -> Piece:
     return found
 
 
-def augmented(
-    ids: Sequence[str | Clip], *, speed: Any, start: Any, duration: Any, pad: Any, silence: str
-) -> list[str | Clip]:
-    """Each utterance cut, then sped up, then padded; each setting is one for all, or one for each.
-
-    Raises ``UsageError``.
-    """
-    if silence not in ("mask", "blank"):
-        raise UsageError(f"silence is {silence!r}", do="mask or blank.")
-    pads = [pad] if len(pad) == 2 and not isinstance(pad[0], Sequence) else pad
-    speeds, starts, durations, pads = (
-        _each(value, len(ids), name)
-        for value, name in ((speed, "speed"), (start, "start"), (duration, "duration"), (pads, "pad"))
-    )
-    found: list[str | Clip] = []
-    for utt, v, begin, seconds, around in zip(ids, speeds, starts, durations, pads, strict=True):
-        clip = Clip(utt, start=begin, duration=seconds, speed=v).pad(*around, blank=silence == "blank")
-        same = Clip(Clip(utt))
-        found.append(utt if clip == same else clip)
-    return found
-
-
-def _each(value: Any, count: int, name: str) -> Sequence[Any]:
-    if not isinstance(value, list | tuple):
-        return [value] * count
-    if len(value) == 1:
-        return list(value) * count
-    if len(value) != count:
-        raise UsageError(f"{len(value)} values of {name} for {count} utterances")
-    return value
-
-
 @dataclass(frozen=True)
 class Clipped:
     """A clip with the targets of what is heard in it.

@@ -76,16 +76,18 @@ def faster(samples, speed):
 def test_at_another_speed(store, utt, speed):
     """The teacher hears the faster audio; the nearest of targets moved by whole frames is the one unmoved."""
     real = heard(faster(audio(utt), speed))
-    batch = store.batch([utt], speed=speed, frames=[len(real)], ratio=FrameClock(FRAME), streams=["ctc"])
+    clip = Clip(utt).at_speed(speed)
+    batch = store.batch([clip], frames=[len(real)], ratio=FrameClock(FRAME), streams=["ctc"])
     said = dense(batch)
     moved = {k: kl(real, np.roll(said, k, 0)) for k in range(-3, 4)}
     assert min(moved, key=moved.get) == 0
     assert moved[0] < 0.6 * min(moved[-1], moved[1])
     assert moved[0] < 0.2 * min(moved[-2], moved[2])
     assert (said.argmax(1) == real.argmax(1)).mean() > 0.85
-    assert abs(int(store.batch([utt], speed=speed, streams=["ctc"]).lengths[0]) - len(real)) <= 1
+    assert abs(int(store.batch([clip], streams=["ctc"]).lengths[0]) - len(real)) <= 1
+    inverse = Clip(utt).at_speed(1 / speed)
     with pytest.raises(LengthError, match=r"frames of 0\.04 s, but"):
-        store.batch([utt], speed=1 / speed, frames=[len(real)], ratio=FrameClock(FRAME), streams=["ctc"])
+        store.batch([inverse], frames=[len(real)], ratio=FrameClock(FRAME), streams=["ctc"])
     with pytest.raises(LengthError, match=r"frames of 0\.04 s, but"):
         store.batch([utt], frames=[len(real)], ratio=FrameClock(FRAME), streams=["ctc"])
 
@@ -112,9 +114,8 @@ def test_a_cut_of_whole_frames_is_those_frames(store):
     """
     whole = store["demo-00"].log_probs("ctc")
     for options in ({}, {"frames": [40], "ratio": (1, 1)}, {"frames": [40], "ratio": FrameClock("0.04")}):
-        batch = store.batch(
-            ["demo-00"], start=F(12 * SHIFT, RATE), duration=40 * FRAME, streams=["ctc"], **options
-        )
+        clip = Clip("demo-00").crop(F(12 * SHIFT, RATE), 40 * FRAME)
+        batch = store.batch([clip], streams=["ctc"], **options)
         assert batch.lengths.tolist() == [40]
         np.testing.assert_array_equal(dense(batch), whole[12:52])
     real = heard(audio("demo-00")[12 * SHIFT : 52 * SHIFT])
@@ -124,18 +125,18 @@ def test_a_cut_of_whole_frames_is_those_frames(store):
 
 def test_half_a_frame_into_one_is_between_two(store):
     p = np.exp(store["demo-00"].log_probs("ctc"))
-    batch = store.batch(["demo-00"], start=FRAME / 2, duration=20 * FRAME, streams=["ctc"])
+    batch = store.batch([Clip("demo-00").crop(FRAME / 2, 20 * FRAME)], streams=["ctc"])
     np.testing.assert_allclose(np.exp(dense(batch)), (p[:20] + p[1:21]) / 2, atol=1e-6)
 
 
 def test_silence_around_is_masked_or_blank(store):
     whole = store["demo-01"].log_probs("ctc")
     pad = (3 * FRAME, 5 * FRAME)
-    batch = store.batch(["demo-01"], pad=pad, streams=["ctc"])
+    batch = store.batch([Clip("demo-01").pad(*pad)], streams=["ctc"])
     assert batch["ctc"].mask[0].tolist() == [False] * 3 + [True] * len(whole) + [False] * 5
     assert bool((batch["ctc"].logp[~batch["ctc"].mask] == NOTHING).all())
     np.testing.assert_array_equal(dense(batch)[3:-5], whole)
-    blank = store.batch(["demo-01"], pad=pad, silence="blank", streams=["ctc"])
+    blank = store.batch([Clip("demo-01").pad(*pad, blank=True)], streams=["ctc"])
     assert bool(blank["ctc"].mask.all())
     np.testing.assert_allclose(np.exp(dense(blank)[[0, 1, 2, -1]])[:, store.tokens.blank], 1)
     np.testing.assert_array_equal(dense(blank)[3:-5], whole)
@@ -145,7 +146,8 @@ def test_the_teacher_hears_padded_speech_where_the_target_has_it(store):
     """Noise for silence: this teacher normalises by the utterance, and of zeros it knows nothing."""
     noise = np.random.default_rng(0).normal(0, 0.01, 8 * SHIFT)
     real = heard(np.concatenate([noise[: 3 * SHIFT], audio("demo-00"), noise[3 * SHIFT :]]))
-    batch = store.batch(["demo-00"], pad=(3 * FRAME, 5 * FRAME), frames=[len(real)], streams=["ctc"])
+    clip = Clip("demo-00").pad(3 * FRAME, 5 * FRAME)
+    batch = store.batch([clip], frames=[len(real)], streams=["ctc"])
     told = batch["ctc"].mask[0].numpy()
     said = dense(batch)
     moved = {k: kl(np.roll(real, -k, 0)[told], said[told]) for k in (-2, -1, 0, 1, 2)}
@@ -170,15 +172,11 @@ def test_one_behind_the_other(store):
 
 def test_all_at_once_and_each_in_its_own_way(store):
     """Cut, then faster, then padded; the same as one's own clips, in a dataset, in worker processes."""
-    ids = ["demo-00", "demo-01"]
-    one = store.batch(
-        ids,
-        start=[F(1, 2), 0],
-        duration=[1, None],
-        speed=["0.9", F(11, 10)],
-        pad=[(0, F(1, 5)), (0.1, 0)],
-        streams=["ctc"],
-    )
+    exact = [
+        Clip("demo-00", start=F(1, 2), duration=1, speed="0.9").pad(0, F(1, 5)),
+        Clip("demo-01", speed=F(11, 10)).pad("0.1", 0),
+    ]
+    one = store.batch(exact, streams=["ctc"])
     clips = [
         Clip("demo-00").crop(0.5, 1).at_speed(0.9).pad(0, 0.2),
         Clip("demo-01").at_speed(1.1).pad(0.1),
@@ -210,7 +208,7 @@ def test_what_is_heard_as_it_is_stored_is_the_target_itself(store):
 def test_lattices_follow_speed_and_silence_and_refuse_the_rest(store):
     whole = store["demo-04"]
     plain, t = store.batch(["demo-04"])["rnnt"], whole.T
-    padded = store.batch(["demo-04"], pad=(2 * FRAME, 3 * FRAME), silence="blank")
+    padded = store.batch([Clip("demo-04").pad(2 * FRAME, 3 * FRAME, blank=True)])
     rnnt = padded["rnnt"]
     for name in ("logp", "ids", "positions", "occupancy"):
         assert torch.equal(getattr(rnnt, name)[:, 2 : 2 + t], getattr(plain, name))
@@ -220,8 +218,8 @@ def test_lattices_follow_speed_and_silence_and_refuse_the_rest(store):
     assert rnnt.positions[0, -1].tolist() == plain.positions[0, -1].tolist()
     assert rnnt.ids[0, 0, 0, 0] == store.tokens.blank
     assert padded.labels.tolist() == [whole.labels.tolist()]
-    assert not store.batch(["demo-04"], pad=(2 * FRAME, 0))["rnnt"].mask[0, :2].any()
-    fast = store.batch(["demo-04"], speed=F(11, 10), frames=[56])["rnnt"]
+    assert not store.batch([Clip("demo-04").pad(2 * FRAME, 0)])["rnnt"].mask[0, :2].any()
+    fast = store.batch([Clip("demo-04").at_speed(F(11, 10))], frames=[56])["rnnt"]
     assert torch.equal(fast.logp, store.batch(["demo-04"], frames=[56])["rnnt"].logp)
     for clip, what in (
         (Clip("demo-04").crop(0, 1), "rnnt of 1 s of 2.46"),
@@ -250,7 +248,7 @@ def test_layers_follow_as_frames_do(tmp_path):
     batch = store.batch([clip])["hidden"]
     assert batch.mask[0].tolist() == [False] * 2 + [True] * 45
     np.testing.assert_array_equal(batch.h[0, 2:].numpy(), np.concatenate([rows[0][12:52], rows[1][:5]]))
-    fast = store.batch(["demo-00"], speed=2, frames=[38], method="nearest")["hidden"]
+    fast = store.batch([Clip("demo-00").at_speed(2)], frames=[38], method="nearest")["hidden"]
     np.testing.assert_array_equal(fast.h[0].numpy(), rows[0][::2])
 
 
@@ -258,9 +256,9 @@ def test_a_path_at_another_speed_is_refused(tmp_path):
     dump(demo.teacher(), demo.manifest(1), tmp_path / "s", DumpOptions(streams={"rnnt": "topk:4/path"}))
     store = open_store(tmp_path / "s")
     assert store.batch([Clip("demo-00")])["rnnt"].frames is not None
-    for changed in ({"speed": F(11, 10)}, {"pad": (1, 0)}):
+    for changed in (Clip("demo-00").at_speed(F(11, 10)), Clip("demo-00").pad(1, 0)):
         with pytest.raises(UsageError, match="path"):
-            store.batch(["demo-00"], **changed)
+            store.batch([changed])
 
 
 def test_pruned_rows_and_mapped_methods_follow(tmp_path):
@@ -384,8 +382,6 @@ def test_what_is_no_clip_is_refused(store):
         lambda: Clip("u").at_speed("fast"),
         lambda: Clip("u").pad(-1),
         lambda: FrameClock(0),
-        lambda: store.batch(["demo-00"], silence="loud"),
-        lambda: store.batch(["demo-00", "demo-01"], speed=[1, 1, 1]),
         lambda: store.batch([Clip(silence(1))]),
     ):
         with pytest.raises(UsageError):
@@ -419,3 +415,19 @@ def test_a_piece_of_a_piece():
 def test_rows_still_sum_to_one(store):
     batch = store.batch([Clip("demo-00").at_speed("0.9").pad(0.1) + Clip("demo-01")], streams=["ctc"])
     np.testing.assert_allclose(logsumexp(dense(batch))[batch["ctc"].mask[0]], 0, atol=1e-3)
+
+
+def test_a_misspelt_argument_names_the_nearest_one(store):
+    for call, near in (
+        (lambda: store.batch(["demo-00"], frame=[1]), "frames"),
+        (lambda: store.batch(["demo-00"], temprature=2.0), "temperature"),
+        (lambda: collate_targets([store["demo-00"]], vocabs=None), "vocab"),
+        (lambda: TargetDataset(store, mising="skip"), "missing"),
+        (lambda: TargetDataset(store, frame=[1]), "frames"),
+    ):
+        with pytest.raises(UsageError, match="has no argument") as e:
+            call()
+        assert f"Did you mean '{near}'" in str(e.value)
+        assert "Known: " in str(e.value)
+    with pytest.raises(UsageError, match="Clip"):
+        store.batch(["demo-00"], speed=2)
