@@ -60,14 +60,14 @@ def bare(teacher_name: str, manifest: str, _: str) -> dict[str, float]:
 
     from logitstore.corpus.manifest import read_manifest
     from logitstore.dump.job import DumpOptions
-    from logitstore.runner.driver import Driver
+    from logitstore.runner.driver import TeacherDriver
     from logitstore.runner.loader import by_length, load
     from logitstore.teachers import load_teacher
 
     torch.set_num_threads(DumpOptions().cpu_threads)
     teacher: Any = load_teacher(teacher_name)
     table = teacher.tokens()
-    driver = Driver(teacher, table, list(STREAMS), "cpu")
+    driver = TeacherDriver(teacher, table, list(STREAMS), "cpu")
     utterances = list(read_manifest(manifest))
     begin = time.perf_counter()
     batches = list(by_length(utterances, BATCH_SECONDS, lambda utt, error: None))

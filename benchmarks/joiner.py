@@ -26,8 +26,8 @@ def drive(t: int, u: int, v: int) -> dict[str, float]:
     import torch
 
     from logitstore.corpus.manifest import Utterance
-    from logitstore.runner.driver import Driver, Spoken
-    from logitstore.runner.loader import Loaded
+    from logitstore.runner.driver import TeacherDriver, TeacherOutput
+    from logitstore.runner.loader import LoadedUtterance
     from logitstore.store.layout import make_spec
     from logitstore.store.row_encoder import RowEncoder
     from logitstore.teachers.protocol import Head, TeacherSpec
@@ -54,14 +54,14 @@ def drive(t: int, u: int, v: int) -> dict[str, float]:
     torch.set_num_threads(1)
     teacher = Teacher()
     table = TokenTable(("<blk>", *(f"t{i}" for i in range(1, v))), 0)
-    driver = Driver(teacher, table, ["rnnt"], "cpu")
+    driver = TeacherDriver(teacher, table, ["rnnt"], "cpu")
     encoder = RowEncoder(make_spec(teacher.describe(), table, {"rnnt": "topk:16"}))
     labels = np.random.default_rng(0).integers(1, v, u).tolist()
-    loaded = Loaded(Utterance("lattice", Path()), torch.zeros(1), t / 25, labels)
-    spoken = Spoken(loaded, t, None, (torch.randn(t, JOINER), torch.randn(u + 1, JOINER)), 0)
+    loaded = LoadedUtterance(Utterance("lattice", Path()), torch.zeros(1), t / 25, labels)
+    output = TeacherOutput(loaded, t, None, (torch.randn(t, JOINER), torch.randn(u + 1, JOINER)), 0)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     begin = time.perf_counter()
-    for piece in driver.lattice(spoken):
+    for piece in driver.lattice(output):
         encoder.take("rnnt", piece, "lattice")
     row = encoder.finish("lattice", {"rnnt": labels}, {"T": t, "U": u})
     seconds = time.perf_counter() - begin

@@ -19,8 +19,8 @@ from ..corpus.manifest import Utterance
 from ..encodings.linear_head import additive
 from ..errors import LengthError, TapError, TapPathError, TokenError, UsageError, VocabError
 from ..registry import suggest
-from ..runner.driver import Joining, Spoken
-from ..runner.loader import Loaded
+from ..runner.driver import JoinerRunner, TeacherOutput
+from ..runner.loader import LoadedUtterance
 from ..runner.transcribe import search
 from ..teachers.joiners import FoundJoiner, JoinerAdapter, find, sides
 from ..teachers.script import run_file
@@ -169,7 +169,7 @@ class Lattices:
         said = f"the batch's texts, {how}; without texts the teacher's own decode"
         self.in_training = sum(m.training for m in self.model.modules())
         self.labels_from = "the teacher's own decode" if self._split is None else said
-        self._joining: Joining | None = None
+        self._joining: JoinerRunner | None = None
 
     def transducer(self, output: Any, b: int, labels: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """As a teacher's; ``output`` is the valid frames of each utterance."""
@@ -183,14 +183,16 @@ class Lattices:
             raise wrong_width(classes, self._classes, "the joiner", self._driven.where)
         return logits[..., :classes]
 
-    def spoken(self, utt_id: str, enc: torch.Tensor, text: str | None, labels: list[int] | None) -> Spoken:
+    def spoken(
+        self, utt_id: str, enc: torch.Tensor, text: str | None, labels: list[int] | None
+    ) -> TeacherOutput:
         """(T, D) of one utterance with labels: those given, its text's, or the teacher's own decode.
 
         Raises ``TokenError`` for a text without tokens.
         """
         notes: dict[str, Any] = {}
-        loaded = Loaded(Utterance(utt_id, Path()), torch.empty(0), 0.0, labels)
-        spoken = Spoken(loaded, len(enc), {}, [enc], 0)
+        loaded = LoadedUtterance(Utterance(utt_id, Path()), torch.empty(0), 0.0, labels)
+        spoken = TeacherOutput(loaded, len(enc), {}, [enc], 0)
         if labels is None and text is not None and self._split is not None:
             try:
                 labels = self._split(text)
@@ -206,13 +208,13 @@ class Lattices:
             notes = {"labels_from": "rnnt", "labels_score": round(score, 3)}
         return replace(spoken, labels={"rnnt": labels}, notes=notes)
 
-    def slices(self, spoken: Spoken) -> Iterator[torch.Tensor]:
-        """(t, U+1, V) logits, slice after slice; see :meth:`logitstore.runner.driver.Joining.lattice`."""
-        return self._join_on(spoken.output[0].device).lattice(spoken)
+    def slices(self, spoken: TeacherOutput) -> Iterator[torch.Tensor]:
+        """(t, U+1, V) logits, slice after slice; see :meth:`.JoinerRunner.lattice`."""
+        return self._join_on(spoken.batch_output[0].device).lattice(spoken)
 
-    def _join_on(self, device: torch.device) -> Joining:
+    def _join_on(self, device: torch.device) -> JoinerRunner:
         if self._joining is None or self._joining.device != device:
-            self._joining = Joining(self, self._table, device, head=self._drive.head)
+            self._joining = JoinerRunner(self, self._table, device, head=self._drive.head)
         return self._joining
 
 

@@ -13,11 +13,11 @@ import torch
 from ..corpus.manifest import Manifest, Utterance
 from ..errors import UsageError
 from ..runner.chunks import Chunks, driver_of
-from ..runner.driver import Driver, Spoken
+from ..runner.driver import TeacherDriver, TeacherOutput
 from ..runner.loader import load
 from ..runner.pipe import Pipe
 from ..runner.stored_heads import factored
-from ..runner.transcribe import Scribe
+from ..runner.transcribe import TeacherTranscriber
 from ..schema.kinds import kind_of
 from ..schema.lattice import Form
 from ..schema.spec import StreamSpec
@@ -96,20 +96,22 @@ class _Kept:
         self.rows.clear()
 
 
-def _compare(store: Store, driver: Driver, utt: Utterance) -> Iterable[Compared]:
+def _compare(store: Store, driver: TeacherDriver, utt: Utterance) -> Iterable[Compared]:
     stored, names = store[utt.id], driver.streams
     loaded = load(utt, driver.teacher, store.tokens, any(kind.labels for kind in driver.kinds.values()))
     note = "" if stored.meta.get("audio", loaded.audio) == loaded.audio else CHANGED
-    (said,) = driver.run([loaded])
+    (output,) = driver.run([loaded])
     own = {name: ids.tolist() for name, ids in stored.driven.items()}  # where nobody gave any, as stored
-    said, _ = Scribe(driver, keep="none").listen(replace(said, labels={**own, **said.labels}), judged=True)
-    now = store.decode(_encoded(store, driver, said))
+    output, _ = TeacherTranscriber(driver, keep="none").transcribe(
+        replace(output, labels={**own, **output.labels}), judged=True
+    )
+    now = store.decode(_encoded(store, driver, output))
     for name in names:
         if not driver.kinds[name].axes:
             far = 0.0 if _text(now, name) == _text(stored, name) else float("inf")
             yield Compared(utt.id, name, far, far, 1, note)
             continue
-        exact = _exact(driver, said, store.spec.stream(name), stored)
+        exact = _exact(driver, output, store.spec.stream(name), stored)
         there, here = _dense(stored, name), _dense(now, name)
         if not len(there) == len(here) == len(exact):
             yield Compared(utt.id, name, float("inf"), float("inf"), 0, note)
@@ -118,29 +120,29 @@ def _compare(store: Store, driver: Driver, utt: Utterance) -> Iterable[Compared]
             yield Compared(utt.id, name, error(here, there), error(exact, there), len(there), note)
 
 
-def _encoded(store: Store, driver: Driver, said: Spoken) -> Row:
+def _encoded(store: Store, driver: TeacherDriver, output: TeacherOutput) -> Row:
     """The row that a dump would write, made by the dump's own pipe."""
     kept: Any = _Kept()
     with Pipe(kept, RowEncoder(store.spec, store.constants), skip=False) as pipe:
-        pipe.put(said, driver)
+        pipe.put(output, driver)
         pipe.finish()
     row: Row = kept.rows[0]
     return row
 
 
-def _exact(driver: Driver, said: Spoken, stream: StreamSpec, stored: Target) -> Float:
+def _exact(driver: TeacherDriver, output: TeacherOutput, stream: StreamSpec, stored: Target) -> Float:
     """(N, V) log-probabilities of the stored nodes, or of their means, or (T, D) of a layer, in doubles."""
     name, kind = stream.name, stream.what
     pieces: Iterable[torch.Tensor]
     if kind.tapped:
-        pieces = [said.rows[name]]
+        pieces = [output.rows[name]]
     elif kind.name == "seq2seq":
-        pieces = [driver.decoded(said, name)[0]]
+        pieces = [driver.decoded(output, name)[0]]
     elif Form.parse(stream.form).framewise:
         picker = Picker(stream, stored.labels.tolist(), stored.id)
-        pieces = [rows for rows, _ in picker.rows(partial(driver.lattice, said), said.T)]
+        pieces = [rows for rows, _ in picker.rows(partial(driver.lattice, output), output.T)]
     else:
-        pieces = driver.lattice(said)
+        pieces = driver.lattice(output)
     flat = torch.cat([p.reshape(-1, p.shape[-1]).float().cpu() for p in pieces])
     if not kind.classes:
         return np.asarray(flat.double().numpy())

@@ -18,14 +18,14 @@ from typing import Any
 from ..corpus.audio import seconds_of
 from ..corpus.manifest import Manifest, Problem, Utterance
 from ..errors import IdentityError, LengthError, LogitStoreError, ManifestError, TooManySkipped, UsageError
-from ..runner.checks import Gate, Skips, lines, self_check
+from ..runner.checks import SkippedChecks, TranscriptCheck, lines, self_check
 from ..runner.chunks import Chunks, driver_of
-from ..runner.driver import Driver, Spoken, cpu_threads
+from ..runner.driver import TeacherDriver, TeacherOutput, cpu_threads
 from ..runner.gpu import require_device
-from ..runner.loader import Loaded, ahead, by_length, load
+from ..runner.loader import LoadedUtterance, ahead, by_length, load
 from ..runner.pipe import Pipe
 from ..runner.stored_heads import factored, once_per_store
-from ..runner.transcribe import Scribe
+from ..runner.transcribe import TeacherTranscriber
 from ..schema.clock import check_audio
 from ..schema.kinds import kind_of
 from ..schema.spec import StoreSpec, TeacherSpec
@@ -224,7 +224,7 @@ class _Dump:
 
     def __init__(
         self,
-        driver: Driver,
+        driver: TeacherDriver,
         manifest: Manifest,
         options: DumpOptions,
         writer: StoreWriter,
@@ -239,9 +239,9 @@ class _Dump:
         self.progress = Progress(total=manifest.utterances, planned=tuple(planned))
         self.checked, self.timed = False, True
         reason = options.skip_gate
-        self.skips = Skips(reason, lambda gate: writer.note_gate(gate, reason))
-        self.gate = Gate(driver.table, options.max_wer, self.skips)
-        self.scribe = Scribe(self.driver, keep=options.transcripts)
+        self.skips = SkippedChecks(reason, lambda gate: writer.note_gate(gate, reason))
+        self.transcript_check = TranscriptCheck(driver.table, options.max_wer, self.skips)
+        self.transcriber = TeacherTranscriber(self.driver, keep=options.transcripts)
         asked = manifest.utterances + len(manifest.problems)
         self.may_skip = options.may_skip(-(-asked // options.part.count))
         self.begin = time.perf_counter()
@@ -277,10 +277,10 @@ class _Dump:
         with Pipe(shard, self.writer.encoder, skip=skip) as pipe:
             self._bounded(problems)
             for batch in self._batches(block, pipe):
-                said = self.driver.run(batch)
-                heard = self._listen(said, pipe)
-                for spoken, _ in heard:
-                    pipe.put(spoken, self.driver)
+                outputs = self.driver.run(batch)
+                transcribed = self._listen(outputs, pipe)
+                for output, _ in transcribed:
+                    pipe.put(output, self.driver)
                 self._bounded([*problems, *pipe.failed])
                 self._tell(pipe)
             pipe.finish()
@@ -295,34 +295,36 @@ class _Dump:
             before.bytes += entry.bytes
             before.shards += 1
 
-    def _listen(self, said: list[Spoken], pipe: Pipe) -> list[tuple[Spoken, dict[str, Transcript]]]:
+    def _listen(
+        self, outputs: list[TeacherOutput], pipe: Pipe
+    ) -> list[tuple[TeacherOutput, dict[str, Transcript]]]:
         """What the teacher would write down, and whether that lets the dump go on."""
         first, self.checked = not self.checked, True
         if first:
-            checks = self_check(self.driver, said, self.skips).findings
-        heard = []
-        for spoken in said:
+            checks = self_check(self.driver, outputs, self.skips).findings
+        transcribed = []
+        for output in outputs:
             try:
-                self._require_true_time(spoken)
-                heard.append(self.scribe.listen(spoken, self.gate.open))
+                self._require_true_time(output)
+                transcribed.append(self.transcriber.transcribe(output, self.transcript_check.done))
             except LogitStoreError as e:
-                pipe.fail(spoken.loaded.utt, e)
+                pipe.fail(output.loaded.utt, e)
         if first:
-            self.progress.findings = (*checks, *lines(heard))
+            self.progress.findings = (*checks, *lines(transcribed))
             self._tell()
-        self.gate.see(heard)
-        while self.skips.said:
-            self.progress.findings += (self.skips.said.pop(0),)
-        return heard
+        self.transcript_check.add(transcribed)
+        while self.skips.messages:
+            self.progress.findings += (self.skips.messages.pop(0),)
+        return transcribed
 
-    def _require_true_time(self, spoken: Spoken) -> None:
+    def _require_true_time(self, output: TeacherOutput) -> None:
         """Raise ``LengthError`` where its frames are not as long as its audio; skipped once, for all."""
-        clock, loaded = self.writer.spec.teacher.clock, spoken.loaded
-        if not self.timed or clock is None or not spoken.T:
+        clock, loaded = self.writer.spec.teacher.clock, output.loaded
+        if not self.timed or clock is None or not output.T:
             return
         try:
             check_audio(
-                spoken.T, Fraction(round(loaded.seconds * clock.rate), clock.rate), clock, loaded.utt.id
+                output.T, Fraction(round(loaded.seconds * clock.rate), clock.rate), clock, loaded.utt.id
             )
         except LengthError as e:
             self.skips.refuse("true time", e)
@@ -342,7 +344,7 @@ class _Dump:
             )
         self.report(now)
 
-    def _batches(self, block: Block, pipe: Pipe) -> Iterator[list[Loaded]]:
+    def _batches(self, block: Block, pipe: Pipe) -> Iterator[list[LoadedUtterance]]:
         """Loaded batches of a block; the pipe raises or lists what cannot be loaded."""
         batches = by_length(block.utterances, self.options.batch_seconds, pipe.fail)
         for good, bad in ahead(batches, self.load, self.options.threads):

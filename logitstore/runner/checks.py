@@ -11,7 +11,7 @@ import torch
 from ..errors import NonFinite, NotLogits, TeacherError
 from ..tokens.table import TokenTable
 from ..tokens.transcript import Transcript, edit_distance, plain, rate, words
-from .driver import Driver, Spoken
+from .driver import TeacherDriver, TeacherOutput
 from .stored_heads import require_factors, require_lattice_factors
 
 SHOWN = 4  # utterances of the first batch that are printed
@@ -23,7 +23,7 @@ RIGHT_IDS = 0.2  # token errors below which the ids are right, whatever the word
 PAIRS = 10  # of repeated tokens, to name a renumbered table
 
 
-class Skips:
+class SkippedChecks:
     """Which gates are not to stop a dump.
 
     Args:
@@ -33,17 +33,17 @@ class Skips:
 
     def __init__(self, reason: str = "", note: Callable[[str], None] = lambda gate: None) -> None:
         self._reason, self._note = reason, note
-        self.said: list[str] = []
+        self.messages: list[str] = []
 
     def refuse(self, gate: str, error: TeacherError) -> None:
         """Raise the error, or note that the gate was skipped."""
         if not self._reason:
             raise error
-        self.said.append(f"gate {gate!r} skipped ({self._reason}): {error.what}")
+        self.messages.append(f"gate {gate!r} skipped ({self._reason}): {error.what}")
         self._note(gate)
 
 
-class Gate:
+class TranscriptCheck:
     """Judges the first utterances of a dump by what the teacher itself writes down.
 
     Args:
@@ -52,47 +52,47 @@ class Gate:
         skips: gates that are passed over.
     """
 
-    def __init__(self, table: TokenTable, max_wer: float, skips: Skips) -> None:
+    def __init__(self, table: TokenTable, max_wer: float, skips: SkippedChecks) -> None:
         self._table, self._max, self._skips = table, max_wer, skips
-        self._seen: list[tuple[Spoken, Mapping[str, Transcript]]] = []
-        self.open = False
+        self._seen: list[tuple[TeacherOutput, Mapping[str, Transcript]]] = []
+        self.done = False
 
-    def see(self, heard: Sequence[tuple[Spoken, Mapping[str, Transcript]]]) -> None:
+    def add(self, transcribed: Sequence[tuple[TeacherOutput, Mapping[str, Transcript]]]) -> None:
         """Add a batch; once there is enough of it, judge. Raises ``TeacherError``."""
-        if self.open:
+        if self.done:
             return
         # An utterance that holds NaN is named by the encoder, and judges nobody.
-        self._seen.extend((s, h) for s, h in heard if not any(t.broken for t in h.values()))
+        self._seen.extend((s, h) for s, h in transcribed if not any(t.broken for t in h.values()))
         if not self._seen:
             return
         references = [s.loaded.utt.text for s, _ in self._seen if s.loaded.utt.text]
         enough = sum(len(words(r)) for r in references) >= ENOUGH_WORDS or not references
         if len(self._seen) < ENOUGH_UTTERANCES or not enough:
-            self.open = len(self._seen) >= GIVE_UP
+            self.done = len(self._seen) >= GIVE_UP
             return
         for stream in self._seen[0][1]:
             self._require_speech(stream)
             self._require_variety(stream)
             self._require_words(stream)
-        self.open, self._seen = True, []
+        self.done, self._seen = True, []
 
     def _require_speech(self, stream: str) -> None:
-        spoken = [(s, h[stream]) for s, h in self._seen if s.loaded.utt.text != ""]
-        if sum(s.loaded.seconds for s, _ in spoken) < ENOUGH_SECONDS or any(h.said for _, h in spoken):
+        judged = [(s, h[stream]) for s, h in self._seen if s.loaded.utt.text != ""]
+        if sum(s.loaded.seconds for s, _ in judged) < ENOUGH_SECONDS or any(h.said for _, h in judged):
             return
         self._skips.refuse(
             "all blank",
             TeacherError(
-                f"the {stream} branch is all blank: it writes nothing for any of {len(spoken)} utterances",
+                f"the {stream} branch is all blank: it writes nothing for any of {len(judged)} utterances",
                 why="A student would learn to be silent.",
                 do="Check the weights, the features and the blank's id; --skip-gate REASON if it is right.",
             ),
         )
 
     def _require_variety(self, stream: str) -> None:
-        said = {h[stream].said for _, h in self._seen}
+        texts = {h[stream].said for _, h in self._seen}
         meant = {s.loaded.utt.text or round(s.loaded.seconds, 1) for s, _ in self._seen}
-        if len(said) > 1 or len(meant) == 1 or not next(iter(said)):
+        if len(texts) > 1 or len(meant) == 1 or not next(iter(texts)):
             return
         text = self._seen[0][1][stream].text
         self._skips.refuse(
@@ -121,10 +121,10 @@ class Gate:
 
     def _tally(self, stream: str) -> tuple[int, int]:
         errors = length = 0
-        for spoken, heard in self._seen:
-            if spoken.loaded.utt.text:
-                reference = words(plain(spoken.loaded.utt.text))
-                errors += edit_distance(reference, words(plain(heard[stream].text)))
+        for output, transcripts in self._seen:
+            if output.loaded.utt.text:
+                reference = words(plain(output.loaded.utt.text))
+                errors += edit_distance(reference, words(plain(transcripts[stream].text)))
                 length += len(reference)
         return errors, length
 
@@ -151,9 +151,9 @@ def renumbered(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], table: Toke
     Utterances of as many tokens as their references are compared place by place.
     """
     seen: dict[int, Counter[int]] = {}
-    for reference, said in pairs:
-        if len(reference) == len(said):
-            for r, h in zip(reference, said, strict=True):
+    for reference, tokens in pairs:
+        if len(reference) == len(tokens):
+            for r, h in zip(reference, tokens, strict=True):
                 seen.setdefault(h, Counter())[r] += 1
     often = {h: c for h, c in seen.items() if c.total() > 1}
     total = sum(c.total() for c in often.values())
@@ -171,14 +171,14 @@ def renumbered(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], table: Toke
     )
 
 
-def other_units(seen: Sequence[tuple[Spoken, Mapping[str, Transcript]]], stream: str) -> str:
+def other_units(seen: Sequence[tuple[TeacherOutput, Mapping[str, Transcript]]], stream: str) -> str:
     """A sentence if the teacher says about a token a character, where the table holds longer pieces."""
     characters = tokens = labels = 0
-    for spoken, heard in seen:
-        reference = heard[stream].reference
-        if spoken.loaded.utt.text and reference is not None:
-            characters += len(spoken.loaded.utt.text)
-            tokens += len(heard[stream].tokens)
+    for output, transcripts in seen:
+        reference = transcripts[stream].reference
+        if output.loaded.utt.text and reference is not None:
+            characters += len(output.loaded.utt.text)
+            tokens += len(transcripts[stream].tokens)
             labels += len(reference)
     if not labels or tokens < 1.5 * labels or not 0.7 * characters < tokens < 1.3 * characters:
         return ""
@@ -188,24 +188,27 @@ def other_units(seen: Sequence[tuple[Spoken, Mapping[str, Transcript]]], stream:
     )
 
 
-def lines(heard: Sequence[tuple[Spoken, Mapping[str, Transcript]]]) -> list[str]:
+def lines(transcribed: Sequence[tuple[TeacherOutput, Mapping[str, Transcript]]]) -> list[str]:
     """The first utterances beside their references, and each branch's error rates over the batch."""
     found = []
-    for spoken, transcripts in heard[:SHOWN]:
-        text = spoken.loaded.utt.text
-        found.append(f"{spoken.loaded.utt.id}")
+    for output, transcripts in transcribed[:SHOWN]:
+        text = output.loaded.utt.text
+        found.append(f"{output.loaded.utt.id}")
         found.append(f"  reference  {'-' if text is None else text}")
         for stream, transcript in transcripts.items():
             found.append(f"  {stream:<9}  {transcript.text}")
-    for stream in heard[0][1] if heard else ():
-        said = [h[stream] for _, h in heard]
+    for stream in transcribed[0][1] if transcribed else ():
+        found_here = [h[stream] for _, h in transcribed]
         parts = []
-        for unit, errors in (("word", [t.words for t in said]), ("token", [t.labels for t in said])):
+        for unit, errors in (
+            ("word", [t.words for t in found_here]),
+            ("token", [t.labels for t in found_here]),
+        ):
             known = [e for e in errors if e is not None]
             if known:
                 wrong, of = sum(e for e, _ in known), sum(n for _, n in known)
                 parts.append(f"{wrong} of {of} {unit}s wrong ({100 * rate(wrong, of):.1f} %)")
-        found.append(f"greedy {stream}, {len(said)} utterances: {'; '.join(parts) or 'no reference'}")
+        found.append(f"greedy {stream}, {len(found_here)} utterances: {'; '.join(parts) or 'no reference'}")
     return found
 
 
@@ -234,7 +237,9 @@ class SelfCheck:
     findings: tuple[str, ...]
 
 
-def self_check(driver: Driver, spoken: Sequence[Spoken], skips: Skips | None = None) -> SelfCheck:
+def self_check(
+    driver: TeacherDriver, outputs: Sequence[TeacherOutput], skips: SkippedChecks | None = None
+) -> SelfCheck:
     """Prove on what a first batch gave that what is tapped is what the model means.
 
     * no branch is broken: NaN throughout, uniform, or constant whatever it hears (``skips`` may let it pass);
@@ -245,36 +250,36 @@ def self_check(driver: Driver, spoken: Sequence[Spoken], skips: Skips | None = N
 
     Raises ``NotLogits``, ``NonFinite`` or ``TeacherError`` naming the utterance and the difference.
     """
-    spoken = driver.openings(spoken)
+    outputs = driver.one_forward(outputs)
     found: list[str] = []
     if driver.was_training:
         found.append("the model came in training mode and was put to eval")
     for stream in driver.streams:
         if not driver.kinds[stream].axes:
             continue
-        _require_alive(driver, spoken, stream, skips or Skips())
+        _require_alive(driver, outputs, stream, skips or SkippedChecks())
         head = driver.described.get(stream)
         normalised = head is not None and head.normalised
         if normalised:
             found.append(f"the {stream} branch has no logits tensor (HAT): its log-probabilities are stored")
-        for item in spoken if driver.kinds[stream].classes and not normalised else ():
+        for item in outputs if driver.kinds[stream].classes and not normalised else ():
             rows = _rows(driver, item, stream)
             if not len(rows) or not bool(rows.isfinite().all()):
                 continue  # the encoder names these, utterance by utterance
             require_logits(rows, stream, item.loaded.utt.id)
     for stream in driver.heads:
         if stream == "rnnt":
-            found.append(require_lattice_factors(driver, spoken))
+            found.append(require_lattice_factors(driver, outputs))
         else:
-            found.append(require_factors(driver, spoken, stream))
-    if said := _same_as_model(driver, spoken):
-        found.append(said)
-    if len(spoken) > 1 and any(kind.axes for kind in driver.kinds.values()):
-        found.append(_alone_as_together(driver, spoken))
+            found.append(require_factors(driver, outputs, stream))
+    if finding := _same_as_model(driver, outputs):
+        found.append(finding)
+    if len(outputs) > 1 and any(kind.axes for kind in driver.kinds.values()):
+        found.append(_alone_as_together(driver, outputs))
     return SelfCheck(tuple(found))
 
 
-def _rows(driver: Driver, item: Spoken, stream: str) -> torch.Tensor:
+def _rows(driver: TeacherDriver, item: TeacherOutput, stream: str) -> torch.Tensor:
     """(N, V) or (T, D) float32 rows of one utterance: all of them, or the lattice's first slice."""
     if stream == "rnnt":
         piece = next(driver.lattice(item), None)
@@ -296,7 +301,9 @@ def require_logits(rows: torch.Tensor, stream: str, where: str) -> None:
         )
 
 
-def _require_alive(driver: Driver, spoken: Sequence[Spoken], stream: str, skips: Skips) -> None:
+def _require_alive(
+    driver: TeacherDriver, outputs: Sequence[TeacherOutput], stream: str, skips: SkippedChecks
+) -> None:
     """Refuse a branch that says nothing about what it hears, in the word for how it does so.
 
     A lattice is looked at along its frames before the first label, and a decoder at its first token: there
@@ -305,7 +312,7 @@ def _require_alive(driver: Driver, spoken: Sequence[Spoken], stream: str, skips:
     classes = driver.kinds[stream].classes
     frames, finite, spread, change = 0, False, 0.0, 0.0
     first: torch.Tensor | None = None
-    for item in spoken:
+    for item in outputs:
         for rows in _by_frame(driver, item, stream):
             good = rows[rows.isfinite().all(-1)]
             frames += len(rows)
@@ -313,9 +320,9 @@ def _require_alive(driver: Driver, spoken: Sequence[Spoken], stream: str, skips:
                 finite = True
                 low, high = good.aminmax(dim=-1)
                 spread = max(spread, float((high - low).max()))
-                said = good.softmax(-1) if classes else good
-                first = said[0] if first is None else first
-                change = max(change, float((said - first).abs().max()))
+                values = good.softmax(-1) if classes else good
+                first = values[0] if first is None else first
+                change = max(change, float((values - first).abs().max()))
     if not frames:
         return
     if not finite:
@@ -342,7 +349,7 @@ def _require_alive(driver: Driver, spoken: Sequence[Spoken], stream: str, skips:
         skips.refuse("constant", error)
 
 
-def _by_frame(driver: Driver, item: Spoken, stream: str) -> Iterator[torch.Tensor]:
+def _by_frame(driver: TeacherDriver, item: TeacherOutput, stream: str) -> Iterator[torch.Tensor]:
     """(N, V) float32 rows, one a frame; a lattice's before its first label, a decoder's first alone."""
     if stream in item.rows:
         yield item.rows[stream].float()
@@ -355,16 +362,16 @@ def _by_frame(driver: Driver, item: Spoken, stream: str) -> Iterator[torch.Tenso
         yield piece.reshape(-1, piece.shape[-1]).float()
 
 
-def _same_as_model(driver: Driver, spoken: Sequence[Spoken]) -> str:
+def _same_as_model(driver: TeacherDriver, outputs: Sequence[TeacherOutput]) -> str:
     says = getattr(driver.teacher, "log_probs", None)
     if says is None or "ctc" not in driver.streams:
         return ""
     with torch.inference_mode():
-        own = says(spoken[0].output).get("ctc")
+        own = says(outputs[0].batch_output).get("ctc")
     if own is None:
         return ""
     worst = 0.0
-    for item in spoken:
+    for item in outputs:
         gap = (item.rows["ctc"].float().log_softmax(-1) - own[item.b, : item.T].float()).exp().sub(1)
         gap = gap * own[item.b, : item.T].float().exp()  # difference in probability
         worst = max(worst, float(gap.abs().max()) if gap.numel() else 0.0)
@@ -378,9 +385,9 @@ def _same_as_model(driver: Driver, spoken: Sequence[Spoken]) -> str:
     return f"softmax of the tapped logits is the model's own, within {worst:.1e} in probability"
 
 
-def _alone_as_together(driver: Driver, spoken: Sequence[Spoken]) -> str:
+def _alone_as_together(driver: TeacherDriver, outputs: Sequence[TeacherOutput]) -> str:
     """The shortest utterance has the most padding: it shows a leak first."""
-    item = min(spoken, key=lambda s: s.T)
+    item = min(outputs, key=lambda s: s.T)
     alone = driver.run([item.loaded])[0]
     where = item.loaded.utt.id
     if alone.T != item.T:

@@ -19,10 +19,10 @@ import torch
 from ..errors import DiskError, LengthError, TeacherError, UsageError
 from ..schema.clock import STRAY, exact
 from ..schema.spec import TeacherSpec
-from .driver import Driver, Spoken
-from .loader import Loaded
+from .driver import TeacherDriver, TeacherOutput
+from .loader import LoadedUtterance
 
-BY_FRAME = ("rows", "inputs")  # fields of Spoken that hold a row a frame, by stream
+BY_FRAME = ("rows", "inputs")  # fields of TeacherOutput that hold a row a frame, by stream
 STORED_AS = "chunks"  # key of TeacherSpec.features: it changes numbers
 IN_MEMORY = 1 << 26  # bytes of one stream's joined rows; of more, memory does not grow with the recording
 EDGES = 8  # feature frames by which a whole recording may have more or fewer than its length says
@@ -74,17 +74,17 @@ class _Long:
     """What is kept of the forwards of one long recording: (T, J) projected frames, and any one output."""
 
     enc: torch.Tensor | None
-    output: Any
+    batch_output: Any
     b: int
 
 
-class ChunkedDriver(Driver):
+class ChunkedDriver(TeacherDriver):
     """A driver that cuts what is longer than a chunk.
 
     Args:
         chunks: how.
         batch_seconds: audio of the chunks that run at once; one at least.
-        given: as for :class:`logitstore.runner.driver.Driver`.
+        given: as for :class:`logitstore.runner.driver.TeacherDriver`.
     """
 
     def __init__(self, chunks: Chunks, batch_seconds: float, *given: Any, **named: Any) -> None:
@@ -93,39 +93,39 @@ class ChunkedDriver(Driver):
         if odd:
             raise UsageError(
                 f"{odd[0]} of chunks",
-                why="It is said of a whole recording, and there is no time along which to join its parts.",
+                why="It is output of a whole recording, and there is no time along which to join its parts.",
                 do="Dump it without --chunk, or streams of frames alone with it.",
             )
         self._chunks, self._spec = chunks, self.teacher.describe()
         seconds = Fraction(chunks.frames * self._spec.frame_shift, self._spec.sample_rate)
         self._at_once = max(1, int(exact(float(batch_seconds), "a batch") / seconds))
 
-    def run(self, batch: Sequence[Loaded]) -> list[Spoken]:
+    def run(self, batch: Sequence[LoadedUtterance]) -> list[TeacherOutput]:
         """Short ones together, as ever; then each long one in chunks."""
         sizes = [self._per_frame(item) for item in batch]
         short = [n for n, size in enumerate(sizes) if not size]
-        said = dict(zip(short, super().run([batch[n] for n in short]) if short else (), strict=True))
+        outputs = dict(zip(short, super().run([batch[n] for n in short]) if short else (), strict=True))
         for n, size in enumerate(sizes):
             if size:
-                said[n] = self._join(batch[n], size)
-        return [said[n] for n in range(len(batch))]
+                outputs[n] = self._join(batch[n], size)
+        return [outputs[n] for n in range(len(batch))]
 
-    def openings(self, spoken: Sequence[Spoken]) -> list[Spoken]:
+    def one_forward(self, outputs: Sequence[TeacherOutput]) -> list[TeacherOutput]:
         """What came of one forward: the short ones; where all are long, the first chunk of the first."""
-        short = [s for s in spoken if not isinstance(s.output, _Long)]
-        first = spoken[0].loaded
+        short = [s for s in outputs if not isinstance(s.batch_output, _Long)]
+        first = outputs[0].loaded
         return short or super().run([self._chunk(first, 0, self._per_frame(first))])
 
-    def project(self, spoken: Spoken, labels: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """As :meth:`Driver.project`; the decoder of a long recording runs once, over all its labels."""
-        long = spoken.output
+    def project(self, output: TeacherOutput, labels: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """As for a whole recording; the decoder of a long one runs once, over all its labels."""
+        long = output.batch_output
         if not isinstance(long, _Long):
-            return super().project(spoken, labels)
+            return super().project(output, labels)
         assert long.enc is not None
-        _, dec = super().project(replace(spoken, output=long.output, b=long.b), labels)
+        _, dec = super().project(replace(output, batch_output=long.batch_output, b=long.b), labels)
         return long.enc, dec
 
-    def _per_frame(self, item: Loaded) -> int:
+    def _per_frame(self, item: LoadedUtterance) -> int:
         """Feature frames of a teacher frame, where a recording is long; else 0. Raises ``TeacherError``."""
         spec, count = self._spec, len(item.features)
         samples = round(item.seconds * spec.sample_rate)
@@ -141,42 +141,42 @@ class ChunkedDriver(Driver):
             )
         return size
 
-    def _chunk(self, item: Loaded, begin: int, size: int) -> Loaded:
+    def _chunk(self, item: LoadedUtterance, begin: int, size: int) -> LoadedUtterance:
         features = item.features[begin * size : (begin + self._chunks.frames) * size]
         seconds = len(features) * self._spec.frame_shift / (size * self._spec.sample_rate)
         return replace(item, features=features, seconds=seconds)
 
-    def _join(self, item: Loaded, size: int) -> Spoken:
+    def _join(self, item: LoadedUtterance, size: int) -> TeacherOutput:
         frames = -(-len(item.features) // size)
         begins, encs, last = self._chunks.begins(frames), [], None
         joined: dict[str, dict[str, _Joined]] = {field: {} for field in BY_FRAME}
         for first in range(0, len(begins), self._at_once):
             some = begins[first : first + self._at_once]
             chunks = super().run([self._chunk(item, begin, size) for begin in some])
-            for begin, said in zip(some, chunks, strict=True):
-                low, high = self._kept(said, begin, begin == begins[-1])
+            for begin, output in zip(some, chunks, strict=True):
+                low, high = self._kept(output, begin, begin == begins[-1])
                 for field, whole in joined.items():
-                    for name, rows in getattr(said, field).items():
+                    for name, rows in getattr(output, field).items():
                         whole.setdefault(name, _Joined(frames + STRAY)).append(rows[low:high])
                 if "rnnt" in self.streams:
-                    encs.append(super().project(said, [])[0][low:high])
-                last = said
+                    encs.append(super().project(output, [])[0][low:high])
+                last = output
         assert last is not None
         fields: dict[str, Any] = {
             field: {name: rows.tensor() for name, rows in whole.items()} for field, whole in joined.items()
         }
         enc = torch.cat(encs) if encs else None
-        output = _Long(enc, last.output, last.b)
-        return replace(last, loaded=item, T=begins[-1] + last.T, output=output, b=0, **fields)
+        batch_output = _Long(enc, last.batch_output, last.b)
+        return replace(last, loaded=item, T=begins[-1] + last.T, batch_output=batch_output, b=0, **fields)
 
-    def _kept(self, said: Spoken, begin: int, ends: bool) -> tuple[int, int]:
+    def _kept(self, output: TeacherOutput, begin: int, ends: bool) -> tuple[int, int]:
         """The frames of a chunk that are kept; raises ``LengthError`` where it gave too few or too many."""
         chunks, half = self._chunks, self._chunks.overlap // 2
-        low, high = half if begin else 0, said.T if ends else chunks.frames - half
-        if max(low, high) > said.T or (not ends and abs(said.T - chunks.frames) > STRAY):
+        low, high = half if begin else 0, output.T if ends else chunks.frames - half
+        if max(low, high) > output.T or (not ends and abs(output.T - chunks.frames) > STRAY):
             raise LengthError(
-                f"a chunk of {chunks.frames} frames from frame {begin} gave {said.T}, and {high} are wanted",
-                where=said.loaded.utt.id,
+                f"a chunk of {chunks.frames} frames from frame {begin} gave {output.T}, not {high}",
+                where=output.loaded.utt.id,
                 why="Chunks can only be joined where frame i of one is frame i of the whole.",
                 do="Give a longer --overlap, or dump without --chunk.",
             )
@@ -225,8 +225,10 @@ def _space(room: int, like: torch.Tensor) -> torch.Tensor:
     return flat.view(room, *like.shape[1:])
 
 
-def driver_of(chunks: Chunks | None, batch_seconds: float, *given: Any, **named: Any) -> Driver:
-    """A driver, in chunks where any are asked for; see :class:`logitstore.runner.driver.Driver`."""
+def driver_of(chunks: Chunks | None, batch_seconds: float, *given: Any, **named: Any) -> TeacherDriver:
+    """A driver, in chunks where any are asked for; see :class:`logitstore.runner.driver.TeacherDriver`."""
     return (
-        Driver(*given, **named) if chunks is None else ChunkedDriver(chunks, batch_seconds, *given, **named)
+        TeacherDriver(*given, **named)
+        if chunks is None
+        else ChunkedDriver(chunks, batch_seconds, *given, **named)
     )

@@ -18,38 +18,39 @@ from ..teachers.layers import by_utterance
 from ..teachers.protocol import Teacher
 from ..teachers.tap import Tap, find_module
 from ..tokens.table import TokenTable
-from .loader import Loaded
+from .loader import LoadedUtterance
 
 SLICE_ELEMENTS = {"cpu": 1 << 18, "other": 1 << 24}
 NEEDS = {"rnnt": ("transducer", "join"), "seq2seq": ("decode",)}  # methods of a teacher, by kind of stream
 
 
 @dataclass(frozen=True)
-class Spoken:
+class TeacherOutput:
     """What the teacher said about one utterance, before any encoding.
 
     Attributes:
         loaded: the utterance.
         T: valid frames.
         rows: by stream whose module ran in ``forward``, on the device: (T, V) logits, or (T, D) of a layer.
-        output: what ``forward`` gave for its batch, and ``b``, its place in it: for what is driven later.
+        batch_output: output of ``forward`` for the whole batch.
+        b: index of the utterance in that batch.
         inputs: by stream whose head is stored, (T, D) what went into it.
         labels: by stream, token ids that drive it; an attention decoder's with its end token. None missing
             where the manifest gives some.
         notes: what else its row will say.
     """
 
-    loaded: Loaded
+    loaded: LoadedUtterance
     T: int
     rows: dict[str, torch.Tensor]
-    output: Any
+    batch_output: Any
     b: int
     inputs: dict[str, torch.Tensor] = field(default_factory=dict)
     labels: dict[str, list[int]] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
 
 
-class Joining:
+class JoinerRunner:
     """A transducer's joiner, tapped and run over whole lattices, slice by slice.
 
     Args:
@@ -70,15 +71,15 @@ class Joining:
         self._joint_inputs = Tap(teacher.model, {"rnnt": head} if inputs else {}, side="input")
         self._headed = bool(head)
 
-    def lattice(self, spoken: Spoken) -> Iterator[torch.Tensor]:
+    def lattice(self, output: TeacherOutput) -> Iterator[torch.Tensor]:
         """(t, U+1, V) logits of one utterance's lattice, slice after slice along T.
 
         The joiner runs on slices of a fixed number of logits, so memory does not grow with T·U·V.
         """
-        where = spoken.loaded.utt.id
-        enc, dec = self.sides(spoken)
+        where = output.loaded.utt.id
+        enc, dec = self.sides(output)
         step = max(1, self.slice_elements // (len(dec) * len(self.table)))
-        for t in range(0, spoken.T, step):
+        for t in range(0, output.T, step):
             piece = enc[t : t + step]
             logits = self.join(piece, dec)
             if logits.shape[-1] != len(self.table):
@@ -92,37 +93,37 @@ class Joining:
                 )
             yield logits.reshape(len(piece), len(dec), len(self.table))
 
-    def sides(self, spoken: Spoken) -> tuple[torch.Tensor, torch.Tensor]:
+    def sides(self, output: TeacherOutput) -> tuple[torch.Tensor, torch.Tensor]:
         """(T, J) and (U+1, J) that the joiner of one utterance adds; raises ``LengthError``."""
-        labels = spoken.labels.get("rnnt", [])
-        enc, dec = self.project(spoken, labels)
-        if len(enc) != spoken.T or len(dec) != len(labels) + 1:
+        labels = output.labels.get("rnnt", [])
+        enc, dec = self.project(output, labels)
+        if len(enc) != output.T or len(dec) != len(labels) + 1:
             raise LengthError(
                 f"transducer() gives {len(enc)} × {len(dec)} nodes, "
-                f"where T × (U+1) is {spoken.T} × {len(labels) + 1}",
-                where=spoken.loaded.utt.id,
+                f"where T × (U+1) is {output.T} × {len(labels) + 1}",
+                where=output.loaded.utt.id,
             )
         return enc, dec
 
     def joined(self, enc: torch.Tensor, dec: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """What goes into the joiner's head and what comes out, flat, and what join() makes of it."""
-        with self._quiet(), self._joint as outputs, self._joint_inputs as inputs:
-            said = self.teacher.join(enc, dec)
-            return inputs.take("rnnt").flatten(0, -2), outputs.take("rnnt").flatten(0, -2), said
+        with self._quiet(), self._joint as taps, self._joint_inputs as inputs:
+            logits = self.teacher.join(enc, dec)
+            return inputs.take("rnnt").flatten(0, -2), taps.take("rnnt").flatten(0, -2), logits
 
-    def project(self, spoken: Spoken, labels: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def project(self, output: TeacherOutput, labels: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Projected encoder (T, J) and decoder (U+1, J) of one utterance under these labels."""
         with self._quiet():
-            enc, dec = self.teacher.transducer(spoken.output, spoken.b, labels)
+            enc, dec = self.teacher.transducer(output.batch_output, output.b, labels)
         return enc, dec
 
     def join(self, enc: torch.Tensor, dec: torch.Tensor) -> torch.Tensor:
         """What the joiner's head says of (t, J) frames against (u, J) label positions: t · u rows of V."""
         with self._quiet(), self._joint as tap:
-            said = self.teacher.join(enc, dec)
-            rows: torch.Tensor = tap.take("rnnt") if self._headed else said
+            logits = self.teacher.join(enc, dec)
+            rows: torch.Tensor = tap.take("rnnt") if self._headed else logits
             # The durations of a TDT joint stand behind its tokens; join() leaves them out.
-            return rows[..., : said.shape[-1]] if isinstance(said, torch.Tensor) else rows
+            return rows[..., : logits.shape[-1]] if isinstance(logits, torch.Tensor) else rows
 
     @contextmanager
     def _quiet(self) -> Iterator[None]:
@@ -131,7 +132,7 @@ class Joining:
             yield
 
 
-class Driver(Joining):
+class TeacherDriver(JoinerRunner):
     """A teacher on a device, tapped.
 
     Args:
@@ -209,7 +210,7 @@ class Driver(Joining):
         model: nn.Module = self.teacher.model
         return model
 
-    def run(self, batch: Sequence[Loaded]) -> list[Spoken]:
+    def run(self, batch: Sequence[LoadedUtterance]) -> list[TeacherOutput]:
         """One padded batch through ``forward``; raises an error of the teacher's tree."""
         with self._quiet(), ExitStack() as opened:
             taps, layers, inputs = (
@@ -217,7 +218,7 @@ class Driver(Joining):
                 for group in (self._taps, self._layers, self._inputs)
             )
             try:
-                output = self.teacher.forward(*self.pad([item.features for item in batch]))
+                batch_output = self.teacher.forward(*self.pad([item.features for item in batch]))
             except torch.OutOfMemoryError as e:
                 seconds = sum(item.seconds for item in batch)
                 raise TeacherError(
@@ -228,15 +229,15 @@ class Driver(Joining):
             logits = {n: tap.take(n) for n, tap in taps.items()}
             below = {n: tap.take(n) for n, tap in inputs.items()}
             calls = {n: tap.take_each(n) for n, tap in layers.items()}
-        lengths = self.lengths(output, batch, logits.get("ctc"))
-        padded = self._padded(output, lengths, logits.get("ctc"))
+        lengths = self.lengths(batch_output, batch, logits.get("ctc"))
+        padded = self._padded(batch_output, lengths, logits.get("ctc"))
         numbers = {n: by_utterance(n, each, lengths, padded) for n, each in calls.items()}
         return [
-            Spoken(
+            TeacherOutput(
                 item,
                 t,
                 {**{n: x[b, :t] for n, x in logits.items()}, **{n: x[b] for n, x in numbers.items()}},
-                output,
+                batch_output,
                 b,
                 {n: x[b, :t] for n, x in below.items()},
                 self._labels(item),
@@ -244,23 +245,23 @@ class Driver(Joining):
             for b, (item, t) in enumerate(zip(batch, lengths, strict=True))
         ]
 
-    def openings(self, spoken: Sequence[Spoken]) -> list[Spoken]:
+    def one_forward(self, outputs: Sequence[TeacherOutput]) -> list[TeacherOutput]:
         """Of what ``run`` gave, what came of one forward: for the self-check."""
-        return list(spoken)
+        return list(outputs)
 
-    def _padded(self, output: Any, lengths: Sequence[int], logits: torch.Tensor | None) -> int:
+    def _padded(self, batch_output: Any, lengths: Sequence[int], logits: torch.Tensor | None) -> int:
         """Frames of a batch at the teacher's rate, padding included."""
         if logits is not None:
             return int(logits.shape[1])
-        said = getattr(self.teacher, "padded_frames", None)
-        return int(said(output)) if said is not None else max(lengths)
+        padded_frames = getattr(self.teacher, "padded_frames", None)
+        return int(padded_frames(batch_output)) if padded_frames is not None else max(lengths)
 
-    def _labels(self, loaded: Loaded) -> dict[str, list[int]]:
+    def _labels(self, loaded: LoadedUtterance) -> dict[str, list[int]]:
         if loaded.labels is None:
             return {}
-        return {n: self.ended(n, loaded.labels) for n, kind in self.kinds.items() if kind.labels}
+        return {n: self.with_end(n, loaded.labels) for n, kind in self.kinds.items() if kind.labels}
 
-    def ended(self, stream: str, labels: Sequence[int]) -> list[int]:
+    def with_end(self, stream: str, labels: Sequence[int]) -> list[int]:
         """Labels of a stream: an attention decoder's end with its end token."""
         end = self.described[stream].end
         return [*labels] if end is None or list(labels[-1:]) == [end] else [*labels, end]
@@ -271,9 +272,11 @@ class Driver(Joining):
         padded = nn.utils.rnn.pad_sequence(list(features), batch_first=True).to(self.device)
         return padded, lengths
 
-    def lengths(self, output: Any, batch: Sequence[Loaded], logits: torch.Tensor | None) -> list[int]:
+    def lengths(
+        self, batch_output: Any, batch: Sequence[LoadedUtterance], logits: torch.Tensor | None
+    ) -> list[int]:
         """Valid frames of each utterance, checked against what was tapped; raises ``LengthError``."""
-        lengths = [int(n) for n in self.teacher.lengths(output)]
+        lengths = [int(n) for n in self.teacher.lengths(batch_output)]
         if len(lengths) != len(batch):
             raise LengthError(f"{len(lengths)} lengths for a batch of {len(batch)}")
         if logits is not None:
@@ -299,7 +302,7 @@ class Driver(Joining):
         return lengths
 
     def decoded(
-        self, spoken: Spoken, stream: str = "seq2seq", labels: Sequence[int] | None = None
+        self, output: TeacherOutput, stream: str = "seq2seq", labels: Sequence[int] | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(U, V) logits of an attention decoder that is made to say an utterance's labels, and (U, D) what
         went into its head where that is stored. Without labels it is made to say its end at once.
@@ -307,14 +310,14 @@ class Driver(Joining):
         Raises ``LengthError`` or ``VocabError``.
         """
         teacher: Any = self.teacher
-        where = spoken.loaded.utt.id
-        labels = spoken.labels.get(stream, self.ended(stream, [])) if labels is None else labels
+        where = output.loaded.utt.id
+        labels = output.labels.get(stream, self.with_end(stream, [])) if labels is None else labels
         inputs = None
         with self._quiet(), self._taps[stream] as tap, ExitStack() as opened:
             below = self._inputs.get(stream)
             if below is not None:
                 opened.enter_context(below)
-            teacher.decode(spoken.output, spoken.b, list(labels))
+            teacher.decode(output.batch_output, output.b, list(labels))
             logits = tap.take(stream)
             inputs = below.take(stream) if below is not None else None
         rows = logits.flatten(0, -2)
@@ -333,16 +336,16 @@ class Driver(Joining):
         first = len(rows) - len(labels)
         return rows[first:], None if inputs is None else inputs.flatten(0, -2)[first:]
 
-    def generated(self, spoken: Spoken, stream: str = "seq2seq") -> tuple[list[int], float]:
+    def generated(self, output: TeacherOutput, stream: str = "seq2seq") -> tuple[list[int], float]:
         """Tokens that an attention decoder says by itself, its end left out, and their log-probability.
 
         Greedy. It runs once a token, over all tokens before it; one that never ends is stopped after T.
         """
         end, tokens, score = self.described[stream].end, list[int](), 0.0
-        most = min(spoken.T, int(getattr(self.teacher, "most_labels", spoken.T)))
+        most = min(output.T, int(getattr(self.teacher, "most_labels", output.T)))
         while True:
             last = end if end is not None else self.table.blank
-            row = self.decoded(spoken, stream, [*tokens, last])[0][-1].float()
+            row = self.decoded(output, stream, [*tokens, last])[0][-1].float()
             if len(tokens) >= most:
                 return tokens, score + float(row[last] - row.logsumexp(-1))
             best = int(row.argmax())
@@ -351,18 +354,18 @@ class Driver(Joining):
                 return tokens, score
             tokens.append(best)
 
-    def wrote(self, spoken: Spoken) -> tuple[str, float | None] | None:
+    def transcribed(self, output: TeacherOutput) -> tuple[str, float | None] | None:
         """Text and score (a natural logarithm) that a black box gives; None where the teacher is none.
 
         Raises ``TeacherError`` naming the utterance.
         """
         teacher: Any = self.teacher
-        where = spoken.loaded.utt.id
+        where = output.loaded.utt.id
         try:
             if hasattr(teacher, "wrote"):
                 found = teacher.wrote(where)
             elif hasattr(teacher, "transcribe"):
-                found = teacher.transcribe(spoken.loaded.samples)
+                found = teacher.transcribe(output.loaded.samples)
             else:
                 return None
         except LogitStoreError:

@@ -19,7 +19,7 @@ from ..tokens.table import TokenTable
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedUtterance:
     """An utterance ready for the teacher.
 
     Attributes:
@@ -39,10 +39,10 @@ class Loaded:
     samples: NDArray[np.float32] | None = None
 
 
-Failed = tuple[Utterance, LogitStoreError]
+FailedUtterance = tuple[Utterance, LogitStoreError]
 
 
-def load(utt: Utterance, teacher: Teacher, table: TokenTable, needs_labels: bool) -> Loaded:
+def load(utt: Utterance, teacher: Teacher, table: TokenTable, needs_labels: bool) -> LoadedUtterance:
     """Load, resample and featurise one utterance.
 
     The recording of a teacher that does not hear, but looks up what was written, is not opened.
@@ -53,7 +53,9 @@ def load(utt: Utterance, teacher: Teacher, table: TokenTable, needs_labels: bool
     labels = labels_of(utt, teacher, table) if needs_labels else None
     if not getattr(teacher, "hears", True):
         seconds = seconds_of(utt)
-        return Loaded(utt, teacher.features(np.zeros(round(seconds * rate), np.float32)), seconds, labels)
+        return LoadedUtterance(
+            utt, teacher.features(np.zeros(round(seconds * rate), np.float32)), seconds, labels
+        )
     audio = load_audio(utt, rate)
     try:
         features = teacher.features(audio)
@@ -64,7 +66,7 @@ def load(utt: Utterance, teacher: Teacher, table: TokenTable, needs_labels: bool
     if features.dim() < 1 or not len(features):
         raise AudioError(f"{len(audio) / rate:.3f} s of audio are too short for one frame", where=utt.id)
     samples = audio if hasattr(teacher, "transcribe") else None
-    return Loaded(utt, features, len(audio) / rate, labels, fingerprint(audio), samples)
+    return LoadedUtterance(utt, features, len(audio) / rate, labels, fingerprint(audio), samples)
 
 
 def labels_of(utt: Utterance, teacher: Teacher, table: TokenTable) -> list[int] | None:
@@ -120,10 +122,13 @@ def by_length(
 
 
 def ahead(
-    batches: Iterator[list[Utterance]], work: Callable[[Utterance], Loaded], threads: int, depth: int = 2
-) -> Iterator[tuple[list[Loaded], list[Failed]]]:
+    batches: Iterator[list[Utterance]],
+    work: Callable[[Utterance], LoadedUtterance],
+    threads: int,
+    depth: int = 2,
+) -> Iterator[tuple[list[LoadedUtterance], list[FailedUtterance]]]:
     """Load ``depth`` batches ahead in threads; gives each batch with those of it that failed."""
-    waiting: deque[list[tuple[Utterance, Future[Loaded]]]] = deque()
+    waiting: deque[list[tuple[Utterance, Future[LoadedUtterance]]]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="load") as pool:
         try:
             while True:
@@ -131,8 +136,8 @@ def ahead(
                     waiting.append([(utt, pool.submit(work, utt)) for utt in batch])
                 if not waiting:
                     return
-                good: list[Loaded] = []
-                bad: list[Failed] = []
+                good: list[LoadedUtterance] = []
+                bad: list[FailedUtterance] = []
                 for utt, future in waiting.popleft():
                     try:
                         good.append(future.result())

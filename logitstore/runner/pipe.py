@@ -20,7 +20,7 @@ from ..storage.commit import ShardInMaking
 from ..storage.entries import Entry
 from ..store.lattice_nodes import Picker
 from ..store.row_encoder import RowEncoder, label_count
-from .driver import Driver, Spoken
+from .driver import TeacherDriver, TeacherOutput
 
 DEPTH = 8  # slices waiting: what bounds memory
 FRAMES = 1 << 13  # of a slice, where a recording is that long: five minutes of 40 ms
@@ -55,15 +55,15 @@ class _Chosen:
     nodes: Nodes
 
 
-_Item = Spoken | _Slice | _Chosen | _LastSlice | _Stop
+_Item = TeacherOutput | _Slice | _Chosen | _LastSlice | _Stop
 
 
-def row_meta(spoken: Spoken) -> dict[str, Any]:
+def row_meta(output: TeacherOutput) -> dict[str, Any]:
     """What the row of an utterance says about itself (SPEC S3)."""
-    loaded = spoken.loaded
+    loaded = output.loaded
     meta: dict[str, Any] = {
-        "T": spoken.T,
-        "U": label_count(spoken.labels),
+        "T": output.T,
+        "U": label_count(output.labels),
         "seconds": round(loaded.seconds, 6),
     }
     if loaded.audio:
@@ -72,7 +72,7 @@ def row_meta(spoken: Spoken) -> dict[str, Any]:
         meta["recording"] = loaded.utt.origin()
     if loaded.utt.text is not None:
         meta["text"] = loaded.utt.text
-    return {**meta, **spoken.notes}
+    return {**meta, **output.notes}
 
 
 class Pipe:
@@ -104,18 +104,18 @@ class Pipe:
             self._stop()
             self._shard.discard()
 
-    def put(self, spoken: Spoken, driver: Driver) -> None:
+    def put(self, output: TeacherOutput, driver: TeacherDriver) -> None:
         """Hand over one utterance; what is driven by its labels runs here, in the caller's thread.
 
         A lattice is driven slice by slice: once, or twice for forms that follow the teacher's own alignment.
         """
-        self._send(spoken)
+        self._send(output)
         error = None
         try:
-            if spoken.T < 1:
-                raise LengthError("no valid frame: the recording is too short", where=spoken.loaded.utt.id)
+            if output.T < 1:
+                raise LengthError("no valid frame: the recording is too short", where=output.loaded.utt.id)
             for stream in self._encoder.spec.streams:
-                for item in _slices(stream, spoken, driver):
+                for item in _slices(stream, output, driver):
                     self._send(item)
         except LogitStoreError as e:
             error = e
@@ -161,16 +161,16 @@ class Pipe:
 
     def _work(self) -> None:
         try:
-            while isinstance(spoken := self._queue.get(), Spoken):
-                self._utterance(spoken)
+            while isinstance(output := self._queue.get(), TeacherOutput):
+                self._utterance(output)
         except _Stop:
             pass
         except BaseException as e:  # raised again in the caller's thread
             self._error = e
 
-    def _utterance(self, spoken: Spoken) -> None:
+    def _utterance(self, output: TeacherOutput) -> None:
         """Encode one utterance's slices and append its row; a failed one is drained, then noted or raised."""
-        loaded, failure = spoken.loaded, None
+        loaded, failure = output.loaded, None
         while not isinstance(item := self._queue.get(), _LastSlice):
             if isinstance(item, _Stop):
                 raise item
@@ -184,7 +184,7 @@ class Pipe:
                         item.stream,
                         item.rows,
                         loaded.utt.id,
-                        spoken.labels.get(item.stream),
+                        output.labels.get(item.stream),
                         always=item.always,
                         inputs=item.inputs,
                     )
@@ -194,29 +194,29 @@ class Pipe:
         if failure is not None:
             self._encoder.drop()
             return self.fail(loaded.utt, failure)
-        row = self._encoder.finish(loaded.utt.id, spoken.labels, row_meta(spoken))
+        row = self._encoder.finish(loaded.utt.id, output.labels, row_meta(output))
         self._shard.add(row)
         self.utterances += 1
         self.seconds += loaded.seconds
-        self.frames += spoken.T
+        self.frames += output.T
 
 
-def _slices(stream: StreamSpec, spoken: Spoken, driver: Driver) -> Iterator[_Slice | _Chosen]:
+def _slices(stream: StreamSpec, output: TeacherOutput, driver: TeacherDriver) -> Iterator[_Slice | _Chosen]:
     """Everything that one stream of an utterance is encoded from."""
     name = stream.name
-    if name in spoken.rows:
-        rows, below = spoken.rows[name], spoken.inputs.get(name)
-        for n in range(0, spoken.T, FRAMES):
+    if name in output.rows:
+        rows, below = output.rows[name], output.inputs.get(name)
+        for n in range(0, output.T, FRAMES):
             yield _Slice(name, rows[n : n + FRAMES], inputs=None if below is None else below[n : n + FRAMES])
     elif stream.kind == "seq2seq":
-        rows, inputs = driver.decoded(spoken, name)
+        rows, inputs = driver.decoded(output, name)
         yield _Slice(name, rows, inputs=inputs)
     elif stream.kind == "rnnt" and name in driver.heads:
-        enc, dec = driver.sides(spoken)
+        enc, dec = driver.sides(output)
         yield _Slice(name, enc, inputs=dec)
     elif stream.kind == "rnnt":
-        picker = Picker(stream, spoken.labels.get(name, []), spoken.loaded.utt.id)
-        for rows, always in picker.rows(partial(driver.lattice, spoken), spoken.T):
+        picker = Picker(stream, output.labels.get(name, []), output.loaded.utt.id)
+        for rows, always in picker.rows(partial(driver.lattice, output), output.T):
             yield _Slice(name, rows, always)
         if picker.nodes is not None:
             yield _Chosen(name, picker.nodes)

@@ -17,7 +17,7 @@ from ..storage.constants import Constants, declared
 from ..storage.entries import shard_names
 from ..storage.places import Place
 from ..storage.spec_file import is_store, read_spec
-from .driver import Driver, Spoken
+from .driver import TeacherDriver, TeacherOutput
 from .loader import by_length, load
 
 SAMPLE_UTTERANCES, SAMPLE_FRAMES = 64, 20_000
@@ -32,7 +32,7 @@ def factored(spec: StoreSpec) -> dict[str, HeadEncoding]:
 
 
 def once_per_store(
-    place: Place, spec: StoreSpec, driver: Driver, manifest: Manifest, batch_seconds: float
+    place: Place, spec: StoreSpec, driver: TeacherDriver, manifest: Manifest, batch_seconds: float
 ) -> tuple[StoreSpec, Constants]:
     """The spec with widths and constants: those of the store where there is one, else made here.
 
@@ -51,11 +51,11 @@ def once_per_store(
     made = {n: e.prepare(driver.heads[n], samples.get(n)) for n, e in encodings.items()}
     activation = ""
     if "rnnt" in made:
-        activation = activation_of(driver, next(_spoken(driver, manifest, batch_seconds)))
+        activation = activation_of(driver, next(_outputs(driver, manifest, batch_seconds)))
     return with_heads(spec, driver, made, activation), made
 
 
-def with_heads(spec: StoreSpec, driver: Driver, made: Constants, activation: str) -> StoreSpec:
+def with_heads(spec: StoreSpec, driver: TeacherDriver, made: Constants, activation: str) -> StoreSpec:
     """The spec of a store that keeps these constants; ``activation`` is the one before an rnnt head."""
     streams = [
         replace(
@@ -70,7 +70,7 @@ def with_heads(spec: StoreSpec, driver: Driver, made: Constants, activation: str
     return replace(spec, streams=tuple(streams))
 
 
-def _as_stored(place: Place, spec: StoreSpec, driver: Driver) -> StoreSpec:
+def _as_stored(place: Place, spec: StoreSpec, driver: TeacherDriver) -> StoreSpec:
     was = read_spec(place)
     stored = {s.name: s for s in was.streams}
     streams = [
@@ -87,7 +87,7 @@ def _as_stored(place: Place, spec: StoreSpec, driver: Driver) -> StoreSpec:
     return replace(spec, streams=tuple(streams))
 
 
-def _spoken(driver: Driver, manifest: Manifest, batch_seconds: float) -> Iterator[Spoken]:
+def _outputs(driver: TeacherDriver, manifest: Manifest, batch_seconds: float) -> Iterator[TeacherOutput]:
     """Utterances spread over the manifest; what cannot be loaded is left out. None at all is an error."""
     some = False
     chosen = [u for n, u in enumerate(manifest) if fitted(n, manifest.utterances)]
@@ -97,10 +97,10 @@ def _spoken(driver: Driver, manifest: Manifest, batch_seconds: float) -> Iterato
         for utt in batch:
             with suppress(LogitStoreError):
                 loaded.append(load(utt, driver.teacher, driver.table, needs_labels))
-        for spoken in driver.run(loaded) if loaded else ():
-            if spoken.T:
+        for output in driver.run(loaded) if loaded else ():
+            if output.T:
                 some = True
-                yield spoken
+                yield output
     if not some:
         raise TeacherError(
             "not one utterance to measure its head on", do="Look at the manifest: nothing could be loaded."
@@ -114,13 +114,13 @@ def fitted(number: int, utterances: int) -> bool:
 
 
 def _samples(
-    driver: Driver, manifest: Manifest, batch_seconds: float, streams: Sequence[str]
+    driver: TeacherDriver, manifest: Manifest, batch_seconds: float, streams: Sequence[str]
 ) -> dict[str, torch.Tensor]:
     """By stream, (N, D) rows of its head's input."""
     rows: dict[str, list[torch.Tensor]] = {name: [] for name in streams}
-    for spoken in _spoken(driver, manifest, batch_seconds):
+    for output in _outputs(driver, manifest, batch_seconds):
         for name in streams:
-            rows[name].append(inputs_of(driver, spoken, name)[0].float())
+            rows[name].append(inputs_of(driver, output, name)[0].float())
     return {name: thinned(each) for name, each in rows.items()}
 
 
@@ -131,20 +131,20 @@ def thinned(rows: Sequence[torch.Tensor]) -> torch.Tensor:
     return found[:: -(-len(found) // SAMPLE_FRAMES)]
 
 
-def inputs_of(driver: Driver, spoken: Spoken, stream: str) -> tuple[torch.Tensor, torch.Tensor]:
+def inputs_of(driver: TeacherDriver, output: TeacherOutput, stream: str) -> tuple[torch.Tensor, torch.Tensor]:
     """(N, D) what went into the head of a stream, and the (N, V) logits that it made of it."""
-    if stream in spoken.rows:
-        return spoken.inputs[stream], spoken.rows[stream]
-    labels = spoken.labels.get(stream)
+    if stream in output.rows:
+        return output.inputs[stream], output.rows[stream]
+    labels = output.labels.get(stream)
     if labels is None:  # nobody gave any: the decoder's own
-        labels = driver.ended(stream, driver.generated(spoken, stream)[0])
-    logits, inputs = driver.decoded(spoken, stream, labels)
+        labels = driver.with_end(stream, driver.generated(output, stream)[0])
+    logits, inputs = driver.decoded(output, stream, labels)
     assert inputs is not None
     return inputs, logits
 
 
 def _measured(
-    place: Place, spec: StoreSpec, driver: Driver, manifest: Manifest, batch_seconds: float
+    place: Place, spec: StoreSpec, driver: TeacherDriver, manifest: Manifest, batch_seconds: float
 ) -> StoreSpec:
     """The spec with the width of every layer that is stored: as the store says, else as it gives."""
     layers = [s.name for s in spec.streams if not s.what.classes and s.what.axes]
@@ -154,8 +154,8 @@ def _measured(
         was = read_spec(place)
         widths = {s.name: s.width for s in was.streams}
     else:
-        spoken = next(_spoken(driver, manifest, batch_seconds))
-        widths = {name: int(spoken.rows[name].shape[1]) for name in layers}
+        output = next(_outputs(driver, manifest, batch_seconds))
+        widths = {name: int(output.rows[name].shape[1]) for name in layers}
     return replace(
         spec,
         streams=tuple(
@@ -165,9 +165,9 @@ def _measured(
     )
 
 
-def activation_of(driver: Driver, spoken: Spoken) -> str:
+def activation_of(driver: TeacherDriver, output: TeacherOutput) -> str:
     """The function in front of the joiner's head, found on one utterance; raises ``TeacherError``."""
-    enc, dec = driver.sides(spoken)
+    enc, dec = driver.sides(output)
     inputs, _, _ = driver.joined(enc[:FRAMES], dec)
     added = (enc[:FRAMES, None] + dec[None]).flatten(0, 1).float()
     if inputs.shape == added.shape:
@@ -176,21 +176,21 @@ def activation_of(driver: Driver, spoken: Spoken) -> str:
                 return name
     raise TeacherError(
         f"what goes into the joiner's head is not {' or '.join(ACTIVATIONS)} of enc + dec",
-        where=spoken.loaded.utt.id,
+        where=output.loaded.utt.id,
         why="A joiner that multiplies, gates or normalises does not come back from its two sides.",
         do="Store the lattice as topk or nucleus.",
     )
 
 
-def require_lattice_factors(driver: Driver, spoken: Sequence[Spoken]) -> str:
+def require_lattice_factors(driver: TeacherDriver, outputs: Sequence[TeacherOutput]) -> str:
     """Prove that both sides and the stored head give the model's own lattice; raises ``TeacherError``."""
     head, worst = driver.heads["rnnt"], 0.0
-    for item in spoken[:CHECKED]:
+    for item in outputs[:CHECKED]:
         enc, dec = driver.sides(item)
-        inputs, logits, said = driver.joined(enc[:FRAMES], dec)
+        inputs, logits, joined = driver.joined(enc[:FRAMES], dec)
         own = [("the joiner's head", logits)]
-        if isinstance(said, torch.Tensor) and said.numel() == logits.numel():
-            own.append(("join()", said.reshape(logits.shape)))
+        if isinstance(joined, torch.Tensor) and joined.numel() == logits.numel():
+            own.append(("join()", joined.reshape(logits.shape)))
         for what, value in own:
             missed = gap(head, inputs, value)
             worst = max(worst, missed)
@@ -208,10 +208,10 @@ def _ignore(utt: Utterance, error: LogitStoreError) -> None:
     """The dump itself names what cannot be loaded."""
 
 
-def require_factors(driver: Driver, spoken: Sequence[Spoken], stream: str) -> str:
+def require_factors(driver: TeacherDriver, outputs: Sequence[TeacherOutput], stream: str) -> str:
     """Prove that the stored head gives the model's own logits; raises ``TeacherError`` where it does not."""
     head, worst = driver.heads[stream], 0.0
-    for item in spoken:
+    for item in outputs:
         if not item.T:
             continue
         inputs, logits = inputs_of(driver, item, stream)

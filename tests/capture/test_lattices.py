@@ -13,7 +13,7 @@ from logitstore import StoreWriter, TokenTable, open_store
 from logitstore.capture.pieces import pruned, whole
 from logitstore.errors import LengthError, TapError, TapPathError, TokenError, UsageError, VocabError
 from logitstore.runner.checks import self_check
-from logitstore.runner.driver import Driver
+from logitstore.runner.driver import TeacherDriver
 from logitstore.runner.loader import load
 from logitstore.schema.lattice import Form
 from logitstore.tokens.tokenise import Tokeniser
@@ -577,7 +577,7 @@ def test_joints_without_one_logits_tensor_are_dumped(kind, tmp_path):
 
     teacher = demo.Spoiled(describe=describe, join=join)
     teacher.model = model
-    driver = Driver(teacher, teacher.tokens(), ["rnnt"], "cpu")
+    driver = TeacherDriver(teacher, teacher.tokens(), ["rnnt"], "cpu")
     utterance = next(iter(demo.manifest(1)))
     loaded = load(utterance, teacher, teacher.tokens(), True)
     spoken = driver.run([loaded])
@@ -585,7 +585,7 @@ def test_joints_without_one_logits_tensor_are_dumped(kind, tmp_path):
     assert any("HAT" in f for f in found) == (kind == "hat")
     with torch.inference_mode():
         lattice = torch.cat(list(driver.lattice(spoken[0])))
-        own = demo.teacher().join(*demo.teacher().transducer(spoken[0].output, 0, loaded.labels))
+        own = demo.teacher().join(*demo.teacher().transducer(spoken[0].batch_output, 0, loaded.labels))
     torch.testing.assert_close(lattice.log_softmax(-1), own.log_softmax(-1))
 
 

@@ -23,7 +23,7 @@ from logitstore.errors import (
     UsageError,
 )
 from logitstore.losses import hidden_kd, joint_kd
-from logitstore.runner.driver import Driver
+from logitstore.runner.driver import TeacherDriver
 from logitstore.runner.loader import by_length, load
 from logitstore.schema.spec import Head
 from logitstore.store.diff import compare
@@ -371,13 +371,13 @@ def test_layers_that_cannot_be_taken(layer, error, said, tmp_path):
 
 def test_a_part_of_a_tuple_and_a_layout(own):
     for layer in (Head("hidden", "encoder[0]", 0), Head("hidden", "encoder.blocks.1.conv", 0, "BVT")):
-        driver = Driver(teacher(layer), demo.teacher().tokens(), ["hidden"], "cpu")
+        driver = TeacherDriver(teacher(layer), demo.teacher().tokens(), ["hidden"], "cpu")
         items = [load(u, demo.teacher(), driver.table, False) for u in demo.manifest(3)]
-        for spoken in driver.run(items):
-            assert spoken.rows["hidden"].shape == (spoken.T, 128)
+        for output in driver.run(items):
+            assert output.rows["hidden"].shape == (output.T, 128)
             if layer.module == "encoder[0]":
-                x = own[spoken.loaded.utt.id]["encoder.norm"]
-                assert np.abs(spoken.rows["hidden"].numpy() - x).max() < 1e-3
+                x = own[output.loaded.utt.id]["encoder.norm"]
+                assert np.abs(output.rows["hidden"].numpy() - x).max() < 1e-3
     model = nn.Sequential(nn.GRU(3, 4, batch_first=True)).eval()
     with Tap(model, {"h": "0[0]"}) as tap:
         x, _ = model(torch.ones(2, 5, 3))

@@ -21,7 +21,7 @@ from logitstore.dump.plan.options import PlanOptions, Wish, contenders, extent
 from logitstore.dump.plan.run import plan
 from logitstore.dump.plan.trial import divergences
 from logitstore.errors import IdentityError, ManifestError, NotLogits, TeacherError, UsageError
-from logitstore.runner.driver import Driver
+from logitstore.runner.driver import TeacherDriver
 from logitstore.runner.loader import load
 from logitstore.schema.spec import Head
 from logitstore.store.inspect import summary
@@ -45,12 +45,12 @@ def planned(tmp_path_factory):
 @cache
 def own_logits():
     """(N, V) of every utterance and stream, from the teacher alone."""
-    driver = Driver(teacher(), teacher().tokens(), ["ctc", "rnnt"], "cpu")
+    driver = TeacherDriver(teacher(), teacher().tokens(), ["ctc", "rnnt"], "cpu")
     said = {}
     for utt in manifest():
-        spoken = driver.run([load(utt, teacher(), driver.table, True)])[0]
-        joint = torch.cat(list(driver.lattice(spoken))).flatten(0, 1)
-        said[utt.id] = {"ctc": spoken.rows["ctc"].numpy(), "rnnt": joint.numpy()}
+        output = driver.run([load(utt, teacher(), driver.table, True)])[0]
+        joint = torch.cat(list(driver.lattice(output))).flatten(0, 1)
+        said[utt.id] = {"ctc": output.rows["ctc"].numpy(), "rnnt": joint.numpy()}
     return said
 
 
@@ -232,11 +232,11 @@ def decoders_plan(told, tmp_path_factory):
 def own_of_decoder(told):
     """(U, V) logits of the decoder by itself."""
     speaker, said = attention_teacher.load(), {}
-    driver = Driver(speaker, speaker.tokens(), ["seq2seq"], "cpu")
+    driver = TeacherDriver(speaker, speaker.tokens(), ["seq2seq"], "cpu")
     for utt in told:
-        spoken = driver.run([load(utt, speaker, driver.table, True)])[0]
+        output = driver.run([load(utt, speaker, driver.table, True)])[0]
         labels = [*speaker.labels(utt.text), speaker.end]
-        memory = spoken.output.encoder_out[:1, : spoken.T]
+        memory = output.batch_output.encoder_out[:1, : output.T]
         with torch.inference_mode():
             logits = speaker.model.attention(torch.tensor([[*speaker.prompt, *labels[:-1]]]), memory)
         said[utt.id] = logits[0, 1:].numpy()
@@ -347,7 +347,7 @@ def test_a_layer_is_judged_by_how_far_its_rows_are(tmp_path):
     assert found.choice.streams["hidden_2"].encoding == "vectors"
     assert "at most 0.001 of a row's squared length on average" in found.choice.why["hidden"]
     assert found.choice.why["hidden_2"].startswith("Nothing tried is known to lose at most 1e-09 of a row's")
-    driver = Driver(speaker, speaker.tokens(), ["hidden"], "cpu")
+    driver = TeacherDriver(speaker, speaker.tokens(), ["hidden"], "cpu")
     for encoding in ("vectors", "vectors:int8"):
         at = tmp_path / encoding
         dump(speaker, manifest(6), at, DumpOptions(streams={"hidden": encoding}))

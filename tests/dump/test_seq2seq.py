@@ -26,7 +26,7 @@ from logitstore.errors import (
     VocabError,
 )
 from logitstore.losses import joint_kd, seq2seq_kd
-from logitstore.runner.driver import Driver
+from logitstore.runner.driver import TeacherDriver
 from logitstore.runner.loader import by_length, load
 from logitstore.schema.spec import StoreSpec
 from logitstore.store.diff import compare
@@ -228,15 +228,15 @@ def test_transcripts_and_selection(stores, own):
 def test_a_decoder_that_never_ends_is_stopped(most, tmp_path):
     bias, one = teacher().model.attention.output_layer.bias, Spoiled()
     one.most_labels = most
-    driver = Driver(one, one.tokens(), ["seq2seq"], "cpu")
-    (spoken,) = driver.run([load(next(iter(demo.manifest())), one, one.tokens(), True)])
+    driver = TeacherDriver(one, one.tokens(), ["seq2seq"], "cpu")
+    (output,) = driver.run([load(next(iter(demo.manifest())), one, one.tokens(), True)])
     before = bias[teacher().end].item()
     try:
         bias[teacher().end] -= 1000
-        tokens, score = driver.generated(spoken)
+        tokens, score = driver.generated(output)
     finally:
         bias[teacher().end] = before
-    assert len(tokens) == min(spoken.T, most)
+    assert len(tokens) == min(output.T, most)
     assert teacher().end not in tokens
     assert score < -900  # it was made to end
 

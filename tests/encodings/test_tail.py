@@ -13,7 +13,7 @@ from logitstore.dump.job import DumpOptions, dump
 from logitstore.encodings import parse_encoding
 from logitstore.encodings.topk import TopK
 from logitstore.errors import FormatError
-from logitstore.runner.driver import Driver
+from logitstore.runner.driver import TeacherDriver
 from logitstore.runner.loader import load
 from logitstore.schema.checksums import seal_json
 from logitstore.schema.spec import StoreSpec, TeacherSpec
@@ -27,7 +27,7 @@ from tests.support.demo import manifest, teacher
 @cache
 def logits(stream):
     """(N, V) of five utterances, from the teacher alone."""
-    driver = Driver(teacher(), teacher().tokens(), ["ctc", "rnnt"], "cpu")
+    driver = TeacherDriver(teacher(), teacher().tokens(), ["ctc", "rnnt"], "cpu")
     said = driver.run([load(utt, teacher(), driver.table, True) for utt in manifest(5)])
     if stream == "ctc":
         return torch.cat([s.rows["ctc"] for s in said]).numpy()
@@ -92,7 +92,7 @@ def test_the_fifth_point_is_the_mass_at_four_thirds(tmp_path, encoding):
     dump(teacher(), manifest(1), tmp_path, DumpOptions(streams={"rnnt": encoding}))
     store = open_store(tmp_path)
     rows = store["demo-00"]["rnnt"]
-    driver = Driver(teacher(), teacher().tokens(), ["rnnt"], "cpu")
+    driver = TeacherDriver(teacher(), teacher().tokens(), ["rnnt"], "cpu")
     said = driver.run([load(next(iter(manifest(1))), teacher(), driver.table, True)])[0]
     own = torch.cat([p.flatten(0, 1) for p in driver.lattice(said)]).double() * 0.75
     kept = torch.zeros(own.shape, dtype=torch.bool).scatter_(

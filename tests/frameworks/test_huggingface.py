@@ -16,8 +16,8 @@ from logitstore.corpus.manifest import Utterance, read_manifest
 from logitstore.dump.against import against_teacher
 from logitstore.dump.job import DumpOptions, dump
 from logitstore.errors import LengthError, TeacherError, UsageError
-from logitstore.runner.driver import Driver, Spoken
-from logitstore.runner.loader import Loaded
+from logitstore.runner.driver import TeacherDriver, TeacherOutput
+from logitstore.runner.loader import LoadedUtterance
 from logitstore.schema.spec import Head
 from logitstore.store.verify import verify
 from logitstore.teachers import load_teacher
@@ -404,15 +404,15 @@ def test_whisper_is_the_models_own_forward_with_labels(tmp_path: Path) -> None:
     assert table[labels[0]] == "Ġthe"
     assert table.text(labels) == "the cät"
     own = forced(model, tmp_path, audio, text)
-    driver = Driver(teacher, table, ["seq2seq"], "cpu", factored=["seq2seq"])
+    driver = TeacherDriver(teacher, table, ["seq2seq"], "cpu", factored=["seq2seq"])
     with torch.inference_mode():
         output = teacher.forward(*batched(teacher, audio))
     assert teacher.lengths(output).tolist() == [50, 29, 39]  # 320 samples each
     assert teacher.padded_frames(output) == 1500
     weight = torch.from_numpy(driver.heads["seq2seq"].weight)
     for b, full in enumerate(own):
-        utt = Loaded(Utterance(str(b), tmp_path), torch.zeros(1), 1.0, None)
-        spoken = Spoken(utt, 50, {}, output, b)
+        utt = LoadedUtterance(Utterance(str(b), tmp_path), torch.zeros(1), 1.0, None)
+        spoken = TeacherOutput(utt, 50, {}, output, b)
         logits, inputs = driver.decoded(spoken, "seq2seq", [*labels, head.end])
         assert torch.allclose(logits, full[len(PROMPTED) - 1 :], atol=1e-4)
         assert torch.allclose(inputs @ weight.T, logits, atol=1e-4)

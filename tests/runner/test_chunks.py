@@ -22,7 +22,7 @@ from logitstore.dump.job import DumpOptions, dump
 from logitstore.errors import DiskError, IdentityError, LengthError, TeacherError, UsageError
 from logitstore.runner import chunks as chunked
 from logitstore.runner.chunks import Chunks, driver_of
-from logitstore.runner.driver import Driver
+from logitstore.runner.driver import TeacherDriver
 from logitstore.runner.loader import load
 from logitstore.teachers.protocol import Head
 from tests.support import attention_teacher, demo
@@ -254,7 +254,7 @@ def test_from_the_command_line(long, tmp_path):
 
 
 def test_a_plain_driver_where_nothing_is_cut():
-    assert type(driver(None)) is Driver
+    assert type(driver(None)) is TeacherDriver
     assert Chunks.stored(demo.teacher().describe()) is None
 
 

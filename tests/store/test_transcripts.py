@@ -13,9 +13,9 @@ from logitstore.corpus.manifest import read_manifest
 from logitstore.dump.blocks import Part
 from logitstore.errors import UsageError
 from logitstore.runner import transcribe
-from logitstore.runner.driver import Driver
+from logitstore.runner.driver import TeacherDriver
 from logitstore.runner.loader import load
-from logitstore.runner.transcribe import MAX_SYMBOLS, Scribe
+from logitstore.runner.transcribe import MAX_SYMBOLS, TeacherTranscriber
 from logitstore.store.select import Where
 from logitstore.store.transcripts import transcripts
 from logitstore.tokens.table import TokenTable
@@ -75,9 +75,9 @@ def test_no_frame_says_more_than_it_may(monkeypatch):
     try:
         bias[0] -= 12
         tokens, score = slow_search(teacher, utt, most=1)
-        driver = Driver(teacher, teacher.tokens(), ["rnnt"], "cpu")
-        (spoken,) = driver.run([load(utt, teacher, teacher.tokens(), True)])
-        _, heard = Scribe(driver).listen(spoken)
+        driver = TeacherDriver(teacher, teacher.tokens(), ["rnnt"], "cpu")
+        (output,) = driver.run([load(utt, teacher, teacher.tokens(), True)])
+        _, heard = TeacherTranscriber(driver).transcribe(output)
     finally:
         bias[0] = before
     assert len(tokens) > 15
@@ -103,17 +103,17 @@ def test_the_ctc_transcript_is_the_stored_rows_best_path(store):
 def test_a_joiner_that_never_says_blank_ends():
     teacher = demo.teacher()
     utt = next(iter(demo.manifest()))
-    driver = Driver(teacher, teacher.tokens(), ["rnnt"], "cpu")
-    (spoken,) = driver.run([load(utt, teacher, teacher.tokens(), True)])
+    driver = TeacherDriver(teacher, teacher.tokens(), ["rnnt"], "cpu")
+    (output,) = driver.run([load(utt, teacher, teacher.tokens(), True)])
     bias = teacher.model.joiner.output_linear.bias.data
     before = bias[7].item()
     try:
         bias[7] += 1000
-        _, heard = Scribe(driver).listen(spoken)
+        _, heard = TeacherTranscriber(driver).transcribe(output)
     finally:
         bias[7] = before
     assert set(heard["rnnt"].tokens) == {7}
-    assert len(heard["rnnt"].tokens) <= spoken.T
+    assert len(heard["rnnt"].tokens) <= output.T
 
 
 def test_labels_come_from_the_teacher_where_nobody_gave_any(tmp_path, store):

@@ -9,7 +9,7 @@ from itertools import islice
 import torch
 
 from ...corpus.manifest import read_manifest
-from ...runner.loader import Loaded, load
+from ...runner.loader import LoadedUtterance, load
 from ...schema.spec import TeacherSpec
 from ...teachers.protocol import Seq2Seq, Teacher, Transducer, load_teacher
 from ...tokens.formats import read_table
@@ -64,7 +64,7 @@ def probe_teacher(
     return replace(found, command=shlex.join([*words, "--out", out]), notes=_compare(spec, found))
 
 
-def _run(teacher: Teacher, batch: list[Loaded]) -> list[int]:
+def _run(teacher: Teacher, batch: list[LoadedUtterance]) -> list[int]:
     """One padded batch, a slice of a lattice, a decoder on one text; gives the valid frames."""
     features = torch.nn.utils.rnn.pad_sequence([item.features for item in batch], batch_first=True)
     output = teacher.forward(features, torch.tensor([len(item.features) for item in batch]))

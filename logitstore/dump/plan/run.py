@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from ...corpus.manifest import Manifest, Utterance
 from ...errors import LengthError, LogitStoreError, TeacherError, UsageError
-from ...runner.checks import Skips, self_check
+from ...runner.checks import SkippedChecks, self_check
 from ...runner.chunks import driver_of
-from ...runner.driver import Driver, Spoken, cpu_threads
-from ...runner.loader import Loaded, by_length, load
+from ...runner.driver import TeacherDriver, TeacherOutput, cpu_threads
+from ...runner.loader import LoadedUtterance, by_length, load
 from ...runner.stored_heads import (
     activation_of,
     factored,
@@ -29,7 +29,7 @@ from ...runner.stored_heads import (
     thinned,
     with_heads,
 )
-from ...runner.transcribe import Scribe
+from ...runner.transcribe import TeacherTranscriber
 from ...schema.spec import StoreSpec, StreamSpec, TeacherSpec
 from ...storage.constants import Constants
 from ...storage.entries import ShardSize
@@ -86,7 +86,7 @@ class _Heard:
     forward: float = 0.0
     joining: float = 0.0
     failed: list[str] = field(default_factory=list)
-    kept: list[Spoken] = field(default_factory=list)
+    kept: list[TeacherOutput] = field(default_factory=list)
     rows: dict[str, list[torch.Tensor]] = field(default_factory=lambda: defaultdict(list))
 
 
@@ -122,11 +122,11 @@ class _Run:
         others = self.about.others if set(self.driver.heads) - {"rnnt"} else ()
         done, total = 0, len(sampled) + len(others)
         for batch in by_length([*self.about.sample, *others], self.options.batch_seconds, self._fail):
-            said = self._hear(batch, sampled)
+            outputs = self._run_teacher(batch, sampled)
             if not self.trials and not self.measured:
-                said = self._begin(said)
-            for spoken in said:
-                self._take(spoken, spoken.loaded.utt.id in sampled)
+                outputs = self._begin(outputs)
+            for output in outputs:
+                self._take(output, output.loaded.utt.id in sampled)
             done += len(batch)
             report(done, total)
         if not self.heard.utterances:
@@ -164,9 +164,9 @@ class _Run:
             self.findings,
         )
 
-    def _tapped(self) -> Driver:
+    def _tapped(self) -> TeacherDriver:
         """The teacher with the inputs of every head tapped that factors."""
-        driver = Driver(self.teacher, self.table, list(self.options.streams), self.options.device)
+        driver = TeacherDriver(self.teacher, self.table, list(self.options.streams), self.options.device)
         was_training, factors = driver.was_training, list[str]()
         for stream in (s for s in self.options.streams if driver.kinds[s].classes):
             try:
@@ -178,7 +178,7 @@ class _Run:
         driver.was_training = was_training
         return driver
 
-    def _driver(self, factors: Sequence[str]) -> Driver:
+    def _driver(self, factors: Sequence[str]) -> TeacherDriver:
         streams = list(self.options.streams)
         given = self.teacher, self.table, streams, self.options.device
         return driver_of(self.options.chunks, self.options.batch_seconds, *given, factored=factors)
@@ -186,9 +186,9 @@ class _Run:
     def _fail(self, utt: Utterance, error: LogitStoreError) -> None:
         self.heard.failed.append(str(error).splitlines()[0])
 
-    def _hear(self, batch: list[Utterance], sampled: set[str]) -> list[Spoken]:
+    def _run_teacher(self, batch: list[Utterance], sampled: set[str]) -> list[TeacherOutput]:
         """Load a batch and run the teacher on it; what fails is left out."""
-        begin, loaded = time.perf_counter(), list[Loaded]()
+        begin, loaded = time.perf_counter(), list[LoadedUtterance]()
         needs_labels = any(kind.labels for kind in self.driver.kinds.values())
         for utt in batch:
             try:
@@ -200,38 +200,38 @@ class _Run:
         share = sum(x.seconds for x in loaded if x.utt.id in sampled) / sum(x.seconds for x in loaded)
         self.heard.loading += share * (time.perf_counter() - begin)
         begin = time.perf_counter()
-        said = self.driver.run(loaded)
+        outputs = self.driver.run(loaded)
         settle(self.driver.device)
         self.heard.forward += share * (time.perf_counter() - begin)
-        return said
+        return outputs
 
-    def _begin(self, said: list[Spoken]) -> list[Spoken]:
+    def _begin(self, outputs: list[TeacherOutput]) -> list[TeacherOutput]:
         """Check the teacher on its first batch, find out which heads factor, and set up the trials."""
-        if not said:
-            return said
+        if not outputs:
+            return outputs
         for stream in list(self.driver.heads):
             try:
                 if stream == "rnnt":
-                    self.activation = activation_of(self.driver, said[0])
-                    require_lattice_factors(self.driver, said)
+                    self.activation = activation_of(self.driver, outputs[0])
+                    require_lattice_factors(self.driver, outputs)
                 else:
-                    require_factors(self.driver, said, stream)
+                    require_factors(self.driver, outputs, stream)
             except TeacherError as e:
                 self.whys[stream] = e.what
         if lost := set(self.driver.heads) & set(self.whys):
             was_training = self.driver.was_training
             self.driver = self._driver([s for s in self.driver.heads if s not in lost])
             self.driver.was_training = was_training
-            said = self.driver.run([s.loaded for s in said])
-        layers = {n: rows for n, rows in said[0].rows.items() if not self.driver.kinds[n].classes}
+            outputs = self.driver.run([s.loaded for s in outputs])
+        layers = {n: rows for n, rows in outputs[0].rows.items() if not self.driver.kinds[n].classes}
         self.widths = {name: int(rows.shape[1]) for name, rows in layers.items()}
-        self.findings = self_check(self.driver, said, Skips(self.options.skip_gate)).findings
+        self.findings = self_check(self.driver, outputs, SkippedChecks(self.options.skip_gate)).findings
         self.described = replace(self.described, weights=weights_sha256(self.teacher.model))
         for stream, asked in self.options.asked().items():
             wish = self.options.streams[stream]
             for encoding in contenders(stream, asked.budget, self.options.temperatures, wish.form):
                 self._set_up(stream, encoding)
-        return said
+        return outputs
 
     def _set_up(self, stream: str, encoding: str) -> None:
         if encoding.startswith("factored") and stream in self.whys:
@@ -262,73 +262,75 @@ class _Run:
             self.shelves.callback(shelves[storage].close)
         return Trial(encoding, stream, shelves, self.options.temperatures)
 
-    def _take(self, spoken: Spoken, sampled: bool) -> None:
+    def _take(self, output: TeacherOutput, sampled: bool) -> None:
         """One utterance through every trial; one that nothing can be done with is left out."""
-        utt = spoken.loaded.utt
+        utt = output.loaded.utt
         lattice = occupied = None
         try:
             if not sampled:
-                return self._fit(spoken)
-            if spoken.T < 1:
+                return self._fit(output)
+            if output.T < 1:
                 raise LengthError("no valid frame: the recording is too short", where=utt.id)
             begin = time.perf_counter()
-            spoken, _ = Scribe(self.driver, keep=self.options.transcripts).listen(spoken, judged=True)
-            spoken = self._decoded(spoken)
+            output, _ = TeacherTranscriber(self.driver, keep=self.options.transcripts).transcribe(
+                output, judged=True
+            )
+            output = self._decoded(output)
             settle(self.driver.device)
             self.heard.forward += time.perf_counter() - begin
-            self._fit(spoken)
-            for stream, rows in spoken.rows.items():
+            self._fit(output)
+            for stream, rows in output.rows.items():
                 if not len(rows):
                     raise LengthError(f"the {stream} stream is empty", where=utt.id)
                 require_finite(rows, stream, utt.id)
             if "rnnt" in self.options.streams:
-                lattice = Lattice(self.driver, spoken)
-                occupied = self._occupied(spoken, lattice)
+                lattice = Lattice(self.driver, output)
+                occupied = self._occupied(output, lattice)
         except LogitStoreError as e:
             self._fail(utt, e)
             return
         for trial in list(self.trials):
             of_lattice = trial.stream.kind == "rnnt"
-            self._try(trial, spoken, lattice if of_lattice else None, occupied if of_lattice else None)
+            self._try(trial, output, lattice if of_lattice else None, occupied if of_lattice else None)
         if self.coded:
-            inputs = {stream: spoken.inputs[stream].cpu() for stream, _ in self.coded}
-            self.heard.kept.append(replace(spoken, output=None, rows={}, inputs=inputs))
+            inputs = {stream: output.inputs[stream].cpu() for stream, _ in self.coded}
+            self.heard.kept.append(replace(output, batch_output=None, rows={}, inputs=inputs))
         self.heard.utterances += 1
-        self.heard.seconds += spoken.loaded.seconds
-        self.heard.frames += spoken.T
+        self.heard.seconds += output.loaded.seconds
+        self.heard.frames += output.T
         self.heard.joining += lattice.once if lattice is not None else 0.0
 
-    def _decoded(self, spoken: Spoken) -> Spoken:
+    def _decoded(self, output: TeacherOutput) -> TeacherOutput:
         """With the rows of an attention decoder, and what went into its head: driven once for all trials."""
         if "seq2seq" not in self.options.streams:
-            return spoken
-        rows, inputs = self.driver.decoded(spoken)
+            return output
+        rows, inputs = self.driver.decoded(output)
         below = {} if inputs is None else {"seq2seq": inputs}
-        return replace(spoken, rows={**spoken.rows, "seq2seq": rows}, inputs={**spoken.inputs, **below})
+        return replace(output, rows={**output.rows, "seq2seq": rows}, inputs={**output.inputs, **below})
 
-    def _fit(self, spoken: Spoken) -> None:
+    def _fit(self, output: TeacherOutput) -> None:
         """Keep what goes into heads where constants are made from it, as a dump does."""
-        if spoken.loaded.utt.id in self.about.fitted and spoken.T:
+        if output.loaded.utt.id in self.about.fitted and output.T:
             for stream in dict.fromkeys(stream for stream, _ in self.coded):
-                self.heard.rows[stream].append(inputs_of(self.driver, spoken, stream)[0].float())
+                self.heard.rows[stream].append(inputs_of(self.driver, output, stream)[0].float())
 
-    def _occupied(self, spoken: Spoken, lattice: Lattice) -> NDArray[np.float64]:
+    def _occupied(self, output: TeacherOutput, lattice: Lattice) -> NDArray[np.float64]:
         stream = StreamSpec("rnnt", "rnnt", len(self.table), self.table.blank, "dense", "full")
-        labels = spoken.labels.get("rnnt", [])
-        return occupancy(*scores(lattice(), stream, labels, spoken.loaded.utt.id))
+        labels = output.labels.get("rnnt", [])
+        return occupancy(*scores(lattice(), stream, labels, output.loaded.utt.id))
 
     def _try(
         self,
         trial: Trial,
-        spoken: Spoken,
+        output: TeacherOutput,
         lattice: Lattice | None = None,
         occupied: NDArray[np.float64] | None = None,
     ) -> None:
         """One utterance through one trial, which ends where its encoding refuses."""
         try:
-            trial.take(self.driver, spoken, lattice, occupied)
+            trial.take(self.driver, output, lattice, occupied)
         except LogitStoreError as e:
-            self.refused.append((trial.stream.name, trial.encoding, f"{spoken.loaded.utt.id}: {e.what}"))
+            self.refused.append((trial.stream.name, trial.encoding, f"{output.loaded.utt.id}: {e.what}"))
             self.trials.remove(trial)
 
     def _code(self) -> None:
@@ -339,10 +341,10 @@ class _Run:
             trial = self._trial(stream, encoding, {stream: asked.prepare(head, sample)})
             self.trials.append(trial)
             weight, bias = (sample.new_tensor(x) for x in (head.weight, head.bias))
-            for spoken in self.heard.kept:
-                hidden = spoken.inputs[stream].float().to(sample.device)
+            for output in self.heard.kept:
+                hidden = output.inputs[stream].float().to(sample.device)
                 rows = {stream: hidden @ weight.T + bias}
-                self._try(trial, replace(spoken, inputs={stream: hidden}, rows=rows))
+                self._try(trial, replace(output, inputs={stream: hidden}, rows=rows))
             if trial in self.trials:
                 self._weigh(trial)
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ...encodings.base import LatticeSides
 from ...encodings.rows import logsumexp
-from ...runner.driver import Driver, Spoken
+from ...runner.driver import TeacherDriver, TeacherOutput
 from ...runner.pipe import row_meta
 from ...schema.checksums import canonical
 from ...schema.lattice import Form, Nodes, full
@@ -47,10 +47,10 @@ class Lattice:
         drives: how often slices were asked for.
     """
 
-    def __init__(self, driver: Driver, spoken: Spoken) -> None:
-        self._driver, self._spoken = driver, spoken
+    def __init__(self, driver: TeacherDriver, output: TeacherOutput) -> None:
+        self._driver, self._output = driver, output
         self._pieces: list[torch.Tensor] = []
-        nodes = spoken.T * (len(spoken.labels.get("rnnt", ())) + 1)
+        nodes = output.T * (len(output.labels.get("rnnt", ())) + 1)
         self._holds, self._whole = nodes * len(driver.table) <= HELD, False
         self.seconds = self.once = 0.0
         self.drives = 0
@@ -60,7 +60,7 @@ class Lattice:
         if self._whole:
             yield from self._pieces
             return
-        before, slices = self.seconds, self._driver.lattice(self._spoken)
+        before, slices = self.seconds, self._driver.lattice(self._output)
         while True:
             begin = time.perf_counter()
             piece = next(slices, None)
@@ -218,8 +218,8 @@ class Trial:
 
     def take(
         self,
-        driver: Driver,
-        spoken: Spoken,
+        driver: TeacherDriver,
+        output: TeacherOutput,
         lattice: Lattice | None = None,
         occupied: NDArray[np.float64] | None = None,
     ) -> None:
@@ -227,15 +227,15 @@ class Trial:
 
         Args:
             driver: of the teacher.
-            spoken: what the teacher said, a decoder's rows among its rows.
+            output: what the teacher said, a decoder's rows among its rows.
             lattice: where the stream is one.
             occupied: (T, U+1) of :func:`logitstore.store.lattice_nodes.occupancy`.
         """
         begin, joined = time.perf_counter(), lattice.seconds if lattice else 0.0
         drives = lattice.drives if lattice else 0
         try:
-            nodes = self._encode(driver, spoken, lattice)
-            row = self._encoder.finish(spoken.loaded.utt.id, spoken.labels, row_meta(spoken))
+            nodes = self._encode(driver, output, lattice)
+            row = self._encoder.finish(output.loaded.utt.id, output.labels, row_meta(output))
         except BaseException:
             self._encoder.drop()
             raise
@@ -250,39 +250,39 @@ class Trial:
         if occupied is not None and nodes is not None:
             self._occupied += float(occupied[nodes.frame, nodes.position].sum())
             self._nodes += float(occupied.sum())
-        self._compare(row, spoken, lattice)
+        self._compare(row, output, lattice)
 
-    def _encode(self, driver: Driver, spoken: Spoken, lattice: Lattice | None) -> Nodes | None:
-        loaded, name = spoken.loaded, self.stream.name
+    def _encode(self, driver: TeacherDriver, output: TeacherOutput, lattice: Lattice | None) -> Nodes | None:
+        loaded, name = output.loaded, self.stream.name
         if self._sides:
-            enc, dec = driver.sides(spoken)
+            enc, dec = driver.sides(output)
             self._encoder.take(name, enc, loaded.utt.id, inputs=dec)
         elif lattice is not None:
-            labels = spoken.labels.get(name, [])
+            labels = output.labels.get(name, [])
             picker = Picker(self.stream, labels, loaded.utt.id)
-            for rows, always in picker.rows(lattice, spoken.T):
+            for rows, always in picker.rows(lattice, output.T):
                 self._encoder.take(name, rows, loaded.utt.id, labels, always=always)
             if picker.nodes is not None:
                 self._encoder.choose(name, picker.nodes)
             return picker.nodes
         else:
-            rows, inputs = spoken.rows[name], spoken.inputs.get(name)
-            self._encoder.take(name, rows, loaded.utt.id, spoken.labels.get(name), inputs=inputs)
+            rows, inputs = output.rows[name], output.inputs.get(name)
+            self._encoder.take(name, rows, loaded.utt.id, output.labels.get(name), inputs=inputs)
         return None
 
-    def _compare(self, row: Row, spoken: Spoken, lattice: Lattice | None) -> None:
+    def _compare(self, row: Row, output: TeacherOutput, lattice: Lattice | None) -> None:
         """Some rows, spread over the utterance, as a reader gets them, against the teacher's own."""
         target = self._store.decode(row)
         if not self.stream.what.classes:
-            numbers = spoken.rows[self.stream.name].double().cpu().numpy()
+            numbers = output.rows[self.stream.name].double().cpu().numpy()
             self.lost[1.0].append(relative_errors(numbers, target.vectors(self.stream.name)))
             return
         rows = target[self.stream.name]
         some = max(1, min(LOOKED_AT, ELEMENTS // rows.classes, len(rows)))
         index = np.arange(some) * len(rows) // some
         if lattice is None:
-            said = spoken.rows[self.stream.name]
-            own = said[torch.from_numpy(index).to(said.device)].double().cpu().numpy()
+            logits = output.rows[self.stream.name]
+            own = logits[torch.from_numpy(index).to(logits.device)].double().cpu().numpy()
         elif Form.parse(self.stream.form).framewise:
             picker = Picker(self.stream, target.labels.tolist(), target.id)
             means = torch.cat([rows for rows, _ in picker.rows(lattice, target.T)])
