@@ -18,18 +18,17 @@ PACKAGED = ("logitstore", "bin", "setup.cfg", "pyproject.toml", "README.md", "LI
 
 
 def run(*command, cwd, **variables):
-    """Run a command outside of the repository and return its output; fail with the output otherwise."""
+    """Run a command outside of the repository and return its standard output; fail with all of its output."""
     env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
     done = subprocess.run(
         list(map(str, command)),
         cwd=cwd,
         env={**env, **variables},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        capture_output=True,
         encoding="utf-8",
         check=False,
     )
-    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}"
+    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
 

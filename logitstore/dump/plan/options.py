@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ... import registry
 from ...corpus.audio import stated_seconds
 from ...corpus.manifest import Manifest, Utterance
 from ...encodings.rows import TEMPERATURES
@@ -212,6 +213,7 @@ def contenders(stream: str, budget: float, temperatures: Sequence[float], form: 
     every = ["dense", "dense:int8", *(f"topk:{k}" for k in TOP), f"nucleus:{near}"]
     if hottest > 1:
         every.append(f"nucleus:{near}@{hottest:g}")
+    every += _of_packages()
     if stream != "rnnt":
         return [*every, "factored", "factored:int8", f"factored:{_between(budget, FACTORED)}"]
     every.append("collapsed")
@@ -219,6 +221,12 @@ def contenders(stream: str, budget: float, temperatures: Sequence[float], form: 
         return [*(f"{e}/{form}" for e in every), *(["factored"] if form == "full" else [])]
     some = ("dense:int8", f"topk:{TOP[0]}", f"nucleus:{near}", "collapsed")
     return [*every, "factored", *(f"{e}/{f}" for f in FORMS for e in some)]
+
+
+def _of_packages() -> list[str]:
+    """Return the encodings that other packages ask to be tried: ``PLANNED`` of their module, if it has one."""
+    modules = (registry.load("encodings", name) for name in registry.names("encodings"))
+    return [text for module in modules for text in getattr(module, "PLANNED", ())]
 
 
 def _between(budget: float, limits: tuple[float, float]) -> str:

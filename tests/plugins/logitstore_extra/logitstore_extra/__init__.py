@@ -1,0 +1,1 @@
+"""An encoding and a place for logitstore, found by entry points."""
