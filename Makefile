@@ -1,5 +1,6 @@
 # make demo    the main job: a trained teacher and real audio into a store, inspected, read back
 # make test    the tests
+# make test-fast   those that take little time and start no process
 # make wheel-demo   the demo, by a wheel that is built and installed outside of the repository
 # make test-frameworks   teachers against the real frameworks, each in an environment of its own; FRAMEWORKS=...
 # make check   ruff and mypy
@@ -13,9 +14,9 @@ VENV := $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv)
 PY := $(VENV)/bin/python
 DEMO := demo-store
 
-.PHONY: demo wheel-demo test test-frameworks torture fuzz check install benchmark digits clean help
+.PHONY: demo wheel-demo test test-fast marks test-frameworks torture fuzz check install benchmark digits clean help
 help:
-	@sed -n '1,9s/^# //p' Makefile
+	@sed -n '1,10s/^# //p' Makefile
 
 # torch is left alone where there is one: a user's own CUDA build stays theirs.
 $(VENV)/.logitstore: setup.cfg pyproject.toml
@@ -37,6 +38,14 @@ wheel-demo: install
 test: install
 	$(PY) -m pytest
 
+test-fast: install
+	$(PY) -m pytest -m "not slow and not subprocess and not framework"
+
+# Which tests are slow or start processes, measured by running all of them.
+marks: install
+	$(PY) -m pytest --measure tests/marks.txt
+	rm tests/marks.costs
+
 test-frameworks:
 	VENVS="$${VENVS:-$(CURDIR)/.venv-frameworks}" bash tests/frameworks/run.sh
 
@@ -56,6 +65,7 @@ check: install
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(PY) -m tests.rooms
+	$(PY) -m tests.marks
 
 benchmark: install
 	$(PY) benchmarks/dump.py

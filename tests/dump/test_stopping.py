@@ -34,8 +34,9 @@ def command(out, *more):
     ]
 
 
-def sealed(out):
-    return len(list((out / "sealed").glob("[!.]*.json"))) if (out / "sealed").exists() else 0
+def state(pid):
+    """The state of a process: ``T`` once it is stopped."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +61,7 @@ def whole(warm, tmp_path_factory):
 @pytest.mark.parametrize("number", signals.NUMBERS)
 def test_a_signal_ends_it_at_the_next_batch(folder, warm, whole, number):
     out = folder / "s"
-
-    def stop(pid):
-        while sealed(out) < 2:
-            time.sleep(0.01)
-        os.kill(pid, number)
-
-    status = warm.run(command(out), folder / "log", during=stop)
+    status = warm.run(command(out), folder / "log", fault="sealed@2", number=number)
     said = (folder / "log").read_text()
     assert os.waitstatus_to_exitcode(status) == 128 + number, said
     assert "stopping at the next batch" in said
@@ -118,9 +113,8 @@ def test_a_second_dump_by_mistake_is_refused_and_harms_nothing(folder, warm, sec
     out = folder / "s"
 
     def second(pid):
-        while sealed(out) < 1:
+        while state(pid) != "T":
             time.sleep(0.01)
-        os.kill(pid, signal.SIGSTOP)
         try:
             status = second_warm.run(command(out), folder / "log2")
             assert os.waitstatus_to_exitcode(status) == 1
@@ -129,6 +123,7 @@ def test_a_second_dump_by_mistake_is_refused_and_harms_nothing(folder, warm, sec
         finally:
             os.kill(pid, signal.SIGCONT)
 
-    assert warm.run(command(out), folder / "log", during=second) == 0
+    stopped = {"fault": "sealed@1", "number": signal.SIGSTOP}
+    assert warm.run(command(out), folder / "log", **stopped, during=second) == 0
     assert "another live process writes as 'job-0-of-1'" in (folder / "log2").read_text()
     assert same_tree(out, whole)

@@ -28,7 +28,7 @@ from tests.torture.store import spec as spec_of
 
 README = Path(__file__).parent / "attacks.md"
 SHARD = "000000"
-SECONDS, MEMORY = 20.0, 1 << 30  # on a busy machine
+SECONDS, MEMORY = 20.0, 1 << 30  # of the CPU, so that a busy machine makes no difference
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def forge_file(store, name, data):
 def refused(store, kind=StoreError, match=""):
     """Opening, every read and verify: only errors of the tree, soon, and without eating memory."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    begin, errors = time.perf_counter(), []
+    begin, errors = time.process_time(), []
     try:
         opened = Store(store)
         ids = list(opened)
@@ -91,7 +91,7 @@ def refused(store, kind=StoreError, match=""):
         found = [f.what for f in verify(store).findings]
     except LogitStoreError as e:
         found = [str(e)]
-    assert time.perf_counter() - begin < SECONDS
+    assert time.process_time() - begin < SECONDS
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < MEMORY
     assert errors, "it was read as if nothing were wrong"
     assert found, "verify found nothing"
@@ -195,9 +195,9 @@ def test_what_is_no_file(store, name, kind):
         except PermissionError:
             pytest.skip("only root makes devices")
     if name == "index.bin":
-        begin = time.perf_counter()
+        begin = time.process_time()
         assert len(Store(s)) == 3  # derived: made anew
-        assert time.perf_counter() - begin < SECONDS
+        assert time.process_time() - begin < SECONDS
     else:
         refused(s, StoreError)
 
@@ -292,9 +292,9 @@ def test_a_million_files_in_an_entry(store):
     s = store()
     more = [{"path": f"shards/{SHARD}/{i}", "bytes": 1, "crc32c": 0} for i in range(300_000)]
     forge(entry(s), lambda e: e.update(files=e["files"] + more[:100_000]))
-    begin = time.perf_counter()
+    begin = time.process_time()
     assert len(Store(s)) == 3
-    assert time.perf_counter() - begin < SECONDS
+    assert time.process_time() - begin < SECONDS
 
 
 @pytest.mark.parametrize("field", ["encoding", "storage"])

@@ -19,7 +19,7 @@ PROBE = [sys.executable, "-m", "logitstore", "probe"]
 DECODE = ["bash", FOLDER / "decode.sh", *DATA]
 
 
-def call(*args, env=None, cwd=demo.ROOT, timeout=120):
+def call(*args, env=None, cwd=demo.ROOT, timeout=900):
     """A command's finished process: status, output as bytes."""
     env = {**os.environ, "PYTHON": sys.executable, "LANG": "C.UTF-8", **(env or {})}
     return subprocess.run(list(map(str, args)), capture_output=True, env=env, cwd=cwd, timeout=timeout)

@@ -5,6 +5,7 @@ A process of its own, with one thread: a fork of pytest's would inherit torch's 
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -27,13 +28,32 @@ class Warm:
         self._process.wait()
         self._process.stdout.close()
 
-    def run(self, args, log, *, fault="", during=None):
-        """``logitstore ARGS``, its output in the file ``log``; ``during(pid)`` once it has begun."""
-        print(json.dumps([list(map(str, args)), str(log), fault]), file=self._process.stdin, flush=True)
+    def run(self, args, log, *, fault="", number=signal.SIGKILL, during=None):
+        """``logitstore ARGS``, its output in the file ``log``; ``during(pid)`` once it has begun.
+
+        At the step ``fault`` (``logitstore.storage.faults``) the process sends itself the signal ``number``: tests
+        that sent it from outside, after a while, would depend on how busy the machine is.
+        """
+        order = [list(map(str, args)), str(log), fault, int(number)]
+        print(json.dumps(order), file=self._process.stdin, flush=True)
         pid = int(self._process.stdout.readline())
         if during:
             during(pid)
         return int(self._process.stdout.readline())
+
+
+def sender(wanted, number):
+    """Return a hook that sends this process a signal when it comes to ``STEP@N``."""
+    name, _, count = wanted.partition("@")
+    left = int(count or 1)
+
+    def hook(step):
+        nonlocal left
+        left -= step == name
+        if step == name and not left:
+            os.kill(os.getpid(), number)
+
+    return hook
 
 
 def serve():
@@ -46,7 +66,7 @@ def serve():
     from recipes.demo import teacher  # noqa: F401
 
     for line in sys.stdin:
-        args, log, fault = json.loads(line)
+        args, log, fault, number = json.loads(line)
         pid = os.fork()
         if not pid:
             status = 70
@@ -55,7 +75,7 @@ def serve():
                 null = os.open(os.devnull, os.O_RDONLY)
                 os.dup2(null, 0), os.dup2(fd, 1), os.dup2(fd, 2)
                 if fault:
-                    faults.install(faults.killer(fault))
+                    faults.install(sender(fault, number))
                 main(args)
             except SystemExit as e:
                 status = e.code if isinstance(e.code, int) else 1
