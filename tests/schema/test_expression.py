@@ -146,7 +146,7 @@ def test_constant_parts_are_refused_when_the_expression_is_read(text):
         ("", "invalid syntax"),
         ("a" * 2001, "longer than 2000"),
         ("-" * (MAX_DEPTH + 1) + "a", "nested deeper"),
-        ("\0", ""),
+        ("\0", "null"),
     ],
 )
 def test_other_constructs_are_refused_when_the_expression_is_read(text, reason):
