@@ -1,17 +1,24 @@
-"""A local place: atomic writes, publishing over leftovers, locks that die with their holder."""
+"""Places: the conformance suite, stores at registered schemes, and the durable steps of a local place."""
 
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from logitstore.errors import DiskError, StoreBusy, UnknownName
+from logitstore import StoreWriter, TokenTable, open_store, registry
+from logitstore.errors import DiskError, StoreBusy, UnknownName, UsageError
 from logitstore.storage.places import local as module
 from logitstore.storage.places import open_place
+from logitstore.store.rewrite import compact, convert, repair
+from logitstore.store.verify import verify
+from logitstore.testing import places as suite
+from tests.support.memory_place import MemoryPlaces
 
 HOLD = """
     import os, sys
@@ -42,40 +49,79 @@ def holder(place):
         process.kill()
 
 
+@pytest.mark.parametrize("check", suite.CHECKS, ids=lambda c: c.__name__)
+def test_a_local_place_conforms(check, tmp_path):
+    check(lambda: open_place(tmp_path / "store"))
+
+
+@pytest.mark.parametrize("check", suite.CHECKS, ids=lambda c: c.__name__)
+def test_a_place_in_memory_conforms(check, tmp_path):
+    places = MemoryPlaces(tmp_path)
+    check(lambda: places.at("memory://a"))
+
+
 def test_locations(tmp_path):
     assert str(open_place(str(tmp_path))) == str(open_place(tmp_path)) == str(tmp_path)
     place = open_place(tmp_path)
     assert open_place(place) is place
-    with pytest.raises(UnknownName, match="local"):
-        open_place("s4://bucket/x")
 
 
-def test_files(place):
-    assert not place.exists()
-    assert place.names("sealed") == []
-    place.write("sealed/b.json", b"bb")
-    place.write("sealed/a.json", b"")
-    assert place.names("sealed") == ["a.json", "b.json"]
-    assert place.read("sealed/b.json") == b"bb"
-    assert (place.size("sealed/b.json"), place.size("sealed/a.json")) == (2, 0)
-    place.write("sealed/b.json", b"c")
-    assert place.map("sealed/b.json").tobytes() == b"c"
-    assert len(place.map("sealed/a.json")) == 0
-    with pytest.raises(ValueError):
-        place.map("sealed/b.json")[0] = 1
-    place.remove("sealed/b.json")
-    place.remove("sealed/b.json")
-    place.remove("no/such/folder")
-    assert place.names("sealed") == ["a.json"]
-    place.remove("sealed")
-    assert not place.exists("sealed")
+@pytest.fixture
+def memory(monkeypatch, tmp_path_factory):
+    """The registered scheme ``memory``, removed after the test."""
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+    places = MemoryPlaces(tmp_path_factory.mktemp("memory"))
+    registry.register("places", "memory", places)
+    return places
 
 
-def test_a_map_survives_its_file_being_replaced(place):
-    place.write("x", b"old")
-    mapped = place.map("x")
-    place.write("x", b"new and longer")
-    assert mapped.tobytes() == b"old"
+TABLE = TokenTable(("<blk>", "a", "b"), 0)
+
+
+def write_store(location, count=6, **options):
+    random = np.random.default_rng(0)
+    logits = {f"u{i}": random.normal(size=(4 + i, 3)).astype(np.float32) for i in range(count)}
+    with StoreWriter.open(location, tokens=TABLE, streams={"ctc": "dense"}, shard_rows=2, **options) as w:
+        for utt_id, rows in logits.items():
+            if utt_id not in w:
+                w.add(utt_id, ctc=torch.from_numpy(rows))
+    return logits
+
+
+@pytest.mark.parametrize("storage", ["zarr", "webdataset"])
+def test_a_store_at_a_registered_scheme(memory, storage, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_store("memory://a", 3, storage=storage)
+    logits = write_store("memory://a", storage=storage)  # resumed
+    assert sorted(open_store("memory://a")) == sorted(logits)
+    assert not verify("memory://a").findings
+    compact("memory://a", "4")
+    del memory.opened["memory://a"].files["index.bin"]
+    convert("memory://a", "memory://b", storage="webdataset" if storage == "zarr" else "zarr")
+    name = next(n for n in memory.opened["memory://a"].files if n.startswith("shards/") and n[-1] in "r0")
+    memory.opened["memory://a"].files[name] = memory.opened["memory://a"].files[name][:-1]
+    assert repair("memory://a").findings
+    assert not verify("memory://a").findings
+    store = open_store("memory://b")
+    for utt_id, rows in logits.items():
+        expected = rows - np.log(np.exp(rows).sum(-1, keepdims=True))
+        assert np.allclose(store[utt_id].log_probs("ctc"), expected, atol=0.01)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("make", [str, Path])
+def test_an_unknown_scheme_makes_no_folder(make, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for opens in (open_place, open_store, verify, lambda at: write_store(at)):
+        with pytest.raises(UnknownName, match="'s4'") as e:
+            opens(make("s4://bucket/x"))
+        assert "local" in str(e.value)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_path_cannot_hold_a_url(memory):
+    with pytest.raises(UsageError, match="a string"):
+        open_place(Path("memory://a"))
 
 
 @pytest.mark.parametrize("fails", ["fsync", "rename"])
