@@ -3,7 +3,8 @@
 # make test-fast   those that take little time and start no process
 # make wheel-demo   the demo, by a wheel that is built and installed outside of the repository
 # make test-frameworks   teachers against the real frameworks, each in an environment of its own; FRAMEWORKS=...
-# make check   ruff and mypy
+# make docs    the documentation, in build/site; strict
+# make check   ruff, mypy, the arrows between rooms
 # make torture kills, disk faults, rot and hostile input, thousands of cases in under ten minutes; one table
 # make fuzz    coverage-guided fuzzing of everything that reads a store, for FUZZ_SECONDS (60)
 # make digits FSDD=DIR   heads over real spoken digits, and what every encoding weighs and loses on them
@@ -14,9 +15,9 @@ VENV := $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv)
 PY := $(VENV)/bin/python
 DEMO := demo-store
 
-.PHONY: demo wheel-demo test test-fast marks test-frameworks torture fuzz check install benchmark digits clean help
+.PHONY: demo wheel-demo test test-fast marks docs test-frameworks torture fuzz check install benchmark digits clean help
 help:
-	@sed -n '1,10s/^# //p' Makefile
+	@sed -n '1,11s/^# //p' Makefile
 
 # torch is left alone where there is one: a user's own CUDA build stays theirs.
 $(VENV)/.logitstore: setup.cfg pyproject.toml
@@ -59,6 +60,16 @@ fuzz:
 	  .venv-fuzz/bin/python -m pip install -q 'atheris>=2.3' 'numpy>=1.26' 'google-crc32c>=1.5' 'numcodecs>=0.15'
 	@mkdir -p tests/fuzz/found
 	PYTHONPATH=. .venv-fuzz/bin/python -m tests.fuzz $(or $(FUZZ_SECONDS),60)
+
+$(VENV)/.logitstore-docs: $(VENV)/.logitstore
+	@echo "installing what builds the documentation into $(VENV)"
+	@$(PY) -m pip install -q -e '.[docs]'
+	@touch $@
+
+# Strict: a broken link, an anchor that is not there and a public name without documentation fail. No network.
+docs: $(VENV)/.logitstore-docs
+	$(PY) -m pytest tests/docs/test_pages.py
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --site-dir build/site
 
 check: install
 	$(PY) -m ruff check .

@@ -20,9 +20,7 @@ settings.load_profile("fixed")
 
 
 def pytest_addoption(parser):
-    parser.addoption(
-        "--measure", metavar="FILE", help="write the marks of each test to FILE (make marks)"
-    )
+    parser.addoption("--measure", metavar="FILE", help="write the marks of each test to FILE (make marks)")
 
 
 def pytest_configure(config):
