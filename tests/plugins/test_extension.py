@@ -93,6 +93,19 @@ def test_an_unknown_name_lists_the_installed_one(python, folder):
     assert "Did you mean 'halves'" in fresh.run(python, "-c", code, cwd=folder)
 
 
+def test_the_place_passes_the_conformance_suite(script):
+    code = (
+        "import secrets\n"
+        "from logitstore.testing import places\n"
+        "from logitstore_extra import flat\n"
+        "for check in places.CHECKS:\n"
+        "    location = f'flat://{secrets.token_hex(4)}'\n"
+        "    check(lambda: flat.at(location))\n"
+        "print('all', len(places.CHECKS))"
+    )
+    assert "all" in script(code)
+
+
 def test_the_place_is_written_to_by_dump(run, script, folder):
     run(*DUMP, "--stream", "ctc=dense", "--shard-size", 2, "--out", "flat://dumped")
     assert "nothing to do" in run(*DUMP, "--stream", "ctc=dense", "--shard-size", 2, "--out", "flat://dumped")

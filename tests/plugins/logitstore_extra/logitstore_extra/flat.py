@@ -1,4 +1,4 @@
-"""``flat://NAME``: a store kept as an object store keeps it, every object a file of one folder without subfolders.
+"""``flat://NAME``: a store kept as object stores do, every object a file of one folder without subfolders.
 
 The folder is ``$FLAT_ROOT/NAME``; a slash in an object's name is written ``%2F``.
 """
@@ -93,13 +93,21 @@ class FlatPlace:
 
     @contextmanager
     def lock(self, writer: str, wait: bool = False) -> Iterator[None]:
-        (self.root / STAGING).mkdir(parents=True, exist_ok=True)
-        with open(self.root / STAGING / f"{writer}.lock", "wb") as f:
-            try:
-                fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                raise StoreBusy(f"another live process writes as {writer!r}", where=self.url) from None
-            yield
+        path = self.root / STAGING / f"{writer}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            with open(path, "wb") as f:
+                try:
+                    fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                except BlockingIOError:
+                    raise StoreBusy(f"another live process writes as {writer!r}", where=self.url) from None
+                if not path.exists() or not os.path.samestat(os.fstat(f.fileno()), path.stat()):
+                    continue  # its last holder removed the file while this one waited
+                try:
+                    yield
+                finally:
+                    path.unlink(missing_ok=True)
+                return
 
     def _object(self, name: str) -> Path:
         return self.root / quote(name, safe="")
