@@ -1,4 +1,4 @@
-"""Where a batch keeps the ids and texts of its utterances, in the habits of the public frameworks.
+"""Search for the ids and texts of a batch, by the conventions of the public frameworks.
 
 lhotse: ``batch["supervisions"]["cut"]``, objects with an ``id``; ESPnet: a list of ids in front of a dict;
 SpeechBrain: ``batch.id``; Kaldi-style and home-made ones: a list of strings under one of many names.
@@ -23,18 +23,23 @@ DEPTH = 4
 
 @dataclass(frozen=True)
 class FoundIds:
-    """Strings of a batch, one for each of its utterances, and the expression that finds them again."""
+    """Strings of a batch, one per utterance.
+
+    Attributes:
+        expression: expression that gives them again in later batches.
+        values: the strings.
+    """
 
     expression: str
     values: tuple[str, ...]
 
 
 def find_ids(batch: Any, count: int | None = None) -> list[FoundIds]:
-    """Every place of a batch that could hold utterance ids, the likeliest first.
+    """Return all values in a batch that could be its utterance ids, the likeliest first.
 
     Args:
-        batch: what a DataLoader yielded.
-        count: B, where it is known: other counts are left out.
+        batch: a batch that a DataLoader yielded.
+        count: B, where it is known; values of another length are left out.
     """
     found: dict[tuple[str, ...], tuple[int, FoundIds]] = {}
     for order, (key, expression, value) in enumerate(_walk(batch, "batch", DEPTH)):
@@ -54,14 +59,14 @@ def find_ids(batch: Any, count: int | None = None) -> list[FoundIds]:
 def find_by_index(
     index: Any, dataset: Any, count: int | None = None, *, guess: bool = False
 ) -> list[FoundIds]:
-    """Ids of a batch that keeps none, by what its sampler asked the dataset for, the likeliest first.
+    """Return ids found by the index that the sampler gave for a batch, the likeliest first.
 
     Args:
-        index: things that have an ``id`` (lhotse's samplers give cuts), or numbers of items.
-        dataset: with a column of ids (Hugging Face).
+        index: objects with an ``id`` (lhotse's samplers give cuts), or item numbers.
+        dataset: dataset of the batch; a column of ids (Hugging Face) is looked up by the item numbers.
         count: B, where it is known.
-        guess: also by its attributes that are as long as it is and hold ids, or paths: whether item i is the
-            i-th of them, its author knows.
+        guess: also look at sequences that are attributes of the dataset and as long as it is. Whether item i
+            of the dataset is element i of such a sequence is not certain.
     """
     if index is None or isinstance(index, str | int) or not hasattr(index, "__iter__"):
         return []
@@ -78,7 +83,7 @@ def find_by_index(
 
 
 def _columns(dataset: Any, guess: bool) -> list[tuple[str, str, Any]]:
-    """(name, expression, values) of what a dataset keeps of every item, the likeliest ids first."""
+    """Return (name, expression, values) of sequences with one value per item, the likeliest ids first."""
     found = []
     for key in getattr(dataset, "column_names", None) or ():
         if key in ID_KEYS:
@@ -91,7 +96,7 @@ def _columns(dataset: Any, guess: bool) -> list[tuple[str, str, Any]]:
 
 
 def _each(key: str, expression: str, values: list[Any]) -> Iterator[tuple[str, list[Any]]]:
-    """Ids of some items of a column: strings by a telling name, or something that has an id."""
+    """Yield expressions and ids for some items of a column: named strings, or objects with an id."""
     at = f"{expression}[i]"
     if all(isinstance(v, str | Path) for v in values):
         if any("/" in str(v) for v in values):
@@ -107,7 +112,7 @@ def _each(key: str, expression: str, values: list[Any]) -> Iterator[tuple[str, l
 
 
 def find_texts(batch: Any, count: int) -> FoundIds | None:
-    """The reference texts of a batch of ``count`` utterances, where it holds any."""
+    """Return the reference texts of a batch of ``count`` utterances, or None where it has none."""
     for key, expression, value in _walk(batch, "batch", DEPTH):
         listed = isinstance(value, list | tuple) and len(value) == count
         if key in TEXT_KEYS and listed and all(isinstance(v, str) for v in value):
@@ -116,7 +121,7 @@ def find_texts(batch: Any, count: int) -> FoundIds | None:
 
 
 def _walk(value: Any, expression: str, depth: int) -> Iterator[tuple[str, str, Any]]:
-    """(last name, expression, value) of everything below a value, nearest first."""
+    """Yield (last name, expression, value) of everything below a value, the nearest first."""
     inner: list[tuple[str, str, Any]] = []
     if isinstance(value, Mapping):
         inner = [(k, f"{expression}[{k!r}]".replace("'", '"'), v) for k, v in value.items() if _plain(k)]
@@ -136,6 +141,7 @@ def _walk(value: Any, expression: str, depth: int) -> Iterator[tuple[str, str, A
 
 
 def _strings(value: Any, expression: str) -> FoundIds | None:
+    """Return a value as one string per utterance; None where it is none."""
     if isinstance(value, str) and value:
         return FoundIds(f"[{expression}]", (value,))
     if not isinstance(value, list | tuple) or not value:
@@ -149,4 +155,5 @@ def _strings(value: Any, expression: str) -> FoundIds | None:
 
 
 def _plain(key: Any) -> bool:
+    """Return whether a key can be written into an expression between double quotes."""
     return isinstance(key, str) and '"' not in key and "'" not in key and "\\" not in key

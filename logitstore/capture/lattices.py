@@ -1,7 +1,8 @@
-"""Drives a recipe's own transducer, inside its process, over the lattice that its decoding loop never makes.
+"""Lattices of a program's own transducer, computed inside its process.
 
-The encoder's output of a batch is taken; prediction network and joiner run here, on the labels, utterance by
-utterance and slice by slice, in the recipe's own thread, and leave its random numbers and outputs alone.
+A decoding loop never computes the whole lattice. Capture takes the encoder's output of a batch and runs the
+model's prediction network and joiner on the labels itself: utterance by utterance, slice by slice, in the
+program's own thread. The program's random numbers and outputs do not change.
 """
 
 from __future__ import annotations
@@ -27,19 +28,22 @@ from ..teachers.script import run_file
 from ..teachers.tap import find_module
 from ..tokens.table import TokenTable
 from ..tokens.tokenise import Tokeniser
+from .job import CaptureOptions
 
-LAYOUTS = {"BTD": (0, 1, 2), "BDT": (0, 2, 1), "TBD": (1, 0, 2)}
-ATTRIBUTES = {"head": "", "normalised": False, "encoder": "", "side": "output", "width": 0, "blank": 0}
+TO_BTD = {"BTD": (0, 1, 2), "BDT": (0, 2, 1), "TBD": (1, 0, 2)}  # permutations of encoder outputs
+ADAPTER_DEFAULTS = {"head": "", "normalised": False, "encoder": "", "side": "output", "width": 0, "blank": 0}
+MAX_DURATIONS = 16
 
 
 @dataclass(frozen=True)
-class Driven:
-    """The transducer of a model, and the module to take its encoder's output from.
+class RecipeTransducer:
+    """Transducer of the program's model, and the module whose output or input its joiner is run on.
 
     Attributes:
-        found: its drive.
-        encoder: that module; ``side`` of it: ``output`` or ``input``.
-        where: what messages call it.
+        found: joiner adapter, and where the joiner is below the model.
+        encoder: module that is hooked.
+        side: ``output`` of that module, or its ``input``.
+        where: name for messages.
     """
 
     found: FoundJoiner
@@ -48,189 +52,223 @@ class Driven:
     where: str
 
     @property
-    def drive(self) -> JoinerAdapter:
-        """How it is run."""
+    def adapter(self) -> JoinerAdapter:
+        """Adapter that runs the joiner."""
         return self.found.drive
 
     @property
     def head(self) -> str:
-        """Path of what gives its logits, below the outermost module."""
-        return ".".join(p for p in (self.found.owner, self.drive.head) if p)
+        """Path of the module that computes the logits, below the outermost module."""
+        return ".".join(p for p in (self.found.owner, self.adapter.head) if p)
 
-    def classes(self, enc: torch.Tensor) -> int:
-        """V, and durations that the drive does not know of; asked of the joiner itself if need be."""
-        if self.drive.classes:
-            return self.drive.classes
-        with unnoticed(enc.device, self.drive.model):
-            return int(self.drive.join(*sides(self.drive, enc[0, :1], [])).shape[-1])
+    def classes(self, encoded: torch.Tensor) -> int:
+        """Return V and the durations of a TDT joiner that the adapter does not count; may run the joiner."""
+        if self.adapter.classes:
+            return self.adapter.classes
+        with without_side_effects(encoded.device, self.adapter.model):
+            return int(self.adapter.join(*sides(self.adapter, encoded[0, :1], [])).shape[-1])
 
-    def encoded(self, value: Any) -> torch.Tensor:
-        """Frames in what the module gave; raises ``TapError`` where there are none."""
-        if (found := frames_in(value)) is not None:
+    def encoder_frames(self, value: Any) -> torch.Tensor:
+        """Return the frames in a module's output or input; raise ``TapError`` where there are none."""
+        if (found := find_frames(value)) is not None:
             return found
-        what = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+        shape = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
         raise TapError(
-            f"gives {what}, no frames (B, T, D)",
+            f"gives {shape}, no frames (B, T, D)",
             where=self.where,
             do="Say which module gives the encoder's output: --encoder PATH, or --encoder input:PATH.",
         )
 
-    def layouts(self, enc: torch.Tensor, asked: str) -> list[str]:
-        """Orders that its axes can have; raises ``LengthError`` where none fits the joiner."""
-        width = self.drive.width
-        fits = [asked] if asked else ["BTD", "TBD", "BDT"]
-        fits = [x for x in fits if not width or enc.permute(LAYOUTS[x]).shape[2] == width]
-        if not width and not asked:
-            fits.remove("BDT")
-        if not fits:
+    def possible_layouts(self, encoded: torch.Tensor, given: str) -> list[str]:
+        """Return the axis orders that fit the joiner's input width.
+
+        Args:
+            encoded: frames, with three axes.
+            given: layout of the options; empty where none is given.
+
+        Raises ``LengthError`` where none fits.
+        """
+        width = self.adapter.width
+        layouts = [given] if given else ["BTD", "TBD", "BDT"]
+        if width:
+            layouts = [x for x in layouts if encoded.permute(TO_BTD[x]).shape[2] == width]
+        elif not given:
+            layouts.remove("BDT")
+        if not layouts:
+            as_given = f", as {given}" if given else ""
             raise LengthError(
-                f"{tuple(enc.shape)} has no axis of the joiner's {width}{f', as {asked}' if asked else ''}",
+                f"{tuple(encoded.shape)} has no axis of the joiner's {width}{as_given}",
                 where=self.where,
                 do="Say which module gives the encoder's output: --encoder PATH; its axes: --encoder-layout.",
             )
-        return fits
+        return layouts
 
 
-def resolve(root: nn.Module, job: dict[str, Any]) -> Driven:
-    """The transducer of a model, by the job's ``joiner``, ``encoder`` and ``drive``; raises ``TapError``."""
-    where, blank = f"--joiner {job['joiner']}", job["blank"]
-    if job["drive"]:
-        found: FoundJoiner | None = FoundJoiner(
-            "script", "", job["joiner"], _script(job["drive"], root, blank)
-        )
+def find_transducer(root: nn.Module, options: CaptureOptions) -> RecipeTransducer:
+    """Return the transducer of a model, by the options ``joiner``, ``encoder`` and ``joiner_adapter``.
+
+    Raises ``TapError`` for a joiner that no adapter fits, and ``UsageError`` for a wrong option.
+    """
+    where, blank = f"--joiner {options.joiner}", options.blank
+    found: FoundJoiner | None
+    if options.joiner_adapter:
+        adapter = _adapter_of_file(options.joiner_adapter, root, blank)
+        found = FoundJoiner("script", "", options.joiner, adapter)
     else:
-        found = find(root, job["joiner"], blank)
+        found = find(root, options.joiner, blank)
     if found is None:
-        joint = find_module(root, job["joiner"])
-        seen = next((text for m in joint.children() if (text := additive(joint, m))), "")
+        joiner = find_module(root, options.joiner)
+        seen = next((text for m in joiner.children() if (text := additive(joiner, m))), "")
         raise TapError(
-            f"a joiner of no convention that is known here{f' ({seen})' if seen else ''}",
+            f"no joiner adapter that is known here fits this joiner{f' ({seen})' if seen else ''}",
             where=where,
-            do="Say how it is run: --drive FILE.py:NAME, an object with project, predict and join "
-            "(logitstore.teachers.joiners).",
+            do="Say how it is run: --joiner-adapter FILE.py:NAME, a function that returns an object with "
+            "project, predict and join (logitstore.teachers.joiners).",
         )
-    place = job["encoder"] or found.encoder
+    place = options.encoder or found.encoder
     side, colon, path = place.rpartition(":")
     if not place or (colon and side != "input"):
-        raise UsageError(f"--encoder {place!r}", where=where, do="--encoder PATH, or --encoder input:PATH.")
+        raise UsageError(
+            f"{place!r} names no module",
+            where=f"--encoder, for {where}",
+            do="Write --encoder PATH, or --encoder input:PATH.",
+        )
     try:
         encoder = find_module(root, path)
     except TapPathError as e:
         raise TapPathError(e.what, where=f"--encoder {place}", do=e.do) from None
-    return Driven(found, encoder, side or "output", f"--encoder {place}")
+    return RecipeTransducer(found, encoder, side or "output", f"--encoder {place}")
 
 
-def _script(place: str, root: nn.Module, blank: int | None) -> JoinerAdapter:
-    """The drive of ``NAME(model)`` in a user's file."""
+def _adapter_of_file(place: str, root: nn.Module, blank: int | None) -> JoinerAdapter:
+    """Return what the function of ``FILE.py:NAME`` makes for a model, missing attributes filled in."""
     file, _, name = place.rpartition(":")
     if not Path(file).is_file():
-        raise UsageError(f"{place!r} is not FILE.py:NAME", where="--drive")
+        raise UsageError(f"{place!r} is not FILE.py:NAME, or there is no such file", where="--joiner-adapter")
     module = run_file(Path(file).resolve())
     make = getattr(module, name, None)
     if not callable(make):
         known = [n for n in vars(module) if not n.startswith("_")]
-        raise UsageError(f"{file} has no function {name!r}", where="--drive", do=suggest(name, known))
+        raise UsageError(
+            f"{file} has no function {name!r}", where="--joiner-adapter", do=suggest(name, known)
+        )
     made: Any = make(root)
     if missing := [n for n in ("project", "predict", "join") if not callable(getattr(made, n, None))]:
-        raise UsageError(f"what {name}() gives has no {', '.join(missing)}", where=f"--drive {place}")
-    for attribute, value in ATTRIBUTES.items():
+        raise UsageError(
+            f"the object that {name}() returns has no {', '.join(missing)}", where=f"--joiner-adapter {place}"
+        )
+    for attribute, value in ADAPTER_DEFAULTS.items():
         if not hasattr(made, attribute):
             setattr(made, attribute, value)
     made.model = getattr(made, "model", root)
     made.blank = made.blank if blank is None else blank
     if not hasattr(made, "classes"):
         made.classes = 0
-    drive: JoinerAdapter = made
-    return drive
+    adapter: JoinerAdapter = made
+    return adapter
 
 
-class Lattices:
-    """Lattices of a recipe's batches.
+class RecipeLattices:
+    """Computation of lattices with a program's own transducer.
 
     Args:
-        driven: its transducer.
+        transducer: transducer of the program's model.
         table: token table.
-        job: see ``logitstore.capture.run``: ``durations``, ``tokens``, ``bpe``, ``greedy``.
+        options: settings of the capture; ``durations``, ``tokens``, ``bpe`` and ``greedy`` are used.
 
-    ``labels_from`` says where labels come from that the recipe does not give, for the user; ``in_training``
-    is how many modules the recipe left in training mode, which here run in eval.
+    Attributes:
+        model: model that holds prediction network and joiner.
+        labels_from: source of labels that the program does not give, in words, for the user.
+        in_training: number of modules that the program left in training mode; here they run in eval mode.
     """
 
-    def __init__(self, driven: Driven, table: TokenTable, job: dict[str, Any]) -> None:
-        self._driven, self._drive, self._classes = driven, driven.drive, len(table)
-        self.model = self._drive.model
-        self._durations, self._table = job["durations"], table
-        own: Callable[[str], list[int]] | None = getattr(self._drive, "labels", None)
+    def __init__(self, transducer: RecipeTransducer, table: TokenTable, options: CaptureOptions) -> None:
+        self._where, self._adapter = transducer.where, transducer.adapter
+        self.model = self._adapter.model
+        self._durations, self._table = options.durations, table
+        tokenise: Callable[[str], list[int]] | None = getattr(self._adapter, "labels", None)
         how = "by the model's own tokenizer"
-        if job["bpe"] or (own is None and job["tokens"]):
-            tokeniser = Tokeniser(table, job["bpe"])
-            own, how = tokeniser.labels, tokeniser.how
-        self._split = None if job["greedy"] else own
-        said = f"the batch's texts, {how}; without texts the teacher's own decode"
+        if options.bpe or (tokenise is None and options.tokens):
+            tokeniser = Tokeniser(table, options.bpe)
+            tokenise, how = tokeniser.labels, tokeniser.how
+        self._tokenise = None if options.greedy else tokenise
+        if self._tokenise is None:
+            self.labels_from = "the teacher's own decode"
+        else:
+            self.labels_from = f"the batch's texts, {how}; without texts the teacher's own decode"
         self.in_training = sum(m.training for m in self.model.modules())
-        self.labels_from = "the teacher's own decode" if self._split is None else said
-        self._joining: JoinerRunner | None = None
+        self._runner: JoinerRunner | None = None
 
     def transducer(self, output: Any, b: int, labels: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """As a teacher's; ``output`` is the valid frames of each utterance."""
-        return sides(self._drive, output[b], labels)
+        """Return (T, J) and (U+1, J), as :class:`logitstore.teachers.protocol.Transducer` does.
+
+        ``output`` is a list of the valid encoder frames (T, D) of each utterance.
+        """
+        return sides(self._adapter, output[b], labels)
 
     def join(self, enc: torch.Tensor, dec: torch.Tensor) -> torch.Tensor:
-        """As a teacher's; raises ``VocabError`` where it is not as wide as the token table."""
-        logits = self._drive.join(enc, dec)
+        """Return (t, U+1, V) logits; raise ``VocabError`` where V is not the size of the token table."""
+        logits = self._adapter.join(enc, dec)
         classes = logits.shape[-1] - self._durations
-        if classes != self._classes:
-            raise wrong_width(classes, self._classes, "the joiner", self._driven.where)
+        if classes != len(self._table):
+            raise wrong_width(classes, len(self._table), "the joiner", self._where)
         return logits[..., :classes]
 
-    def spoken(
+    def with_labels(
         self, utt_id: str, enc: torch.Tensor, text: str | None, labels: list[int] | None
     ) -> TeacherOutput:
-        """(T, D) of one utterance with labels: those given, its text's, or the teacher's own decode.
+        """Return one utterance's encoder output with the labels that its lattice is computed for.
 
-        Raises ``TokenError`` for a text without tokens.
+        Args:
+            utt_id: utterance id.
+            enc: (T, D) valid encoder frames.
+            text: reference text; used where ``labels`` is None.
+            labels: label ids; None where the program gives none. Without labels and text, the teacher's own
+                greedy decode is used and noted in the record.
+
+        Raises ``TokenError`` for a text that cannot be tokenised.
         """
         notes: dict[str, Any] = {}
         loaded = LoadedUtterance(Utterance(utt_id, Path()), torch.empty(0), 0.0, labels)
-        spoken = TeacherOutput(loaded, len(enc), {}, [enc], 0)
-        if labels is None and text is not None and self._split is not None:
+        output = TeacherOutput(loaded, len(enc), {}, [enc], 0)
+        if labels is None and text is not None and self._tokenise is not None:
             try:
-                labels = self._split(text)
+                labels = self._tokenise(text)
             except ValueError as e:
                 raise TokenError(
-                    f"the text {text!r} is no labels: {e}",
+                    f"the text {text!r} cannot be tokenised: {e}",
                     where=utt_id,
                     do="Say how it is tokenised: --bpe FILE; or where labels are: --labels EXPR; or take the "
                     "teacher's own decode: --greedy.",
                 ) from e
         if labels is None:
-            labels, score = search(self._join_on(enc.device), spoken)
+            labels, score = search(self._runner_on(enc.device), output)
             notes = {"labels_from": "rnnt", "labels_score": round(score, 3)}
-        return replace(spoken, labels={"rnnt": labels}, notes=notes)
+        return replace(output, labels={"rnnt": labels}, notes=notes)
 
-    def slices(self, spoken: TeacherOutput) -> Iterator[torch.Tensor]:
-        """(t, U+1, V) logits, slice after slice; see :meth:`.JoinerRunner.lattice`."""
-        return self._join_on(spoken.batch_output[0].device).lattice(spoken)
+    def slices(self, output: TeacherOutput) -> Iterator[torch.Tensor]:
+        """Yield the lattice in slices of (t, U+1, V) logits."""
+        return self._runner_on(output.batch_output[0].device).lattice(output)
 
-    def _join_on(self, device: torch.device) -> JoinerRunner:
-        if self._joining is None or self._joining.device != device:
-            self._joining = JoinerRunner(self, self._table, device, head=self._drive.head)
-        return self._joining
+    def _runner_on(self, device: torch.device) -> JoinerRunner:
+        if self._runner is None or self._runner.device != device:
+            self._runner = JoinerRunner(self, self._table, device, head=self._adapter.head)
+        return self._runner
 
 
-def frames_in(value: Any) -> torch.Tensor | None:
-    """The first tensor of real numbers with three axes, in lists, tuples and dicts of whatever depth."""
+def find_frames(value: Any) -> torch.Tensor | None:
+    """Return the first floating-point tensor with three axes in a value or its lists, tuples and dicts."""
     if isinstance(value, torch.Tensor):
         return value.detach() if value.is_floating_point() and value.dim() == 3 else None
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    return next((x for item in inner if (x := frames_in(item)) is not None), None)
+    return next((x for item in inner if (x := find_frames(item)) is not None), None)
 
 
 @contextmanager
-def unnoticed(device: torch.device, model: nn.Module) -> Iterator[None]:
-    """What runs here leaves the recipe's random numbers as they were, and its modules in their modes.
+def without_side_effects(device: torch.device, model: nn.Module) -> Iterator[None]:
+    """Run a model in eval mode; restore the program's random state and the modes of its modules afterwards.
 
-    In here they are in eval: what lies in lists, outside the reach of ``eval()``, often is not (SpeechBrain).
+    Modules that lie in lists, outside the reach of ``eval()``, are often in training mode (SpeechBrain).
     """
     devices = [device] if device.type == "cuda" else []
     training = [m for m in model.modules() if m.training]
@@ -245,14 +283,21 @@ def unnoticed(device: torch.device, model: nn.Module) -> Iterator[None]:
 
 
 def wrong_width(classes: int, table: int, what: str, where: str) -> VocabError:
-    """More or fewer classes than tokens; a few more are a TDT joint's durations."""
+    """Return the error for logits that are not as wide as the token table.
+
+    Args:
+        classes: V of the logits.
+        table: number of tokens.
+        what: module, for the message.
+        where: location, for the message.
+    """
     more = classes - table
-    tdt = (
-        f"If the last {more} are the durations of a TDT joint: --durations {more}. " if 0 < more <= 16 else ""
-    )
+    tdt = ""
+    if 0 < more <= MAX_DURATIONS:
+        tdt = f"If the last {more} are the durations of a TDT joiner: --durations {more}. "
     return VocabError(
         f"{what} gives {classes} classes, the token table has {table}",
         where=where,
-        why="A logit's position is its token.",
+        why="The position of a logit is the id of its token.",
         do=f"{tdt}Give the table that the model was trained with: --tokens.",
     )

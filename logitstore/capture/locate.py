@@ -1,9 +1,13 @@
-"""What belongs to the logits of a batch: ids and lengths, as the user said or as found in the first batch."""
+"""Search for the ids, texts and valid lengths of the batch whose logits a module computes.
+
+Each is looked up by an expression: the user's, or one that is found in the first batch and then kept, so that
+all batches are read in the same way.
+"""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,161 +16,201 @@ from torch import nn
 from ..errors import UsageError
 from .batch_ids import find_by_index, find_ids, find_texts
 from .expression import Expression
-from .inject.batches import Batches, Noted, parts
-from .inject.finder import Finder
-from .inject.lengths import Lengths, candidates, choose, in_variables, signs, variables
-from .inject.program import eagerly, variable
+from .inject.batches import YieldedBatch, YieldedBatches, parts
+from .inject.finder import ModuleFinder
+from .inject.lengths import (
+    FoundLengths,
+    candidates,
+    choose,
+    possible_lengths,
+    possible_lengths_in_variables,
+    variables,
+)
+from .inject.program import run_compiled_models_eagerly, variable
+from .job import CaptureOptions
 
-OF_BATCH = {"batch", "index", "dataset"}  # names of an expression that a loader gives their values
+BATCH_NAMES = {"batch", "index", "dataset"}  # names in expressions whose values come from the loader
+KEPT_TENSORS = 512  # of the modules' inputs and outputs of a batch, until it is known where the lengths are
 
 
-class Asking:
-    """Answers about the batch at work.
+class BatchLocator:
+    """Answers about the batch whose logits a module computes.
 
     Args:
-        job: see ``logitstore.capture.run``; its ``ids`` and ``lengths`` may be empty.
-        batches: that loaders yield.
-        finder: of modules, whose outputs expressions may look at.
-        tell: told what was found out.
+        options: settings of the capture; ``ids`` and ``lengths`` may be empty.
+        batches: batches that the program's loaders yielded.
+        finder: finder of modules, whose outputs and inputs expressions may look at.
+        note: function that tells the user a finding, by name and text.
+
+    Attributes:
+        ids_expression: expression for the ids; None until it is known.
+        lengths_expression: expression for the valid lengths; None until it is known.
+        batch: batch of a loader that the running module was given; None where no loader yielded it.
+        compiled: whether the program compiles models. Variables of compiled functions do not exist.
     """
 
     def __init__(
-        self, job: dict[str, Any], batches: Batches, finder: Finder, tell: Callable[..., None]
+        self,
+        options: CaptureOptions,
+        batches: YieldedBatches,
+        finder: ModuleFinder,
+        note: Callable[[str, str], None],
     ) -> None:
-        self.ids_at = Expression(job["ids"], "--ids") if job["ids"] else None
-        self.lengths_at = Expression(job["lengths"], "--lengths") if job["lengths"] else None
-        self.batches, self._finder, self._tell = batches, finder, tell
-        self.noted: Noted | None = None
-        self.compiled = False  # whether the program compiles: variables inside of that are no more
+        self.ids_expression = Expression(options.ids, "--ids") if options.ids else None
+        self.lengths_expression = Expression(options.lengths, "--lengths") if options.lengths else None
+        self.batches, self._finder, self._note = batches, finder, note
+        self.batch: YieldedBatch | None = None
+        self.compiled = False
         self._homes: dict[str, tuple[str, str]] = {}
-        # until it is known where the lengths are: what every module was given and returned in this batch
-        self._signs: list[tuple[weakref.ref[nn.Module], str, str, torch.Tensor]] = []
-        self._watcher: Any = None
-        if self.lengths_at is None:
-            watch = nn.modules.module.register_module_forward_hook
-            self._watcher = watch(self._watch, with_kwargs=True)
+        # module, "modules" or "inputs", rest of the expression, tensor that may hold lengths
+        self._tensors: list[tuple[weakref.ref[nn.Module], str, str, torch.Tensor]] = []
+        self._hook: Any = None
+        if self.lengths_expression is None:
+            register = nn.modules.module.register_module_forward_hook
+            self._hook = register(self._keep_tensors, with_kwargs=True)
 
-    def begin(self) -> None:
-        """A loader yields a batch: what was said of the one before is over, unless it fetches ahead."""
+    def loader_yields(self) -> None:
+        """Drop what was kept of the batch before, unless loaders fetch ahead of the model."""
         if not self.batches.ahead:
             self.forget()
 
     def forget(self) -> None:
-        """A batch is over."""
+        """Drop what was kept of a batch."""
         self._finder.forget()
-        self._signs.clear()
+        self._tensors.clear()
 
     def stop(self) -> None:
-        """Watch no longer."""
-        if self._watcher is not None:
-            self._watcher.remove()
-            self._watcher = None
-        self._signs.clear()
+        """Remove the hook on all modules."""
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+        self._tensors.clear()
 
-    def _watch(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+    def _keep_tensors(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        """Keep the tensors in a module's inputs and outputs that may hold the lengths."""
         if torch.compiler.is_compiling():
             return
-        said = (("modules", output), ("inputs", args), ("inputs", kwargs))
-        for where, value in said:
-            for rest, tensor in signs(value, ""):
-                self._signs.append((weakref.ref(module), where, rest, tensor))
-        del self._signs[:-512]
+        for where, value in (("modules", output), ("inputs", args), ("inputs", kwargs)):
+            for rest, tensor in possible_lengths(value, ""):
+                self._tensors.append((weakref.ref(module), where, rest, tensor))
+        del self._tensors[:-KEPT_TENSORS]
 
     @property
-    def by_batch(self) -> bool:
-        """Whether the ids are of what a loader yielded, not of variables alone."""
-        return self.ids_at is None or bool(self.ids_at.names & OF_BATCH)
+    def ids_from_loader(self) -> bool:
+        """Whether the ids are found by what a loader yielded, not by the program's variables alone."""
+        return self.ids_expression is None or bool(self.ids_expression.names & BATCH_NAMES)
 
-    def batch(self, ids: Sequence[str]) -> Any:
-        """What tells the batch at work from the others."""
-        return self.noted.number if self.by_batch and self.noted is not None else tuple(ids)
+    def batch_key(self, ids: Sequence[str]) -> Hashable:
+        """Return a key that tells the batch of these ids from all others."""
+        return self.batch.number if self.ids_from_loader and self.batch is not None else tuple(ids)
 
     def ids(self, logits: torch.Tensor, where: str, count: int | None) -> list[str]:
-        """Ids of the utterances of (B, …) logits; raises ``UsageError`` where nobody knows.
+        """Return the utterance ids of a batch.
 
-        ``count`` is B; None where the logits are of some of them, or packed.
+        Args:
+            logits: (B, …) output of the running module.
+            where: location for messages.
+            count: B; None where the output has only some of the batch's utterances, or is packed.
+
+        Raises ``UsageError`` where no ids are found, or where the batch is not certain.
         """
         try:
-            self.noted = self.batches.claim(where)
+            self.batch = self.batches.claim(where)
         except UsageError:
-            if self.by_batch:
+            if self.ids_from_loader:
                 raise
-            self.noted = None
-        if self.by_batch and self.noted is None:
+            self.batch = None
+        if self.ids_from_loader and self.batch is None:
             raise UsageError(
-                "no DataLoader of this process has yielded a batch: nothing says whose logits these are",
+                "no DataLoader of this process has yielded a batch, so the utterances of these logits are "
+                "not known",
                 where=where,
                 do="Say where the ids are: --ids EXPR, e.g. a variable of your program at that moment.",
             )
-        if self.ids_at is not None:
-            value = self.ids_at.value(lambda name: self.lookup(name, logits))
+        if self.ids_expression is not None:
+            value = self.ids_expression.value(lambda name: self.lookup(name, logits))
             return [str(i) for i in ([value] if isinstance(value, str | int) else list(value))]
-        assert self.noted is not None
-        found = find_ids(self.noted.batch, count)
-        found += find_by_index(self.noted.index, self.noted.dataset, count)
+        assert self.batch is not None
+        found = find_ids(self.batch.batch, count)
+        found += find_by_index(self.batch.index, self.batch.dataset, count)
         if not found:
             raise UsageError(
-                f"no ids of {logits.shape[0]} utterances in the batch ({_outline(self.noted.batch)})",
+                f"no ids of {logits.shape[0]} utterances in the batch ({_outline(self.batch.batch)})",
                 where=where,
                 do="Let the dataset return them, or say where they are: --ids EXPR (it may look at `batch`, "
                 "at `index`, what the sampler asked `dataset` for, and at variables); or the axes: --layout.",
             )
-        self.ids_at = Expression(found[0].expression, "ids")  # the same place in every batch
-        self._tell(ids=found[0].expression)
+        self.ids_expression = Expression(found[0].expression, "ids")  # the same place in every batch
+        self._note("ids", found[0].expression)
         return list(found[0].values)
 
     def texts(self, count: int) -> tuple[str, ...] | None:
-        """Reference texts of the batch, where it holds any."""
-        found = find_texts(self.noted.batch, count) if self.noted is not None else None
+        """Return the reference texts of a batch of ``count`` utterances, or None where it has none."""
+        found = find_texts(self.batch.batch, count) if self.batch is not None else None
         return found.values if found else None
 
     def lengths(self, logits: torch.Tensor, root: nn.Module) -> list[int]:
-        """Valid frames of every utterance; raises ``LengthError`` or ``UsageError``."""
-        if self.lengths_at is None:
-            found = self._settle(logits, root)
-            self.lengths_at = Expression(found.expression, "lengths")
-            self._tell(lengths=found.expression)
+        """Return the valid frames of each utterance of a batch.
+
+        Args:
+            logits: tensor whose first axes are (B, T).
+            root: the program's model.
+
+        Raises ``LengthError`` where none or several are found, ``UsageError`` for a wrong expression.
+        """
+        if self.lengths_expression is None:
+            found = self._find_lengths(logits, root)
+            self.lengths_expression = Expression(found.expression, "lengths")
+            self._note("lengths", found.expression)
             return list(found.values)
-        value = self.lengths_at.value(lambda name: self.lookup(name, logits))
+        value = self.lengths_expression.value(lambda name: self.lookup(name, logits))
         if isinstance(value, torch.Tensor):
             value = value.reshape(-1).tolist()
         return [round(v) for v in (value if isinstance(value, list | tuple) else [value])]
 
-    def _settle(self, logits: torch.Tensor, root: nn.Module) -> Lengths:
-        """Where the lengths are, from the first batch: a variable by preference, for people can read it."""
+    def _find_lengths(self, logits: torch.Tensor, root: nn.Module) -> FoundLengths:
+        """Find the lengths in the first batch; a variable is preferred, because people can read it."""
         b, t = logits.shape[:2]
         names = {m: n for n, m in root.named_modules()}
-        told = [(names[m], where, rest, v) for ref, where, rest, v in self._signs if (m := ref()) in names]
-        found = candidates(((f'{where}["{n}"]{rest}', v) for n, where, rest, v in reversed(told)), b, t)
-        mine = candidates(in_variables(), b, t)
-        found = found + mine if self.compiled else mine + found
-        chosen = choose(found, b, t, type(root).__name__, self._given())
+        tensors = (
+            (f'{where}["{names[module]}"]{rest}', tensor)
+            for ref, where, rest, tensor in reversed(self._tensors)
+            if (module := ref()) in names
+        )
+        of_modules = candidates(tensors, b, t)
+        of_variables = candidates(possible_lengths_in_variables(), b, t)
+        found = of_modules + of_variables if self.compiled else of_variables + of_modules
+        chosen = choose(found, b, t, type(root).__name__, self._inputs())
         self.stop()
-        eagerly(False)
+        run_compiled_models_eagerly(False)
         for path in Expression(chosen.expression, "lengths").modules:
-            self._finder.listen(root, path)
+            self._finder.keep(root, path)
         return chosen
 
-    def _given(self) -> Iterator[torch.Tensor]:
-        """What the model was given, as far as one can see: tensors of the batch, and of variables."""
-        held = list(parts(self.noted.batch, 3)) if self.noted is not None else []
+    def _inputs(self) -> Iterator[torch.Tensor]:
+        """Yield tensors that may be the model's input: those of the batch, and of variables."""
+        held = list(parts(self.batch.batch, 3)) if self.batch is not None else []
         for value in (*held, *(v for _, v in variables())):
             if isinstance(value, torch.Tensor):
                 yield value
 
     def lookup(self, name: str, logits: torch.Tensor) -> Any:
-        """The value of a name in an expression."""
-        if name in ("modules", "inputs"):
-            return self._finder.outputs if name == "modules" else self._finder.inputs
-        known = {"output": logits, "B": logits.shape[0], "T": logits.shape[1]}
-        if name in known:
-            return known[name]
-        if name in OF_BATCH and self.noted is not None and getattr(self.noted, name) is not None:
-            return getattr(self.noted, name)
+        """Return the value of a name in an expression; raise ``KeyError`` where it has none."""
+        if name == "modules":
+            return self._finder.outputs
+        if name == "inputs":
+            return self._finder.inputs
+        if name == "output":
+            return logits
+        if name in ("B", "T"):
+            return logits.shape["BT".index(name)]
+        if name in BATCH_NAMES and self.batch is not None and getattr(self.batch, name) is not None:
+            return getattr(self.batch, name)
         return variable(name, self._homes)
 
 
 def _outline(batch: Any) -> str:
+    """Return the keys and types of a batch, for messages."""
     if isinstance(batch, dict):
         return ", ".join(f"{k}: {type(v).__name__}" for k, v in list(batch.items())[:12])
     if isinstance(batch, list | tuple):

@@ -1,4 +1,21 @@
-"""Capture, inside a process of the user's recipe: find the model, take its logits, hand them to a writer."""
+"""Capture inside one process of the program: hooks its model and hands the logits to a writer.
+
+In the order in which things happen:
+
+1. :class:`CaptureRecorder` is made when the process has imported torch. It follows the process's DataLoaders
+   (``inject.batches``), waits for the captured modules to appear and hooks them (``inject.finder``), and
+   watches for products with the weight of a CTC head, which some programs compute without running the head.
+2. A hook calls ``_module_ran`` with each output. The output is brought to (B, T, V), or to the joiner's form
+   (``joiner``). Its ids are looked up (``locate``), and calls that are not the one to store are skipped.
+3. The first output opens the writer (``writer``), which makes the store or checks that it was made with the
+   same settings.
+4. The outputs of one batch are gathered in a ``CapturedBatch``: one per stream, or several pieces of the CTC
+   logits (``pieces``). When all are there, the batch goes to the writer.
+5. At the end of the process, ``_close`` finishes the last batch and closes the writer.
+
+An error in a hook is raised in the program, and is also written into the report, because the program may
+catch it. A process that forks starts anew in its child: the writer belongs to the parent.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +24,7 @@ import concurrent.futures.thread  # noqa: F401 - registers its end before ours
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.util import Finalize
 from pathlib import Path
@@ -21,228 +38,296 @@ from ..errors import LengthError, TapError, TapFiredTwice, TapNeverFired, UsageE
 from ..teachers.tap import LAYOUTS
 from ..teachers.weight_products import PREFIX, Watch, split
 from .expression import Expression
-from .inject.batches import Batches
-from .inject.finder import Finder
-from .inject.inside import Report
-from .inject.program import eagerly, follow_compiling, follow_loaders
-from .joiner import Joiner
-from .locate import Asking
+from .inject.batches import YieldedBatches
+from .inject.finder import ModuleFinder
+from .inject.program import follow_compiling, follow_loaders, run_compiled_models_eagerly
+from .inject.report import ProcessReport
+from .job import CaptureJob
+from .joiner import JoinerCapture
+from .locate import BatchLocator
 from .pieces import BatchPieces
-from .writer import Heard, Scribe, Shape
-
-OPTIONS = {"ctc": "ctc", "rnnt": "joiner"}  # by stream
+from .writer import CapturedBatch, CaptureWriter, HeadShape
 
 
-def begin(job: dict[str, Any], session: Path) -> None:
-    """Wait for batches and for the module; called once torch is imported."""
-    Capturing(job, session)
-
-
-class Capturing:
-    """One process that may turn out to run the tapped module.
+class CaptureRecorder:
+    """Recorder of one process, which may or may not run the captured modules.
 
     Args:
-        job: see ``logitstore.capture.run``.
-        session: folder of reports.
+        job: description of the capture.
+        session: session folder.
+
+    Attributes:
+        report: report of this process to the parent process.
     """
 
-    def __init__(self, job: dict[str, Any], session: Path) -> None:
-        self.job, self.session = job, session
-        self.paths = {s: str(job[o]) for s, o in OPTIONS.items() if job[o]}
-        self._watch_products, self._multiplied = Watch(self._product), False
-        self._joiner: Joiner | None = None
-        self._begin()
-        batches = Batches()
-        keep = Expression(job["lengths"], "--lengths").modules if job["lengths"] else ()
-        owners = {s: split(p)[0] if p.startswith(PREFIX) else p for s, p in self.paths.items()}
-        self._finder = Finder(owners, self._take, self._guard, self._tell, keep, self._place)
-        self._asking = Asking(job, batches, self._finder, self._say)
-        if "rnnt" in self.paths:
-            self._joiner = Joiner(job, self._asking.lookup, self._say)
-        if "ctc" in self.paths:  # the first mode there is: nothing stands below it
-            self._watch_products.__enter__()  # type: ignore[no-untyped-call]
-        follow_loaders(self._noted)
-        follow_compiling(self._compiling)
-        os.register_at_fork(after_in_child=self._begin)
+    report: ProcessReport
+    _writer: CaptureWriter | None
+
+    def __init__(self, job: CaptureJob, session: Path) -> None:
+        self._job, self._options, self._session = job, job.options, session
+        self._paths = self._options.paths
+        self._begin_process()
+        self._products = Watch(self._product_computed)
+        self._product_noted = False
+        kept_modules: frozenset[str] = frozenset()
+        if self._options.lengths:
+            kept_modules = Expression(self._options.lengths, "--lengths").modules
+        self._finder = ModuleFinder(
+            {s: split(path)[0] if path.startswith(PREFIX) else path for s, path in self._paths.items()},
+            ran=self._module_ran,
+            guard=self._errors_reported,
+            report=self._report_search,
+            keep=kept_modules,
+            hook_at=self._hook_at,
+        )
+        self._locator = BatchLocator(self._options, YieldedBatches(), self._finder, self._note)
+        self._joiner: JoinerCapture | None = None
+        if "rnnt" in self._paths:
+            self._joiner = JoinerCapture(self._options, self._locator.lookup, self._note)
+        if "ctc" in self._paths:  # entered before any other torch function mode, so it lies below all of them
+            self._products.__enter__()  # type: ignore[no-untyped-call]
+        follow_loaders(self._loader_yielded)
+        follow_compiling(self._program_compiles)
+        os.register_at_fork(after_in_child=self._begin_process)
+        self._note_uncaught_errors()
+
+    def _begin_process(self) -> None:
+        """Start without a writer: at first, and in each forked child."""
+        # The writer of the parent process is kept and never closed here: its lock is the parent's.
+        self._inherited = getattr(self, "_writer", None)
+        self._writer = None
+        self._failed = False
+        self._calls: dict[str, tuple[Hashable, int]] = {}  # by stream: batch of the last call, calls in it
+        self._batch: CapturedBatch | None = None  # batch that lacks the output of a stream
+        self._pieces: BatchPieces | None = None  # batch that lacks some pieces of its CTC logits
+        self.report = ProcessReport(self._session, state="torch")
+
+    def _note_uncaught_errors(self) -> None:
+        """Treat the process as failed when the program ends with an uncaught exception."""
         excepthook = sys.excepthook
 
-        def died(kind: Any, error: Any, trace: Any) -> None:
+        def note_and_show(kind: Any, error: Any, trace: Any) -> None:
             self._failed = True
             excepthook(kind, error, trace)
 
-        sys.excepthook = died
+        sys.excepthook = note_and_show
 
-    def _tell(self, **said: Any) -> None:
-        if "state" not in said or self._report.said["state"] in ("torch", "looking"):
-            self._report.write(**said)
+    # -- reports -----------------------------------------------------------------------------------------
 
-    def _say(self, **said: Any) -> None:
-        self._report.write(**said)  # of this process: after a fork it is another one
+    def _note(self, name: str, text: str) -> None:
+        self.report.note(name, text)  # self.report is another one after a fork
 
-    def _begin(self) -> None:
-        """This process on its own: after a fork, the parent's writer and report stay the parent's."""
-        self._inherited = getattr(self, "_scribe", None)  # kept, never closed: its lock is the parent's
-        self._scribe: Scribe | None = None
-        self._failed = False
-        self._ran: dict[str, tuple[Any, int]] = {}  # the batch in which a module ran last, and how often
-        self._heard: Heard | None = None  # a batch of which some stream is still to come
-        self._pieces: BatchPieces | None = None  # a batch of which some calls are still to come
-        self._report = Report(self.session, state="torch")
-
-    # -- finding the model -------------------------------------------------------------------------------
-
-    def _noted(self, batch: Any, source: Any, index: Any, dataset: Any) -> None:
-        """A DataLoader of this process yields a batch."""
-        if self._asking.batches.note(batch, source, index, dataset):
-            self._finder.search(seldom=True)
-        if self._scribe is not None and not self._watch_products.busy:
-            self._watch_products.remove()
-        self._asking.begin()
-
-    def _compiling(self) -> None:
-        """The program compiles a model: the first batch runs as it is, so that lengths can be found in it."""
-        self._finder.compiling()
-        self._asking.compiled = True
-        if self._asking.lengths_at is None:
-            eagerly(True)
-
-    # -- taking the logits -------------------------------------------------------------------------------
+    def _report_search(self, **fields: Any) -> None:
+        """Report how the search for the modules goes, unless the process is further than that."""
+        if "state" not in fields or self.report.fields["state"] in ("torch", "looking"):
+            self.report.write(**fields)
 
     @contextmanager
-    def _guard(self) -> Iterator[None]:
-        """What is wrong stops the recipe, and is said again when it ended: it may catch the error."""
+    def _errors_reported(self) -> Iterator[None]:
+        """Write an error into the report and raise it: the program may catch it."""
         try:
             yield
         except Exception as e:
             self._failed = True
-            self._report.write(state="failed", error=f"{type(e).__name__}: {e}")
+            self.report.write(state="failed", error=f"{type(e).__name__}: {e}")
             raise
 
-    def _place(self, stream: str, root: nn.Module, target: nn.Module) -> tuple[nn.Module, str]:
+    # -- events of the program ---------------------------------------------------------------------------
+
+    def _loader_yielded(self, batch: Any, source: Any, index: Any, dataset: Any) -> None:
+        """Note a batch that a DataLoader of this process yields."""
+        is_first = self._locator.batches.note(batch, source, index, dataset)
+        if is_first:
+            self._finder.search(seldom=True)
+        if self._writer is not None and not self._products.busy:
+            self._products.remove()
+        self._locator.loader_yields()
+
+    def _program_compiles(self) -> None:
+        """Run the first batch of a compiled model without compiling, so that its lengths can be found."""
+        self._finder.hook_again()
+        self._locator.compiled = True
+        if self._locator.lengths_expression is None:
+            run_compiled_models_eagerly(True)
+
+    def _hook_at(self, stream: str, root: nn.Module, module: nn.Module) -> tuple[nn.Module, str]:
+        """Return the module to hook, and its side; an empty side where only its weight is watched."""
         if stream == "rnnt" and self._joiner is not None:
-            return self._joiner.place(root, target)
-        asked = self.paths[stream]
-        by_name = asked.startswith(PREFIX)
-        weight = split(asked)[1] if by_name else "weight"
-        if isinstance(getattr(target, weight, None), torch.Tensor):
-            self._watch_products.add(stream, target, weight)
-        elif by_name:
-            raise TapError(f"{type(target).__name__} has no {weight!r}", where=f"--{OPTIONS[stream]} {asked}")
-        return target, "" if by_name else "output"
+            return self._joiner.hook_at(root, module)
+        path = self._paths[stream]
+        by_weight = path.startswith(PREFIX)
+        weight = split(path)[1] if by_weight else "weight"
+        if isinstance(getattr(module, weight, None), torch.Tensor):
+            self._products.add(stream, module, weight)
+        elif by_weight:
+            raise TapError(f"{type(module).__name__} has no {weight!r}", where=self._options.flag(stream))
+        return module, "" if by_weight else "output"
 
-    def _product(self, stream: str, module: nn.Module, given: torch.Tensor, output: torch.Tensor) -> None:
-        """A head that does not run itself: somebody multiplies with its weight."""
-        if get_worker_info() is None:
-            with self._guard():
-                if not self._multiplied:
-                    self._multiplied = True
-                    self._say(ctc=f"a product with the weight of {split(self.paths[stream])[0]}")
-                self._take(stream, self._finder.root_of(module), module, output)
+    def _product_computed(
+        self, stream: str, module: nn.Module, given: torch.Tensor, output: torch.Tensor
+    ) -> None:
+        """Take logits that are a product with a head's weight, computed without running the head."""
+        if get_worker_info() is not None:
+            return
+        with self._errors_reported():
+            if not self._product_noted:
+                self._product_noted = True
+                self._note("ctc", f"a product with the weight of {split(self._paths[stream])[0]}")
+            self._module_ran(stream, self._finder.root_of(module), module, output)
 
-    def _take(self, stream: str, root: nn.Module | None, module: nn.Module, output: Any) -> None:
+    def _module_ran(self, stream: str, root: nn.Module | None, module: nn.Module, output: Any) -> None:
+        """Take the output of a hooked module.
+
+        Args:
+            stream: ``ctc`` or ``rnnt``.
+            root: outermost module that has it; None where that does not exist any more.
+            module: hooked module.
+            output: output of the module, or its input where that is hooked.
+        """
         if self._failed or root is None:
             return
-        where = f"--{OPTIONS[stream]} {self.paths[stream]}"
-        if self._joiner is not None:
-            self._joiner.runs(root)
+        where = self._options.flag(stream)
         joiner = self._joiner if stream == "rnnt" else None
+        if self._joiner is not None:
+            self._joiner.model_runs(root)
         if joiner is not None:
-            logits = joiner.logits(output, where, lambda x: self._has_ids(x, where))
+            logits = joiner.take(output, where, lambda x: self._has_ids(x, where))
         else:
-            logits = self._axes(output, where)
-        # SpeechBrain's interfaces are modules that stay in training mode themselves; what they hold does not.
-        if module.training or (root.training and any(m.training for m in root.children())):
+            logits = self._to_btv(output, where)
+        _require_eval(module, root, where)
+        in_pieces = bool(self._options.accumulate) and self._joiner is None
+        is_partial = joiner.is_partial(logits) if joiner is not None else in_pieces
+        ids = self._ids_of(logits, where, joiner, is_partial)
+        outputs = joiner.complete(logits, len(ids), where) if joiner is not None else [logits]
+        if outputs is None:
+            return
+        if not in_pieces and self._skips_call(stream, ids, tuple(logits.shape), where):
+            return
+        if self._writer is None:
+            self._writer = self._open_writer(stream, root, module, logits)
+        if self._writer.root() is not root:
             raise TapError(
-                "the model is in training mode",
+                f"a second model ({type(root).__name__}) runs a module at this path",
                 where=where,
-                why="Dropout and batch statistics make every forward say something else.",
+                why="The records of two models cannot be told apart in one store.",
+                do="Capture a run of the program that decodes with one of them.",
             )
-        pieces = bool(self.job["accumulate"]) and self._joiner is None
-        parted = joiner.parted(logits) if joiner is not None else pieces
-        some = parted and self.job["accumulate"] != "t"  # of the batch's utterances, or all of them packed
-        ids = self._asking.ids(logits, where, None if some else len(logits))
-        if len(ids) != len(logits) and not parted:
-            axes = "a joint that runs on some of a batch: --accumulate b" if joiner else "its axes: --layout"
+        if in_pieces:
+            self._add_piece(stream, ids, logits, root)
+        else:
+            self._add_stream(stream, ids, outputs, is_partial, root)
+
+    def _ids_of(
+        self, logits: torch.Tensor, where: str, joiner: JoinerCapture | None, is_partial: bool
+    ) -> list[str]:
+        """Return the ids of a batch; raise ``LengthError`` where there are not B of them."""
+        # Frames of all utterances have B on their first axis; utterances in pieces and packed lattices do
+        # not.
+        some_utterances = is_partial and self._options.accumulate != "t"
+        ids = self._locator.ids(logits, where, None if some_utterances else len(logits))
+        if len(ids) != len(logits) and not is_partial:
+            axes = (
+                "a joiner that runs on parts of a batch: --accumulate b" if joiner else "its axes: --layout"
+            )
             raise LengthError(
                 f"{len(ids)} ids for an output of {tuple(logits.shape)}",
                 where=where,
                 do=f"Say where the ids are: --ids EXPR; {axes}.",
             )
-        got = joiner.gathered(logits, len(ids), where) if joiner else [logits]
-        if got is None or (not pieces and self._again(stream, ids, tuple(logits.shape), where)):
-            return
-        if self._scribe is None:
-            if stream == "ctc" and not self._multiplied:
-                self._watch_products.clear()  # a module that runs needs no watching
-            alone = Shape(logits.shape[-1])
-            self._scribe = self._open(root, self._joiner.shape(module, logits) if self._joiner else alone)
-            self._finder.settle()
-        if self._scribe.root() is not root:
-            raise TapError(
-                f"a second model ({type(root).__name__}) runs a module at this path",
-                where=where,
-                why="Rows of two models in one store cannot be told apart.",
-                do="Capture a run of the recipe that decodes with one of them.",
-            )
-        if pieces:
-            return self._piece(stream, ids, logits, root)
-        heard = self._heard
-        if heard is None or heard.ids != tuple(ids) or stream in heard.streams:
-            self._whole()
-            t = 0 if logits.dim() == 2 else max(x.shape[1] for x in got)
-            # where no one tensor has the batch's B and T: one that has them, and nothing in it
-            about = logits.new_empty(len(ids), t, 0) if parted else logits
-            lengths, texts = self._asking.lengths(about, root), self._asking.texts(len(ids))
-            heard = self._heard = self._hear(ids, lengths, t, texts)
-        if joiner is not None:
-            joiner.keep(heard, got, self._scribe.blank, where)
-        else:  # a copy: decoders edit logits in place after the layer returns them
-            heard.logits = logits.clone() if heard.wanted else logits[:0]
-        if len(heard.streams) == len(self.paths):
-            self._heard = None
-            self._asking.forget()
-            if heard.wanted:
-                self._scribe.put(heard)
-
-    def _piece(self, stream: str, ids: list[str], logits: torch.Tensor, root: nn.Module) -> None:
-        """A piece of a batch: the next frames of all its utterances, or the next of these."""
-        where, axis = f"--{OPTIONS[stream]} {self.paths[stream]}", self.job["accumulate"]
-        batch, pieces = self._asking.batch(ids), self._pieces
-        if pieces is None or pieces.batch != batch:
-            self._whole()
-            texts = self._asking.texts(len(ids))
-            pieces = self._pieces = BatchPieces(batch, tuple(ids), texts, where)
-        if axis == "t":
-            alone = len(ids) == 1 and self._asking.lengths_at is None  # as long as its pieces are
-            return pieces.add(logits, lambda x: [x.shape[1]] if alone else self._asking.lengths(x, root))
-        ids, lengths, texts = pieces.next(len(logits), self._asking.lengths(logits, root))
-        self._put(logits, self._hear(ids, lengths, logits.shape[1], texts))
-
-    def _put(self, logits: torch.Tensor, heard: Heard) -> None:
-        assert self._scribe is not None
-        heard.logits = logits.clone()
-        if heard.wanted:
-            self._scribe.put(heard)
-
-    def _axes(self, output: Any, where: str) -> torch.Tensor:
-        """(B, T, V), whatever the order of a module's axes."""
-        shape = tuple(output.shape) if isinstance(output, torch.Tensor) else ()
-        if len(shape) != 3:
-            what = shape or type(output).__name__
-            raise TapError(f"gives {what}, not (B, T, V)", where=where, do="Ask logitstore probe.")
-        return torch.as_tensor(output).detach().permute(LAYOUTS[self.job["layout"]])
+        return ids
 
     def _has_ids(self, x: torch.Tensor, where: str) -> bool:
         try:
-            return len(self._asking.ids(x, where, len(x))) == len(x)
+            return len(self._locator.ids(x, where, len(x))) == len(x)
         except UsageError:
             return False
 
-    def _hear(
+    def _to_btv(self, output: Any, where: str) -> torch.Tensor:
+        """Return a CTC output as (B, T, V)."""
+        shape = tuple(output.shape) if isinstance(output, torch.Tensor) else ()
+        if len(shape) != 3:
+            raise TapError(
+                f"gives {shape or type(output).__name__}, not (B, T, V)",
+                where=where,
+                do="Run logitstore probe to find the module that gives the logits.",
+            )
+        return torch.as_tensor(output).detach().permute(LAYOUTS[self._options.layout])
+
+    def _skips_call(self, stream: str, ids: list[str], shape: tuple[int, ...], where: str) -> bool:
+        """Count the calls of a batch; return whether this one is not stored.
+
+        Raises ``TapFiredTwice`` for a second call where the options do not say which one to store.
+        """
+        batch = self._locator.batch_key(ids)
+        last_batch, calls = self._calls.get(stream, (None, 0))
+        calls = calls + 1 if batch == last_batch else 1
+        self._calls[stream] = batch, calls
+        if self._options.call is not None:
+            return calls - 1 != self._options.call
+        if calls > 1:
+            raise TapFiredTwice(
+                f"the module ran again in one batch, giving {shape}",
+                where=f"{where}, {ids[0]}",
+                why="Which call gives the answer is not certain; a decoding loop runs it once a step.",
+                do="Say which call to keep, counted from 0: --call N; that they are pieces of "
+                "one, --accumulate t (frames) or b (utterances); or name a module that runs once.",
+            )
+        return False
+
+    # -- gathering a batch -------------------------------------------------------------------------------
+
+    def _add_stream(
+        self, stream: str, ids: list[str], outputs: list[torch.Tensor], is_partial: bool, root: nn.Module
+    ) -> None:
+        """Put the output of one stream into its batch; write the batch once all streams are there."""
+        assert self._writer is not None
+        batch = self._batch
+        if batch is None or batch.ids != tuple(ids) or stream in batch.streams:
+            self._finish_batch()
+            first = outputs[0]
+            t = 0 if first.dim() == 2 else max(x.shape[1] for x in outputs)
+            # Lengths are looked up by B and T; an output in parts has another first axis.
+            about = first.new_empty(len(ids), t, 0) if is_partial else first
+            lengths, texts = self._locator.lengths(about, root), self._locator.texts(len(ids))
+            batch = self._batch = self._new_batch(ids, lengths, t, texts)
+        if stream == "rnnt":
+            assert self._joiner is not None
+            self._joiner.add_to(batch, outputs, self._writer.blank, self._options.flag(stream))
+        else:  # a copy: decoders edit logits in place after the layer has returned them
+            batch.logits = outputs[0].clone() if batch.wanted else outputs[0][:0]
+        if len(batch.streams) == len(self._paths):
+            self._batch = None
+            self._locator.forget()
+            if batch.wanted:
+                self._writer.put(batch)
+
+    def _add_piece(self, stream: str, ids: list[str], logits: torch.Tensor, root: nn.Module) -> None:
+        """Take a piece of a batch's CTC logits: the next frames of all utterances, or the next utterances."""
+        batch, pieces = self._locator.batch_key(ids), self._pieces
+        if pieces is None or pieces.batch != batch:
+            self._finish_batch()
+            texts = self._locator.texts(len(ids))
+            pieces = self._pieces = BatchPieces(batch, tuple(ids), texts, self._options.flag(stream))
+        if self._options.accumulate == "t":
+            # One utterance is as long as its pieces, where nothing says otherwise.
+            alone = len(ids) == 1 and self._locator.lengths_expression is None
+            pieces.add_frames(logits, lambda x: [x.shape[1]] if alone else self._locator.lengths(x, root))
+            return
+        own_lengths = self._locator.lengths(logits, root)
+        ids, lengths, texts = pieces.next_utterances(len(logits), own_lengths)
+        self._write_ctc(logits, self._new_batch(ids, lengths, logits.shape[1], texts))
+
+    def _write_ctc(self, logits: torch.Tensor, batch: CapturedBatch) -> None:
+        assert self._writer is not None
+        batch.logits = logits.clone()
+        if batch.wanted:
+            self._writer.put(batch)
+
+    def _new_batch(
         self, ids: Sequence[str], lengths: Sequence[int], t: int, texts: tuple[str, ...] | None
-    ) -> Heard:
-        """A batch, nothing of it taken yet; raises ``LengthError``."""
-        assert self._scribe is not None
+    ) -> CapturedBatch:
+        """Return a batch without outputs; raise ``LengthError`` where the lengths do not fit T frames."""
+        assert self._writer is not None
         if len(lengths) != len(ids) or (t and max(lengths) > t):
             raise LengthError(
                 f"lengths {list(lengths[:8])} for {len(ids)} utterances in {t} frames",
@@ -250,65 +335,71 @@ class Capturing:
                 why="Lengths in samples or feature frames instead of encoder frames look like this.",
                 do="Say where the encoder's output lengths are: --lengths EXPR.",
             )
-        return Heard(tuple(ids), tuple(lengths), self._scribe.wanted(list(ids)), texts)
+        return CapturedBatch(tuple(ids), tuple(lengths), self._writer.wanted(list(ids)), texts)
 
-    def _whole(self) -> None:
-        """Take what pieces make; raise ``TapNeverFired`` where a batch lacks one of its streams."""
+    def _finish_batch(self) -> None:
+        """Join and write the pieces of the last batch; raise an error where a part of it is missing."""
         pieces, self._pieces = self._pieces, None
         if pieces is not None:
-            pieces.check(self.job["accumulate"])
-        if pieces is not None and pieces.parts:
-            logits, lengths = pieces.whole()
-            heard = self._hear(pieces.ids, lengths, logits.shape[1], pieces.texts)
-            self._put(logits, heard)
-        if self._heard is not None:
-            missing = [self.paths[s] for s in self.paths if s not in self._heard.streams]
+            pieces.check_complete(self._options.accumulate)
+            if pieces.parts:
+                logits, lengths = pieces.joined_frames()
+                self._write_ctc(logits, self._new_batch(pieces.ids, lengths, logits.shape[1], pieces.texts))
+        if self._batch is not None:
+            missing = [path for stream, path in self._paths.items() if stream not in self._batch.streams]
             raise TapNeverFired(
                 f"{', '.join(missing)} did not run in a batch in which the other one did",
-                where=self._heard.ids[0],
+                where=self._batch.ids[0],
             )
-
-    def _again(self, stream: str, ids: list[str], shape: tuple[int, ...], where: str) -> bool:
-        """Whether this call is not the one to keep; raises ``TapFiredTwice`` where nobody said which."""
-        batch = self._asking.batch(ids)
-        before, calls = self._ran.get(stream, (None, 0))
-        calls = calls + 1 if batch == before else 1
-        self._ran[stream] = batch, calls
-        keep = self.job["call"]
-        if keep is not None:
-            return bool(calls - 1 != keep)
-        if calls > 1:
-            raise TapFiredTwice(
-                f"the module ran again in one batch, giving {shape}",
-                where=f"{where}, {ids[0]}",
-                why="Which of them is the answer cannot be guessed; a decoding loop runs it once a step.",
-                do="Say which call to keep, counted from 0: --call N; that they are pieces of "
-                "one, --accumulate t (frames) or b (utterances); or tap a module that runs once.",
-            )
-        return False
 
     # -- the writer --------------------------------------------------------------------------------------
 
-    def _open(self, root: nn.Module, shape: Shape) -> Scribe:
-        scribe = Scribe(self.job, self.session, root, self._report, shape)
-        # At the end of a child that multiprocessing made, and of a program: there before the executors end,
-        # which storages work with (concurrent.futures registered itself first; last in, first out).
+    def _open_writer(
+        self, stream: str, root: nn.Module, module: nn.Module, logits: torch.Tensor
+    ) -> CaptureWriter:
+        """Open the writer at the first output, and see to it that it is closed at the end of the process."""
+        if stream == "ctc" and not self._product_noted:
+            self._products.clear()  # the head runs, so its weight needs no watching
+        if self._joiner is not None:
+            shape = self._joiner.head_shape(module, logits)
+        else:
+            shape = HeadShape(logits.shape[-1])
+        writer = CaptureWriter(self._job, self._session, root, self.report, shape)
+        # Finalize runs at the end of a child of multiprocessing, the other one at the end of a program. Both
+        # run before the executors end that storage backends work with: concurrent.futures registered itself
+        # first, and the last one registered runs first.
         pid = os.getpid()
         Finalize(self, self._close, args=(pid,), exitpriority=10)
         getattr(threading, "_register_atexit", atexit.register)(self._close, pid)
-        return scribe
+        self._finder.settle()
+        return writer
 
     def _close(self, pid: int) -> None:
-        if pid == os.getpid() and self._scribe is not None:
+        """Finish the last batch and close the writer, in the process that opened it."""
+        if pid == os.getpid() and self._writer is not None:
             self.stop()
             if not self._failed:
-                with suppress(Exception), self._guard():  # the report says it; nobody hears it here
-                    self._whole()
-            scribe, self._scribe = self._scribe, None
-            scribe.close(failed=self._failed)
+                with suppress(Exception), self._errors_reported():  # nothing above would show the error
+                    self._finish_batch()
+            writer, self._writer = self._writer, None
+            writer.close(failed=self._failed)
 
     def stop(self) -> None:
-        """Remove every hook from every module."""
+        """Remove all hooks."""
         self._finder.stop()
-        self._watch_products.remove()
-        self._asking.stop()
+        self._products.remove()
+        self._locator.stop()
+
+
+def _require_eval(module: nn.Module, root: nn.Module, where: str) -> None:
+    """Raise ``TapError`` where the model is in training mode.
+
+    SpeechBrain's interfaces are modules that stay in training mode themselves; the modules in them do not.
+    """
+    if module.training or (root.training and any(m.training for m in root.children())):
+        raise TapError(
+            "the model is in training mode",
+            where=where,
+            why="Dropout and batch statistics make each forward give other logits.",
+            do="Call model.eval() before decoding.",
+        )

@@ -1,4 +1,7 @@
-"""Writes what one process of a recipe said: a thread of its own, a writer of its own, one store for all."""
+"""Writer of one injected process: it encodes captured batches in a thread of its own.
+
+Each process has its own :class:`logitstore.store.writer.StoreWriter`, and all write into one store.
+"""
 
 from __future__ import annotations
 
@@ -18,56 +21,60 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..errors import UnknownName
 from ..runner.checks import require_logits
 from ..schema.checksums import id_hash
 from ..schema.ids import check_id
 from ..schema.lattice import Form
 from ..schema.spec import Head, TeacherSpec
 from ..storage.entries import Entry
-from ..storage.places import open_place
+from ..storage.places import Place, open_place
 from ..store.layout import make_spec
 from ..store.writer import StoreWriter
 from ..teachers.protocol import weights_sha256
 from ..teachers.tap import unwrap
 from ..tokens.formats import read_table
 from ..tokens.table import TokenTable
-from .inject.inside import Report
-from .lattices import Driven, Lattices, unnoticed, wrong_width
-from .pieces import Part
+from .inject.report import ProcessReport
+from .job import CaptureJob, CaptureOptions
+from .lattices import RecipeLattices, RecipeTransducer, without_side_effects, wrong_width
+from .pieces import UtteranceLattice
 
-DEPTH = 4  # batches waiting
-ZARR = os.path.join("zarr", "core", "sync.py")
-ROWS = 4096  # of each utterance of the first batch that are checked
+QUEUED_BATCHES = 4
+ZARR_SYNC = os.path.join("zarr", "core", "sync.py")
+CHECKED_ROWS = 4096  # of each utterance of the first batch
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What was seen of a model's heads when the first of them ran.
+class HeadShape:
+    """Properties of a model's heads that the first output of any of them shows.
 
     Attributes:
         classes: V.
-        driven: the transducer, where its joiner is driven here.
-        normalised: the joiner gives log-probabilities, and there is nothing else (HAT).
-        band: label positions a frame of a pruned joint; 0 where all are there.
+        transducer: transducer whose joiner capture runs; None where no joiner is run.
+        normalised: whether the joiner gives log-probabilities and has no logits (HAT).
+        band: label positions per frame of a pruned lattice; 0 where the lattice is whole.
     """
 
     classes: int
-    driven: Driven | None = None
+    transducer: RecipeTransducer | None = None
     normalised: bool = False
     band: int = 0
 
 
 @dataclass
-class Heard:
-    """One batch.
+class CapturedBatch:
+    """Outputs of one batch, filled stream by stream.
 
     Attributes:
-        ids: of its utterances; ``lengths``: valid frames of each; ``texts``: where there are any.
-        wanted: positions of those to write.
-        logits: of the ctc stream, (B, T, V); None where it was not taken yet.
-        lattices: of each utterance, as the recipe's own joiner made them; None as above.
-        encoded: (B, T, D) of the encoder, where lattices are driven from it; None as above.
-        labels: of each utterance, where the recipe says them.
+        ids: utterance ids.
+        lengths: valid frames of each utterance.
+        wanted: positions of the utterances to write.
+        texts: reference texts; None where there are none.
+        logits: (B, T, V) logits of the ctc stream; None until captured.
+        lattices: lattice of each utterance, as the program's joiner computed it; None until captured.
+        encoded: (B, T, D) encoder frames that the joiner is run on; None until captured.
+        labels: label ids of each utterance, where the program gives them.
     """
 
     ids: tuple[str, ...]
@@ -75,46 +82,53 @@ class Heard:
     wanted: tuple[int, ...]
     texts: tuple[str, ...] | None
     logits: torch.Tensor | None = None
-    lattices: list[Part] | None = None
+    lattices: list[UtteranceLattice] | None = None
     encoded: torch.Tensor | None = None
     labels: tuple[tuple[int, ...], ...] | None = None
 
     @property
     def streams(self) -> set[str]:
-        """Those that were taken."""
-        rnnt = self.lattices is not None or self.encoded is not None
-        return {*(("ctc",) if self.logits is not None else ()), *(("rnnt",) if rnnt else ())}
+        """Names of the streams that were captured."""
+        found = set()
+        if self.logits is not None:
+            found.add("ctc")
+        if self.lattices is not None or self.encoded is not None:
+            found.add("rnnt")
+        return found
 
     def ctc(self, i: int) -> torch.Tensor | None:
-        """(T, V) of one utterance, without padding."""
+        """Return (T, V) logits of utterance ``i``, without padding."""
         return None if self.logits is None else self.logits[i, : self.lengths[i]]
 
-    def first(self, i: int) -> Iterator[tuple[str, torch.Tensor]]:
-        """Stream and logits of one utterance, where the recipe made them."""
+    def computed_logits(self, i: int) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield stream and logits of utterance ``i``, for streams whose logits the program computed."""
         if (ctc := self.ctc(i)) is not None:
             yield "ctc", ctc
         if self.lattices is not None:
             yield "rnnt", self.lattices[i].logits
 
 
-def hush() -> None:
-    """Keep what our libraries log below a warning out of the program's output."""
+def silence_libraries() -> None:
+    """Keep log messages below a warning, of libraries that only logitstore uses, out of the program's log."""
     logging.getLogger("zarr").setLevel(logging.WARNING)
-    logging.getLogger("asyncio").addFilter(_of_the_program)
+    logging.getLogger("asyncio").addFilter(_is_of_the_program)
 
 
-def _of_the_program(record: logging.LogRecord) -> bool:
-    """Whether a record is the program's: asyncio says at DEBUG that a loop was made, for zarr too."""
+def _is_of_the_program(record: logging.LogRecord) -> bool:
+    """Return whether a log record is the program's: asyncio logs at DEBUG that zarr made an event loop."""
     frame = sys._getframe() if record.levelno < logging.WARNING else None
     while frame is not None:
-        if frame.f_code.co_filename.endswith(ZARR):
+        if frame.f_code.co_filename.endswith(ZARR_SYNC):
             return False
         frame = frame.f_back
     return True
 
 
-class Claims:
-    """Ids that some process of this session took: a distributed sampler gives one to several of them."""
+class IdClaims:
+    """Ids taken by any process of this capture: a distributed sampler gives an utterance to several of them.
+
+    All processes append to one locked file. Each id is 8 bytes, its hash.
+    """
 
     def __init__(self, session: Path) -> None:
         self._file = open(session / "claims", "ab+")
@@ -126,7 +140,7 @@ class Claims:
         self._file.close()
 
     def take(self, ids: list[str]) -> list[bool]:
-        """Claim ids; True where nobody did before."""
+        """Claim ids; return for each whether no process had claimed it before."""
         keys = [id_hash(i).to_bytes(8, "big") for i in ids]
         fcntl.flock(self._file, fcntl.LOCK_EX)
         try:
@@ -146,61 +160,78 @@ class Claims:
         return free
 
 
-class Scribe:
-    """The writer of one process.
+class CaptureWriter:
+    """Writer of one process.
+
+    Batches whose logits the program computed are encoded in a thread. Lattices that capture computes with the
+    program's own modules are computed in the program's thread, which must not run them at the same time.
 
     Args:
-        job: see ``logitstore.capture.run``.
+        job: description of the capture.
         session: folder of reports and claims.
-        root: the model, for its name and weights.
-        report: of this process.
-        shape: what is known of the model's heads.
+        root: the program's model, for its name and the checksum of its weights.
+        report: report of this process.
+        shape: properties of the model's heads.
+
+    Attributes:
+        root: weak reference to the program's model.
+        blank: id of the blank.
     """
 
     def __init__(
-        self, job: dict[str, Any], session: Path, root: nn.Module, report: Report, shape: Shape
+        self, job: CaptureJob, session: Path, root: nn.Module, report: ProcessReport, shape: HeadShape
     ) -> None:
-        hush()
-        classes, driven = shape.classes, shape.driven
-        self._job, self._report, self._claims = job, report, Claims(session)
+        silence_libraries()
+        options, transducer = job.options, shape.transducer
+        self._job, self._report, self._claims = job, report, IdClaims(session)
         self.root = weakref.ref(root)
         model = unwrap(root)
-        table = table_of(job, classes, driven.drive.blank if driven is not None else 0)
-        self.blank = table.blank
-        heads = [Head("ctc", job["ctc"], table.blank, job["layout"])] if job["ctc"] else []
-        if job["joiner"]:
-            path = driven.head if driven is not None else job["joiner"]
-            heads.append(Head("rnnt", path, table.blank, normalised=shape.normalised))
+        own_blank = transducer.adapter.blank if transducer is not None else 0
+        self._table = table_of(options, shape.classes, own_blank)
+        self.blank = self._table.blank
+        heads = _heads(options, shape, self.blank)
         self._normalised = {h.stream for h in heads if h.normalised}
-        self._lattices = None
-        if driven is not None:
-            self._lattices = Lattices(driven, table, job)
-            report.write(labels=self._lattices.labels_from)
+        self._lattices: RecipeLattices | None = None
+        if transducer is not None:
+            self._lattices = RecipeLattices(transducer, self._table, options)
+            report.note("labels", self._lattices.labels_from)
             if n := self._lattices.in_training:
-                report.write(eval=f"{n} modules that the recipe left in training mode are driven in eval")
-        name = job["name"] or type(model).__name__
-        weights = weights_sha256(_with_joint(model, driven))
-        about = TeacherSpec(name, job["sample_rate"], job["frame_shift"], tuple(heads), weights=weights)
-        streams = dict(job["streams"])
-        if shape.band and "/" not in streams["rnnt"]:
-            streams["rnnt"] += f"/banded:{shape.band}"
-        spec = make_spec(about, table, streams, storage=job["storage"])
+                report.note(
+                    "eval", f"{n} modules that the program left in training mode are run in eval mode"
+                )
+        teacher = TeacherSpec(
+            options.name or type(model).__name__,
+            options.sample_rate,
+            options.frame_shift,
+            tuple(heads),
+            weights=weights_sha256(_with_joiner(model, transducer)),
+        )
+        self._seconds_per_frame = teacher.frame_shift / teacher.sample_rate
+        encodings = options.encodings
+        if shape.band and "/" not in encodings["rnnt"]:
+            encodings["rnnt"] += f"/banded:{shape.band}"
+        spec = make_spec(teacher, self._table, encodings, storage=options.storage)
         self._form = next((Form.parse(s.form) for s in spec.streams if s.kind == "rnnt"), Form())
-        self._table = table
-        writer = f"capture-{job['session']}-{os.getpid()}"
-        self._seconds = about.frame_shift / about.sample_rate
-        self._writer = StoreWriter(open_place(job["out"]), spec, writer=writer, shard_rows=job["shard_rows"])
-        self._writer.begin(table, job["allow_different"])
+        self._writer = StoreWriter(
+            _open_place_of(job.out),
+            spec,
+            writer=f"capture-{job.session}-{os.getpid()}",
+            shard_rows=options.shard_rows,
+        )
+        self._writer.begin(self._table, options.allow_different)
         self._rows = self._present = 0
         self._checked = False
         self._error: BaseException | None = None
-        self._queue: queue.Queue[Heard | None] = queue.Queue(DEPTH)
-        self._thread = threading.Thread(target=self._work, name="logitstore capture", daemon=True)
+        self._queue: queue.Queue[CapturedBatch | None] = queue.Queue(QUEUED_BATCHES)
+        self._thread = threading.Thread(target=self._write_queued, name="logitstore capture", daemon=True)
         self._thread.start()
-        report.write(state="capturing", model=type(model).__name__, classes=classes)
+        report.write(state="capturing", model=type(model).__name__, classes=shape.classes)
 
     def wanted(self, ids: list[str]) -> tuple[int, ...]:
-        """Positions of the ids that nobody has written or is writing."""
+        """Claim ids; return the positions of those that no process has written or claimed.
+
+        Raises ``ManifestError`` for an id that cannot be stored.
+        """
         for utt_id in ids:
             check_id(utt_id)
         free = self._claims.take(ids)
@@ -208,100 +239,136 @@ class Scribe:
         self._present += len(ids) - len(found)
         return found
 
-    def put(self, heard: Heard) -> None:
-        """Hand over a batch; raises what an earlier one failed of."""
-        if not self._checked:  # before hours are spent
+    def put(self, batch: CapturedBatch) -> None:
+        """Write a batch, now or in the thread; raise the error of this batch or of an earlier one."""
+        if not self._checked:
             self._checked = True
-            for i in heard.wanted:
-                for stream, part in heard.first(i):
-                    self._check(stream, part, heard.ids[i])
-        if self._error is None and heard.encoded is not None:  # the recipe's own modules run: in its thread
-            assert self._lattices is not None
-            with unnoticed(heard.encoded.device, self._lattices.model):
-                self._write(heard)
-        elif self._error is None:
-            self._queue.put(heard)
+            for i in batch.wanted:
+                for stream, logits in batch.computed_logits(i):
+                    self._check_logits(stream, logits, batch.ids[i])
+        if self._error is None:
+            if batch.encoded is None:
+                self._queue.put(batch)
+            else:
+                assert self._lattices is not None
+                with without_side_effects(batch.encoded.device, self._lattices.model):
+                    self._write(batch)
         if self._error is not None:
             raise self._error
 
-    def _check(self, stream: str, part: torch.Tensor, where: str) -> None:
-        """Raise an error for the first utterances' logits where they are none, or of another table."""
-        rows = part.reshape(-1, part.shape[-1])[:ROWS].float()
+    def _check_logits(self, stream: str, logits: torch.Tensor, utt_id: str) -> None:
+        """Raise ``VocabError`` for a wrong width, ``NotLogits`` for log-probabilities."""
+        rows = logits.reshape(-1, logits.shape[-1])[:CHECKED_ROWS].float()
         if rows.shape[1] != len(self._table):
-            raise wrong_width(rows.shape[1], len(self._table), f"the {stream} module", where)
+            raise wrong_width(rows.shape[1], len(self._table), f"the {stream} module", utt_id)
         if stream not in self._normalised and len(rows) and bool(rows.isfinite().all()):
-            require_logits(rows, stream, where)
+            require_logits(rows, stream, utt_id)
 
     def close(self, *, failed: bool) -> None:
-        """Wait for the thread; set the last shard aside for the parent, or forget it."""
+        """Wait for the thread, and report to the parent process.
+
+        The last shard is put into the staging folder, where the parent seals it, or is dropped where this
+        process failed.
+        """
         self._queue.put(None)
         self._thread.join()
         self._claims.close()
-        entry: Entry | None = None
-        if failed or self._error is not None:
+        failed = failed or self._error is not None
+        result: dict[str, Any] = {"rows": self._rows, "present": self._present}
+        if self._error is not None:
+            result["error"] = f"{type(self._error).__name__}: {self._error}"
+        if failed:
             self._writer.abandon()
         else:
-            entry = self._writer.leave(self._job["handover"])
-        said: dict[str, Any] = {"rows": self._rows, "present": self._present}
-        if self._error is not None:
-            said["error"] = f"{type(self._error).__name__}: {self._error}"
-        if entry is not None:
-            said["shard"], said["entry"] = entry.shard, entry.to_bytes().decode("utf-8")
-        self._report.write(state="failed" if failed or self._error is not None else "done", **said)
+            entry: Entry | None = self._writer.leave(self._job.handover)
+            if entry is not None:
+                result["shard"], result["entry"] = entry.shard, entry.to_bytes().decode("utf-8")
+        self._report.write(state="failed" if failed else "done", **result)
 
-    def _work(self) -> None:
+    def _write_queued(self) -> None:
         with torch.inference_mode():
-            while (heard := self._queue.get()) is not None:
+            while (batch := self._queue.get()) is not None:
                 if self._error is None:
                     try:
-                        self._write(heard)
-                    except BaseException as e:  # raised again in the recipe's own thread
+                        self._write(batch)
+                    except BaseException as e:  # put() raises it in the program's thread
                         self._error = e
 
-    def _write(self, heard: Heard) -> None:
-        for i in heard.wanted:
-            text = heard.texts[i] if heard.texts else None
-            labels = list(heard.labels[i]) if heard.labels is not None else None
+    def _write(self, batch: CapturedBatch) -> None:
+        for i in batch.wanted:
+            utt_id = batch.ids[i]
+            text = batch.texts[i] if batch.texts else None
+            labels = list(batch.labels[i]) if batch.labels is not None else None
+            notes: dict[str, Any] = {}
             rnnt: Any = None
-            nodes, notes = None, dict[str, Any]()
-            if heard.lattices is not None:
-                part = heard.lattices[i]
-                rnnt, nodes = part.logits, part.nodes(self._form, len(labels or ()), heard.ids[i])
-            elif heard.encoded is not None:
+            if batch.lattices is not None:
+                lattice = batch.lattices[i]
+                nodes = lattice.nodes(self._form, len(labels or ()), utt_id)
+                rnnt = lattice.logits if nodes is None else (lattice.logits, nodes)
+            elif batch.encoded is not None:
                 assert self._lattices is not None
-                enc = heard.encoded[i, : heard.lengths[i]]
-                spoken = self._lattices.spoken(heard.ids[i], enc, text, labels)
-                rnnt, labels = partial(self._lattices.slices, spoken), spoken.labels["rnnt"]
-                notes = spoken.notes
+                frames = batch.encoded[i, : batch.lengths[i]]
+                output = self._lattices.with_labels(utt_id, frames, text, labels)
+                rnnt, labels, notes = (
+                    partial(self._lattices.slices, output),
+                    output.labels["rnnt"],
+                    dict(output.notes),
+                )
             self._writer.add(
-                heard.ids[i],
-                ctc=heard.ctc(i),
-                rnnt=rnnt if nodes is None else (rnnt, nodes),
+                utt_id,
+                ctc=batch.ctc(i),
+                rnnt=rnnt,
                 labels=labels,
                 text=text,
-                seconds=round(heard.lengths[i] * self._seconds, 6),
+                seconds=round(batch.lengths[i] * self._seconds_per_frame, 6),
                 notes=notes,
             )
             self._rows += 1
 
 
-def _with_joint(model: nn.Module, driven: Driven | None) -> nn.Module:
-    """The model, and beside it what of its joint lies outside it (in lists of a searcher's)."""
+def _heads(options: CaptureOptions, shape: HeadShape, blank: int) -> list[Head]:
+    """Return the heads that the store names."""
+    heads = []
+    if options.ctc:
+        heads.append(Head("ctc", options.ctc, blank, options.layout))
+    if options.joiner:
+        path = shape.transducer.head if shape.transducer is not None else options.joiner
+        heads.append(Head("rnnt", path, blank, normalised=shape.normalised))
+    return heads
+
+
+def _open_place_of(location: str) -> Place:
+    """Open the store's place; raise ``UnknownName`` where only the parent process knows it."""
+    try:
+        return open_place(location)
+    except UnknownName as e:
+        raise UnknownName(
+            e.what,
+            where=location,
+            why="This process of the program does not know a place that the process that started it knows. "
+            "logitstore.registry.register() adds a place to one process only.",
+            do="Install the place as an entry point of the group logitstore.places, for the Python that runs "
+            "the program.",
+        ) from None
+
+
+def _with_joiner(model: nn.Module, transducer: RecipeTransducer | None) -> nn.Module:
+    """Return the model, with the joiner's modules beside it where they lie outside (SpeechBrain)."""
     inside = {id(p) for p in model.parameters()}
-    if driven is None or all(id(p) in inside for p in driven.drive.model.parameters()):
+    if transducer is None or all(id(p) in inside for p in transducer.adapter.model.parameters()):
         return model
-    return nn.ModuleDict({"model": model, "joint": driven.drive.model})
+    return nn.ModuleDict({"model": model, "joint": transducer.adapter.model})
 
 
-def table_of(job: dict[str, Any], classes: int, blank: int = 0) -> TokenTable:
-    """The given token table; without one, classes are named by their number.
+def table_of(options: CaptureOptions, classes: int, blank: int = 0) -> TokenTable:
+    """Return the token table of the options; without one, a table that names classes by their number.
 
     Args:
-        job: see ``logitstore.capture.run``.
+        options: settings of the capture; ``tokens`` and ``blank`` are used.
         classes: V.
-        blank: where neither the job nor a table says it.
+        blank: id of the blank where neither the options nor a table gives it.
     """
-    if job["tokens"]:
-        return read_table(job["tokens"], blank=job["blank"])
-    blank = (blank if job["blank"] is None else job["blank"]) % classes
+    if options.tokens:
+        return read_table(options.tokens, blank=options.blank)
+    blank = (blank if options.blank is None else options.blank) % classes
     return TokenTable(tuple("<blk>" if i == blank else f"<{i}>" for i in range(classes)), blank)

@@ -21,7 +21,9 @@ TIME = ("sample_rate", "frame_shift")  # what a program cannot be asked; targets
     "--encoder", default="", metavar="PATH", help="gives what the joiner is driven with; input:PATH"
 )
 @click.option("--encoder-layout", default="", metavar="AXES", help="BTD, BDT or TBD [default: found]")
-@click.option("--drive", default="", metavar="FILE.py:NAME", help="how a joiner unknown here is driven")
+@click.option(
+    "--joiner-adapter", default="", metavar="FILE.py:NAME", help="how a joiner unknown here is driven"
+)
 @click.option("--labels", default="", metavar="EXPR", help="label ids, padded or not [default: of the texts]")
 @click.option("--bpe", default="", type=click.Path(), help="SentencePiece model that makes labels of texts")
 @click.option("--greedy", is_flag=True, help="labels: the teacher's own decode, even where there are texts")
@@ -53,11 +55,12 @@ def command(ctx: click.Context, /, out: str, as_json: bool, command: tuple[str, 
     variable of the program, at `modules["PATH"]` and `inputs["PATH"]` (what a module returned and was given),
     at `output`, B and T: [c.id for c in batch["supervisions"]["cut"]], (wav_lens * T).round().
     """
-    from ..capture.run import CaptureOptions, capture
+    from ..capture.job import CaptureOptions
+    from ..capture.run import capture_logits
 
     given["accumulate"] = given["accumulate"] or ""
     given["streams"] = parse_streams(given["streams"])
-    done = capture(command, out, CaptureOptions(**given))
+    done = capture_logits(command, out, CaptureOptions(**given))
     if as_json:
         click.echo(json.dumps({"store": out, **asdict(done)}), err=True)
     else:

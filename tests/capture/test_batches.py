@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from logitstore.capture.batch_ids import find_by_index
-from logitstore.capture.inject.batches import Batches
+from logitstore.capture.inject.batches import YieldedBatches
 from logitstore.errors import LengthError, LogitStoreError, UsageError
 from recipes.demo.decode import collate
 from tests.support.captured import Program, check, decode, loader
@@ -53,7 +53,7 @@ def test_a_loader_that_fetches_ahead(session, model, utterances, ahead, size):
     run = session()
     program = Program(model, "plain").eval()
     decode(program, ahead(loader(utterances, size=size)))
-    assert run.inside._asking.batches.ahead
+    assert run.inside._locator.batches.ahead
     check(run.store(), model, utterances)
 
 
@@ -102,7 +102,7 @@ def test_texts_of_a_batch_that_is_not_sure_are_left_out(session, model, utteranc
 
 
 def test_what_waits_is_bounded():
-    batches, source = Batches(), object.__new__(type("Iterator", (), {}))
+    batches, source = YieldedBatches(), object.__new__(type("Iterator", (), {}))
     for _ in range(200):
         batches.note({"x": torch.zeros(4)}, source)
     assert len(batches._waiting) == 64
@@ -159,7 +159,7 @@ def test_ids_by_samplers_that_yield_cuts(session, model, utterances):
     run = session()
     batches = [utterances[i : i + 2] for i in range(0, 6, 2)]
     run_pairs(Program(model, "plain").eval(), DataLoader(Whole(), sampler=batches, batch_size=None))
-    assert run.inside._report.said["ids"] == "[x.id for x in index]"
+    assert run.inside.report.fields["notes"]["ids"] == "[x.id for x in index]"
     check(run.store(), model, utterances)
 
 
@@ -196,10 +196,10 @@ def test_chunks_keep_their_own_texts(session, model, utterances):
     batches = []
     for batch in loader(utterances, size=1):
         batches.append({**batch, "text": [f"text of {batch['utt_ids'][0]}"]})
-    run.inside._asking.batches._waiting.clear()
+    run.inside._locator.batches._waiting.clear()
     program = Program(model, "plain").eval()
     for batch in batches:
-        run.inside._noted(batch, run, None, None)
+        run.inside._loader_yielded(batch, run, None, None)
         in_chunks(program, [batch], 16)
     store = run.store()
     assert {i: store.row(i).meta["text"] for i in store} == {u.id: f"text of {u.id}" for u in utterances}
@@ -251,7 +251,7 @@ def test_pieces_that_do_not_fit(session, model, utterances, name):
 def test_a_batch_of_which_a_part_is_missing(session, model, utterances):
     session(accumulate="b", lengths="mine")
     program = Program(model, "plain").eval()
-    with pytest.raises(LogitStoreError, match="2 of 3 utterances of a batch came"):
+    with pytest.raises(LogitStoreError, match="2 of 3 utterances of a batch arrived"):
         for batch in loader(utterances):
             with torch.no_grad():
                 hidden, lens = model.encoder(batch["feats"], batch["feats_lengths"])
@@ -263,5 +263,5 @@ def test_the_last_batch_is_checked_too(session, model, utterances):
     run = session(accumulate="t", lengths="lens")
     in_chunks(Program(model, "plain").eval(), loader(utterances[:3]), 16, overlap=8)
     run.close()
-    assert "Pieces that overlap" in run.inside._report.said["error"]
+    assert "Pieces that overlap" in run.inside.report.fields["error"]
     assert isinstance(LengthError("x"), LogitStoreError)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import pad
 
 from logitstore import StoreWriter, TokenTable, open_store
-from logitstore.capture.pieces import pruned, whole
+from logitstore.capture.pieces import split_padded, split_pruned
 from logitstore.errors import LengthError, TapError, TapPathError, TokenError, UsageError, VocabError
 from logitstore.runner.checks import self_check
 from logitstore.runner.driver import TeacherDriver
@@ -205,7 +205,9 @@ def with_texts(utterances, texts):
 
 def test_texts_that_do_not_tokenise(session, model, utterances):
     run = session(**DENSE)
-    with pytest.raises(TokenError, match=r"(?s)'CAFÉ' is no labels.*--bpe FILE.*--labels EXPR.*--greedy"):
+    with pytest.raises(
+        TokenError, match=r"(?s)'CAFÉ' cannot be tokenised.*--bpe FILE.*--labels EXPR.*--greedy"
+    ):
         search(model, with_texts(utterances[:2], ["CAFÉ", "no"]))
     run.close()
     assert not (run.place / "sealed").exists()
@@ -269,9 +271,9 @@ def nothing(model):
 
 def test_a_joiner_of_no_known_convention(session, model, utterances, tmp_path):
     program = Foreign(model).eval()
-    (tmp_path / "own_drive.py").write_text(DRIVE)
+    (tmp_path / "own_adapter.py").write_text(DRIVE)
     options = {**DENSE, "joiner": "blend", "tokens": ""}
-    run = session(**options, labels="ys", drive=f"{tmp_path}/own_drive.py:Blend", encoder="body")
+    run = session(**options, labels="ys", joiner_adapter=f"{tmp_path}/own_adapter.py:Blend", encoder="body")
     for part in (utterances[:3], utterances[3:]):
         ys = [u.labels for u in part]
         with torch.no_grad():
@@ -282,13 +284,21 @@ def test_a_joiner_of_no_known_convention(session, model, utterances, tmp_path):
 
 
 REFUSED = {
-    "unknown": ({}, TapError, r"(?s)no convention that is known here \(a 128 \+ b 96 -> 112\).*--drive"),
-    "not three": ({"drive": "own_drive.py:nothing"}, UsageError, "has no project, predict, join"),
-    "no such name": ({"drive": "own_drive.py:Blond"}, UsageError, "Did you mean 'Blend'"),
-    "no such file": ({"drive": "nowhere.py:Blend"}, UsageError, "is not FILE.py:NAME"),
-    "encoder": ({"drive": "own_drive.py:Blend", "encoder": "bod"}, TapPathError, "Did you mean 'body'"),
+    "unknown": (
+        {},
+        TapError,
+        r"(?s)known here fits this joiner \(a 128 \+ b 96 -> 112\).*--joiner-adapter",
+    ),
+    "not three": ({"joiner_adapter": "own_adapter.py:nothing"}, UsageError, "has no project, predict, join"),
+    "no such name": ({"joiner_adapter": "own_adapter.py:Blond"}, UsageError, "Did you mean 'Blend'"),
+    "no such file": ({"joiner_adapter": "nowhere.py:Blend"}, UsageError, "is not FILE.py:NAME"),
+    "encoder": (
+        {"joiner_adapter": "own_adapter.py:Blend", "encoder": "bod"},
+        TapPathError,
+        "Did you mean 'body'",
+    ),
     "width": (
-        {"drive": "own_drive.py:Blend", "encoder": "body.first"},
+        {"joiner_adapter": "own_adapter.py:Blend", "encoder": "body.first"},
         LengthError,
         "no axis of the joiner's 128",
     ),
@@ -299,9 +309,11 @@ REFUSED = {
 def test_what_cannot_be_driven_is_refused(session, model, utterances, tmp_path, name):
     options, error, said = REFUSED[name]
     program = Foreign(model).eval()
-    (tmp_path / "own_drive.py").write_text(DRIVE)
-    drive = {"drive": f"{tmp_path}/{options['drive']}"} if "drive" in options else {}
-    session(**{**DENSE, "joiner": "blend", **options, **drive})
+    (tmp_path / "own_adapter.py").write_text(DRIVE)
+    adapter = {}
+    if "joiner_adapter" in options:
+        adapter = {"joiner_adapter": f"{tmp_path}/{options['joiner_adapter']}"}
+    session(**{**DENSE, "joiner": "blend", **options, **adapter})
     with pytest.raises(error, match=said), torch.no_grad():
         for batch in loader(utterances[:3]):
             program.forward_encoder(batch["feats"], batch["feats_lengths"])
@@ -348,7 +360,7 @@ def test_a_transducer_partly_in_training_mode_is_driven_in_eval_and_said(session
         for batch in loader(utterances[:3]):
             model.forward_encoder(batch["feats"], batch["feats_lengths"])
     assert model.decoder[1].training
-    assert "5 modules that the recipe left in training mode" in run.inside._report.said["eval"]
+    assert "5 modules that the program left in training mode" in run.inside.report.fields["notes"]["eval"]
     store = run.store()
     model.decoder = model.decoder[0].eval()
     check(store, model, utterances[:3], {u.id: store[u.id].labels.tolist() for u in utterances[:3]})
@@ -486,7 +498,7 @@ def test_a_hat_joint_is_stored_from_its_log_probabilities_and_says_so(session, m
     store = run.store()
     assert store.spec.teacher.heads[0].normalised
     assert store[utterances[0].id]["rnnt"].logits().max() <= 1e-3
-    assert run.inside._report.said["rnnt"].startswith("log-probabilities")
+    assert run.inside.report.fields["notes"]["rnnt"].startswith("log-probabilities")
 
 
 SHAPES = {
@@ -497,7 +509,7 @@ SHAPES = {
         "packed rows, but T times U",
     ),
     "packed, no lengths": ("packed", {"lengths": ""}, LengthError, "nothing holds the valid lengths"),
-    "other ranges": ("pruned", {"ranges": "[1]"}, LengthError, r"ranges of \(1,\) for a pruned joint"),
+    "other ranges": ("pruned", {"ranges": "[1]"}, LengthError, r"ranges of \(1,\) for a pruned lattice"),
     "fused": ("fused", {}, UsageError, "no ids of 2 utterances"),
     "fused, with ids": ("fused", {"ids": "batch['utt_ids']"}, LengthError, "--accumulate"),
     "durations": ("tdt", {}, VocabError, "gives 154 classes(?s:.*)--durations 4"),
@@ -518,9 +530,9 @@ def test_another_band_than_the_joint_was_pruned_to(session, model, utterances):
     run = session(**{**TAPPED, "streams": {"rnnt": "topk:4/banded:9"}})
     score(Joint(model, "pruned").eval(), loader(utterances[:3]), utterances)
     run.close()
-    said = run.inside._report.said
+    said = run.inside.report.fields
     assert said["state"] == "failed"
-    assert "5 label positions a frame of a pruned joint, for form banded:9" in said["error"]
+    assert "5 label positions per frame, which form banded:9 cannot store" in said["error"]
     assert "banded:5" in said["error"]
 
 
@@ -536,7 +548,7 @@ def test_a_pruned_joint_without_its_ranges_is_refused_by_name(session, model, ut
                 self.joint(enc)
 
     session(**TAPPED)
-    with pytest.raises(LengthError, match=r"(?s)labels of 3 utterances.*k2-pruned.*--ranges EXPR"):
+    with pytest.raises(LengthError, match=r"(?s)labels of 3 utterances.*A pruned lattice.*--ranges EXPR"):
         score(Hidden(model, "plain").eval(), loader(utterances), utterances)
 
 
@@ -592,13 +604,13 @@ def test_joints_without_one_logits_tensor_are_dumped(kind, tmp_path):
 def test_ranges_of_short_utterances_end_at_their_last_label():
     output, at = torch.randn(1, 6, 5, 9), torch.arange(5).expand(1, 6, 5)
     form = Form.parse("banded:5")
-    part = pruned(output, at, [4], [[1, 2]], "here")[0]
+    part = split_pruned(output, at, [4], [[1, 2]], "here")[0]
     assert part.logits.shape == (4, 3, 9)
     nodes = part.nodes(form, 2, "here")
     assert (nodes.width, nodes.position.tolist()) == (3, [0, 1, 2] * 4)
-    assert whole(torch.randn(1, 6, 3, 9), [4], [[1, 2]])[0].nodes(form, 2, "here") is None
+    assert split_padded(torch.randn(1, 6, 3, 9), [4], [[1, 2]])[0].nodes(form, 2, "here") is None
     for wrong, labels in ((at + 1, [1, 2]), (at, [1] * 9)):  # beyond the last label; not up to it
         with pytest.raises(LengthError, match="banded:"):
-            pruned(output, wrong, [4], [labels], "here")[0].nodes(form, len(labels), "here")
+            split_pruned(output, wrong, [4], [labels], "here")[0].nodes(form, len(labels), "here")
     with pytest.raises(LengthError, match="one behind the other"):
-        pruned(output, at * 2, [4], [[1, 2]], "here")
+        split_pruned(output, at * 2, [4], [[1, 2]], "here")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from logitstore.capture.expression import Expression
-from logitstore.capture.inject.lengths import candidates, choose, signs
+from logitstore.capture.inject.lengths import candidates, choose, possible_lengths
 from logitstore.errors import LengthError
 from tests.support.captured import Program, check, decode, loader
 
@@ -19,7 +19,7 @@ def waves(lengths=SAMPLES):
 
 
 def settled(*tensors, inputs=(), b=4, t=T):
-    found = candidates((pair for i, x in enumerate(tensors) for pair in signs(x, f"x{i}")), b, t)
+    found = candidates((pair for i, x in enumerate(tensors) for pair in possible_lengths(x, f"x{i}")), b, t)
     return choose(found, b, t, "here", inputs)
 
 
@@ -124,11 +124,11 @@ def test_found_in_a_program(session, model, utterances, way):
 
     run = session()
     # The encoder returns its lengths, and says them in masks: not here.
-    keep = run.inside._asking._watch
-    run.inside._asking._watcher.remove()
+    keep = run.inside._locator._keep_tensors
+    run.inside._locator._hook.remove()
     assert keep is not None
     decode(Masked(model, "plain").eval(), loader(utterances))
-    assert run.inside._asking.lengths_at.text.startswith(("T - told", "told.reshape", "(told * T)"))
+    assert run.inside._locator.lengths_expression.text.startswith(("T - told", "told.reshape", "(told * T)"))
     check(run.store(), model, utterances)
 
 

@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn import functional
 
 from logitstore import open_store
-from logitstore.capture.inject.lengths import Lengths
-from logitstore.capture.probe.observer import Observer
-from logitstore.capture.probe.rank import Candidate, rank
-from logitstore.capture.probe.recorder import Seen, _blanks, _which
+from logitstore.capture.inject.lengths import FoundLengths
+from logitstore.capture.probe.observer import OutputObserver
+from logitstore.capture.probe.rank import HeadCandidate, rank
+from logitstore.capture.probe.recorder import CallContext, _blanks, _which
 from logitstore.capture.probe.run import _blank, _several
 from logitstore.capture.probe.teacher import probe_teacher
 from tests.support import demo, recipe
@@ -258,7 +258,7 @@ LAYOUTS = {"conv": "BVT", "time first": "TBV", "packed": "NV", "lattice": "BTUV"
 def test_layouts_and_what_follows(kind):
     torch.manual_seed(0)
     batch = torch.randn(3, 20, 64)
-    model, observer = Head(kind), Observer()
+    model, observer = Head(kind), OutputObserver()
     with observer, torch.no_grad():
         for _ in range(2):
             observer.batch += 1
@@ -275,8 +275,8 @@ def test_layouts_and_what_follows(kind):
 
 
 def seen(shape, *lengths):
-    found = [Lengths("x", values) for values in lengths]
-    return Seen(shape, found, found[0] if found else None, [])
+    found = [FoundLengths("x", values) for values in lengths]
+    return CallContext(shape, found, found[0] if found else None, [])
 
 
 CONDITIONED = (("softmax",), ("softmax",), ("log_softmax",), ("argmax",))
@@ -292,7 +292,7 @@ CALLS = {
 @pytest.mark.parametrize("name", list(CALLS))
 def test_which_of_several_calls(name):
     calls, steps, count, wanted = CALLS[name]
-    candidate = Candidate(
+    candidate = HeadCandidate(
         *("head", "Model", "Linear", "BTV", calls[0].shape, 5, False, 3.0, len(calls), ()),
         *((0, 0.9), 4, "", 1.0, steps),
     )

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from logitstore import open_store
-from logitstore.capture.probe.observer import Observer
+from logitstore.capture.probe.observer import OutputObserver
 from logitstore.capture.probe.rank import rank
 from logitstore.errors import TapError
 from tests.support import demo, recipe
@@ -51,7 +51,7 @@ def test_a_head_whose_weight_alone_is_used(session, model, utterances, way, path
     store = run.store()
     check(store, model, utterances)
     assert store.spec.teacher.heads[0].module == path
-    assert run.inside._report.said["ctc"] == "a product with the weight of lo"
+    assert run.inside.report.fields["notes"]["ctc"] == "a product with the weight of lo"
     assert not torch.overrides._get_current_function_mode_stack()
 
 
@@ -63,7 +63,7 @@ def test_a_module_that_runs_needs_no_watching(session, model, utterances):
             hidden, encoder_out_lens = model.forward_encoder(batch["feats"], batch["feats_lengths"])
             assert len(encoder_out_lens) == 3
             model.ctc_output(hidden)
-        assert not run.inside._watch_products.busy
+        assert not run.inside._products.busy
     assert not torch.overrides._get_current_function_mode_stack()
     check(run.store(), model, utterances)
 
@@ -157,7 +157,7 @@ class Inter(nn.Module):
 )
 def test_which_call_is_the_answer(after, call):
     torch.manual_seed(0)
-    model, observer = Inter(after), Observer()
+    model, observer = Inter(after), OutputObserver()
     with observer, torch.no_grad():
         for _ in range(2):
             observer.batch += 1
@@ -176,7 +176,7 @@ def test_tied_embeddings_are_found():
             return functional.linear(self.body(x), self.embed.weight).log_softmax(-1)
 
     torch.manual_seed(0)
-    model, observer = Tied(), Observer()
+    model, observer = Tied(), OutputObserver()
     with observer, torch.no_grad():
         observer.batch += 1
         model(torch.randn(3, 20, 16))

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from logitstore.capture.expression import Expression
-from logitstore.capture.run import CaptureOptions
+from logitstore.capture.job import CaptureOptions
 from logitstore.errors import LengthError, NotLogits, TapError, TapFiredTwice, UsageError
 from recipes.demo.decode import collate
 from tests.support.captured import Program, check, decode, loader
@@ -98,10 +98,10 @@ def test_a_second_model_is_refused(session, model, utterances, made):
     run, program = session(), Program(model, "plain").eval()
     decode(program, loader(utterances[:3]))
     if made == "copied":  # of which nothing tells but to look again, now and then
-        run.inside._finder._again = 0
+        run.inside._finder._next_search = 0
         another = copy.deepcopy(program)
     else:
-        run.inside._finder._again = math.inf
+        run.inside._finder._next_search = math.inf
         another = Program(copy.deepcopy(model), "plain").eval()
     with pytest.raises(TapError, match="a second model"):
         decode(another, loader(utterances[3:]))
@@ -194,9 +194,9 @@ def test_one_stream_without_the_other(session, model, utterances):
             assert len(encoder_out_lens) == 3
             model.ctc_output(hidden)
     run.close()
-    assert run.inside._report.said["state"] == "failed"
-    assert "joiner did not run in a batch in which the other one did" in run.inside._report.said["error"]
-    assert "entry" not in run.inside._report.said
+    assert run.inside.report.fields["state"] == "failed"
+    assert "joiner did not run in a batch in which the other one did" in run.inside.report.fields["error"]
+    assert "entry" not in run.inside.report.fields
 
 
 @pytest.mark.parametrize(

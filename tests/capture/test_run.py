@@ -165,7 +165,7 @@ def test_a_process_killed_behind_its_shells_back_is_told(tmp_path):
     command = [sys.executable, "-c", code, recipe.FOLDER / "decode.py", *recipe.DATA]
     ran = recipe.capture(tmp_path / "s", *CTC, command=command)
     assert ran.returncode == 1
-    assert b"ended without a word" in ran.stderr
+    assert b"ended without a report" in ran.stderr
 
 
 REFUSED = {

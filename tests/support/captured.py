@@ -5,15 +5,14 @@ import copy
 import json
 import os
 import sys
-from dataclasses import asdict
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, dataloader
 
 from logitstore import open_store
-from logitstore.capture import recorder as capturing
-from logitstore.capture.run import CaptureOptions
+from logitstore.capture.job import CaptureJob, CaptureOptions
+from logitstore.capture.recorder import CaptureRecorder
 from logitstore.storage import parse_storage
 from logitstore.storage.commit import publish
 from logitstore.storage.entries import parse_entry
@@ -70,14 +69,13 @@ class Session:
         self.place = folder / "store"
         (folder / "reports").mkdir()
         options = {"ctc": "headed.lo", "tokens": str(demo.TOKENS), **options}
-        self.job = {**asdict(CaptureOptions(**options)), "session": "x", "handover": "handover-x"}
-        self.job["out"] = str(self.place)
+        self.job = CaptureJob(out=str(self.place), session="x", options=CaptureOptions(**options))
         kind = dataloader._BaseDataLoaderIter
         for name in ("__next__", "_next_index", "_reset"):
             monkeypatch.setattr(kind, name, getattr(kind, name))  # put back at the end
         monkeypatch.setattr(torch, "compile", torch.compile)
         monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-        self.inside = capturing.Capturing(self.job, folder)
+        self.inside = CaptureRecorder(self.job, folder)
         self.folder = folder
 
     def close(self):
@@ -92,8 +90,8 @@ class Session:
             said = json.loads(path.read_text("utf-8"))
             if "entry" in said:
                 entry = parse_entry(said["entry"].encode("utf-8"), said["shard"], "")
-                staged = place.stage(self.job["handover"]) / entry.shard
-                publish(place, parse_storage(self.job["storage"]), staged, entry)
+                staged = place.stage(self.job.handover) / entry.shard
+                publish(place, parse_storage(self.job.options.storage), staged, entry)
         return open_store(self.place)
 
 

@@ -1,5 +1,10 @@
-"""Into somebody else's program, unchanged: what runs in every Python process that a command starts.
+"""Code that runs inside the Python processes of somebody else's program, which stays unchanged.
 
-``startup/`` goes in front of ``PYTHONPATH``; the interpreter runs its ``sitecustomize`` first, as it does for
-tracing tools. That waits until the process imports torch, then hands over to ``inside``.
+1. ``launch`` starts the program with ``startup/`` in front of ``PYTHONPATH``, so that every Python process of
+   it runs our ``sitecustomize``, as tracing tools do it.
+2. ``startup/sitecustomize`` waits until the process imports torch, and then calls ``start.begin``.
+3. ``start`` reads the job and starts the recorder of a capture or of a probe.
+4. ``program`` follows what the program does: its DataLoaders, its calls of torch.compile, its variables.
+   ``batches`` keeps what its loaders yielded, ``finder`` hooks its modules, ``lengths`` finds valid lengths.
+5. ``report`` tells the parent process what happened.
 """

@@ -1,15 +1,22 @@
-"""Whose logits are these? The batches that loaders yielded, and which of them a module that runs was given.
+"""Batches that the program's DataLoaders yielded, and the one among them that a module runs on.
 
-Most loops take a batch and run the model on it: then there is one batch that it can be. Where a loader
-fetches ahead (accelerate's, a thread, a generator), the batch is told by its objects: the innermost function
-of the program that holds a tensor, or a container, of exactly one of the batches says which.
+Most loops take a batch and run the model on it: then the batch is the last one that was yielded. Where a
+loader fetches ahead (accelerate's, a thread, a generator), several batches wait for the model. Then the batch
+is recognised by its objects:
+
+1. Look at the functions of the program that lead to the module, the innermost first.
+2. In each, look at the arguments, then at all local variables.
+3. A tensor or container that lies in exactly one of the waiting batches names that batch. If none does, a
+   tensor whose values are a copy of a tensor in exactly one batch names it (moved to a device, another
+   dtype).
+4. Where no function holds anything of exactly one batch, the batch is not known, and an error says so.
 """
 
 from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import FrameType
@@ -20,22 +27,24 @@ import torch
 from ...errors import UsageError
 from .program import frames
 
-PLAIN = (str, bytes, int, float, complex, type, type(None))  # one object may stand in many batches
-HELD = (torch.Tensor, Mapping, list, tuple)
-KEPT = 1 << 29  # bytes of batches that wait for a module to run; two wait whatever they weigh
-WAITING = 64  # batches, at most
-SAMPLE = 64  # values of a tensor that are compared with a copy of it
+SHARED_TYPES = (str, bytes, int, float, complex, type, type(None))  # one object may be in many batches
+HELD_TYPES = (torch.Tensor, Mapping, list, tuple)
+MAX_WAITING_BYTES = 1 << 29  # of batches that wait for a module; two wait whatever their size
+MAX_WAITING = 64
+SAMPLED_VALUES = 64  # of a tensor that is compared with a possible copy
 
 
 @dataclass(frozen=True, eq=False)
-class Noted:
+class YieldedBatch:
     """A batch that a DataLoader yielded.
 
     Attributes:
-        number: counted over all loaders of the process, from 1.
-        batch: what it yielded; ``index``: what its sampler said; ``dataset``: what it took the batch from.
-        source: its iterator.
-        thread: in which it was yielded.
+        number: number of the batch, counted over all loaders of the process from 1.
+        batch: the batch itself.
+        index: the sampler's index for it: item numbers, a CutSet, ...; None where it is not known.
+        dataset: dataset of the loader.
+        source: weak reference to the loader's iterator.
+        thread: id of the thread in which it was yielded.
     """
 
     number: int
@@ -47,49 +56,56 @@ class Noted:
 
     @cached_property
     def objects(self) -> dict[int, Any]:
-        """Tensors and containers that it holds, by address."""
-        held = (p for p in (*parts(self.batch, 4), self.index) if isinstance(p, HELD) and _size(p))
+        """Tensors and containers of the batch, by address."""
+        held = (p for p in (*parts(self.batch, 4), self.index) if isinstance(p, HELD_TYPES) and _size(p))
         return {id(self.batch): self.batch, **{_address(part): part for part in held}}
 
     @cached_property
     def tensors(self) -> list[torch.Tensor]:
-        """Those of its tensors that a copy can be known by."""
-        return [o for o in self.objects.values() if _telling(o)]
+        """Tensors of the batch that are large enough to recognise a copy by its values."""
+        return [o for o in self.objects.values() if _is_recognisable(o)]
 
     @cached_property
     def bytes(self) -> int:
+        """Bytes of all tensors of the batch."""
         return sum(o.nbytes for o in self.objects.values() if isinstance(o, torch.Tensor))
 
 
-class Batches:
-    """What the loaders of this process yielded and no module was run on yet, and the batch at work."""
+class YieldedBatches:
+    """Batches of this process that no captured module has run on yet, and the current one.
+
+    Attributes:
+        current: batch that the captured module ran on last.
+        ahead: whether a loader was seen fetching ahead of the model.
+    """
 
     def __init__(self) -> None:
-        self.current: Noted | None = None
-        self.ahead = False  # whether a loader was seen fetching ahead
-        self._waiting: list[Noted] = []
+        self.current: YieldedBatch | None = None
+        self.ahead = False
+        self._waiting: list[YieldedBatch] = []
         self._count = 0
         self._lock = threading.Lock()
 
     def note(self, batch: Any, source: Any, index: Any = None, dataset: Any = None) -> bool:
-        """A loader yields a batch; True where it is the first of its iterator."""
+        """Keep a batch that a loader yields; return whether it is the first of its iterator."""
         with self._lock:
             last = self._waiting[-1] if self._waiting else self.current
-            fresh = last is None or last.source() is not source
-            if fresh and not self._waiting:
+            is_first = last is None or last.source() is not source
+            if is_first and not self._waiting:
                 self.ahead = False
             self._count += 1
-            self._waiting.append(Noted(self._count, batch, index, dataset, weakref.ref(source)))
+            self._waiting.append(YieldedBatch(self._count, batch, index, dataset, weakref.ref(source)))
             while len(self._waiting) > 2 and (
-                len(self._waiting) > WAITING or sum(n.bytes for n in self._waiting) > KEPT
+                len(self._waiting) > MAX_WAITING or sum(n.bytes for n in self._waiting) > MAX_WAITING_BYTES
             ):
                 del self._waiting[0]
-            return fresh
+            return is_first
 
-    def claim(self, where: str) -> Noted | None:
-        """The batch that a module which runs now was given; None where no loader yielded any.
+    def claim(self, where: str) -> YieldedBatch | None:
+        """Return the batch that the running module was given; None where no loader yielded any.
 
-        Raises ``UsageError`` where it would be a guess.
+        Batches before it are dropped. Raises ``UsageError`` where loaders fetch ahead and the batch is not
+        known.
         """
         with self._lock:
             waiting = list(self._waiting)
@@ -99,15 +115,15 @@ class Batches:
         if not self.ahead:
             chosen = waiting[-1] if waiting else self.current
         else:
-            among = [n for n in (self.current, *waiting) if n is not None]
-            chosen = _held(among)
+            chosen = _recognised([n for n in (self.current, *waiting) if n is not None])
             if chosen is None:
                 raise UsageError(
                     f"the loader yielded {len(waiting)} batches before the module ran",
                     where=where,
-                    why="It fetches ahead, or batches are left out; and no function that leads here holds "
-                    "the tensors of exactly one of them: whose logits these are would be a guess.",
-                    do="Say it with a variable of your program: --ids EXPR.",
+                    why="The loader fetches ahead, or the program leaves batches out, and no function that "
+                    "leads to the module holds the tensors of exactly one of them. The utterances of these "
+                    "logits are not known.",
+                    do="Say them with a variable of your program: --ids EXPR.",
                 )
         if chosen is not self.current and chosen is not None:
             with self._lock:
@@ -116,14 +132,15 @@ class Batches:
         return chosen
 
 
-def _held(among: list[Noted]) -> Noted | None:
-    """The one of several batches whose objects the innermost frame that holds any of them holds."""
-    kinds = {type(n.batch) for n in among}
+def _recognised(batches: list[YieldedBatch]) -> YieldedBatch | None:
+    """Return the batch that the innermost function holds something of; None where it is not exactly one."""
+    kinds = {type(n.batch) for n in batches}
     for frame in frames():
         arguments = _arguments(frame)
         for values in (arguments, frame.f_locals.values()):
-            for told in (_same, _copied):
-                found = {n for v in values for n in [_only(v, among, kinds, told)] if n is not None}
+            for belongs in (_is_object_of, _is_copy_of):
+                held = (_batch_of(value, batches, kinds, belongs) for value in values)
+                found = {batch for batch in held if batch is not None}
                 if len(found) == 1:
                     return found.pop()
                 if found and values is not arguments:
@@ -131,35 +148,40 @@ def _held(among: list[Noted]) -> Noted | None:
     return None
 
 
-def _only(value: Any, among: list[Noted], kinds: set[type], told: Any) -> Noted | None:
-    """The batch that a variable, or something in it, is of; None where it is of none, or of several."""
-    found: set[Noted] = set()
+def _batch_of(
+    value: Any,
+    batches: list[YieldedBatch],
+    kinds: set[type],
+    belongs: Callable[[Any, YieldedBatch], bool],
+) -> YieldedBatch | None:
+    """Return the batch that a variable, or something in it, belongs to; None where it is not exactly one."""
+    found: set[YieldedBatch] = set()
     for part in parts(value, 2, kinds):
-        holders = [n for n in among if told(part, n)]
+        holders = [n for n in batches if belongs(part, n)]
         if len(holders) == 1:
             found.update(holders)
     return found.pop() if len(found) == 1 else None
 
 
-def _same(part: Any, noted: Noted) -> bool:
-    return _address(part) in noted.objects
+def _is_object_of(part: Any, batch: YieldedBatch) -> bool:
+    return _address(part) in batch.objects
 
 
-def _copied(part: Any, noted: Noted) -> bool:
-    """Whether a tensor is a copy of one of the batch: on another device, in another dtype."""
-    if not _telling(part):
+def _is_copy_of(part: Any, batch: YieldedBatch) -> bool:
+    """Return whether a tensor is a copy of one in the batch, on another device or in another dtype."""
+    if not _is_recognisable(part):
         return False
-    like = [t for t in noted.tensors if t.shape == part.shape]
+    like = [t for t in batch.tensors if t.shape == part.shape]
     return any(torch.equal(_sample(part), _sample(t).to(part.dtype).to("cpu")) for t in like)
 
 
 def _sample(tensor: torch.Tensor) -> torch.Tensor:
     flat = tensor.detach().reshape(-1)
-    return flat[:: max(1, len(flat) // SAMPLE)].cpu()
+    return flat[:: max(1, len(flat) // SAMPLED_VALUES)].cpu()
 
 
-def _telling(part: Any) -> bool:
-    return isinstance(part, torch.Tensor) and part.is_floating_point() and part.numel() >= SAMPLE
+def _is_recognisable(part: Any) -> bool:
+    return isinstance(part, torch.Tensor) and part.is_floating_point() and part.numel() >= SAMPLED_VALUES
 
 
 def _size(part: Any) -> int:
@@ -167,14 +189,14 @@ def _size(part: Any) -> int:
 
 
 def _address(part: Any) -> int:
-    """Where something lies; of a tensor its first item, which views of it share."""
+    """Return the address of an object; of a tensor the address of its first item, which views of it share."""
     if isinstance(part, torch.Tensor) and part.numel() and part.layout == torch.strided:
-        return -part.data_ptr() or id(part)  # below zero: never the address of an object
+        return -part.data_ptr() or id(part)  # negative, so that no object has the same one
     return id(part)
 
 
 def _arguments(frame: FrameType) -> list[Any]:
-    """What the function was called with, as far as it still has it under that name."""
+    """Return a function's arguments, as far as their names still hold them."""
     code = frame.f_code
     count = code.co_argcount + code.co_kwonlyargcount
     count += bool(code.co_flags & 0x04) + bool(code.co_flags & 0x08)  # *args, **kwargs
@@ -182,8 +204,14 @@ def _arguments(frame: FrameType) -> list[Any]:
 
 
 def parts(value: Any, depth: int, kinds: Iterable[type] | None = None) -> Iterator[Any]:
-    """A value and what it holds, if it is a mapping, a list or an object (of ``kinds``, if given)."""
-    if isinstance(value, PLAIN):
+    """Yield a value and, down to a depth, what it holds.
+
+    Args:
+        value: any value.
+        depth: levels of mappings, lists and objects to enter.
+        kinds: types of objects whose attributes are entered; None: all.
+    """
+    if isinstance(value, SHARED_TYPES):
         return
     yield value
     if not depth or isinstance(value, torch.Tensor):

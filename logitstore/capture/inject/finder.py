@@ -1,4 +1,16 @@
-"""Finds the tapped modules among the live ones, whenever new ones appear, and hooks them."""
+"""Search for the captured modules among all live ones, and hooks on them.
+
+The models do not exist yet when the search begins:
+
+1. A hook on all modules is called before any module runs (``_before_any_module``). A module that was never
+   seen before starts a search, since the model may be among the new ones.
+2. A search (``search``) looks through all live modules of the process for the given paths, and hooks the
+   module below the outermost module that has such a path (``_hook_target``).
+3. When a captured module has run, ``settle`` removes the hook on all modules. From then on a search runs when
+   a new iterator of a loader begins, if a module was made since or enough time has passed: a second model
+   must be noticed.
+4. When the program compiles, ``hook_again`` replaces the hooks by ones that torch.compile leaves alone.
+"""
 
 from __future__ import annotations
 
@@ -18,37 +30,41 @@ from ...registry import suggest
 from ...teachers.tap import find_module, first
 from .program import live_modules, outermost, roots
 
-SELDOM = 200  # times longer than a search takes, until the next one
-Ran = Callable[[str, nn.Module | None, nn.Module, Any], None]
-Place = Callable[[str, nn.Module, nn.Module], tuple[nn.Module, str]]
+PAUSE_FACTOR = 200  # a search that nothing asked for follows after this many times its own duration
+ModuleRan = Callable[[str, nn.Module | None, nn.Module, Any], None]
+HookAt = Callable[[str, nn.Module, nn.Module], tuple[nn.Module, str]]
 
 
-class Finder:
+class ModuleFinder:
     """Hooks on modules that do not exist yet.
 
     Args:
-        paths: of the modules, by stream, below the outermost module that has them.
-        ran: told stream, root, module and output, whenever one ran.
-        guard: around everything that may raise.
-        report: told ``state`` (``found`` or ``looking``) and what is ``near`` a path that is not there.
-        keep: paths of other modules of the same model, whose last output is kept in ``outputs`` and what they
-            were last given, by position and by name, in ``inputs``.
-        place: given stream, root and the module at its path, says which module to hook instead, and whether
-            its ``output`` or its ``input``; neither: it is watched otherwise.
+        paths: module path by stream, below the outermost module that has it.
+        ran: function that is called with stream, root, module and output whenever a hooked module has run.
+        guard: context manager around everything that may raise an error in the program.
+        report: function that is called with ``state`` (``found`` or ``looking``), and ``near``: suggestions
+            for paths that do not exist.
+        keep: paths of further modules of the same model, whose last inputs and outputs are kept.
+        hook_at: function that is called with stream, root and the module at the path, and returns the module
+            to hook and its side: ``output``, ``input``, or empty for none.
+
+    Attributes:
+        outputs: last output of the kept modules, by path.
+        inputs: last arguments of the kept modules, by path, then by position and name.
     """
 
     def __init__(
         self,
         paths: Mapping[str, str],
-        ran: Ran,
+        *,
+        ran: ModuleRan,
         guard: Callable[[], AbstractContextManager[None]],
         report: Callable[..., None],
         keep: Iterable[str] = (),
-        place: Place = lambda stream, root, target: (target, "output"),
+        hook_at: HookAt = lambda stream, root, module: (module, "output"),
     ) -> None:
-        self._place = place
         self._paths, self._ran, self._guard, self._report = paths, ran, guard, report
-        self._keep = tuple(keep)
+        self._kept_paths, self._hook_at = tuple(keep), hook_at
         self.outputs: dict[str, Any] = {}
         self.inputs: dict[str, dict[Any, Any]] = {}
         self._known: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -56,49 +72,61 @@ class Finder:
         self._roots: weakref.WeakKeyDictionary[nn.Module, weakref.ref[nn.Module]] = (
             weakref.WeakKeyDictionary()
         )
-        self._hooks: list[tuple[nn.Module, Any, str, Any]] = []  # module, function, where it hooks, handle
-        self._listened: list[tuple[str, weakref.ref[nn.Module]]] = []
-        self._again = 0.0
-        self._made = False  # whether a model was made that may have such a path
-        self._meeting: Any = nn.modules.module.register_module_forward_pre_hook(self._meet)
-        self._making: Any = nn.modules.module.register_module_module_registration_hook(self._make)
+        self._hooks: list[tuple[nn.Module, Any, str, Any]] = []  # module, function, side, handle
+        self._kept: list[tuple[str, weakref.ref[nn.Module]]] = []
+        self._next_search = 0.0
+        self._module_made = False  # since the last search, one that may belong to a model with such a path
+        self._call_hook: Any = nn.modules.module.register_module_forward_pre_hook(self._before_any_module)
+        self._make_hook: Any = nn.modules.module.register_module_module_registration_hook(
+            self._after_registration
+        )
 
     def settle(self) -> None:
-        """A tapped module ran: look at no other calls any more."""
-        if self._meeting is not None:
-            self._meeting.remove()
-            self._meeting = None
+        """Remove the hook on all modules: a captured module has run."""
+        if self._call_hook is not None:
+            self._call_hook.remove()
+            self._call_hook = None
 
     def stop(self) -> None:
-        """Remove every hook."""
+        """Remove all hooks."""
         self.settle()
-        self._making.remove()
+        self._make_hook.remove()
         while self._hooks:
             self._hooks.pop()[-1].remove()
 
     def _hook(self, module: nn.Module, function: Any, side: str) -> None:
-        """Before a module runs (``input``), after it (``output``), or after it with all its arguments."""
-        hook = _uncompiled(function)
+        """Hook a module.
+
+        Args:
+            module: module to hook.
+            function: called as torch calls forward hooks.
+            side: ``input``: before it runs; ``output``: after it; ``call``: after it, with keyword arguments
+                too.
+        """
+        hook = _not_compiled(function)
         if side == "input":
             handle: Any = module.register_forward_pre_hook(hook, with_kwargs=True)
         else:
             handle = module.register_forward_hook(hook, with_kwargs=side == "call")
         self._hooks.append((module, function, side, handle))
 
-    def compiling(self) -> None:
-        """The program begins to compile: hooks that are there must be left out of what is compiled."""
+    def hook_again(self) -> None:
+        """Replace all hooks by ones that torch.compile leaves alone: the program begins to compile."""
         hooks, self._hooks = self._hooks, []
         for module, function, side, handle in hooks:
             handle.remove()
             self._hook(module, function, side)
 
     def search(self, *, seldom: bool = False) -> None:
-        """Look among all live modules; ``seldom``: once settled, where a second model was made, and now and
-        then for one that was not (a copy, an unpickled one)."""
+        """Look for the paths among all live modules, and hook what is found.
+
+        With ``seldom``, and once a captured module has run, do so only where a module was made since the last
+        search, or enough time has passed to look for copied and unpickled ones.
+        """
         begin = time.monotonic()
-        if seldom and self._meeting is None and not self._made and begin < self._again:
+        if seldom and self._call_hook is None and not self._module_made and begin < self._next_search:
             return
-        self._made = False
+        self._module_made = False
         modules = live_modules()
         self._known.update(modules)
         found = {stream: outermost(path, modules) for stream, path in self._paths.items()}
@@ -107,55 +135,58 @@ class Finder:
                 if target not in self._targets:
                     self._targets.add(target)
                     with self._guard():
-                        self._tap(stream, root, target)
-        now = time.monotonic()
-        self._again = now + SELDOM * (now - begin)
+                        self._hook_target(stream, root, target)
+        end = time.monotonic()
+        self._next_search = end + PAUSE_FACTOR * (end - begin)
         missing = [self._paths[stream] for stream, pairs in found.items() if not pairs]
         if missing:
             tops = {type(m).__name__: [n for n, _ in m.named_modules() if n] for m in roots(modules)[:8]}
             near = {name: suggest(missing[0], paths[:60]) for name, paths in tops.items()}
             self._report(state="looking", near=near)
-        elif self._meeting is not None:
+        elif self._call_hook is not None:
             self._report(state="found")
 
     def root_of(self, target: nn.Module) -> nn.Module | None:
-        """The outermost module that a found one lies in."""
+        """Return the outermost module of a found one; None where it does not exist any more."""
         found = self._roots.get(target)
         return found() if found is not None else None
 
-    def listen(self, root: nn.Module, path: str) -> None:
-        """Keep what another module was last given, and returned."""
+    def keep(self, root: nn.Module, path: str) -> None:
+        """Keep the last inputs and output of another module of a model."""
 
         def keep(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
             self.outputs[path], self.inputs[path] = output, {**kwargs, **dict(enumerate(args))}
 
         module = find_module(root, path)
-        self._listened.append((path, weakref.ref(module)))
+        self._kept.append((path, weakref.ref(module)))
         self._hook(module, keep, "call")
 
     def forget(self) -> None:
-        """Drop what other modules said: the batch is over."""
+        """Drop the inputs and outputs of the kept modules: the batch is over."""
         self.outputs.clear()
         self.inputs.clear()
 
-    def _make(self, module: nn.Module, name: str, part: nn.Module | None) -> None:
-        """A module becomes part of another one, as the first step of a tapped path does of its model."""
-        self._made = self._made or any(name == path.partition(".")[0] for path in self._paths.values())
+    def _after_registration(self, module: nn.Module, name: str, part: nn.Module | None) -> None:
+        """Note that a submodule is registered under the first name of a path, as in a new model."""
+        first_names = {path.partition(".")[0] for path in self._paths.values()}
+        self._module_made = self._module_made or name in first_names
 
-    def _meet(self, module: nn.Module, args: Any) -> None:
-        """Any module is called: where it was never seen before, the model may be among the new ones.
+    def _before_any_module(self, module: nn.Module, args: Any) -> None:
+        """Search when a module is called that was never seen before.
 
-        Some models make a small module in every forward: one without children makes us look now and then.
+        Some models make a small module in every forward: one without children starts a search only now and
+            then.
         """
         if torch.compiler.is_compiling() or module in self._known or get_worker_info() is not None:
             return
         self._known.add(module)
-        if module._modules or time.monotonic() > self._again:
+        if module._modules or time.monotonic() > self._next_search:
             self.search()
 
-    def _tap(self, stream: str, root: nn.Module, target: nn.Module) -> None:
+    def _hook_target(self, stream: str, root: nn.Module, target: nn.Module) -> None:
+        """Hook a found module, or the one that ``hook_at`` names instead."""
         self._roots[target] = weakref.ref(root)
-        target, side = self._place(stream, root, target)
+        target, side = self._hook_at(stream, root, target)
         if isinstance(target, torch.jit.ScriptModule):
             raise TapError(
                 "a scripted or traced module runs no Python hook",
@@ -163,27 +194,27 @@ class Finder:
                 do="Load the model from its Python class instead of torch.jit.",
             )
         top = weakref.ref(root)
-        for path in self._keep:
-            self.listen(root, path)
+        for path in self._kept_paths:
+            self.keep(root, path)
 
-        def ran(module: nn.Module, args: Any, output: Any) -> None:
-            # A hook travels with copy.deepcopy: what a copied model says is not what this one says.
+        def after_call(module: nn.Module, args: Any, output: Any) -> None:
+            # copy.deepcopy copies hooks: outputs of a copied model are not this model's.
             if module is target and get_worker_info() is None:
-                # Kept before it is told: its own lengths may be in it.
-                self.outputs.update((path, output) for path, kept in self._listened if kept() is module)
+                # Lengths may be in its own output, so that is kept first.
+                self.outputs.update((path, output) for path, kept in self._kept if kept() is module)
                 with self._guard():
                     self._ran(stream, top(), module, output)
 
-        def runs(module: nn.Module, args: Any, kwargs: Any) -> None:
-            ran(module, args, first(args, kwargs))
+        def before_call(module: nn.Module, args: Any, kwargs: Any) -> None:
+            after_call(module, args, first(args, kwargs))
 
         if side:
-            self._hook(target, runs if side == "input" else ran, side)
+            self._hook(target, before_call if side == "input" else after_call, side)
         if (dynamo := sys.modules.get("torch._dynamo")) is not None:
-            dynamo.reset()  # what was compiled before runs no hook that came later, and says nothing
+            dynamo.reset()  # a model that was compiled before runs no hook that is registered later
 
 
-def _uncompiled(hook: Any) -> Any:
-    """A hook that torch.compile leaves alone; asked only where the program compiles at all."""
+def _not_compiled(hook: Any) -> Any:
+    """Return a hook that torch.compile leaves alone; the same hook where the program does not compile."""
     dynamo = sys.modules.get("torch._dynamo")
     return dynamo.disable(hook) if dynamo is not None else hook

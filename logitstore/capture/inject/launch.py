@@ -1,4 +1,4 @@
-"""Runs a user's command with logitstore injected into its Python processes, and leaves it alone otherwise."""
+"""Start of somebody else's program with logitstore injected into its Python processes."""
 
 from __future__ import annotations
 
@@ -7,70 +7,71 @@ import os
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from ...errors import UsageError
+from ..job import CaptureJob, ProbeJob
+from .report import FOLDER, read_reports
 
 STARTUP = Path(__file__).parent / "startup"
-JOB = "LOGITSTORE_JOB"
-POLL = 0.1  # seconds
+JOB_VARIABLE = "LOGITSTORE_JOB"
+POLL_SECONDS = 0.1
 
 
-class Session:
-    """A folder for one run: the job, and what each process reports of itself."""
+class InjectionSession:
+    """Session folder of one run: the job file, and a report of each injected process."""
 
-    def __init__(self, folder: Path, job: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, job: CaptureJob | ProbeJob) -> None:
         self.folder = folder
-        self._job = folder / "job.json"
-        (folder / "reports").mkdir()
-        self._job.write_text(json.dumps(dict(job), ensure_ascii=False), "utf-8")
+        self._job_file = folder / "job.json"
+        (folder / FOLDER).mkdir()
+        self._job_file.write_text(json.dumps(job.to_json(), ensure_ascii=False), "utf-8")
 
     def environment(self) -> dict[str, str]:
-        """The caller's environment with the start-up hook in it."""
+        """Return this process's environment with the start-up hook added."""
         before = os.environ.get("PYTHONPATH")
         path = f"{STARTUP}{os.pathsep}{before}" if before else str(STARTUP)
-        return {**os.environ, "PYTHONPATH": path, JOB: str(self._job)}
+        return {**os.environ, "PYTHONPATH": path, JOB_VARIABLE: str(self._job_file)}
 
     def reports(self) -> list[dict[str, Any]]:
-        """What each process said last, in the order they began."""
-        found = []
-        for path in (self.folder / "reports").glob("*.json"):
-            with suppress(ValueError, OSError):
-                found.append(json.loads(path.read_text("utf-8")))
-        return sorted(found, key=lambda r: float(r.get("began", 0)))
+        """Return the last report of each process, in the order in which the processes began."""
+        return read_reports(self.folder)
 
 
 @contextmanager
-def session(job: Mapping[str, Any]) -> Iterator[Session]:
-    """A session folder that goes away."""
+def injection_session(job: CaptureJob | ProbeJob) -> Iterator[InjectionSession]:
+    """Make a session folder for a job, and remove it afterwards."""
     with tempfile.TemporaryDirectory(prefix="logitstore-") as folder:
-        yield Session(Path(folder), job)
+        yield InjectionSession(Path(folder), job)
 
 
-def run(command: Sequence[str], started: Session, enough: Callable[[], bool] | None = None) -> int:
-    """Run a command to its end; gives its exit status, 128 + N where signal N ended it.
+def run_injected(
+    command: Sequence[str], session: InjectionSession, enough: Callable[[], bool] | None = None
+) -> int:
+    """Run a command until it exits; return its exit status, or 128 + N where signal N ended it.
 
     Args:
         command: program and arguments; no shell is involved.
-        started: the session.
-        enough: asked now and then; once true, the command and all it started are ended, and 0 is given.
+        session: folder of the job and the reports.
+        enough: called every 0.1 s; once it returns true, the command and all processes that it started are
+            ended, and the status is 0.
 
     Raises ``UsageError`` where there is no such program.
     """
-    with _passing_on() as told:
+    with _signals_forwarded() as forward_to:
         try:
             process = subprocess.Popen(
-                list(command), env=started.environment(), start_new_session=enough is not None
+                list(command), env=session.environment(), start_new_session=enough is not None
             )
         except OSError as e:
             raise UsageError(f"{command[0]!r} cannot be run: {e.strerror}", where="the command") from None
-        told(process)
+        forward_to(process)
         while True:
             try:
-                status = process.wait(POLL if enough else None)
+                status = process.wait(POLL_SECONDS if enough else None)
                 return 128 - status if status < 0 else status
             except subprocess.TimeoutExpired:
                 if enough is not None and enough():
@@ -79,37 +80,41 @@ def run(command: Sequence[str], started: Session, enough: Callable[[], bool] | N
 
 
 @contextmanager
-def _passing_on() -> Iterator[Callable[[subprocess.Popen[bytes]], None]]:
-    """What asks us to stop asks the command that is told here; we stay until it ended."""
+def _signals_forwarded() -> Iterator[Callable[[subprocess.Popen[bytes]], None]]:
+    """Forward SIGINT, SIGTERM and SIGHUP to a process instead of ending this one.
+
+    Yields a function that takes the process. Signals that arrive before it is called are forwarded then.
+    """
     processes: list[subprocess.Popen[bytes]] = []
     early: list[int] = []
 
-    def pass_on(number: int, frame: Any) -> None:
-        early.extend([number] if not processes else [])
+    def forward(number: int, frame: Any) -> None:
+        if not processes:
+            early.append(number)
         for process in processes:
             with suppress(ProcessLookupError):
                 if number == signal.SIGINT and os.isatty(0) and os.getpgid(process.pid) == os.getpgid(0):
-                    return  # the terminal told it already
+                    return  # the terminal sends Ctrl-C to the whole process group
                 process.send_signal(number)
 
-    def tell(process: subprocess.Popen[bytes]) -> None:
+    def forward_to(process: subprocess.Popen[bytes]) -> None:
         processes.append(process)
         for number in early:
-            pass_on(number, None)
+            forward(number, None)
 
     before = {}
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-        with suppress(ValueError):  # not in the main thread: leave signals alone
-            before[number] = signal.signal(number, pass_on)
+        with suppress(ValueError):  # outside the main thread no handler can be set
+            before[number] = signal.signal(number, forward)
     try:
-        yield tell
+        yield forward_to
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the session that ``run`` started for the command, politely first."""
+    """End the process group of a command with SIGTERM, and with SIGKILL after five seconds."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)

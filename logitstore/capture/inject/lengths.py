@@ -1,9 +1,13 @@
-"""Which tensor says how many frames of each utterance are valid.
+"""Search for the tensor that holds the valid lengths of a batch.
 
-Looked for among what modules were given and returned in this batch and among the variables of the user's
-program at the moment the tapped module runs. Three forms are known: an integer an utterance, the longest as
-long as the batch; a mask of frames, (B, T) or (B, 1, T), whichever of valid and padded frames it marks; a
-share of the longest an utterance, as SpeechBrain has it.
+1. Candidates are tensors among the inputs and outputs of the modules that ran for this batch, and among the
+   variables of the program at the moment the captured module runs (``possible_lengths``).
+2. Each is read in one of three forms (``candidates``): counts, one integer per utterance, the longest as long
+   as the batch; masks, (B, T) or (B, 1, T), of the valid or of the padded frames; shares of the longest
+   utterance, as SpeechBrain has them.
+3. ``choose`` takes the likeliest: exact counts before masks before shares before counts that nearly fit.
+   Where candidates disagree, an error lists them. A mask or shares that mark no padding at all count only
+   where the model's input shows that there is none.
 """
 
 from __future__ import annotations
@@ -17,40 +21,57 @@ import torch
 from ...errors import LengthError
 from .program import INTEGERS, frames
 
-SHORT = 0.1  # of T that the longest utterance may lack: right context, stacked frames
-LONGEST = 4096  # utterances, or frames of a mask's row a hundred times that
+SHORT = 0.1  # share of T by which the longest utterance may be shorter: right context, stacked frames
+MAX_UTTERANCES = 4096
+MAX_MASK = 100 * MAX_UTTERANCES
 COUNTS, MASK, SHARES = "counts", "mask", "shares"
 
 
 @dataclass(frozen=True)
-class Lengths:
-    """(B,) valid frames, the expression that finds them again, and what says so."""
+class FoundLengths:
+    """Valid lengths of a batch.
+
+    Attributes:
+        expression: expression that gives them again in later batches.
+        values: (B,) valid frames.
+        form: ``counts``, ``mask`` or ``shares``.
+    """
 
     expression: str
     values: tuple[int, ...]
     form: str = COUNTS
 
 
-def signs(value: Any, expression: str, depth: int = 2) -> Iterator[tuple[str, torch.Tensor]]:
-    """Tensors, in something a module was given or returned, that could say lengths."""
+def possible_lengths(value: Any, expression: str, depth: int = 2) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield (expression, tensor) of the tensors in a value that are shaped as lengths or masks.
+
+    Args:
+        value: a tensor, or mappings and lists of tensors.
+        expression: expression of the value.
+        depth: levels of mappings and lists to enter.
+    """
     if isinstance(value, torch.Tensor):
         if value.layout != torch.strided or value.is_nested or value.is_meta:
             return
-        flat = value.dim() == 1 and 0 < len(value) <= LONGEST
-        wide = 2 <= value.dim() <= 4 and value.numel() == value.shape[0] * max(value.shape[1:], default=0)
-        if (flat and value.dtype != torch.bool) or (wide and 0 < value.numel() <= 100 * LONGEST):
+        is_list = value.dim() == 1 and 0 < len(value) <= MAX_UTTERANCES and value.dtype != torch.bool
+        is_mask = (
+            2 <= value.dim() <= 4
+            and value.numel() == value.shape[0] * max(value.shape[1:], default=0)
+            and 0 < value.numel() <= MAX_MASK
+        )
+        if is_list or is_mask:
             yield expression, value
     elif depth and isinstance(value, Mapping):
         for key, inner in value.items():
             if isinstance(key, str):
-                yield from signs(inner, f'{expression}["{key}"]', depth - 1)
+                yield from possible_lengths(inner, f'{expression}["{key}"]', depth - 1)
     elif depth and isinstance(value, list | tuple) and len(value) <= 16:
         for i, inner in enumerate(value):
-            yield from signs(inner, f"{expression}[{i}]", depth - 1)
+            yield from possible_lengths(inner, f"{expression}[{i}]", depth - 1)
 
 
 def variables() -> Iterator[tuple[str, Any]]:
-    """Variables of the user's program, innermost frame first, each name once."""
+    """Yield the variables of the program, innermost function first, each name once."""
     seen: set[str] = set()
     for frame in frames():
         for name, value in list(frame.f_locals.items()):
@@ -59,44 +80,53 @@ def variables() -> Iterator[tuple[str, Any]]:
             seen.add(name)
 
 
-def in_variables() -> Iterator[tuple[str, torch.Tensor]]:
-    """Signs among the variables of the user's program."""
+def possible_lengths_in_variables() -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield (name, tensor) of the program's variables that are shaped as lengths or masks."""
     for name, value in variables():
         if isinstance(value, torch.Tensor):
-            yield from signs(value, name)
+            yield from possible_lengths(value, name)
 
 
-def candidates(of: Iterable[tuple[str, torch.Tensor]], count: int, frames_: int) -> list[Lengths]:
-    """Those that can be the lengths of ``count`` utterances padded to ``frames_``, the likeliest first."""
-    found = [f for e, x in of for f in [_read(e, x, count, frames_)] if f is not None]
-    return sorted(found, key=lambda f: _tier(f, frames_))
+def candidates(
+    tensors: Iterable[tuple[str, torch.Tensor]], count: int, max_frames: int
+) -> list[FoundLengths]:
+    """Return the tensors that can be the lengths of a batch, the likeliest first.
+
+    Args:
+        tensors: (expression, tensor) pairs.
+        count: B.
+        max_frames: T.
+    """
+    found = [f for e, x in tensors for f in [_read(e, x, count, max_frames)] if f is not None]
+    return sorted(found, key=lambda f: _tier(f, max_frames))
 
 
-def _tier(found: Lengths, frames_: int) -> int:
-    """Exact numbers, masks, shares; numbers that nearly fit last."""
+def _tier(found: FoundLengths, max_frames: int) -> int:
+    """Return 0 for exact counts, 1 for masks, 2 for shares, 3 for counts that nearly fit."""
     if found.form == COUNTS:
-        return 0 if max(found.values) == frames_ else 3
+        return 0 if max(found.values) == max_frames else 3
     return 1 if found.form == MASK else 2
 
 
-def _read(expression: str, tensor: torch.Tensor, b: int, t: int) -> Lengths | None:
+def _read(expression: str, tensor: torch.Tensor, b: int, t: int) -> FoundLengths | None:
+    """Read a tensor as the lengths of B utterances in T frames; None where it cannot be."""
     if tensor.dim() != 1:
-        return _mask(expression, tensor, b, t)
+        return _read_mask(expression, tensor, b, t)
     if len(tensor) != b:
         return None
     values = tensor.tolist()
     if tensor.dtype in INTEGERS:
         fits = min(values) >= 0 and (1 - SHORT) * t <= max(values) <= t
-        return Lengths(expression, tuple(values)) if fits else None
+        return FoundLengths(expression, tuple(values)) if fits else None
     if tensor.is_floating_point() and min(values) > 0 and 1 - 1e-4 < max(values) <= 1 + 1e-4:
-        return Lengths(f"({expression} * T).round()", tuple(round(v * t) for v in values), SHARES)
+        return FoundLengths(f"({expression} * T).round()", tuple(round(v * t) for v in values), SHARES)
     return None
 
 
-def _mask(expression: str, tensor: torch.Tensor, b: int, t: int) -> Lengths | None:
-    """Lengths by a mask that marks, in every row, the first frames or all that follow them.
+def _read_mask(expression: str, tensor: torch.Tensor, b: int, t: int) -> FoundLengths | None:
+    """Read a mask that marks, in each row, the first frames or all frames after them.
 
-    Which of the two it marks, the first frames say: these are valid in every utterance.
+    The first frame of each utterance is valid: it shows which of the two the mask marks.
     """
     if tensor.shape[0] != b or tensor.numel() != b * t or t not in tensor.shape[1:]:
         return None
@@ -105,49 +135,50 @@ def _mask(expression: str, tensor: torch.Tensor, b: int, t: int) -> Lengths | No
         if not bool(((rows == 0) | (rows == 1)).all()):
             return None
         rows = rows != 0
-    padded = not bool(rows[:, 0].any())
-    if not (padded or bool(rows[:, 0].all())):
+    marks_padding = not bool(rows[:, 0].any())
+    if not (marks_padding or bool(rows[:, 0].all())):
         return None
-    valid = ~rows if padded else rows
+    valid = ~rows if marks_padding else rows
     values = tuple(valid.sum(1).tolist())
     if not (valid[:, 1:] <= valid[:, :-1]).all() or max(values) < (1 - SHORT) * t:
         return None
     marked = f"{expression}.reshape(B, T).sum(1)"
-    return Lengths(f"T - {marked}" if padded else marked, values, MASK)
+    return FoundLengths(f"T - {marked}" if marks_padding else marked, values, MASK)
 
 
 def choose(
-    found: list[Lengths], count: int, frames_: int, where: str, inputs: Iterable[torch.Tensor] = ()
-) -> Lengths:
-    """The lengths; raises ``LengthError`` listing them where they disagree, or saying that there are none.
+    found: list[FoundLengths], count: int, max_frames: int, where: str, inputs: Iterable[torch.Tensor] = ()
+) -> FoundLengths:
+    """Return the likeliest candidate.
 
     Args:
         found: candidates.
         count: B.
-        frames_: T.
-        where: for messages.
-        inputs: what the model was given: features, their lengths. A mask or shares that say nothing (all
-            utterances as long as the batch) count only where these say so too.
+        max_frames: T.
+        where: location for messages.
+        inputs: tensors that may be the model's input: features, or their lengths. Masks and shares that mark
+            no padding are believed only where one of these agrees.
+
+    Raises ``LengthError`` where there is no candidate, or where several disagree; these are listed.
     """
     given = list(inputs)
-    found = [f for f in found if f.form == COUNTS or count == 1 or _tells(f, frames_, given)]
-    supported = [f for f in found if f.form == SHARES and agrees(f.values, frames_, given)]
+    found = [f for f in found if f.form == COUNTS or count == 1 or _is_informative(f, max_frames, given)]
+    supported = [f for f in found if f.form == SHARES and agrees(f.values, max_frames, given)]
     found = [f for f in found if f.form != SHARES or f in supported or not supported]
     if not found and count == 1:
-        return Lengths("[T]", (frames_,))
+        return FoundLengths("[T]", (max_frames,))
     if not found:
         raise LengthError(
-            f"nothing holds the valid lengths of {count} utterances in {frames_} frames",
+            f"nothing holds the valid lengths of {count} utterances in {max_frames} frames",
             where=where,
             why="Padding must never be stored as speech.",
             do="Say where they are: --lengths EXPR, e.g. a variable of your program at that moment.",
         )
-    best = min(_tier(f, frames_) for f in found)
-    chosen = next(f for f in found if _tier(f, frames_) == best)
-    against = [f for f in found if _against(f, chosen, best, frames_)]
-    if (
-        not against
-    ):  # of those that say the same, the first that was given: a variable, for people can read it
+    best = min(_tier(f, max_frames) for f in found)
+    chosen = next(f for f in found if _tier(f, max_frames) == best)
+    against = [f for f in found if _contradicts(f, chosen, best, max_frames)]
+    if not against:
+        # Of candidates with the same values, the first that was given: variables come first.
         return next(f for f in found if f.values == chosen.values)
     raise LengthError(
         "several tensors could hold the valid lengths: "
@@ -157,43 +188,54 @@ def choose(
     )
 
 
-def _against(other: Lengths, chosen: Lengths, best: int, frames_: int) -> bool:
-    """Whether one candidate speaks against another.
+def _contradicts(other: FoundLengths, chosen: FoundLengths, best: int, max_frames: int) -> bool:
+    """Return whether a candidate contradicts the chosen one.
 
-    Not where it nearly fits alone, nor shares against numbers or masks: tokens have shares too.
+    Counts that only nearly fit do not, nor do shares where counts or a mask are chosen: shares may be of
+    tokens.
     """
-    weak = _tier(other, frames_) == 3 != best or (other.form == SHARES != chosen.form)
-    return not weak and other.values != chosen.values
+    nearly_fits = _tier(other, max_frames) == 3 != best
+    other_shares = other.form == SHARES != chosen.form
+    return not (nearly_fits or other_shares) and other.values != chosen.values
 
 
-def _tells(found: Lengths, frames_: int, inputs: list[torch.Tensor]) -> bool:
-    return min(found.values) < frames_ or agrees(found.values, frames_, inputs)
+def _is_informative(found: FoundLengths, max_frames: int, inputs: list[torch.Tensor]) -> bool:
+    """Return whether a mask or shares mark some padding, or the model's input agrees that there is none."""
+    return min(found.values) < max_frames or agrees(found.values, max_frames, inputs)
 
 
-def agrees(values: tuple[int, ...], frames_: int, inputs: Iterable[torch.Tensor]) -> bool:
-    """Whether the lengths of features, or where these are padded with zeros, are as lengths in frames say."""
-    return any(
-        max(lengths) > 0
-        and all(
-            abs(v - frames_ * n / max(lengths)) <= 2 + 0.02 * frames_
-            for v, n in zip(values, lengths, strict=True)
-        )
-        for tensor in inputs
-        for lengths in [_input_lengths(tensor, len(values), frames_)]
-        if lengths is not None
-    )
+def agrees(values: tuple[int, ...], max_frames: int, inputs: Iterable[torch.Tensor]) -> bool:
+    """Return whether lengths in frames are proportional to the lengths of one of the model's inputs."""
+    for tensor in inputs:
+        lengths = input_lengths(tensor, len(values), max_frames)
+        if lengths is None or max(lengths) <= 0:
+            continue
+        tolerance = 2 + 0.02 * max_frames
+        if all(
+            abs(v - max_frames * n / max(lengths)) <= tolerance for v, n in zip(values, lengths, strict=True)
+        ):
+            return True
+    return False
 
 
-def _input_lengths(tensor: torch.Tensor, b: int, t: int) -> list[int] | None:
-    """(B,) lengths of features that are these, or that these are the lengths of."""
+def input_lengths(tensor: torch.Tensor, b: int, t: int) -> list[int] | None:
+    """Return (B,) lengths of the model's input.
+
+    Args:
+        tensor: lengths of features, (B,); or zero-padded features, (B, T0) or (B, T0, F) with T0 ≥ T.
+        b: B.
+        t: T of the model's output.
+
+    None where the tensor is neither, or is padded with something else than zeros.
+    """
     if tensor.dim() == 0 or tensor.shape[0] != b:
         return None
     if tensor.dim() == 1:
-        longer = tensor.dtype in INTEGERS and int(tensor.max()) > t
-        return tensor.tolist() if longer else None
+        is_longer = tensor.dtype in INTEGERS and int(tensor.max()) > t
+        return tensor.tolist() if is_longer else None
     if tensor.dim() > 3 or tensor.shape[1] < t:
         return None
-    heard = (tensor != 0).reshape(b, tensor.shape[1], -1).any(-1)
-    lengths = [int(row.nonzero()[-1]) + 1 if bool(row.any()) else 0 for row in heard]
-    # Features that end in no zeros may be padded with something else.
-    return None if tensor.is_floating_point() and min(lengths) == tensor.shape[1] else lengths
+    nonzero = (tensor != 0).reshape(b, tensor.shape[1], -1).any(-1)
+    lengths = [int(row.nonzero()[-1]) + 1 if bool(row.any()) else 0 for row in nonzero]
+    may_be_padded = tensor.is_floating_point() and min(lengths) == tensor.shape[1]
+    return None if may_be_padded else lengths

@@ -1,4 +1,4 @@
-"""What surrounds a tapped module while it runs: batch, variables of the user's program, modules."""
+"""View of the program around a running module: its DataLoaders, compiled models, variables and modules."""
 
 from __future__ import annotations
 
@@ -24,39 +24,40 @@ INTEGERS = (torch.int64, torch.int32, torch.int16)
 OWN = tuple(os.path.join(os.path.dirname(os.path.abspath(p)), "") for p in (torch.__file__, errors.__file__))
 
 
-def follow_loaders(noted: Callable[[Any, Any, Any, Any], None]) -> None:
-    """Call ``noted(batch, iterator, index, dataset)`` with every batch a DataLoader yields here, not in its
-    workers.
+def follow_loaders(yielded: Callable[[Any, Any, Any, Any], None]) -> None:
+    """Call a function with every batch that a DataLoader yields in this process, not in its workers.
 
-    The index is what its sampler said of the batch: numbers of items, a CutSet, ...; None where nobody knows.
+    Args:
+        yielded: function of the batch, the loader's iterator, the sampler's index for the batch (item
+            numbers, a CutSet, ...; None where it is not known) and the dataset.
     """
     kind: Any = dataloader._BaseDataLoaderIter
     original, next_index, reset = kind.__next__, kind._next_index, kind._reset
-    asked: weakref.WeakKeyDictionary[Any, deque[Any]] = weakref.WeakKeyDictionary()
+    requested: weakref.WeakKeyDictionary[Any, deque[Any]] = weakref.WeakKeyDictionary()
 
     def resetting(self: Any, *args: Any, **kwargs: Any) -> Any:
-        asked[self] = deque()
+        requested[self] = deque()
         return reset(self, *args, **kwargs)
 
-    def asking(self: Any) -> Any:
-        index = next_index(self)  # workers are asked ahead, and answer in order
-        asked.setdefault(self, deque()).append(index)
+    def requesting(self: Any) -> Any:
+        index = next_index(self)  # batches are requested ahead of time from workers, and arrive in order
+        requested.setdefault(self, deque()).append(index)
         return index
 
-    def following(self: Any) -> Any:
+    def yielding(self: Any) -> Any:
         batch = original(self)
         if get_worker_info() is None:
-            indices = asked.get(self)
+            indices = requested.get(self)
             index = indices.popleft() if indices else None
-            counted = self._dataset_kind == dataloader._DatasetKind.Map and getattr(self, "_in_order", True)
-            noted(batch, self, index if counted else None, self._dataset)
+            in_order = self._dataset_kind == dataloader._DatasetKind.Map and getattr(self, "_in_order", True)
+            yielded(batch, self, index if in_order else None, self._dataset)
         return batch
 
-    kind.__next__, kind._next_index, kind._reset = following, asking, resetting
+    kind.__next__, kind._next_index, kind._reset = yielding, requesting, resetting
 
 
 def follow_compiling(begun: Callable[[], None]) -> None:
-    """Call ``begun()`` whenever the program asks torch to compile something."""
+    """Call a function whenever the program calls torch.compile."""
     original = torch.compile
 
     def compiling(*args: Any, **kwargs: Any) -> Any:
@@ -68,14 +69,14 @@ def follow_compiling(begun: Callable[[], None]) -> None:
     torch.compile = compiling
 
 
-def eagerly(wanted: bool) -> None:
-    """Whether compiled models run as if they were not, so that hooks see what is inside them."""
+def run_compiled_models_eagerly(wanted: bool) -> None:
+    """Run compiled models as if they were not compiled, so that hooks run inside them; or end that."""
     if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
         torch.compiler.set_stance("force_eager" if wanted else "default")
 
 
 def frames() -> Iterator[FrameType]:
-    """Frames of the user's program that lead here, innermost first."""
+    """Yield the stack frames of the program that lead here, the innermost first; not torch's and not ours."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if not frame.f_code.co_filename.startswith((*OWN, "<frozen")):
@@ -84,39 +85,42 @@ def frames() -> Iterator[FrameType]:
 
 
 def variable(name: str, homes: dict[str, tuple[str, str]] | None = None) -> Any:
-    """The value of a variable of the user's program, as its innermost frame sees it; raises ``KeyError``.
+    """Return the value of a variable of the program, in the innermost function that has it.
 
     Args:
-        name: of the variable.
-        homes: file and function that each was found in first: another function's variable of that name, of
-            the batch before perhaps, is not it. A compiled function keeps none.
+        name: name of the variable.
+        homes: file and function in which each variable was found first, by its name. A variable of the same
+            name in another function may belong to an earlier batch, and is refused. (A compiled function has
+            no variables.)
+
+    Raises ``KeyError`` where no function has such a variable.
     """
     for frame in frames():
         if name in frame.f_locals:
             home = frame.f_code.co_filename, frame.f_code.co_name
             if homes is not None and (first := homes.setdefault(name, home)) != home:
-                raise KeyError(f"{name} was a variable of {first[1]}(), and is one of {home[1]}() alone here")
+                raise KeyError(f"{name} was a variable of {first[1]}() before, and is now one of {home[1]}()")
             return frame.f_locals[name]
     raise KeyError(f"no variable {name!r} where the module is called")
 
 
-def ranges_of(shape: Sequence[int]) -> str:
-    """Name of the user's variable that is an integer (B, T, S) tensor: the ranges of a pruned joint."""
+def variable_of_shape(shape: Sequence[int]) -> str:
+    """Return the name of a variable that is an integer tensor of this shape; empty where there is none."""
     for frame in frames():
         for name, value in list(frame.f_locals.items()):
-            whole = isinstance(value, torch.Tensor) and value.dtype in INTEGERS
-            if whole and tuple(value.shape) == tuple(shape) and name.isidentifier():
+            is_integer = isinstance(value, torch.Tensor) and value.dtype in INTEGERS
+            if is_integer and tuple(value.shape) == tuple(shape) and name.isidentifier():
                 return name
     return ""
 
 
 def live_modules() -> list[nn.Module]:
-    """Every module of this process."""
+    """Return all modules of this process."""
     return [o for o in gc.get_objects() if issubclass(type(o), nn.Module)]
 
 
 def outermost(path: str, modules: list[nn.Module]) -> list[tuple[nn.Module, nn.Module]]:
-    """(root, target) of each different module at a path below the outermost modules that have one there."""
+    """Return (root, module) for each module at a path below an outermost module that has this path."""
     having: dict[nn.Module, nn.Module] = {}
     for module in modules:
         try:
@@ -133,6 +137,6 @@ def outermost(path: str, modules: list[nn.Module]) -> list[tuple[nn.Module, nn.M
 
 
 def roots(modules: list[nn.Module]) -> list[nn.Module]:
-    """Modules that lie in no other one."""
+    """Return the modules that lie in no other one."""
     inner = {child for m in modules for child in m._modules.values() if child is not None}
     return [m for m in modules if m not in inner]

@@ -43,7 +43,7 @@ SAME = {
 
 
 @dataclass
-class Emitted:
+class EmittedOutput:
     """What one module gave.
 
     Attributes:
@@ -79,21 +79,21 @@ class Emitted:
             names += [name] if name not in names else []
 
 
-class Observer(TorchFunctionMode):
+class OutputObserver(TorchFunctionMode):
     """Watches every module call and what torch functions are given of the outputs, while it is entered."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.emitted: dict[nn.Module, Emitted] = {}
-        self.products: dict[nn.Module, Emitted] = {}  # of functions with a module's weight
+        self.emitted: dict[nn.Module, EmittedOutput] = {}
+        self.products: dict[nn.Module, EmittedOutput] = {}  # of functions with a module's weight
         self._products = Products(self._whose)
         self._weights: dict[int, tuple[weakref.ref[nn.Module], int]] = {}  # by address
         self._weighed = -1  # the batch in which they were looked for
         self.batch = 0
-        self.on_output: Any = None  # told (module, args, kwargs, output, Emitted or None) of every call
+        self.on_output: Any = None  # told (module, args, kwargs, output, EmittedOutput or None) of every call
         # by id of a tensor: it, who gave it, in which call, and whether it still is what was given (or a
         # softmax of it)
-        self._origins: dict[int, tuple[weakref.ref[torch.Tensor], Emitted, int, bool]] = {}
+        self._origins: dict[int, tuple[weakref.ref[torch.Tensor], EmittedOutput, int, bool]] = {}
         self._hook: Any = None
 
     def __enter__(self) -> Self:
@@ -133,11 +133,11 @@ class Observer(TorchFunctionMode):
         self.products.clear()
         self.batch, self._weighed = 0, -1
 
-    def _origin(self, tensor: torch.Tensor) -> Emitted | None:
+    def _origin(self, tensor: torch.Tensor) -> EmittedOutput | None:
         found = self._origins.get(id(tensor))
         return found[1] if found is not None and found[0]() is tensor else None
 
-    def _remember(self, tensor: Any, origin: Emitted, call: int, *, same: bool = True) -> None:
+    def _remember(self, tensor: Any, origin: EmittedOutput, call: int, *, same: bool = True) -> None:
         if isinstance(tensor, torch.Tensor):
             if len(self._origins) > 4096:
                 self._origins = {k: v for k, v in self._origins.items() if v[0]() is not None}
@@ -168,7 +168,7 @@ class Observer(TorchFunctionMode):
             return None
         return found[0]() if found is not None and found[1] == tensor.numel() else None
 
-    def _look(self, module: nn.Module, tensor: torch.Tensor, weight: str = "") -> Emitted | None:
+    def _look(self, module: nn.Module, tensor: torch.Tensor, weight: str = "") -> EmittedOutput | None:
         inner = self._origin(tensor)
         if inner is not None and inner.module is not module and self._origins[id(tensor)][3]:
             return None  # a container, that gives what something inside it gave
@@ -181,7 +181,7 @@ class Observer(TorchFunctionMode):
         table = self.products if weight else self.emitted
         said = table.get(module)
         if said is None or said.classes != classes:
-            said = table[module] = Emitted(module, tuple(tensor.shape), axis, classes, weight=weight)
+            said = table[module] = EmittedOutput(module, tuple(tensor.shape), axis, classes, weight=weight)
         said.calls[self.batch] += 1
         if tuple(tensor.shape) not in said.shapes and len(said.shapes) < CALLS:
             said.shapes.append(tuple(tensor.shape))
@@ -203,7 +203,7 @@ def _weight(module: Any) -> int:
     return int(module.weight.data_ptr())
 
 
-def _measure(said: Emitted, tensor: torch.Tensor) -> None:
+def _measure(said: EmittedOutput, tensor: torch.Tensor) -> None:
     rows = tensor.detach().movedim(said.axis, -1).reshape(-1, said.classes)
     rows = rows[:: max(1, len(rows) // ROWS)][:ROWS].float()
     logz = rows.logsumexp(-1)

@@ -9,7 +9,7 @@ from torch import nn
 
 from ...encodings.linear_head import additive
 from ...teachers.weight_products import PREFIX
-from .observer import DECISIONS, FEW, LOGITS, SOFTMAX, Emitted
+from .observer import DECISIONS, FEW, LOGITS, SOFTMAX, EmittedOutput
 
 NORMALISED = 1e-3  # nats: |log Σ exp| of a row of log-probabilities
 DECIDES = ("argmax", "topk", "sort")
@@ -17,7 +17,7 @@ AXES = {"BTV": (0, 1), "BVT": (0, 2), "TBV": (1, 0)}  # which axes are B and T
 
 
 @dataclass(frozen=True)
-class Candidate:
+class HeadCandidate:
     """A module that emits something as wide as the token table may be.
 
     Attributes:
@@ -67,8 +67,8 @@ class Candidate:
 
 
 def rank(
-    emitted: list[Emitted], tops: list[nn.Module], count: int | None, classes: int | None
-) -> list[Candidate]:
+    emitted: list[EmittedOutput], tops: list[nn.Module], count: int | None, classes: int | None
+) -> list[HeadCandidate]:
     """Candidates, the likeliest first.
 
     Args:
@@ -104,10 +104,12 @@ def _numbers(path: str) -> int:
     return sum(part.isdigit() for part in path.split("."))
 
 
-def _candidate(said: Emitted, path: str, top: nn.Module, count: int | None, embedded: bool) -> Candidate:
+def _candidate(
+    said: EmittedOutput, path: str, top: nn.Module, count: int | None, embedded: bool
+) -> HeadCandidate:
     module, off = said.module, max(abs(said.logz[0]), abs(said.logz[1]))
     best, times = said.best.most_common(1)[0]
-    found = Candidate(
+    found = HeadCandidate(
         path=f"{PREFIX}{path}.{said.weight}" if said.weight else path,
         model=type(top).__name__,
         kind=type(module).__name__,
@@ -130,7 +132,7 @@ def _candidate(said: Emitted, path: str, top: nn.Module, count: int | None, embe
     return replace(found, score=_score(found, head, embedded))
 
 
-def _score(c: Candidate, head: bool, embedded: bool) -> float:
+def _score(c: HeadCandidate, head: bool, embedded: bool) -> float:
     """How likely it is; 0 where nothing speaks for it but its width."""
     score = 4.0 * any(a in SOFTMAX for a in c.after) + 2 * any(a in DECISIONS.values() for a in c.after)
     score += embedded + bool(c.joiner) + 2 * (LOGITS in c.after)
@@ -141,7 +143,7 @@ def _score(c: Candidate, head: bool, embedded: bool) -> float:
     return max(score, 0.1)
 
 
-def _layout(said: Emitted, count: int | None) -> str:
+def _layout(said: EmittedOutput, count: int | None) -> str:
     shape = said.shape
     if len(shape) == 4:
         return "BTUV"

@@ -25,12 +25,28 @@ from ...teachers.tap import find_module
 from ...teachers.weight_products import PREFIX, split
 from ..batch_ids import FoundIds, find_by_index, find_ids, find_texts
 from ..inject.batches import parts
-from ..inject.inside import Report
-from ..inject.lengths import Lengths, candidates, choose, in_variables, signs, variables
-from ..inject.program import INTEGERS, eagerly, follow_compiling, follow_loaders, frames, live_modules, roots
-from ..lattices import frames_in
-from .observer import Emitted, Observer
-from .rank import AXES, Candidate, named, rank
+from ..inject.lengths import (
+    FoundLengths,
+    candidates,
+    choose,
+    possible_lengths,
+    possible_lengths_in_variables,
+    variables,
+)
+from ..inject.program import (
+    INTEGERS,
+    follow_compiling,
+    follow_loaders,
+    frames,
+    live_modules,
+    roots,
+    run_compiled_models_eagerly,
+)
+from ..inject.report import ProcessReport
+from ..job import ProbeJob
+from ..lattices import find_frames
+from .observer import EmittedOutput, OutputObserver
+from .rank import AXES, HeadCandidate, named, rank
 
 TABLES = re.compile(
     r"(^|[._-])(tokens?|units?|dict|vocab|vocabulary|words|lang_char|bpe|config)[._-]?.*"
@@ -45,13 +61,8 @@ CALLS = 64  # of one module in one batch that are looked at
 WAIT = 60.0  # seconds for the parent to end this program
 
 
-def begin(job: dict[str, Any], session: Path) -> None:
-    """Watch; called once torch is imported."""
-    Observing(job, session)
-
-
 @dataclass
-class Seen:
+class CallContext:
     """What surrounded one call of a module.
 
     Attributes:
@@ -61,12 +72,12 @@ class Seen:
     """
 
     shape: tuple[int, ...]
-    lengths: list[Lengths]
-    chosen: Lengths | None
+    lengths: list[FoundLengths]
+    chosen: FoundLengths | None
     labels: list[str]
 
 
-class Observing:
+class ProbeRecorder:
     """One process that may turn out to run the model.
 
     Args:
@@ -74,17 +85,17 @@ class Observing:
         session: folder of reports.
     """
 
-    def __init__(self, job: dict[str, Any], session: Path) -> None:
-        self._batches, self._classes = int(job["batches"]), job["classes"]
-        self._report = Report(session, state="torch")
+    def __init__(self, job: ProbeJob, session: Path) -> None:
+        self._batches, self._classes = job.batches, job.classes
+        self._report = ProcessReport(session, state="torch")
         self._batch: Any = None
         self._ids: list[FoundIds] = []  # of the first batch that has any
         self._first: nn.Module | None = None
         self._first_trained = False
         self._threaded = False  # whether a loader yields in another thread than the model runs in
         self._notes, self._try_at = 0, self._batches
-        self._seen: dict[nn.Module, dict[int, list[Seen]]] = {}  # by batch, call by call
-        self._at_encoder: dict[nn.Module, list[Lengths]] = {}
+        self._seen: dict[nn.Module, dict[int, list[CallContext]]] = {}  # by batch, call by call
+        self._at_encoder: dict[nn.Module, list[FoundLengths]] = {}
         self._encoder_ids: dict[nn.Module, dict[str, list[FoundIds]]] = {}
         self._variables: dict[nn.Module, dict[str, list[FoundIds]]] = {}
         self._signs: list[tuple[nn.Module, str, str, torch.Tensor]] = []
@@ -97,7 +108,7 @@ class Observing:
         sys.addaudithook(self._audit)
         follow_loaders(self._noted)
         follow_compiling(self._compiling)
-        self._observer = Observer()
+        self._observer = OutputObserver()
         self._observer.on_output = self._output
         self._observer.__enter__()  # until the program ends
         atexit.register(self._ended, os.getpid())
@@ -105,7 +116,7 @@ class Observing:
 
     def _compiling(self) -> None:
         self._compiled = True
-        eagerly(True)
+        run_compiled_models_eagerly(True)
 
     def _audit(self, event: str, args: tuple[Any, ...]) -> None:
         if event == "open" and args and isinstance(args[0], str) and TABLES.search(Path(args[0]).name):
@@ -128,7 +139,7 @@ class Observing:
         self._signs.clear()
 
     def _output(
-        self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any, said: Emitted | None
+        self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any, said: EmittedOutput | None
     ) -> None:
         if get_worker_info() is not None or self._over:
             return
@@ -144,7 +155,7 @@ class Observing:
                     self._try_at = 2 * self._observer.batch
                     self._enough()
         for where, value in (("modules", output), ("inputs", args), ("inputs", kwargs)):
-            self._signs += [(module, where, rest, tensor) for rest, tensor in signs(value, "")]
+            self._signs += [(module, where, rest, tensor) for rest, tensor in possible_lengths(value, "")]
         del self._signs[:-512]
         if self._observer.batch not in self._held:  # a program that ends lets its model go before it is asked
             self._held.add(self._observer.batch)
@@ -166,7 +177,7 @@ class Observing:
 
     def _encoded(self, module: nn.Module, found: FoundJoiner, output: Any) -> None:
         """Where ids and lengths are when capture takes the encoder's output, or another module's input."""
-        enc = frames_in(output) if found.drive.side == "output" else None
+        enc = find_frames(output) if found.drive.side == "output" else None
         count = self._count() or (1 if enc is None else enc.shape[0])
         for ids in _id_variables(count):
             self._encoder_ids.setdefault(module, {}).setdefault(ids.expression, []).append(ids)
@@ -177,7 +188,7 @@ class Observing:
         own = ((f"{id(m)}{where}{rest}", v) for m, where, rest, v in reversed(self._signs))
         self._at_encoder[module] = [f for f in candidates(own, count, t) if max(f.values) == t]
 
-    def _surroundings(self, module: nn.Module, said: Emitted, shape: tuple[int, ...]) -> None:
+    def _surroundings(self, module: nn.Module, said: EmittedOutput, shape: tuple[int, ...]) -> None:
         """Where lengths and ids are while a module that may be the head runs."""
         count = self._count() or shape[0]
         axis = 2 if said.axis == 1 else 0 if shape[0] != count == shape[1] else 1
@@ -189,13 +200,16 @@ class Observing:
             for found in _id_variables(count):
                 self._variables.setdefault(module, {}).setdefault(found.expression, []).append(found)
 
-    def _look(self, shape: tuple[int, ...], axis: int, before: int) -> Seen:
+    def _look(self, shape: tuple[int, ...], axis: int, before: int) -> CallContext:
         """The surroundings of one call; ``before``: frames of the calls before it, whose rest this may be."""
-        found: list[Lengths] = []
+        found: list[FoundLengths] = []
         chosen, b, t = None, shape[1 if axis == 0 else 0], shape[axis]
         for frames_ in (before + t, t) if before else (t,):
             told = ((f"{id(m)}{where}{rest}", v) for m, where, rest, v in reversed(self._signs))
-            mine, found = candidates(in_variables(), b, frames_), candidates(told, b, frames_)
+            mine, found = (
+                candidates(possible_lengths_in_variables(), b, frames_),
+                candidates(told, b, frames_),
+            )
             found = found + mine if self._compiled else mine + found  # a compiled function keeps no variables
             given = [p for p in (*parts(self._batch, 3), *(v for _, v in variables())) if _is_tensor(p)]
             if found:
@@ -203,7 +217,7 @@ class Observing:
                     chosen = choose(found, b, frames_, "", given)
                 break
         labels = _label_variables(shape[0], shape[2] - 1) if len(shape) == 4 else []
-        return Seen(shape, found, chosen, labels)
+        return CallContext(shape, found, chosen, labels)
 
     def _count(self) -> int | None:
         return len(self._ids[0].values) if self._ids else None
@@ -297,11 +311,11 @@ def _path(candidate: str) -> str:
     return split(candidate)[0] if candidate.startswith(PREFIX) else candidate
 
 
-def _told(found: Sequence[FoundIds | Lengths]) -> list[dict[str, Any]]:
+def _told(found: Sequence[FoundIds | FoundLengths]) -> list[dict[str, Any]]:
     return [{"expression": f.expression, "values": f.values[:8]} for f in found]
 
 
-def _named(found: Lengths, paths: dict[nn.Module, str]) -> Lengths:
+def _named(found: FoundLengths, paths: dict[nn.Module, str]) -> FoundLengths:
     """A module is known by its number while it runs, by its path in the report."""
 
     def name(match: re.Match[str]) -> str:
@@ -311,7 +325,9 @@ def _named(found: Lengths, paths: dict[nn.Module, str]) -> Lengths:
     return replace(found, expression=re.sub(r"(\d+)(modules|inputs)", name, found.expression))
 
 
-def _which(candidate: Candidate, calls: Sequence[Seen], count: int | None) -> tuple[int | None, str]:
+def _which(
+    candidate: HeadCandidate, calls: Sequence[CallContext], count: int | None
+) -> tuple[int | None, str]:
     """Which of several calls a batch is the answer, or along which axis (``t``, ``b``) they are one."""
     if candidate.calls < 2 or candidate.joiner or candidate.layout not in AXES or len(calls) < 2:
         return None, ""

@@ -13,7 +13,8 @@ from typing import Any
 from ...errors import LogitStoreError, TapNeverFired
 from ...tokens.formats import read_table
 from ...tokens.table import TokenTable
-from ..inject.launch import run, session
+from ..inject.launch import injection_session, run_injected
+from ..job import ProbeJob
 
 SURE = 0.3  # of the rows: a class that is the largest so often, at an end of the table, is a blank
 LOOP = "{} runs {} times a batch, a decoding loop: this program never makes the lattice of the references; {}"
@@ -22,7 +23,7 @@ DURATIONS = 16  # of a TDT joint, at most
 
 
 @dataclass(frozen=True)
-class Blank:
+class FoundBlank:
     """The blank of a head, and what says so."""
 
     index: int | None
@@ -30,7 +31,7 @@ class Blank:
 
 
 @dataclass(frozen=True)
-class Finding:
+class ProbeFinding:
     """What a probe found.
 
     Attributes:
@@ -54,7 +55,7 @@ class Finding:
     texts: str
     tokens: str
     tables: tuple[tuple[str, int], ...]
-    blank: Blank
+    blank: FoundBlank
     batches: int
     command: str
     notes: tuple[str, ...] = ()
@@ -63,7 +64,7 @@ class Finding:
         return asdict(self)
 
 
-def probe(command: Sequence[str], *, tokens: str = "", batches: int = 2, out: str = "store") -> Finding:
+def probe(command: Sequence[str], *, tokens: str = "", batches: int = 2, out: str = "store") -> ProbeFinding:
     """Run a command until its first batches have passed, then end it, and say what was seen.
 
     Args:
@@ -75,13 +76,13 @@ def probe(command: Sequence[str], *, tokens: str = "", batches: int = 2, out: st
     Raises ``TapNeverFired`` where no process runs a model.
     """
     given = read_table(tokens) if tokens else None
-    job = {"story": "probe", "batches": batches, "classes": len(given) if given else None}
-    with session(job) as started:
+    job = ProbeJob(batches=batches, classes=len(given) if given else None)
+    with injection_session(job) as started:
 
         def enough() -> bool:
             return any(r["state"] == "enough" for r in started.reports())
 
-        status = run(command, started, enough)
+        status = run_injected(command, started, enough)
         reports = [r for r in started.reports() if r.get("candidates")]
         if not reports:
             raise TapNeverFired(
@@ -98,7 +99,7 @@ def probe(command: Sequence[str], *, tokens: str = "", batches: int = 2, out: st
 
 def found_in(
     report: dict[str, Any], tables: dict[str, TokenTable], command: Sequence[str], out: str
-) -> Finding:
+) -> ProbeFinding:
     """What a process's report means."""
     ranked = sorted(report["candidates"], key=lambda c: -_fit(c, tables))
     ctc = next((c for c in ranked if _like_ctc(c)), None)
@@ -122,7 +123,7 @@ def found_in(
     if command and report["ids"] and "dataset." in report["ids"][0]["expression"]:
         notes.append("ids are the dataset's own list, by the number of the item: is item i the i-th of them?")
     blank = _blank(head, table, report.get("blanks", {}))
-    return Finding(
+    return ProbeFinding(
         candidates=tuple(ranked),
         ctc=ctc,
         rnnt=rnnt,
@@ -178,10 +179,10 @@ def _several(head: dict[str, Any]) -> Iterator[str]:
         )
 
 
-def _blank(head: dict[str, Any] | None, table: TokenTable | None, told: Mapping[str, int]) -> Blank:
+def _blank(head: dict[str, Any] | None, table: TokenTable | None, told: Mapping[str, int]) -> FoundBlank:
     """The blank: by the table first, by what the model calls so second, by what it says most often third."""
     if head is None:
-        return Blank(None, ())
+        return FoundBlank(None, ())
     best, share = head["best"]
     where = {0: "the first index", head["classes"] - 1: "the last index"}.get(
         best, "neither end of the table"
@@ -194,12 +195,12 @@ def _blank(head: dict[str, Any] | None, table: TokenTable | None, told: Mapping[
         why = [f"the token table has {table[table.blank]!r} at {table.blank}", *model, said]
         if one not in (None, table.blank) or (one is None and best != table.blank and share > SURE):
             why.append("these disagree: is this the table of this model?")
-        return Blank(table.blank, tuple(why))
+        return FoundBlank(table.blank, tuple(why))
     if one is not None:
-        return Blank(one, (*model, said))
+        return FoundBlank(one, (*model, said))
     if share >= SURE and best in (0, head["classes"] - 1):
-        return Blank(best, (said,))
-    return Blank(None, (said, "no token table was found; --tokens FILE settles it"))
+        return FoundBlank(best, (said,))
+    return FoundBlank(None, (said, "no token table was found; --tokens FILE settles it"))
 
 
 def _notes(
@@ -236,7 +237,7 @@ def _command(
     heads: tuple[dict[str, Any] | None, dict[str, Any] | None, dict[str, Any] | None],
     report: dict[str, Any],
     tokens: tuple[str, TokenTable | None],
-    blank: Blank,
+    blank: FoundBlank,
     command: Sequence[str],
     out: str,
 ) -> str:

@@ -14,9 +14,9 @@ from ...schema.spec import TeacherSpec
 from ...teachers.protocol import Seq2Seq, Teacher, Transducer, load_teacher
 from ...tokens.formats import read_table
 from ..inject.program import roots
-from .observer import Observer
+from .observer import OutputObserver
 from .rank import rank
-from .run import Finding, found_in
+from .run import ProbeFinding, found_in
 
 UTTERANCES = 4  # a batch
 ENCODINGS = {"ctc": "ctc=dense", "rnnt": "rnnt=topk:16", "seq2seq": "seq2seq=topk:16"}
@@ -24,7 +24,7 @@ ENCODINGS = {"ctc": "ctc=dense", "rnnt": "rnnt=topk:16", "seq2seq": "seq2seq=top
 
 def probe_teacher(
     teacher: str, manifest: str, *, audio_root: str | None = None, tokens: str = "", batches: int, out: str
-) -> Finding:
+) -> ProbeFinding:
     """Run the first batches of a manifest through a teacher and say what was seen.
 
     Args:
@@ -39,7 +39,7 @@ def probe_teacher(
     table = read_table(tokens) if tokens else speaker.tokens()
     utterances = list(read_manifest(manifest, audio_root=audio_root, limit=UTTERANCES * batches))
     speaker.model.eval()
-    observer, lengths, rest = Observer(), [], iter(utterances)
+    observer, lengths, rest = OutputObserver(), [], iter(utterances)
     with torch.inference_mode(), observer:
         while part := [load(u, speaker, table, False) for u in islice(rest, UTTERANCES)]:
             observer.batch += 1
@@ -78,7 +78,7 @@ def _run(teacher: Teacher, batch: list[LoadedUtterance]) -> list[int]:
     return [int(n) for n in teacher.lengths(output)]
 
 
-def _compare(spec: TeacherSpec, found: Finding) -> tuple[str, ...]:
+def _compare(spec: TeacherSpec, found: ProbeFinding) -> tuple[str, ...]:
     """Whether the heads that a teacher names are what was seen."""
     notes = []
     seen = {c["path"]: c for c in found.candidates}

@@ -1,6 +1,6 @@
-"""Runs at the start of every Python process below ``logitstore capture`` and ``logitstore probe``.
+"""Start-up hook of every Python process below ``logitstore capture`` and ``logitstore probe``.
 
-It costs a process that never imports torch nothing. The next ``sitecustomize`` on the path still runs.
+A process that never imports torch is not slowed down. The next ``sitecustomize`` on the path still runs.
 """
 
 from __future__ import annotations
@@ -11,27 +11,29 @@ import os
 import sys
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # typing would cost every process its import
+if TYPE_CHECKING:  # an import of typing would slow down every process
     from typing import Any
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-ROOT = os.path.dirname(os.path.dirname(HERE))  # the logitstore package of the process that started it all
-JOB = "LOGITSTORE_JOB"
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(HERE)))  # the logitstore package of the parent process
+JOB_VARIABLE = "LOGITSTORE_JOB"
 
 
-class _WaitForTorch:
-    """A finder that finds nothing itself, but is told when torch has been imported."""
+class _TorchImportHook:
+    """Import hook that finds no modules itself, and starts the recorder once torch has been imported."""
 
-    _asking = False
+    _searching = False
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        if name != "torch" or self._asking:
+        if name != "torch" or self._searching:
             return None
-        self._asking = True
+        self._searching = True
         try:
-            spec: Any = importlib.util.find_spec(name)  # programs ask too, and do not import it
+            spec: Any = importlib.util.find_spec(
+                name
+            )  # programs may ask for the spec without importing torch
         finally:
-            self._asking = False
+            self._searching = False
         if spec is None or spec.loader is None or not hasattr(spec.loader, "exec_module"):
             return spec
         run = spec.loader.exec_module
@@ -47,7 +49,7 @@ class _WaitForTorch:
 
 
 def _begin() -> None:
-    """Load that very logitstore, by its place: nothing is added to the program's own path."""
+    """Load the logitstore of the parent process by its path; the program's own sys.path stays as it is."""
     if "logitstore" not in sys.modules:
         spec: Any = importlib.util.spec_from_file_location(
             "logitstore", os.path.join(ROOT, "__init__.py"), submodule_search_locations=[ROOT]
@@ -55,11 +57,11 @@ def _begin() -> None:
         package = importlib.util.module_from_spec(spec)
         sys.modules["logitstore"] = package
         spec.loader.exec_module(package)
-    importlib.import_module("logitstore.capture.inject.inside").begin(os.environ[JOB])
+    importlib.import_module("logitstore.capture.inject.start").begin(os.environ[JOB_VARIABLE])
 
 
 def _chain() -> None:
-    """Run the sitecustomize that this one stands in front of."""
+    """Run the sitecustomize that this one hides."""
     rest = [p for p in sys.path if os.path.abspath(p or ".") != HERE]
     spec = importlib.machinery.PathFinder.find_spec("sitecustomize", rest)
     if spec is not None and spec.loader is not None:
@@ -68,6 +70,6 @@ def _chain() -> None:
         spec.loader.exec_module(module)
 
 
-if os.environ.get(JOB):
-    sys.meta_path.insert(0, _WaitForTorch())
+if os.environ.get(JOB_VARIABLE):
+    sys.meta_path.insert(0, _TorchImportHook())
 _chain()
