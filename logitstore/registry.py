@@ -20,7 +20,7 @@ from .errors import UnknownName, UsageError
 
 
 @dataclass(frozen=True)
-class Kind:
+class ComponentKind:
     """A kind of component.
 
     Attributes:
@@ -35,14 +35,14 @@ class Kind:
 
 
 _TEACHERS = ("protocol", "joiners", "tap", "layers", "weight_products")
-KINDS: Mapping[str, Kind] = {
-    "encodings": Kind("logitstore.encodings", ("parse",), ("base", "rows", "linear_head")),
-    "storage": Kind("logitstore.storage.backends", ("parse",)),
-    "places": Kind("logitstore.storage.places", ("at",)),
-    "teachers": Kind("logitstore.teachers", ("load",), _TEACHERS),
-    "joiners": Kind("logitstore.teachers", ("JOINER",), (*_TEACHERS, "script", "text")),
-    "token_formats": Kind("logitstore.tokens.formats", ("recognises", "parse")),
-    "manifest_formats": Kind("logitstore.corpus.formats", ("recognises", "files")),
+COMPONENT_KINDS: Mapping[str, ComponentKind] = {
+    "encodings": ComponentKind("logitstore.encodings", ("parse",), ("base", "rows", "linear_head")),
+    "storage": ComponentKind("logitstore.storage.backends", ("parse",)),
+    "places": ComponentKind("logitstore.storage.places", ("at",)),
+    "teachers": ComponentKind("logitstore.teachers", ("load",), _TEACHERS),
+    "joiners": ComponentKind("logitstore.teachers", ("JOINER",), (*_TEACHERS, "script", "text")),
+    "token_formats": ComponentKind("logitstore.tokens.formats", ("recognises", "parse")),
+    "manifest_formats": ComponentKind("logitstore.corpus.formats", ("recognises", "files")),
 }
 _registered: dict[tuple[str, str], Any] = {}
 
@@ -51,7 +51,7 @@ def register(kind: str, name: str, component: Any) -> None:
     """Add a component to this process under a name.
 
     Args:
-        kind: one of :data:`KINDS`, e.g. ``encodings``.
+        kind: one of :data:`COMPONENT_KINDS`, e.g. ``encodings``.
         name: as users write it; no component of the kind may have it yet.
         component: a module or object with the attributes of its kind, e.g. ``parse`` of an encoding.
 
@@ -117,14 +117,14 @@ def needs(name: str, do: str = "") -> Iterator[None]:
         raise UsageError(f"{name!r} cannot be imported: {e}", do=do) from e
 
 
-def _kind(name: str) -> Kind:
-    if name not in KINDS:
-        raise UnknownName(f"there is no kind of component {name!r}", do=suggest(name, KINDS))
-    return KINDS[name]
+def _kind(name: str) -> ComponentKind:
+    if name not in COMPONENT_KINDS:
+        raise UnknownName(f"there is no kind of component {name!r}", do=suggest(name, COMPONENT_KINDS))
+    return COMPONENT_KINDS[name]
 
 
 @cache
-def _built_in(kind: Kind) -> frozenset[str]:
+def _built_in(kind: ComponentKind) -> frozenset[str]:
     modules = iter_modules(import_module(kind.package).__path__)
     return frozenset(m.name for m in modules if m.name not in kind.shared and not m.name.startswith("_"))
 

@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import ManifestError
 from ..schema.checksums import id_hash
 from ..schema.ids import check_id
-from .formats import Line, find_format
+from .formats import ManifestLine, find_format
 from .formats.base import load
 
 
@@ -71,7 +71,7 @@ def _number(value: dict[str, Any], key: str, where: str) -> float | None:
 
 
 @dataclass(frozen=True)
-class Source:
+class ManifestSource:
     """A manifest that can be read again and again.
 
     Attributes:
@@ -88,11 +88,11 @@ class Source:
     pipes: bool = False
     unpack: Path | None = None
 
-    def lines(self) -> Iterator[Line]:
+    def lines(self) -> Iterator[ManifestLine]:
         """Every line, good or bad."""
         return load(self.format).lines(self.path)
 
-    def utterance(self, line: Line) -> Utterance:
+    def utterance(self, line: ManifestLine) -> Utterance:
         """What a line says; raises ``ManifestError`` naming the field that is wrong."""
         if line.error is not None:
             raise line.error
@@ -143,7 +143,7 @@ class Source:
             )
         return pipe
 
-    def _audio(self, line: Line, utt_id: str) -> Path:
+    def _audio(self, line: ManifestLine, utt_id: str) -> Path:
         audio = line.value.get("audio")
         if line.inside is not None:
             return self._unpacked(line, utt_id)
@@ -155,7 +155,7 @@ class Source:
             raise ManifestError(f"audio of {utt_id!r} is not valid Unicode: {e}", where=line.where) from None
         return self.root / audio
 
-    def _unpacked(self, line: Line, utt_id: str) -> Path:
+    def _unpacked(self, line: ManifestLine, utt_id: str) -> Path:
         """A recording inside the manifest, written to a file named after its utterance."""
         if self.unpack is None:
             raise ManifestError(
@@ -203,7 +203,7 @@ class Manifest:
         limit: read only so many good lines; 0 for all.
     """
 
-    source: Source
+    source: ManifestSource
     sha256: str
     utterances: int
     seconds: float
@@ -238,12 +238,12 @@ def open_source(
     format: str | None = None,
     allow_pipes: bool = False,
     unpack: str | Path | None = None,
-) -> Source:
+) -> ManifestSource:
     """A manifest of any known format; raises ``ManifestError``, ``UnknownName`` or ``UsageError``."""
     path = Path(path)
     name, found = find_format(path, format)
     root = Path(audio_root) if audio_root is not None else path.parent if found.BESIDE else Path()
-    return Source(path, name, root, allow_pipes, Path(unpack) if unpack is not None else None)
+    return ManifestSource(path, name, root, allow_pipes, Path(unpack) if unpack is not None else None)
 
 
 def read_manifest(
@@ -271,7 +271,7 @@ def read_manifest(
     return check(open_source(path, audio_root=audio_root, format=format, allow_pipes=allow_pipes), limit)
 
 
-def check(source: Source, limit: int = 0) -> Manifest:
+def check(source: ManifestSource, limit: int = 0) -> Manifest:
     """Read a source from end to end; raises as :func:`read_manifest`.
 
     Ids are compared by hash, so that sixteen bytes an utterance are all the memory it takes.
@@ -334,7 +334,7 @@ def _repeated(hashes: array[int], numbers: array[int]) -> dict[int, int]:
     return found
 
 
-def _name(line: Line) -> str:
+def _name(line: ManifestLine) -> str:
     try:
         return check_id(line.value.get("id"))
     except ManifestError:

@@ -21,7 +21,7 @@ from ..runner.transcribe import TeacherTranscriber
 from ..schema.kinds import kind_of
 from ..schema.lattice import Form
 from ..schema.spec import StreamSpec
-from ..storage.base import Row
+from ..storage.base import EncodedRecord
 from ..store.lattice_nodes import Picker
 from ..store.reader import Store
 from ..store.row_encoder import RowEncoder
@@ -84,12 +84,12 @@ class _Kept:
     """What a pipe writes to here: a list."""
 
     def __init__(self) -> None:
-        self.rows: list[Row] = []
+        self.rows: list[EncodedRecord] = []
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def add(self, row: Row) -> None:
+    def add(self, row: EncodedRecord) -> None:
         self.rows.append(row)
 
     def discard(self) -> None:
@@ -120,19 +120,19 @@ def _compare(store: Store, driver: TeacherDriver, utt: Utterance) -> Iterable[Co
             yield Compared(utt.id, name, error(here, there), error(exact, there), len(there), note)
 
 
-def _encoded(store: Store, driver: TeacherDriver, output: TeacherOutput) -> Row:
+def _encoded(store: Store, driver: TeacherDriver, output: TeacherOutput) -> EncodedRecord:
     """The row that a dump would write, made by the dump's own pipe."""
     kept: Any = _Kept()
     with Pipe(kept, RowEncoder(store.spec, store.constants), skip=False) as pipe:
         pipe.put(output, driver)
         pipe.finish()
-    row: Row = kept.rows[0]
+    row: EncodedRecord = kept.rows[0]
     return row
 
 
 def _exact(driver: TeacherDriver, output: TeacherOutput, stream: StreamSpec, stored: Target) -> Float:
     """(N, V) log-probabilities of the stored nodes, or of their means, or (T, D) of a layer, in doubles."""
-    name, kind = stream.name, stream.what
+    name, kind = stream.name, stream.stream_kind
     pieces: Iterable[torch.Tensor]
     if kind.tapped:
         pieces = [output.rows[name]]

@@ -16,7 +16,7 @@ from ..corpus.manifest import Problem, Utterance
 from ..errors import LengthError, LogitStoreError
 from ..schema.lattice import Nodes
 from ..schema.spec import StreamSpec
-from ..storage.commit import ShardInMaking
+from ..storage.commit import UnsealedShard
 from ..storage.entries import Entry
 from ..store.lattice_nodes import Picker
 from ..store.row_encoder import RowEncoder, label_count
@@ -84,7 +84,7 @@ class Pipe:
         skip: leave out utterances that fail and list them in ``failed``; otherwise the first failure raises.
     """
 
-    def __init__(self, shard: ShardInMaking, encoder: RowEncoder, *, skip: bool) -> None:
+    def __init__(self, shard: UnsealedShard, encoder: RowEncoder, *, skip: bool) -> None:
         self.failed: list[Problem] = []
         self.utterances, self.seconds, self.frames = 0, 0.0, 0
         self._shard, self._skip = shard, skip

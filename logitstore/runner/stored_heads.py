@@ -27,7 +27,7 @@ ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu}
 
 def factored(spec: StoreSpec) -> dict[str, HeadEncoding]:
     """The encodings that store a head, by stream."""
-    found = {s.name: parse_encoding(s.encoding) for s in spec.streams if s.what.axes}
+    found = {s.name: parse_encoding(s.encoding) for s in spec.streams if s.stream_kind.axes}
     return {name: e for name, e in found.items() if isinstance(e, HeadEncoding)}
 
 
@@ -147,7 +147,7 @@ def _measured(
     place: Place, spec: StoreSpec, driver: TeacherDriver, manifest: Manifest, batch_seconds: float
 ) -> StoreSpec:
     """The spec with the width of every layer that is stored: as the store says, else as it gives."""
-    layers = [s.name for s in spec.streams if not s.what.classes and s.what.axes]
+    layers = [s.name for s in spec.streams if not s.stream_kind.classes and s.stream_kind.axes]
     if not layers:
         return spec
     if is_store(place) and shard_names(place):

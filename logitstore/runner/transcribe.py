@@ -32,7 +32,7 @@ class TeacherTranscriber:
 
     def __init__(self, driver: TeacherDriver, *, keep: str = "ctc") -> None:
         self._driver = driver
-        self._streams = [s for s in driver.streams if driver.kinds[s].speaks]
+        self._streams = [s for s in driver.streams if driver.kinds[s].has_transcript]
         self._keep = [s for s in self._streams if keep in ("all", s) or not driver.kinds[s].axes]
         self._blank = driver.table.blank
 

@@ -10,7 +10,7 @@ from ..registry import suggest
 
 
 @dataclass(frozen=True)
-class Kind:
+class StreamKind:
     """One kind of teacher output.
 
     Attributes:
@@ -38,7 +38,7 @@ class Kind:
         return "T" in self.axes
 
     @property
-    def speaks(self) -> bool:
+    def has_transcript(self) -> bool:
         """Whether a transcript can be had from it."""
         return self.classes or not self.axes
 
@@ -54,16 +54,16 @@ class Kind:
 KINDS = {
     k.name: k
     for k in (
-        Kind("ctc", ("T", "V"), tapped=True),
-        Kind("rnnt", ("T", "U+1", "V"), labels=True),
-        Kind("seq2seq", ("U", "V"), labels=True),
-        Kind("hidden", ("T", "D"), tapped=True, repeats=True),
-        Kind("text", ()),
+        StreamKind("ctc", ("T", "V"), tapped=True),
+        StreamKind("rnnt", ("T", "U+1", "V"), labels=True),
+        StreamKind("seq2seq", ("U", "V"), labels=True),
+        StreamKind("hidden", ("T", "D"), tapped=True, repeats=True),
+        StreamKind("text", ()),
     )
 }
 
 
-def kind_of(stream: str) -> Kind:
+def kind_of(stream: str) -> StreamKind:
     """The kind of a stream by its name: ``hidden_3`` is ``hidden``; raises ``UnknownName``."""
     name, found, _ = stream.partition("_")
     kind = KINDS.get(name)

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from ..errors import FormatError
 from .clock import FrameClock
-from .kinds import KINDS, Kind
+from .kinds import KINDS, StreamKind
 
 VERSION = "1.0"
 UNNAMED = "unnamed"  # the teacher of one's own loop, about whom nothing was said
@@ -21,7 +21,7 @@ KNOWN_REQUIREMENTS = frozenset({REPLACES, LATTICE_FORMS, TAIL_POINTS}) | LATER_K
 
 
 @dataclass(frozen=True)
-class Record:
+class JsonDataclass:
     """A frozen record that becomes JSON; unknown keys are ignored on the way back (SPEC F5)."""
 
     def to_json(self) -> dict[str, Any]:
@@ -38,7 +38,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Head(Record):
+class Head(JsonDataclass):
     """One tapped module of a teacher.
 
     Attributes:
@@ -63,7 +63,7 @@ class Head(Record):
 
 
 @dataclass(frozen=True)
-class TeacherSpec(Record):
+class TeacherSpec(JsonDataclass):
     """What a teacher says about itself.
 
     Attributes:
@@ -116,7 +116,7 @@ class TeacherSpec(Record):
 
 
 @dataclass(frozen=True)
-class Column(Record):
+class Column(JsonDataclass):
     """A named array of a shard: every row holds ``(n, *shape)`` items of one dtype.
 
     Attributes:
@@ -136,7 +136,7 @@ class Column(Record):
 
 
 @dataclass(frozen=True)
-class StreamSpec(Record):
+class StreamSpec(JsonDataclass):
     """One stream of a store.
 
     Attributes:
@@ -167,14 +167,14 @@ class StreamSpec(Record):
         return {k: v for k, v in asdict(self).items() if v or k in ("blank", "form", "encoding")}
 
     @property
-    def what(self) -> Kind:
+    def stream_kind(self) -> StreamKind:
         """What its rows are."""
         return KINDS[self.kind]
 
     @property
     def size(self) -> int:
         """Numbers a row stands for: V, or D of a ``hidden`` stream."""
-        return self.classes if self.what.classes else self.width
+        return self.classes if self.stream_kind.classes else self.width
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "constants", tuple(self.constants))
@@ -193,7 +193,7 @@ class StreamSpec(Record):
 
 
 @dataclass(frozen=True)
-class StoreSpec(Record):
+class StoreSpec(JsonDataclass):
     """The content of ``logitstore.json`` (SPEC F4).
 
     Attributes:
@@ -272,9 +272,9 @@ class StoreSpec(Record):
         return super().from_json(value)
 
     @property
-    def speaking(self) -> tuple[str, ...]:
+    def transcript_streams(self) -> tuple[str, ...]:
         """Names of the streams that a transcript can be had from, in order."""
-        return tuple(s.name for s in self.streams if s.what.speaks)
+        return tuple(s.name for s in self.streams if s.stream_kind.has_transcript)
 
     def stream(self, name: str) -> StreamSpec:
         """The stream of that name; raises ``FormatError``."""

@@ -30,7 +30,7 @@ class ShardFile:
 
 
 @dataclass
-class Sealing:
+class ShardContents:
     """What a finished shard is made of: its files, and what its storage wants to remember of the layout."""
 
     files: list[ShardFile]
@@ -40,17 +40,17 @@ class Sealing:
 class ShardWriter(Protocol):
     """Writes one shard into a folder of its own; rows go to disk as they come."""
 
-    def add(self, row: Row) -> None:
+    def add(self, row: EncodedRecord) -> None:
         """Append a row."""
 
-    def finish(self) -> Sealing:
+    def finish(self) -> ShardContents:
         """Complete the files."""
 
     def close(self) -> None:
         """Let go of the files, finished or not."""
 
 
-class Storage(Protocol):
+class StorageBackend(Protocol):
     """A frozen dataclass; ``str()`` of it is its name and settings as the user writes them."""
 
     def path(self, shard: str) -> str:
@@ -59,34 +59,34 @@ class Storage(Protocol):
     def create(self, staged: Path, shard: str, columns: Sequence[Column]) -> ShardWriter:
         """Begin a shard at a path that does not exist."""
 
-    def open(self, place: Place, shard: str, sealing: Sealing, columns: Sequence[Column]) -> Shard:
+    def open(self, place: Place, shard: str, contents: ShardContents, columns: Sequence[Column]) -> Shard:
         """Open a sealed shard; raises ``CorruptError`` or ``FormatError``."""
 
     def describe(self, place: Place, about: dict[str, Any]) -> None:
         """Leave what other readers of this storage expect at the top of a store."""
 
 
-def parse_storage(text: str) -> Storage:
+def parse_storage(text: str) -> StorageBackend:
     """The storage written ``name`` or ``name:setting``: ``zarr``, ``zarr:zstd``, ``webdataset``."""
     name, found, setting = text.partition(":")
-    storage: Storage = registry.load("storage", name).parse(setting if found else None)
+    storage: StorageBackend = registry.load("storage", name).parse(setting if found else None)
     return storage
 
 
-def open_storage(settings: Mapping[str, Any]) -> Storage:
+def open_storage(settings: Mapping[str, Any]) -> StorageBackend:
     """The storage that a store says it was written with."""
     return parse_storage(str(settings.get("name", "")))
 
 
-class Tally:
-    """Row starts and checksums of a shard in the making."""
+class RecordTable:
+    """Record starts and checksums of a shard in the making."""
 
     def __init__(self, columns: Sequence[Column]) -> None:
         self.columns = (ROW, *columns)
         self._start = [[0] * len(self.columns)]
         self._crc: list[list[int]] = []
 
-    def add(self, row: Row) -> Iterator[tuple[int, Column, NDArray[Any]]]:
+    def add(self, row: EncodedRecord) -> Iterator[tuple[int, Column, NDArray[Any]]]:
         """Check a row against the columns; gives each column's number and contiguous little-endian array."""
         try:
             blob = np.frombuffer(canonical({**row.meta, "id": row.id}), np.uint8)
@@ -171,11 +171,11 @@ class Shard:
             raise FormatError("a row without its id (SPEC S3)", where=f"shard {self.name} row {i}")
         return value
 
-    def row(self, i: int, *, verify: bool = True, only: Collection[str] | None = None) -> Row:
+    def record(self, i: int, *, verify: bool = True, only: Collection[str] | None = None) -> EncodedRecord:
         """A whole row, or the columns named."""
         meta = self.meta(i, verify)
         names = [c.name for c in self.columns[1:] if only is None or c.name in only]
-        return Row(meta["id"], meta, {n: self.array(i, n, verify) for n in names})
+        return EncodedRecord(meta["id"], meta, {n: self.array(i, n, verify) for n in names})
 
     def _id(self, i: int) -> str:
         try:
@@ -185,7 +185,7 @@ class Shard:
 
 
 def check_table(name: str, start: NDArray[np.int64], crc: NDArray[np.uint32], columns: int) -> None:
-    """Row starts begin at 0 and never go back (SPEC S4); raises ``FormatError``."""
+    """Record starts begin at 0 and never go back (SPEC S4); raises ``FormatError``."""
     if start.shape != (len(crc) + 1, columns) or crc.shape[1:] != (columns,):
         raise FormatError(
             f"row table of shape {start.shape} and {crc.shape} for {columns} columns (SPEC S4)",
@@ -207,7 +207,7 @@ def check_file(data: NDArray[np.uint8] | bytes, file: ShardFile) -> None:
 
 
 @dataclass(frozen=True)
-class Row:
+class EncodedRecord:
     """One utterance as a storage keeps it.
 
     Attributes:

@@ -17,25 +17,25 @@ from pathlib import Path
 from ..errors import FormatError, StoreBusy, StoreError
 from ..schema.checksums import parse_json
 from ..schema.spec import REPLACES, Column
-from . import Storage, faults, open_storage
-from .base import Row
+from . import StorageBackend, faults, open_storage
+from .base import EncodedRecord
 from .entries import Entry, current_index, entry_name, read_entry, shard_names
-from .places import Place, told
+from .places import Place, disk_errors
 from .spec_file import is_store, read_spec, write_spec
 
 _HALF = re.compile(r"\.(logitstore\.json|tokens\.txt|index\.bin|skipped\.jsonl|[\w.-]+\.json)\.\d+", re.ASCII)
 LINE = "ManifestError"  # the reason of a problem that is the line's, not the utterance's
 
 
-class ShardInMaking:
+class UnsealedShard:
     """A shard nobody sees yet; ``seal`` makes it exist, ``discard`` makes it never have been."""
 
     def __init__(
-        self, place: Place, storage: Storage, columns: tuple[Column, ...], name: str, writer: str
+        self, place: Place, storage: StorageBackend, columns: tuple[Column, ...], name: str, writer: str
     ) -> None:
         self.place, self.name, self._storage, self._writer = place, name, storage, writer
         self._staged = place.stage(writer) / name
-        with told(self._staged, missing_too=True):
+        with disk_errors(self._staged, missing_too=True):
             self._rows = storage.create(self._staged, name, columns)
         self._ids: list[str] = []
         self._torn: str | None = None
@@ -44,7 +44,7 @@ class ShardInMaking:
     def __len__(self) -> int:
         return len(self._ids)
 
-    def add(self, row: Row) -> None:
+    def add(self, row: EncodedRecord) -> None:
         """Append a row; it is on its way to disk at once.
 
         A row that is refused leaves no trace. Where writing itself fails, half a row may be there: the shard
@@ -52,14 +52,14 @@ class ShardInMaking:
         """
         self._whole()
         try:
-            with told(self._staged, missing_too=True):
+            with disk_errors(self._staged, missing_too=True):
                 self._rows.add(row)
         except FormatError:
             raise
         except BaseException:
             self._torn = row.id
             raise
-        faults.at("row")
+        faults.reach("row")
         self._ids.append(row.id)
         self._seconds += row.meta.get("seconds", 0.0)
         self._frames += row.meta["T"]
@@ -107,15 +107,15 @@ class ShardInMaking:
 
     def _finish(self, skipped: Iterable[Mapping[str, str]], replaces: Iterable[str]) -> Entry:
         self._whole()
-        with told(self._staged, missing_too=True):
-            sealing = self._rows.finish()
-        faults.at("finished")
+        with disk_errors(self._staged, missing_too=True):
+            contents = self._rows.finish()
+        faults.reach("finished")
         return Entry(
             self.name,
             tuple(self._ids),
             self._seconds,
             self._frames,
-            sealing,
+            contents,
             tuple(map(dict, skipped)),
             tuple(replaces),
         )
@@ -127,32 +127,32 @@ class ShardInMaking:
         self.place.remove(f"partial/{self._writer}")
 
 
-def publish(place: Place, storage: Storage, staged: Path, entry: Entry) -> bool:
+def publish(place: Place, storage: StorageBackend, staged: Path, entry: Entry) -> bool:
     """Steps 2 to 4 of sealing; False where an entry of that name is there already."""
     with place.lock("store", wait=True):
-        settle(place)  # another writer's that died in the middle: it may have replaced our name
+        finish_replacements(place)  # another writer's that died in the middle: it may have replaced our name
         if place.exists(entry_name(entry.shard)):
             return False
         if entry.replaces:
-            announce(place)
+            announce_replacement(place)
         # An index knows entries by name: one made before a shard was removed and dumped again under
         # the same name would look fresh.
         place.remove("index.bin")
-        faults.at("unindexed")
+        faults.reach("unindexed")
         place.publish(staged, storage.path(entry.shard))
-        faults.at("published")
+        faults.reach("published")
         place.write(entry_name(entry.shard), entry.to_bytes())
-        faults.at("sealed")
+        faults.reach("sealed")
         if entry.replaces:
-            settle(place)
+            finish_replacements(place)
     return True
 
 
 def finish_store(place: Place) -> None:
     """Bring the index and ``skipped.jsonl`` up to date with the sealed entries."""
     with place.lock("store", wait=True):
-        settle(place)
-        sweep_halves(place)
+        finish_replacements(place)
+        remove_temporary_files(place)
         current_index(place, write=True)
         data = skipped_lines(place)
         if data or place.exists("skipped.jsonl"):
@@ -175,7 +175,7 @@ def skipped_lines(place: Place) -> bytes:
     return "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in lines.values()).encode("utf-8")
 
 
-def sweep_halves(place: Place) -> None:
+def remove_temporary_files(place: Place) -> None:
     """Remove files that dead writers left under their temporary names; the caller holds the store's lock.
 
     All of them are written under that lock, so none can belong to a live one.
@@ -186,7 +186,7 @@ def sweep_halves(place: Place) -> None:
                 place.remove(f"{folder}/{name}" if folder else name)
 
 
-def sweep(place: Place, writer: str) -> None:
+def remove_unfinished_shards(place: Place, writer: str) -> None:
     """Remove what dead writers left unfinished, their lock files too; ``writer`` is held by the caller."""
     place.remove(f"partial/{writer}")
     for name in {n.removesuffix(".lock") for n in place.names("partial")} - {writer, "store"}:
@@ -200,7 +200,7 @@ def problem_key(problem: Mapping[str, object]) -> tuple[str, str, str]:
     return utt_id, reason, str(problem.get("what")) if reason == LINE else ""
 
 
-def listed(place: Place) -> frozenset[tuple[str, str, str]]:
+def skipped_keys(place: Place) -> frozenset[tuple[str, str, str]]:
     """The key of every line of ``skipped.jsonl``."""
     if not place.exists("skipped.jsonl"):
         return frozenset()
@@ -212,15 +212,15 @@ def listed(place: Place) -> frozenset[tuple[str, str, str]]:
     return frozenset(problem_key(p) for p in found if isinstance(p, dict))
 
 
-def announce(place: Place) -> None:
-    """Let readers that do not know replaced shards refuse the store until :func:`settle` is through."""
+def announce_replacement(place: Place) -> None:
+    """Let readers that do not know replaced shards refuse the store until :func:`finish_replacements` is through."""
     spec = read_spec(place)
     if REPLACES not in spec.requires:
         now = replace(spec, requires=(*spec.requires, REPLACES))
         write_spec(place, now)
 
 
-def drop(place: Place, shard: str) -> None:
+def drop_shard(place: Place, shard: str) -> None:
     """Make a shard stop existing; the caller holds the store's lock."""
     path = open_storage(read_spec(place).storage).path(shard)
     place.remove("index.bin")
@@ -228,10 +228,10 @@ def drop(place: Place, shard: str) -> None:
     place.remove(path)
 
 
-def settle(place: Place) -> None:
+def finish_replacements(place: Place) -> None:
     """Remove replaced shards, then every trace of the replacement; the caller holds the store's lock.
 
-    Nothing is done in a store that :func:`announce` was not called for.
+    Nothing is done in a store that :func:`announce_replacement` was not called for.
     """
     if not is_store(place) or REPLACES not in (spec := read_spec(place)).requires:
         return
@@ -240,10 +240,10 @@ def settle(place: Place) -> None:
     gone = {n for e in entries.values() for n in e.replaces if n != e.shard}
     for name in sorted(gone):
         place.remove(entry_name(name))
-        faults.at("replaced:entry")
+        faults.reach("replaced:entry")
     for name in sorted(gone):
         place.remove(storage.path(name))
-        faults.at("replaced:files")
+        faults.reach("replaced:files")
     for name, entry in entries.items():
         if entry.replaces and name not in gone:
             place.write(entry_name(name), replace(entry, replaces=()).to_bytes())

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..errors import CorruptError, FormatError, ManifestError, StoreError, UsageError, Vanished
 from ..schema.checksums import open_json, seal_json
 from ..schema.ids import check_id
-from .base import Sealing, ShardFile
+from .base import ShardContents, ShardFile
 from .index import Index, build, entries_digest, hashes, open_index
 from .places import Place
 
@@ -28,7 +28,7 @@ class Entry:
         ids: utterances, in row order.
         seconds: of audio, summed.
         frames: teacher frames, summed.
-        sealing: files with sizes and checksums, and the storage's layout; no files where nothing was kept.
+        contents: files with sizes and checksums, and the storage's layout; no files where nothing was kept.
         skipped: utterances of this part of the manifest that could not be dumped: id, reason, what.
         replaces: shards that stopped existing when this one began to (SPEC C6).
     """
@@ -37,7 +37,7 @@ class Entry:
     ids: tuple[str, ...]
     seconds: float
     frames: int
-    sealing: Sealing
+    contents: ShardContents
     skipped: tuple[dict[str, str], ...] = field(default=())
     replaces: tuple[str, ...] = ()
 
@@ -48,8 +48,8 @@ class Entry:
                 "rows": len(self.ids),
                 "seconds": round(self.seconds, 6),
                 "frames": self.frames,
-                "files": [asdict(f) for f in self.sealing.files],
-                "layout": self.sealing.layout,
+                "files": [asdict(f) for f in self.contents.files],
+                "layout": self.contents.layout,
                 "ids": list(self.ids),
                 "skipped": list(self.skipped),
                 **({"replaces": list(self.replaces)} if self.replaces else {}),
@@ -59,7 +59,7 @@ class Entry:
     @property
     def bytes(self) -> int:
         """Bytes of the shard's files."""
-        return sum(f.bytes for f in self.sealing.files)
+        return sum(f.bytes for f in self.contents.files)
 
 
 def entry_name(shard: str) -> str:
@@ -108,7 +108,7 @@ def parse_entry(data: bytes, shard: str, where: str) -> Entry:
             ids=tuple(check_id(i) for i in value["ids"]),
             seconds=float(value["seconds"]),
             frames=int(value["frames"]),
-            sealing=Sealing(files, dict(value["layout"])),
+            contents=ShardContents(files, dict(value["layout"])),
             skipped=tuple({str(k): str(v) for k, v in s.items()} for s in value.get("skipped", ())),
             replaces=tuple(value.get("replaces", ())),
         )
@@ -125,10 +125,10 @@ def parse_entry(data: bytes, shard: str, where: str) -> Entry:
     return entry
 
 
-Damaged = Callable[[str, StoreError], None]
+OnDamaged = Callable[[str, StoreError], None]
 
 
-def read_ids(place: Place, damaged: Damaged | None = None) -> tuple[dict[str, NDArray[np.uint64]], int]:
+def read_ids(place: Place, damaged: OnDamaged | None = None) -> tuple[dict[str, NDArray[np.uint64]], int]:
     """The id hashes of every shard that counts, by its name, and the digest of all entries (SPEC I5).
 
     What it gives was true at one moment: entries that come and go while it reads are looked at again.
@@ -160,7 +160,7 @@ def read_ids(place: Place, damaged: Damaged | None = None) -> tuple[dict[str, ND
     return {n: known[n][0] for n in names if n not in gone}, entries_digest(names)
 
 
-def current_index(place: Place, *, write: bool = False, damaged: Damaged | None = None) -> Index:
+def current_index(place: Place, *, write: bool = False, damaged: OnDamaged | None = None) -> Index:
     """The index over all sealed entries; made anew, and with ``write`` kept, where it is missing or stale.
 
     A damaged one is made anew as well: entries are the truth, the index only finds them faster. An index

@@ -30,7 +30,7 @@ STEPS = {
 _hook: Callable[[str], None] | None = None
 
 
-def at(step: str) -> None:
+def reach(step: str) -> None:
     """Come to a step."""
     if _hook is not None:
         _hook(step)

@@ -78,26 +78,26 @@ def _heard(targets: list[Target]) -> dict[str, float]:
 def _stream(store: Store, spec: StreamSpec, targets: list[Target]) -> dict[str, Any]:
     """What is known of every stream; None where its kind has no such thing."""
     rows, kept_bytes, errors, reference = 0, 0, 0, 0
-    for target in targets if spec.what.axes else ():
+    for target in targets if spec.stream_kind.axes else ():
         rows += len(target.streams[spec.name])
         arrays = store.row(target.id).arrays
         kept_bytes += sum(a.nbytes for n, a in arrays.items() if n.startswith(f"{spec.name}."))
     unit, n = error_unit(spec, store), max(rows, 1)
-    for target in targets if spec.what.speaks else ():
+    for target in targets if spec.stream_kind.has_transcript else ():
         wrong, of = errors_of(store, target, spec)
         errors, reference = errors + wrong, reference + of
-    form = AXES.get(spec.form.partition("+")[0].partition(":")[0], str(spec.what))
+    form = AXES.get(spec.form.partition("+")[0].partition(":")[0], str(spec.stream_kind))
     return {
         "kind": spec.kind,
         "shape": form.replace("D", str(spec.width)) if spec.kind == "hidden" else form,
         "form": spec.form,
-        "classes": spec.classes if spec.what.classes else None,
-        "blank": spec.blank if spec.what.classes else None,
+        "classes": spec.classes if spec.stream_kind.classes else None,
+        "blank": spec.blank if spec.stream_kind.classes else None,
         "encoding": spec.encoding,
         "rows": rows,
-        "bytes_per_row": kept_bytes / n if spec.what.axes else None,
-        "of_dense_fp16": kept_bytes / n / (2 * spec.size) if spec.what.axes else None,
-        **(_distributions if spec.what.classes else _nothing)(spec, targets),
+        "bytes_per_row": kept_bytes / n if spec.stream_kind.axes else None,
+        "of_dense_fp16": kept_bytes / n / (2 * spec.size) if spec.stream_kind.axes else None,
+        **(_distributions if spec.stream_kind.classes else _nothing)(spec, targets),
         "rms": _rms(spec, targets) if spec.kind == "hidden" else None,
         "lost": _lost(spec, targets),
         "error_rate": errors / reference if reference else None,
@@ -154,7 +154,9 @@ def _lost(spec: StreamSpec, targets: list[Target]) -> dict[str, float] | None:
 
 def error_unit(spec: StreamSpec, store: Store) -> str:
     """What the errors of a stream are counted in: tokens where labels are stored that are its own."""
-    own = spec.what.labels or (spec.what.classes and any(s.kind == "rnnt" for s in store.spec.streams))
+    own = spec.stream_kind.labels or (
+        spec.stream_kind.classes and any(s.kind == "rnnt" for s in store.spec.streams)
+    )
     return "token" if own else "word"
 
 
@@ -172,7 +174,7 @@ def errors_of(store: Store, target: Target, spec: StreamSpec) -> tuple[int, int]
 
 
 def _text(store: Store, target: Target, spec: StreamSpec) -> str:
-    if not spec.what.axes:
+    if not spec.stream_kind.axes:
         return str(target.meta["hyp"][spec.name]["text"])
     tokens = decode(target, spec.name, spec.blank)
     head = store.spec.teacher.head(spec.name)
@@ -221,11 +223,11 @@ def utterance(store: Store, utt_id: str, *, top: int = 5) -> dict[str, Any]:
             "encoding": spec.encoding,
             "heard": target.meta.get("hyp", {}).get(spec.name),
         }
-        if spec.what.speaks:
+        if spec.stream_kind.has_transcript:
             wrong, of = errors_of(store, target, spec)
             text = "" if _means(spec) else _text(store, target, spec)
             found |= {"text": text, "errors": wrong, "reference": of}
-        if spec.what.classes:
+        if spec.stream_kind.classes:
             found |= _rows(store, target, spec, top)
         if spec.name in target.driven:
             found["labels"] = [names[i] for i in target.driven[spec.name]]
@@ -247,7 +249,7 @@ def _rows(store: Store, target: Target, spec: StreamSpec, top: int) -> dict[str,
         path = forced_rnnt(on_grid(best, grid), spec.blank)
         nodes = [({"t": t, "u": u}, int(grid[t, u])) for t, u in path.nodes]
     else:
-        axis = spec.what.axes[0].lower()
+        axis = spec.stream_kind.axes[0].lower()
         nodes = [({axis: n}, n) for n in range(len(best))]
     lines = []
     for place, row in nodes:

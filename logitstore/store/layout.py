@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..encodings import Encoding, HeadEncoding, parse_encoding
 from ..encodings.base import KeepsTail, LatticeSides
 from ..errors import UsageError, VocabError
-from ..schema.kinds import Kind, kind_of
+from ..schema.kinds import StreamKind, kind_of
 from ..schema.lattice import Form
 from ..schema.spec import (
     LATER_KINDS,
@@ -77,7 +77,7 @@ def make_spec(
     )
 
 
-def _stream(name: str, kind: Kind, asked: str, tokens: TokenTable) -> StreamSpec:
+def _stream(name: str, kind: StreamKind, asked: str, tokens: TokenTable) -> StreamSpec:
     """One stream as the user asked for it; raises ``UsageError`` where kind, encoding and form do not fit."""
     how, found, form = asked.partition("/")
     if not kind.axes:
@@ -136,7 +136,7 @@ def encoding_of(
 ) -> Encoding | LatticeSides | None:
     """The encoding of a stream; None where it has no rows. One that stores its head needs the stream's
     constants to do more than name its columns."""
-    if not stream.what.axes:
+    if not stream.stream_kind.axes:
         return None
     encoding = parse_encoding(stream.encoding)
     if isinstance(encoding, HeadEncoding):
@@ -157,7 +157,7 @@ def columns_of_stream(stream: StreamSpec) -> tuple[Column, ...]:
     encoding, found = encoding_of(stream), []
     for c in encoding.columns(stream.size) if encoding is not None else ():
         found.append(Column(f"{stream.name}.{c.name}", c.dtype, c.shape, c.about))
-    if stream.what.labels:
+    if stream.stream_kind.labels:
         found.append(Column(f"{stream.name}.{LABELS}", "int32", (), LABELS_ABOUT[stream.kind]))
     if stream.kind == "rnnt":
         for name, dtype, about in Form.parse(stream.form).columns:

@@ -39,7 +39,7 @@ class LoopHeads:
     """
 
     def __init__(self, spec: StoreSpec, given: Mapping[str, Any]) -> None:
-        streams = {s.name: s for s in spec.streams if s.what.axes}
+        streams = {s.name: s for s in spec.streams if s.stream_kind.axes}
         parsed = {name: parse_encoding(s.encoding) for name, s in streams.items()}
         self._encodings = {n: e for n, e in parsed.items() if isinstance(e, HeadEncoding)}
         for name in self._encodings:

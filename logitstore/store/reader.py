@@ -15,8 +15,8 @@ from ..schema.checksums import sha256
 from ..schema.lattice import Form, Nodes, restored
 from ..schema.spec import StoreSpec
 from ..storage import Shard, constants, open_storage
-from ..storage.base import Row
-from ..storage.entries import Damaged, Entry, current_index, read_entry, shard_names
+from ..storage.base import EncodedRecord
+from ..storage.entries import Entry, OnDamaged, current_index, read_entry, shard_names
 from ..storage.index import Index, entries_digest
 from ..storage.places import Place, open_place
 from ..storage.spec_file import SPEC_FILE, read_spec
@@ -55,7 +55,7 @@ class Store(Mapping[str, Target]):
         *,
         vocab_map: VocabMap | None = None,
         verify: bool = True,
-        damaged: Damaged | None = None,
+        damaged: OnDamaged | None = None,
     ) -> None:
         self.place: Place = open_place(location)
         self._args = (location, vocab_map, verify)
@@ -114,7 +114,7 @@ class Store(Mapping[str, Target]):
         """The sealed entry of a shard."""
         return self._open(shard)[0]
 
-    def row(self, utt_id: str, only: Sequence[str] | None = None) -> Row:
+    def row(self, utt_id: str, only: Sequence[str] | None = None) -> EncodedRecord:
         """The stored arrays of an utterance, undecoded; ``only`` names the columns wanted."""
         found = self._find(utt_id)
         if found is None:
@@ -126,20 +126,22 @@ class Store(Mapping[str, Target]):
         shard, number = found
         return self._checked(shard, number, utt_id, only)
 
-    def rows(self, shard: str) -> Iterator[Row]:
+    def rows(self, shard: str) -> Iterator[EncodedRecord]:
         """Every row of a shard, in order."""
         for number in range(len(self.entry(shard).ids)):
             yield self.row_at(shard, number)
 
-    def row_at(self, shard: str, number: int) -> Row:
+    def row_at(self, shard: str, number: int) -> EncodedRecord:
         """One row of a shard, by its number."""
         entry, opened = self._open(shard)
         assert opened is not None
         return self._checked(opened, number, entry.ids[number])
 
-    def _checked(self, shard: Shard, number: int, utt_id: str, only: Sequence[str] | None = None) -> Row:
+    def _checked(
+        self, shard: Shard, number: int, utt_id: str, only: Sequence[str] | None = None
+    ) -> EncodedRecord:
         try:
-            row = shard.row(number, verify=self._verify, only=only)
+            row = shard.record(number, verify=self._verify, only=only)
         except StoreError as e:
             raise _named(e, shard.name, number, utt_id) from None
         if row.id != utt_id:
@@ -149,7 +151,7 @@ class Store(Mapping[str, Target]):
             )
         return row
 
-    def decode(self, row: Row) -> Target:
+    def decode(self, row: EncodedRecord) -> Target:
         """The target of a stored row, over the student's classes where the store maps to them."""
         t, u = _lengths(row)
         streams: dict[str, Rows | Vectors] = {}
@@ -162,7 +164,7 @@ class Store(Mapping[str, Target]):
                 _require_transcript(row, spec.name)
                 continue
             arrays = {n.removeprefix(prefix): a for n, a in row.arrays.items() if n.startswith(prefix)}
-            if spec.what.labels:
+            if spec.stream_kind.labels:
                 driven[spec.name] = self._labels(arrays.pop(LABELS), row.id)
             rows = encoding.decode(arrays, spec.size)
             axes: tuple[int, ...] = (t,)
@@ -178,9 +180,9 @@ class Store(Mapping[str, Target]):
                 if isinstance(rows, Collapsed):
                     rows = rows.between(spec.blank, kept.next_labels(labels, spec.blank))
             else:
-                axes = (t if form else spec.what.rows(t, len(labels)),)
+                axes = (t if form else spec.stream_kind.rows(t, len(labels)),)
                 if len(rows) != axes[0]:
-                    unit = f"T = {t} (SPEC S7)" if spec.what.frames else f"{axes[0]} labels (SPEC S13)"
+                    unit = f"T = {t} (SPEC S7)" if spec.stream_kind.frames else f"{axes[0]} labels (SPEC S13)"
                     raise FormatError(f"{spec.name} has {len(rows)} rows, {unit}", where=row.id)
             streams[spec.name], shapes[spec.name] = rows, (*axes, spec.size)
         first = next(iter(driven.values()), np.zeros(0, np.int32))
@@ -217,7 +219,7 @@ class Store(Mapping[str, Target]):
         E.g. ``wer <= 0.1 and seconds < 20``, ``rnnt.wer == 0 and hours < 100``; see :mod:`logitstore.store.select`.
         Raises ``UsageError`` for what is no condition.
         """
-        chosen = Where(where, self.spec.speaking)
+        chosen = Where(where, self.spec.transcript_streams)
         return [meta["id"] for meta in self.metas() if chosen(meta)]
 
     def heard(self, clip: Clip) -> Clipped:
@@ -305,7 +307,7 @@ class Store(Mapping[str, Target]):
         entry = read_entry(self.place, name)
         shard = None
         if entry.ids:
-            shard = self._storage.open(self.place, name, entry.sealing, self._columns)
+            shard = self._storage.open(self.place, name, entry.contents, self._columns)
             if len(shard) != len(entry.ids):
                 raise FormatError(
                     f"{len(shard)} rows where its entry says {len(entry.ids)} (SPEC C2)",
@@ -341,7 +343,7 @@ def _tokens(place: Place, spec: StoreSpec) -> TokenTable:
         raise FormatError(f"{e.what} (SPEC F6)", where=e.where) from None
 
 
-def _lengths(row: Row) -> tuple[int, int]:
+def _lengths(row: EncodedRecord) -> tuple[int, int]:
     """T and U; raises ``FormatError`` where a row says anything else of itself than it may."""
     meta = row.meta
     t, u, text, seconds = meta.get("T"), meta.get("U", 0), meta.get("text"), meta.get("seconds", 0.0)
@@ -352,7 +354,7 @@ def _lengths(row: Row) -> tuple[int, int]:
     return t, u
 
 
-def _require_transcript(row: Row, stream: str) -> None:
+def _require_transcript(row: EncodedRecord, stream: str) -> None:
     """Raise ``FormatError`` unless a row holds what its teacher wrote down."""
     hyp = row.meta.get("hyp")
     said = hyp.get(stream) if isinstance(hyp, dict) else None

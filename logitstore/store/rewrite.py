@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import StoreError, UsageError
 from ..storage import open_storage, parse_storage
-from ..storage.commit import drop, finish_store, settle
+from ..storage.commit import drop_shard, finish_replacements, finish_store
 from ..storage.entries import Entry, ShardSize, shard_names
 from ..storage.places import open_place
 from .reader import Store
@@ -51,10 +51,10 @@ def repair(location: Any) -> Repaired:
             try:
                 store.entry(name)
             except StoreError:
-                drop(place, name)
+                drop_shard(place, name)
                 done.shards.append(name)
                 del bad[name]
-        settle(place)
+        finish_replacements(place)
         for finding in verdict.findings:
             if finding.where == "index.bin":
                 place.remove("index.bin")
@@ -67,7 +67,7 @@ def repair(location: Any) -> Repaired:
                 rewrite(store, writer, [name], lambda _, number, good=good: number in good)  # type: ignore[misc]
             else:
                 with place.lock("store", wait=True):
-                    drop(place, name)
+                    drop_shard(place, name)
         with place.lock("store", wait=True):
             done.shards += _sweep(store)
     finish_store(place)

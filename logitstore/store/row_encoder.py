@@ -13,7 +13,7 @@ from ..encodings.base import LOSS, HeadRows, KeepsAlways, LatticeSides
 from ..errors import LengthError, NonFinite, UsageError, VocabError
 from ..schema.lattice import Form, Nodes, check_nodes, stored
 from ..schema.spec import StoreSpec, StreamSpec
-from ..storage.base import Row
+from ..storage.base import EncodedRecord
 from ..storage.constants import Constants
 from .layout import LABELS, columns_of, encoding_of
 
@@ -86,7 +86,7 @@ class RowEncoder:
             return self._take_sides(spec, encoding, logits, inputs, where)
         assert encoding is not None, stream
         if logits.shape[-1] != spec.size:
-            if not spec.what.classes:
+            if not spec.stream_kind.classes:
                 raise LengthError(
                     f"{stream} gives {logits.shape[-1]} numbers a row, the store {spec.size}", where=where
                 )
@@ -138,7 +138,9 @@ class RowEncoder:
             held = self._pieces[f"{stream}.{name}"] = Growing()
             held.append(array)
 
-    def finish(self, utt_id: str, labels: Mapping[str, Sequence[int]], meta: Mapping[str, Any]) -> Row:
+    def finish(
+        self, utt_id: str, labels: Mapping[str, Sequence[int]], meta: Mapping[str, Any]
+    ) -> EncodedRecord:
         """The row of all that was taken, with the labels of each stream; T is in ``meta``.
 
         Raises ``LengthError``.
@@ -164,16 +166,16 @@ class RowEncoder:
             elif form and not form.framewise:
                 if rows != len(chosen[s.name]):
                     raise LengthError(f"{rows} rows of {len(chosen[s.name])} lattice nodes", where=utt_id)
-            elif not s.what.axes:
+            elif not s.stream_kind.axes:
                 if s.name not in meta.get("hyp", {}):
                     raise LengthError(f"no transcript for the {s.name} stream", where=utt_id)
-            elif rows != (meta["T"] if form else s.what.rows(meta["T"], u)):
-                counts = f"{u} labels" if not s.what.frames else f"T is {meta['T']}"
-                unit = "rows" if not s.what.frames else "frames"
+            elif rows != (meta["T"] if form else s.stream_kind.rows(meta["T"], u)):
+                counts = f"{u} labels" if not s.stream_kind.frames else f"T is {meta['T']}"
+                unit = "rows" if not s.stream_kind.frames else "frames"
                 raise LengthError(f"{s.name} has {rows} {unit}, {counts}", where=utt_id)
         if lost:
             meta = {**meta, LOSS: {stream: lost_of(p.array()) for stream, p in lost.items()}}
-        return Row(utt_id, dict(meta), arrays)
+        return EncodedRecord(utt_id, dict(meta), arrays)
 
     def drop(self) -> None:
         """Forget what was taken of an utterance."""

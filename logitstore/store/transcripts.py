@@ -36,7 +36,7 @@ def transcripts(
     Raises:
         UsageError: a condition that is none, a stream that is not there, rows without transcripts.
     """
-    names = store.spec.speaking
+    names = store.spec.transcript_streams
     stream = stream or next(iter(names), "")
     if stream not in names:
         raise UsageError(f"no stream {stream!r}", where=str(store.place), do=f"It has: {', '.join(names)}.")

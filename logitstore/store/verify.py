@@ -113,7 +113,7 @@ def _skipped(place: Place, unreadable: bool) -> Iterator[Finding]:
 
 
 def _files(place: Place, name: str, entry: Entry, verdict: Verdict) -> Iterator[Finding]:
-    for file in entry.sealing.files:
+    for file in entry.contents.files:
         try:
             check_file(place.map(file.path), file)
             verdict.bytes += file.bytes

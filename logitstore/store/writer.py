@@ -17,7 +17,14 @@ from ..schema.kinds import KINDS
 from ..schema.lattice import Form, Nodes
 from ..schema.spec import UNNAMED, StoreSpec, StreamSpec, TeacherSpec
 from ..storage import parse_storage
-from ..storage.commit import ShardInMaking, finish_store, listed, settle, sweep, sweep_halves
+from ..storage.commit import (
+    UnsealedShard,
+    finish_replacements,
+    finish_store,
+    remove_temporary_files,
+    remove_unfinished_shards,
+    skipped_keys,
+)
 from ..storage.constants import Constants
 from ..storage.constants import read as read_constants
 from ..storage.entries import Entry, current_index, read_entry, shard_names
@@ -60,7 +67,7 @@ class StoreWriter:
         self._names = [s.name for s in spec.streams]
         self.encoder = RowEncoder(spec)  # begin() gives it what the store keeps once
         self._writer, self._rows = writer, shard_rows
-        self._shard: ShardInMaking | None = None
+        self._shard: UnsealedShard | None = None
         self._open = ExitStack()
         self._fresh: set[str] = set()
         self._heads: LoopHeads | None = None
@@ -93,7 +100,7 @@ class StoreWriter:
         teacher = teacher or TeacherSpec(UNNAMED, 16000, 640)
         spec = make_spec(teacher, tokens, streams, storage=storage)
         for stream in spec.streams:
-            if stream.what.axes and not stream.size:
+            if stream.stream_kind.axes and not stream.size:
                 raise UsageError(
                     f"{stream.name}={stream.encoding} does not say how many numbers a row has",
                     do=f"Say D: {stream.encoding}/256.",
@@ -127,16 +134,16 @@ class StoreWriter:
         try:
             with self.place.lock("store", wait=True):
                 forget_empty(self.place, self._writer)
-                settle(self.place)
-                sweep_halves(self.place)
+                finish_replacements(self.place)
+                remove_temporary_files(self.place)
                 self.spec = establish(self.place, self.spec, tokens, set(allow_different), constants)
                 if not self.place.exists("index.bin"):
                     self._storage.describe(self.place, {"format": "logitstore", "version": self.spec.version})
             self.encoder = RowEncoder(self.spec, read_constants(self.place, self.spec))
             self._columns = columns_of(self.spec)
-            sweep(self.place, self._writer)
+            remove_unfinished_shards(self.place, self._writer)
             self._index = current_index(self.place)
-            self.listed = listed(self.place)
+            self.listed = skipped_keys(self.place)
         except BaseException:
             self._open.close()
             raise
@@ -159,12 +166,12 @@ class StoreWriter:
             except Vanished:  # merged or repaired since; entries are the truth
                 self._index = current_index(self.place)
 
-    def shard(self, name: str) -> ShardInMaking:
+    def shard(self, name: str) -> UnsealedShard:
         """Begin a shard under the first free of ``name``, ``name-1``, ``name-2``, ..."""
         taken, generation = set(shard_names(self.place)), 0
         while (free := f"{name}-{generation}" if generation else name) in taken:
             generation += 1
-        return ShardInMaking(self.place, self._storage, self._columns, free, self._writer)
+        return UnsealedShard(self.place, self._storage, self._columns, free, self._writer)
 
     def add(
         self,
@@ -213,14 +220,14 @@ class StoreWriter:
         frames = 0
         try:
             for stream in self.spec.streams:
-                if not stream.what.axes:
+                if not stream.stream_kind.axes:
                     continue
                 value = given.get(stream.name)
                 if value is None:
                     raise LengthError(f"no {stream.name} was given", where=utt_id)
                 below = inputs.get(stream.name)
                 count = self._take(stream, value, driven.get(stream.name, []), utt_id, below)
-                frames = count if stream.what.frames else frames
+                frames = count if stream.stream_kind.frames else frames
             frames = frames or self._guessed(seconds)
             meta: dict[str, Any] = {"T": frames, "U": label_count(driven), "seconds": float(seconds)}
             if text is not None:
@@ -228,7 +235,7 @@ class StoreWriter:
             if hyp is not None:
                 said, score = (hyp, None) if isinstance(hyp, str) else hyp
                 heard = Transcript.of((), said, score, text, None).to_json()
-                meta["hyp"] = {s.name: heard for s in self.spec.streams if not s.what.axes}
+                meta["hyp"] = {s.name: heard for s in self.spec.streams if not s.stream_kind.axes}
             row = self.encoder.finish(utt_id, driven, {**meta, **(notes or {})})
         except BaseException:
             self.encoder.drop()
@@ -247,7 +254,7 @@ class StoreWriter:
         """Labels of every stream that is driven with some; raises ``VocabError`` for an unknown one."""
         found: dict[str, list[int]] = {}
         for stream in self.spec.streams:
-            if stream.what.labels:
+            if stream.stream_kind.labels:
                 own = labels.get(stream.name) if isinstance(labels, Mapping) else labels
                 found[stream.name] = [] if own is None else [int(i) for i in own]
                 if any(not 0 <= i < self.spec.tokens["size"] for i in found[stream.name]):

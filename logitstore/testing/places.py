@@ -19,7 +19,7 @@ import numpy as np
 
 from ..errors import StoreBusy
 from ..schema.spec import TeacherSpec
-from ..storage.commit import ShardInMaking, finish_store
+from ..storage.commit import UnsealedShard, finish_store
 from ..storage.entries import current_index, read_entry
 from ..storage.places import Place, open_place
 from ..storage.spec_file import read_spec, write_spec
@@ -222,12 +222,12 @@ def _check_shards(open_again: OpenPlace, backend: str) -> None:
     given = rows(6, columns)
     for number, part in enumerate((given[:2], given[2:4], given[4:])):
         with place.lock("job"):
-            making = ShardInMaking(place, storage, columns, f"s-{number}", "job")
+            making = UnsealedShard(place, storage, columns, f"s-{number}", "job")
             for row in part:
                 making.add(row)
             expect(making.seal() is not None, "a new shard was not sealed")
     with place.lock("job"):
-        making = ShardInMaking(place, storage, columns, "merged", "job")
+        making = UnsealedShard(place, storage, columns, "merged", "job")
         for row in given[:4]:
             making.add(row)
         making.seal(replaces=("s-0", "s-1"))
@@ -238,8 +238,8 @@ def _check_shards(open_again: OpenPlace, backend: str) -> None:
         found = index.find(row.id)
         expect(len(found) == 1, f"{row.id!r} is indexed {len(found)} times")
         name, number = found[0]
-        shard = storage.open(place, name, read_entry(place, name).sealing, columns)
-        read = shard.row(number)
+        shard = storage.open(place, name, read_entry(place, name).contents, columns)
+        read = shard.record(number)
         expect(read.id == row.id, f"{read.id!r} lies where {row.id!r} should")
         for column in columns:
             expect(same(read.arrays[column.name], row.arrays[column.name]), f"{column.name} differs")

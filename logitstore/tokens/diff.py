@@ -28,7 +28,7 @@ class Tokens(Protocol):
 
 
 @dataclass(frozen=True)
-class Difference:
+class TableDifference:
     """How two tables differ.
 
     Attributes:
@@ -48,21 +48,21 @@ class Difference:
         return self.kind in MAPPABLE
 
 
-def compare(ours: Tokens, theirs: Tokens, which: tuple[str, str]) -> Difference:
+def compare(ours: Tokens, theirs: Tokens, which: tuple[str, str]) -> TableDifference:
     """The difference between two tables, called ``which`` in the text."""
     one, two = which
     if ours.tokens == theirs.tokens:
         if ours.blank == theirs.blank:
-            return Difference("same", "the tables are the same", "")
+            return TableDifference("same", "the tables are the same", "")
         what = f"blank is {ours.blank} in {one} but {theirs.blank} in {two}"
-        return Difference("blank", what, f"Say which blank is right. {_OWN}.")
+        return TableDifference("blank", what, f"Say which blank is right. {_OWN}.")
     kind, more, do = _kind(ours, theirs, which)
     counts = f"{one} has {len(ours.tokens)} tokens, {two} {len(theirs.tokens)}"
     first = next(
         (i for i, (a, b) in enumerate(zip(ours.tokens, theirs.tokens, strict=False)) if a != b),
         min(len(ours.tokens), len(theirs.tokens)),
     )
-    return Difference(
+    return TableDifference(
         kind,
         f"{counts}; they differ first at id {first}: {_at(ours, first)} against {_at(theirs, first)}; {more}",
         do,

@@ -117,10 +117,10 @@ def main(folder):
             for utt in manifest:
                 target, said = store[utt.id], own(speaker, utt)
                 for stream in store.spec.streams:
-                    if not stream.what.axes:
+                    if not stream.stream_kind.axes:
                         continue
                     kept[f"{utt.id} {stream.name} own"] = said[stream.name]
-                    if not stream.what.classes:
+                    if not stream.stream_kind.classes:
                         kept[f"{utt.id} {stream.name}"] = target.vectors(stream.name)
                         continue
                     for t in TEMPERATURES:

@@ -75,7 +75,7 @@ def test_rnnt(store, temperature):
 
 def test_every_file_is_as_sealed(store):
     for shard in store.shards:
-        for file in read_entry(store.place, shard).sealing.files:
+        for file in read_entry(store.place, shard).contents.files:
             check_file(store.place.read(file.path), file)
 
 

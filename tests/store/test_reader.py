@@ -22,7 +22,7 @@ from logitstore.errors import (
 )
 from logitstore.schema.checksums import canonical, seal_json
 from logitstore.schema.spec import StoreSpec
-from logitstore.storage.base import Row
+from logitstore.storage.base import EncodedRecord
 from logitstore.targets.resample import resample
 
 V = 12
@@ -250,7 +250,7 @@ def test_labels_that_disagree_with_u_are_refused(stores):
         s.decode(row)
     for meta in ({"T": "5", "U": 3}, {"U": 3}, {"T": 5, "U": None}):
         with pytest.raises(FormatError, match="S3"):
-            s.decode(Row("last", meta, s.row("last").arrays))
+            s.decode(EncodedRecord("last", meta, s.row("last").arrays))
 
 
 # ---- other readers

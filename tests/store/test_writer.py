@@ -26,7 +26,7 @@ from logitstore.errors import (
     VocabError,
 )
 from logitstore.schema.spec import TeacherSpec
-from logitstore.storage.base import Sealing, ShardFile
+from logitstore.storage.base import ShardContents, ShardFile
 from logitstore.storage.entries import Entry, current_index, read_entry, shard_names
 from logitstore.storage.places import open_place
 from logitstore.store.layout import make_spec
@@ -263,7 +263,7 @@ def test_a_crash_at_any_step_of_sealing_loses_only_that_shard(path, step, monkey
     assert list(s) == ["old", "new"]
     assert s["new"].T == 3
     assert not (path / "partial").exists()
-    found = {f for n in s.shards for f in (x.path for x in read_entry(s.place, n).sealing.files)}
+    found = {f for n in s.shards for f in (x.path for x in read_entry(s.place, n).contents.files)}
     assert found == {f for f in files(path) if f.startswith("shards/")} - {"shards/zarr.json"}
 
 
@@ -363,7 +363,7 @@ def test_features_with_tuples_resume(path):
 # ---- sealed entries and the index over them
 
 ENTRY = Entry(
-    "s", ("a", "b/’"), 1.25, 7, Sealing([ShardFile("shards/s/x", 3, 9)], {"rows": 2}), ({"id": "c"},)
+    "s", ("a", "b/’"), 1.25, 7, ShardContents([ShardFile("shards/s/x", 3, 9)], {"rows": 2}), ({"id": "c"},)
 )
 
 

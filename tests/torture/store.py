@@ -11,7 +11,7 @@ import numpy as np
 from logitstore import TokenTable
 from logitstore.schema.spec import TeacherSpec
 from logitstore.storage import faults
-from logitstore.storage.base import Row
+from logitstore.storage.base import EncodedRecord
 from logitstore.storage.places import open_place
 from logitstore.store.layout import columns_of, make_spec
 from logitstore.store.reader import Store
@@ -57,7 +57,7 @@ def row(utt_id, seed=0):
             arrays[column.name] = random.integers(1, 5, n).astype(np.int32)
         else:
             arrays[column.name] = random.normal(size=(n, *column.shape)).astype(column.dtype)
-    return Row(utt_id, {"T": t, "U": u, "seconds": t / 25, "text": "a ’"}, arrays)
+    return EncodedRecord(utt_id, {"T": t, "U": u, "seconds": t / 25, "text": "a ’"}, arrays)
 
 
 def work(location, storage, acknowledge=lambda block: None, writer="job-0-of-1", blocks=BLOCKS):

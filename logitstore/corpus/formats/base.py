@@ -17,7 +17,7 @@ DEFAULT = "jsonl"
 
 
 @dataclass(frozen=True)
-class Line:
+class ManifestLine:
     """One utterance as a format found it, in the words of our own JSON lines.
 
     Attributes:
@@ -36,7 +36,7 @@ class Line:
     inside: bytes | None = field(default=None, repr=False)
 
 
-class Format(Protocol):
+class ManifestFormat(Protocol):
     """A module of this package."""
 
     BESIDE: bool
@@ -48,11 +48,11 @@ class Format(Protocol):
     def files(self, path: Path) -> Sequence[Path]:
         """The files whose bytes are the manifest; raises ``ManifestError`` where one is missing."""
 
-    def lines(self, path: Path) -> Iterator[Line]:
+    def lines(self, path: Path) -> Iterator[ManifestLine]:
         """Every utterance, one after the other; raises ``ManifestError`` where nothing can be read at all."""
 
 
-def find_format(path: Path, name: str | None = None) -> tuple[str, Format]:
+def find_format(path: Path, name: str | None = None) -> tuple[str, ManifestFormat]:
     """The format of a manifest: the one named, or the one recognised.
 
     Raises:
@@ -64,9 +64,9 @@ def find_format(path: Path, name: str | None = None) -> tuple[str, Format]:
     return name, load(name)
 
 
-def load(name: str) -> Format:
+def load(name: str) -> ManifestFormat:
     """The format of that name; raises ``UnknownName`` or ``UsageError``."""
-    return cast(Format, registry.load("manifest_formats", name))
+    return cast(ManifestFormat, registry.load("manifest_formats", name))
 
 
 def recognise(path: Path) -> str:
@@ -114,7 +114,7 @@ def first_object(path: Path) -> dict[str, Any]:
     return {}
 
 
-def json_lines(path: Path) -> Iterator[Line]:
+def json_lines(path: Path) -> Iterator[ManifestLine]:
     """Every line of a file as a JSON object, or with the error that it is none."""
     for number, raw in raw_lines(path):
         where, value = f"{path}:{number}", None
@@ -127,6 +127,6 @@ def json_lines(path: Path) -> Iterator[Line]:
         else:
             error = ManifestError("not a JSON object", where=where)
         if isinstance(value, dict):
-            yield Line(number, where, value)
+            yield ManifestLine(number, where, value)
         else:
-            yield Line(number, where, error=error)
+            yield ManifestLine(number, where, error=error)

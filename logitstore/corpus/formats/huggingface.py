@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ManifestError, UsageError
-from .base import Line
+from .base import ManifestLine
 
 BESIDE = False
 IDS = ("id", "utt_id", "utterance_id", "segment_id", "key")
@@ -37,7 +37,7 @@ def files(path: Path) -> Sequence[Path]:
     return sorted(p for p in path.iterdir() if p.suffix in (".arrow", ".json"))
 
 
-def lines(path: Path) -> Iterator[Line]:
+def lines(path: Path) -> Iterator[ManifestLine]:
     """Every row, in order; audio is never decoded here."""
     try:
         import datasets
@@ -67,7 +67,9 @@ def lines(path: Path) -> Iterator[Line]:
         yield _line(number, f"{path} row {number}", row, (column, ids, texts))
 
 
-def _line(number: int, where: str, row: dict[str, Any], columns: tuple[str, str | None, str | None]) -> Line:
+def _line(
+    number: int, where: str, row: dict[str, Any], columns: tuple[str, str | None, str | None]
+) -> ManifestLine:
     column, ids, texts = columns
     audio = row[column] or {}
     place = audio.get("path") or ""
@@ -75,4 +77,4 @@ def _line(number: int, where: str, row: dict[str, Any], columns: tuple[str, str 
     if texts and row[texts] is not None:
         value["text"] = row[texts]
     value["audio"] = place
-    return Line(number, where, value, inside=audio.get("bytes"))
+    return ManifestLine(number, where, value, inside=audio.get("bytes"))

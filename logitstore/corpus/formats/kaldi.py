@@ -15,7 +15,7 @@ import numpy as np
 
 from ...errors import ManifestError
 from ...schema.checksums import id_hash
-from .base import Line, raw_lines
+from .base import ManifestLine, raw_lines
 
 BESIDE = False
 PARTS = ("wav.scp", "segments", "text", "utt2dur")
@@ -33,7 +33,7 @@ def files(path: Path) -> Sequence[Path]:
     return [path / name for name in PARTS if (path / name).is_file()]
 
 
-def lines(path: Path) -> Iterator[Line]:
+def lines(path: Path) -> Iterator[ManifestLine]:
     """Every line of ``segments``, or of ``wav.scp`` where there is none."""
     texts, lengths = _Keyed(path / "text"), _Keyed(path / "utt2dur")
     segmented = (path / "segments").is_file()
@@ -53,9 +53,9 @@ def lines(path: Path) -> Iterator[Line]:
             if (text := texts.get(key)) is not None:
                 value["text"] = text
         except ManifestError as e:
-            yield Line(number, where, value, e)
+            yield ManifestLine(number, where, value, e)
         else:
-            yield Line(number, where, value)
+            yield ManifestLine(number, where, value)
 
 
 def _split(raw: bytes, where: str) -> tuple[str, str]:

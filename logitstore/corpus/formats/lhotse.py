@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ManifestError
-from .base import Line, json_lines
+from .base import ManifestLine, json_lines
 
 BESIDE = False
 CUTS = ("MonoCut", "MultiCut", "MixedCut", "PaddingCut")
@@ -29,7 +29,7 @@ def files(path: Path) -> Sequence[Path]:
     return [path]
 
 
-def lines(path: Path) -> Iterator[Line]:
+def lines(path: Path) -> Iterator[ManifestLine]:
     """Every cut."""
     try:
         from lhotse.serialization import deserialize_item
@@ -59,9 +59,9 @@ def lines(path: Path) -> Iterator[Line]:
                 raise ManifestError(f"lhotse cannot read it: {e!r}", where=line.where) from None
             value.update(_value(cut, line.where))
         except ManifestError as e:
-            yield Line(line.number, line.where, value, e)
+            yield ManifestLine(line.number, line.where, value, e)
         else:
-            yield Line(line.number, line.where, value)
+            yield ManifestLine(line.number, line.where, value)
 
 
 def _value(cut: Any, where: str) -> dict[str, Any]:

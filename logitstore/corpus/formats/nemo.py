@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ...errors import ManifestError
-from .base import Line, json_lines
+from .base import ManifestLine, json_lines
 
 BESIDE = True
 KEPT = ("duration", "offset", "channel", "text", "tokens")
@@ -28,18 +28,18 @@ def files(path: Path) -> Sequence[Path]:
     return [path]
 
 
-def lines(path: Path) -> Iterator[Line]:
+def lines(path: Path) -> Iterator[ManifestLine]:
     """Every line; tarred manifests, whose recordings lie inside archives, are refused line by line."""
     for line in json_lines(path):
         yield line if line.error else _line(line)
 
 
-def _line(line: Line) -> Line:
+def _line(line: ManifestLine) -> ManifestLine:
     given = line.value
     audio = given.get("audio_filepath")
     if not isinstance(audio, str) or not audio:
         error = ManifestError(f"audio_filepath is {audio!r}, not a path", where=line.where)
-        return Line(line.number, line.where, error=error)
+        return ManifestLine(line.number, line.where, error=error)
     value: dict[str, Any] = {k: given[k] for k in KEPT if k in given}
     value["audio"] = audio
     value["id"] = given.get("id") or name_of(audio, given)
@@ -49,8 +49,8 @@ def _line(line: Line) -> Line:
             where=line.where,
             do="Unpack the archives and give the manifest of the files.",
         )
-        return Line(line.number, line.where, value, error)
-    return Line(line.number, line.where, value)
+        return ManifestLine(line.number, line.where, value, error)
+    return ManifestLine(line.number, line.where, value)
 
 
 def name_of(audio: str, given: dict[str, Any]) -> str:

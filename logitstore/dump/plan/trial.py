@@ -21,7 +21,7 @@ from ...schema.checksums import canonical
 from ...schema.lattice import Form, Nodes, full
 from ...schema.spec import Column, StoreSpec
 from ...storage import parse_storage
-from ...storage.base import Row, ShardWriter
+from ...storage.base import EncodedRecord, ShardWriter
 from ...storage.constants import Constants
 from ...storage.entries import Entry
 from ...storage.places import Place
@@ -139,7 +139,7 @@ class Shelf:
             nothing[key] = self._end(), time.perf_counter() - begin
         self.fixed, self._empty = nothing[key]
 
-    def add(self, row: Row) -> None:
+    def add(self, row: EncodedRecord) -> None:
         """Write a row as a dump does."""
         begin = time.perf_counter()
         if self._shard is None:
@@ -207,7 +207,7 @@ class Trial:
         self.stream, self._store = first.spec.stream(stream), Store(first.place)
         self._encoder = RowEncoder(first.spec, self._store.constants)
         self._sides = isinstance(encoding_of(self.stream), LatticeSides)
-        kept = temperatures if self.stream.what.classes else (1.0,)
+        kept = temperatures if self.stream.stream_kind.classes else (1.0,)
         self.lost: dict[float, list[NDArray[np.float64]]] = {t: [] for t in kept}
         self.seconds, self.passes, self.common = 0.0, 0, 0
         self._occupied = self._nodes = 0.0
@@ -270,10 +270,10 @@ class Trial:
             self._encoder.take(name, rows, loaded.utt.id, output.labels.get(name), inputs=inputs)
         return None
 
-    def _compare(self, row: Row, output: TeacherOutput, lattice: Lattice | None) -> None:
+    def _compare(self, row: EncodedRecord, output: TeacherOutput, lattice: Lattice | None) -> None:
         """Some rows, spread over the utterance, as a reader gets them, against the teacher's own."""
         target = self._store.decode(row)
-        if not self.stream.what.classes:
+        if not self.stream.stream_kind.classes:
             numbers = output.rows[self.stream.name].double().cpu().numpy()
             self.lost[1.0].append(relative_errors(numbers, target.vectors(self.stream.name)))
             return

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ...errors import CorruptError, FormatError
 from ...schema.checksums import crc32c, parse_json
 from ...schema.spec import Column
-from ..base import DTYPES, ROW, Sealing, Shard, ShardFile, check_file
+from ..base import DTYPES, ROW, Shard, ShardContents, ShardFile, check_file
 from ..places import Place
 
 _TABLE = ("table/start", "table/crc32c")
@@ -19,10 +19,12 @@ MAX_CHUNK_BYTES = 64 << 20  # of a compressed inner chunk; writers make them of 
 _CODECS = {"none": [], "zstd": ["zstd"], "blosc": ["blosc"]}  # behind the codec "bytes"
 
 
-def open_zarr(place: Place, path: str, compressor: str, sealing: Sealing, columns: Sequence[Column]) -> Shard:
+def open_zarr(
+    place: Place, path: str, compressor: str, contents: ShardContents, columns: Sequence[Column]
+) -> Shard:
     """The group at a path of a place; raises ``CorruptError`` or ``FormatError``."""
     shard = path.rpartition("/")[2]
-    files = {f.path: f for f in sealing.files}
+    files = {f.path: f for f in contents.files}
     views = [_View(place, path, c, files, compressor) for c in (ROW, *columns)]
     width = len(views)
     tables = []

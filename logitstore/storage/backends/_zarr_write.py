@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ...schema.checksums import crc32c
 from ...schema.spec import Column
-from ..base import Row, Sealing, ShardFile, Tally
+from ..base import EncodedRecord, RecordTable, ShardContents, ShardFile
 
 CHUNK_BYTES = 1 << 20
 
@@ -126,24 +126,24 @@ class ZarrShardWriter:
     def __init__(self, folder: Path, path: str, compressor: str, columns: Sequence[Column]) -> None:
         self._folder, self._path = folder, path
         folder.mkdir(parents=True)
-        self._tally = Tally(columns)
-        self._files = [_ArrayFile(folder, c, compressor) for c in self._tally.columns]
+        self._table = RecordTable(columns)
+        self._files = [_ArrayFile(folder, c, compressor) for c in self._table.columns]
 
-    def add(self, row: Row) -> None:
-        for i, _, array in self._tally.add(row):
+    def add(self, row: EncodedRecord) -> None:
+        for i, _, array in self._table.add(row):
             self._files[i].append(array)
 
-    def finish(self) -> Sealing:
+    def finish(self) -> ShardContents:
         import zarr
 
         about = {
             "about": "One shard of a logitstore store; see SPEC.md of the Python package logitstore.",
-            "columns": [c.to_json() for c in self._tally.columns],
+            "columns": [c.to_json() for c in self._table.columns],
         }
         zarr.create_group(str(self._folder), attributes={"logitstore": about})
         for file in self._files:
             self._describe(file, file.finish())
-        tables: dict[str, NDArray[Any]] = {"start": self._tally.start(), "crc32c": self._tally.crc32c()}
+        tables: dict[str, NDArray[Any]] = {"start": self._table.start(), "crc32c": self._table.crc32c()}
         texts = (
             "first item of every row in every column; the last line is the end",
             "CRC-32C of every row's bytes in every column; 0 for an empty one",
@@ -154,7 +154,7 @@ class ZarrShardWriter:
             file.append(table)
             self._describe(file, file.finish())
             self._files.append(file)
-        return Sealing(sorted(self._sealed(), key=lambda f: f.path))
+        return ShardContents(sorted(self._sealed(), key=lambda f: f.path))
 
     def close(self) -> None:
         for file in self._files:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ...errors import CorruptError, FormatError, UsageError
 from ...schema.checksums import canonical, crc32c, id_hash
 from ...schema.spec import Column
-from ..base import ROW, Row, Sealing, Shard, ShardFile, Tally
+from ..base import ROW, EncodedRecord, RecordTable, Shard, ShardContents, ShardFile
 from ..places import Place
 
 MAX_KEY = 60
@@ -53,8 +53,8 @@ class WebDatasetStorage:
     def create(self, staged: Path, shard: str, columns: Sequence[Column]) -> TarShardWriter:
         return TarShardWriter(self.path(shard), staged, columns)
 
-    def open(self, place: Place, shard: str, sealing: Sealing, columns: Sequence[Column]) -> Shard:
-        return _open(place, shard, sealing, columns)
+    def open(self, place: Place, shard: str, contents: ShardContents, columns: Sequence[Column]) -> Shard:
+        return _open(place, shard, contents, columns)
 
     def describe(self, place: Place, about: dict[str, Any]) -> None:
         """webdataset expects nothing."""
@@ -79,30 +79,30 @@ class TarShardWriter:
         self._name = name
         self._file = open(path, "xb")
         self._sum = _Summing(self._file)
-        self._tally = Tally(columns)
+        self._table = RecordTable(columns)
         self._offset: list[list[int]] = []
         self._keys: dict[str, str] = {}
 
-    def add(self, row: Row) -> None:
+    def add(self, row: EncodedRecord) -> None:
         key = escape(row.id)
         if self._keys.setdefault(key, row.id) != row.id:
             raise FormatError(f"the key of {self._keys[key]!r} as well (SPEC W2)", where=row.id)
         offsets = []
-        for _, column, array in self._tally.add(row):
+        for _, column, array in self._table.add(row):
             if column is ROW:
                 offsets.append(self._member(f"{key}.row.json", array.tobytes()))
             else:
                 offsets.append(self._array(f"{key}.{column.name}.npy", array))
         self._offset.append(offsets)
 
-    def finish(self) -> Sealing:
-        columns = [c.to_json() for c in self._tally.columns]
+    def finish(self) -> ShardContents:
+        columns = [c.to_json() for c in self._table.columns]
         self._member("__logitstore__/columns.json", canonical(columns))
         offset = np.array(self._offset, np.int64).reshape(-1, len(columns))
         tables: dict[str, NDArray[Any]] = {
-            "start": self._tally.start(),
+            "start": self._table.start(),
             "offset": offset,
-            "crc32c": self._tally.crc32c(),
+            "crc32c": self._table.crc32c(),
         }
         layout: dict[str, Any] = {"rows": len(offset)}
         for name, table in tables.items():
@@ -111,7 +111,7 @@ class TarShardWriter:
         end = 2 * tarfile.BLOCKSIZE  # two blocks of zeros at least, then whole records
         self._sum.write(bytes(end + -(self._sum.bytes + end) % tarfile.RECORDSIZE))
         self.close()
-        return Sealing([ShardFile(self._name, self._sum.bytes, self._sum.crc)], layout)
+        return ShardContents([ShardFile(self._name, self._sum.bytes, self._sum.crc)], layout)
 
     def close(self) -> None:
         self._file.close()
@@ -132,12 +132,12 @@ class TarShardWriter:
         return at
 
 
-def _open(place: Place, shard: str, sealing: Sealing, columns: Sequence[Column]) -> Shard:
+def _open(place: Place, shard: str, contents: ShardContents, columns: Sequence[Column]) -> Shard:
     """Map the tar and find every array through the shard's table; no header is parsed."""
     where = f"shard {shard}"
-    if len(sealing.files) != 1 or not {"rows", "start", "offset", "crc32c"} <= set(sealing.layout):
+    if len(contents.files) != 1 or not {"rows", "start", "offset", "crc32c"} <= set(contents.layout):
         raise FormatError("its entry is not that of a tar (SPEC W4)", where=where)
-    (file,) = sealing.files
+    (file,) = contents.files
     try:
         raw = place.map(file.path)
     except FileNotFoundError:
@@ -146,10 +146,10 @@ def _open(place: Place, shard: str, sealing: Sealing, columns: Sequence[Column])
         raise CorruptError(f"{len(raw)} bytes, not the {file.bytes} sealed (SPEC S6)", where=file.path)
 
     width = 1 + len(columns)
-    rows = _number(sealing.layout["rows"], where)
+    rows = _number(contents.layout["rows"], where)
 
     def table(name: str, dtype: str, length: int) -> NDArray[Any]:
-        at = sealing.layout[name]
+        at = contents.layout[name]
         if not isinstance(at, dict) or "crc32c" not in at:
             raise FormatError(f"no place of the table {name} (SPEC W4)", where=where)
         size = length * width * np.dtype(dtype).itemsize

@@ -14,7 +14,7 @@ from typing import Any
 
 from ...errors import UsageError
 from ...schema.spec import Column
-from ..base import Sealing, Shard
+from ..base import Shard, ShardContents
 from ..places import Place
 from ._zarr_read import open_zarr
 from ._zarr_write import ZarrShardWriter
@@ -42,8 +42,8 @@ class ZarrStorage:
     def create(self, staged: Path, shard: str, columns: Sequence[Column]) -> ZarrShardWriter:
         return ZarrShardWriter(staged, self.path(shard), self.compressor, columns)
 
-    def open(self, place: Place, shard: str, sealing: Sealing, columns: Sequence[Column]) -> Shard:
-        return open_zarr(place, self.path(shard), self.compressor, sealing, columns)
+    def open(self, place: Place, shard: str, contents: ShardContents, columns: Sequence[Column]) -> Shard:
+        return open_zarr(place, self.path(shard), self.compressor, contents, columns)
 
     def describe(self, place: Place, about: dict[str, Any]) -> None:
         """The root and ``shards`` are groups, so that ``zarr.open_group(STORE)`` shows all of it."""

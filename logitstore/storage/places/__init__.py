@@ -1,6 +1,6 @@
 """Where a store lives. One file per kind of place; a URL's scheme names it."""
 
-from ._trouble import told
+from ._disk_errors import disk_errors
 from .base import Place, open_place
 
-__all__ = ["Place", "open_place", "told"]
+__all__ = ["Place", "disk_errors", "open_place"]

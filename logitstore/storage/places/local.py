@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ...errors import FormatError, StoreBusy
 from .. import faults
-from ._trouble import told
+from ._disk_errors import disk_errors
 
 MAX_READ_BYTES = 1 << 30  # of a file read as a whole; larger ones are mapped
 
@@ -59,18 +59,18 @@ class LocalPlace:
         return self.root / name
 
     def exists(self, name: str = "") -> bool:
-        with told(self.root / name):
+        with disk_errors(self.root / name):
             return (self.root / name).exists()
 
     def names(self, folder: str) -> list[str]:
         try:
-            with told(self.root / folder):
+            with disk_errors(self.root / folder):
                 return sorted(os.listdir(self.root / folder))
         except FileNotFoundError:
             return []
 
     def size(self, name: str) -> int:
-        with told(self.root / name):
+        with disk_errors(self.root / name):
             return self._inside(name).stat().st_size
 
     def read(self, name: str) -> bytes:
@@ -87,7 +87,7 @@ class LocalPlace:
             return np.frombuffer(mmap.mmap(fd, 0, access=mmap.ACCESS_READ), np.uint8)
 
     def write(self, name: str, data: bytes) -> None:
-        with told(self.root / name, missing_too=True):
+        with disk_errors(self.root / name, missing_too=True):
             path = self._parent_of(name)
             partial = path.with_name(f".{path.name}.{os.getpid()}")
             try:
@@ -96,7 +96,7 @@ class LocalPlace:
                     f.write(data)
                     f.flush()
                     os.fsync(f.fileno())
-                faults.at(f"write:{name.partition('/')[0]}")
+                faults.reach(f"write:{name.partition('/')[0]}")
                 os.rename(partial, path)
             except BaseException:
                 with suppress(OSError):
@@ -106,7 +106,7 @@ class LocalPlace:
 
     def remove(self, name: str) -> None:
         path = self.root / name
-        with told(path, missing_too=True):
+        with disk_errors(path, missing_too=True):
             if path.is_symlink() or path.exists():
                 self._check(path.parent)
                 if path.is_dir() and not path.is_symlink():
@@ -117,12 +117,12 @@ class LocalPlace:
 
     def stage(self, writer: str) -> Path:
         path = self.root / "partial" / writer
-        with told(path, missing_too=True):
+        with disk_errors(path, missing_too=True):
             path.mkdir(parents=True, exist_ok=True)
             return self._check(path)
 
     def publish(self, staged: Path, name: str) -> None:
-        with told(self.root / name, missing_too=True):
+        with disk_errors(self.root / name, missing_too=True):
             fsync_tree(staged)
             path = self._parent_of(name)
             if path.exists() or path.is_symlink():
@@ -136,7 +136,7 @@ class LocalPlace:
         path = self.root / "partial" / f"{writer}.lock"
         while True:
             try:
-                with told(path):
+                with disk_errors(path):
                     with suppress(FileExistsError):  # another made it, and removed it while this one looked
                         path.parent.mkdir(parents=True, exist_ok=True)
                     self._check(path.parent)
@@ -146,7 +146,7 @@ class LocalPlace:
             except FileNotFoundError:  # the last holder just removed the folder
                 continue
             try:
-                with told(path):
+                with disk_errors(path):
                     fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BaseException as e:
                 f.close()
@@ -175,7 +175,7 @@ class LocalPlace:
     def _reading(self, name: str) -> Iterator[int]:
         """A file opened for reading; a device or a pipe is refused before it can block."""
         path = self.root / name
-        with told(path):
+        with disk_errors(path):
             self._inside(name)
             fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             try:

@@ -12,7 +12,7 @@ DISAMBIGUATION = re.compile(r"#[0-9]+")
 
 
 @dataclass(frozen=True)
-class Line:
+class TokenLine:
     """A token, its id where the line gives one, and where it stands.
 
     Attributes:
@@ -34,20 +34,20 @@ def decode(data: bytes, where: str) -> str:
         raise VocabError(f"not UTF-8: {e}", where=where) from None
 
 
-def split(data: bytes, where: str) -> list[Line]:
+def split(data: bytes, where: str) -> list[TokenLine]:
     """Every line that holds something; raises ``VocabError`` for other encodings than UTF-8."""
     found = []
     for number, line in enumerate(decode(data, where).split("\n"), 1):
         line = line.rstrip("\r")
         pair = _PAIR.fullmatch(line)
         if pair is not None:
-            found.append(Line(number, pair[1], int(pair[2])))
+            found.append(TokenLine(number, pair[1], int(pair[2])))
         elif line:
-            found.append(Line(number, line.strip(" \t") or line[0], None))
+            found.append(TokenLine(number, line.strip(" \t") or line[0], None))
     return found
 
 
-def peek(data: bytes) -> list[Line]:
+def peek(data: bytes) -> list[TokenLine]:
     """As :func:`split`; nothing where the bytes are no text."""
     try:
         return split(data, "") if b"\0" not in data else []
@@ -55,7 +55,7 @@ def peek(data: bytes) -> list[Line]:
         return []
 
 
-def is_comment(line: Line) -> bool:
+def is_comment(line: TokenLine) -> bool:
     """``# some words``. A lone ``#`` is a token."""
     return line.token.startswith("# ")
 
@@ -77,16 +77,16 @@ def kind(name: str, data: bytes) -> str:
     return "pairs"
 
 
-def pairs(lines: list[Line]) -> bool:
+def pairs(lines: list[TokenLine]) -> bool:
     """Whether most lines give an id, comments aside: a table of pairs, though some may be wrong."""
     ids = [line.id is not None for line in lines if not is_comment(line)]
     return 2 * sum(ids) > len(ids) > 0
 
 
-def by_id(lines: list[Line], where: str) -> dict[int, Line]:
+def by_id(lines: list[TokenLine], where: str) -> dict[int, TokenLine]:
     """Lines by id; raises ``VocabError`` where a line has none, or one that another has."""
-    found: dict[int, Line] = {}
-    seen: dict[str, Line] = {}
+    found: dict[int, TokenLine] = {}
+    seen: dict[str, TokenLine] = {}
     for line in lines:
         at = f"{where}:{line.number}"
         if line.id is None:
@@ -104,7 +104,7 @@ def by_id(lines: list[Line], where: str) -> dict[int, Line]:
     return found
 
 
-def no_twin(line: Line, seen: dict[str, Line], where: str) -> None:
+def no_twin(line: TokenLine, seen: dict[str, TokenLine], where: str) -> None:
     """Remember a line's token; raises ``VocabError`` where another line has it."""
     if line.token in seen:
         raise VocabError(

@@ -10,7 +10,7 @@ from ...errors import VocabError
 from ..table import TokenTable
 
 
-class Format(Protocol):
+class TokenFormat(Protocol):
     """A module of this package."""
 
     def recognises(self, name: str, data: bytes) -> bool:
@@ -56,5 +56,5 @@ def recognise(path: Path, data: bytes) -> str:
     return fits[0]
 
 
-def _load(name: str) -> Format:
-    return cast(Format, registry.load("token_formats", name))
+def _load(name: str) -> TokenFormat:
+    return cast(TokenFormat, registry.load("token_formats", name))

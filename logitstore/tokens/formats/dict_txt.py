@@ -7,7 +7,7 @@ from pathlib import Path
 from ...errors import VocabError
 from ..table import BLANKS, TokenTable, find_blank, in_order
 from . import _blank, _lines
-from ._lines import Line
+from ._lines import TokenLine
 
 
 def recognises(name: str, data: bytes) -> bool:
@@ -27,7 +27,7 @@ def parse(path: Path, data: bytes, blank: int | None) -> TokenTable:
     lines = [line for line in _lines.split(data, where) if not _comment(line, where)]
     if lines and not _lines.pairs(lines):
         return _listed(lines, blank, where)
-    seen: dict[str, Line] = {}
+    seen: dict[str, TokenLine] = {}
     classes: dict[int, list[str]] = {}
     for line in lines:
         at = f"{where}:{line.number}"
@@ -59,7 +59,7 @@ def _name(members: list[str]) -> str:
     return next((b for b in BLANKS if b in members), members[0])
 
 
-def _comment(line: Line, where: str) -> bool:
+def _comment(line: TokenLine, where: str) -> bool:
     """``# words`` is a comment, ``#`` a token, ``#word 5`` could be either."""
     if line.id is not None and line.token.startswith("#") and len(line.token) > 1 and line.token[1] != "#":
         if _lines.is_comment(line):
@@ -72,8 +72,8 @@ def _comment(line: Line, where: str) -> bool:
     return _lines.is_comment(line)
 
 
-def _listed(lines: list[Line], blank: int | None, where: str) -> TokenTable:
-    seen: dict[str, Line] = {}
+def _listed(lines: list[TokenLine], blank: int | None, where: str) -> TokenTable:
+    seen: dict[str, TokenLine] = {}
     for line in lines:
         if line.id is not None:
             raise VocabError(

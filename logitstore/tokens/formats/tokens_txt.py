@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..table import TokenTable, find_blank, in_order
 from . import _lines
-from ._lines import DISAMBIGUATION, Line
+from ._lines import DISAMBIGUATION, TokenLine
 
 
 def recognises(name: str, data: bytes) -> bool:
@@ -23,7 +23,7 @@ def parse(path: Path, data: bytes, blank: int | None) -> TokenTable:
     return TokenTable(tokens, find_blank(tokens, str(path)) if blank is None else blank)
 
 
-def _disambiguation(found: dict[int, Line]) -> list[int]:
+def _disambiguation(found: dict[int, TokenLine]) -> list[int]:
     """The last ids, where they are called #0, #1, ... in this order."""
     last = sorted(found)
     while last and DISAMBIGUATION.fullmatch(found[last[-1]].token):

@@ -31,7 +31,7 @@ _DO = {
 
 
 @contextmanager
-def told(where: object, *, missing_too: bool = False) -> Iterator[None]:
+def disk_errors(where: object, *, missing_too: bool = False) -> Iterator[None]:
     """Raise ``DiskError`` for an ``OSError``; a missing file passes unless it should have been there."""
     try:
         yield
