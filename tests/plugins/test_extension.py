@@ -117,7 +117,6 @@ def test_the_place_is_written_to_by_dump(run, script, folder):
     assert "4" in script("from logitstore import open_store; print(len(open_store('flat://packed')))")
 
 
-@pytest.mark.xfail(reason="capture takes any location for a folder", strict=False)
 def test_the_place_is_written_to_by_capture(run, script, python, folder):
     decode = ("bash", recipe.FOLDER / "decode.sh", *recipe.DATA)
     capture = ("capture", "--ctc", "ctc_output.1", "--tokens", demo.TOKENS, "--out", "flat://captured", "--")
