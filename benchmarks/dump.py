@@ -59,7 +59,7 @@ def bare(teacher_name: str, manifest: str, _: str) -> dict[str, float]:
     import torch
 
     from logitstore.corpus.manifest import read_manifest
-    from logitstore.dump.job import DumpOptions
+    from logitstore.dump.options import DumpOptions
     from logitstore.runner.driver import TeacherDriver
     from logitstore.runner.loader import by_length, load
     from logitstore.teachers import load_teacher
@@ -90,7 +90,8 @@ def bare(teacher_name: str, manifest: str, _: str) -> dict[str, float]:
 def whole(teacher_name: str, manifest: str, out: str) -> dict[str, float]:
     """Seconds from the first recording to the finished store."""
     from logitstore.corpus.manifest import read_manifest
-    from logitstore.dump.job import DumpOptions, dump
+    from logitstore.dump.job import dump_logits
+    from logitstore.dump.options import DumpOptions
     from logitstore.teachers import load_teacher
 
     teacher = load_teacher(teacher_name)
@@ -98,10 +99,10 @@ def whole(teacher_name: str, manifest: str, out: str) -> dict[str, float]:
         streams=STREAMS,
         batch_seconds=BATCH_SECONDS,
         shard_size="200",
-        skip_gate="random weights: only speed is measured" if teacher_name.endswith(":wide") else "",
+        skip_checks="random weights: only speed is measured" if teacher_name.endswith(":wide") else "",
     )
     begin = time.perf_counter()
-    dump(teacher, read_manifest(manifest), out, options)
+    dump_logits(teacher, read_manifest(manifest), out, options)
     return {"seconds": time.perf_counter() - begin}
 
 

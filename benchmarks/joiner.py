@@ -24,12 +24,12 @@ def drive(t: int, u: int, v: int) -> dict[str, float]:
     """Encode one lattice; gives seconds, and peak memory above that of the loaded model, in MB."""
     import numpy as np
     import torch
+    from logitstore.store.row_encoder import RowEncoder
 
     from logitstore.corpus.manifest import Utterance
     from logitstore.runner.driver import TeacherDriver, TeacherOutput
     from logitstore.runner.loader import LoadedUtterance
     from logitstore.store.layout import make_spec
-    from logitstore.store.row_encoder import RowEncoder
     from logitstore.teachers.protocol import Head, TeacherSpec
     from logitstore.tokens.table import TokenTable
     from recipes.demo.model import Joiner, Sizes

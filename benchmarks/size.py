@@ -28,7 +28,8 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 from logitstore import open_store
 from logitstore.corpus.audio import load_audio
 from logitstore.corpus.manifest import Manifest, read_manifest
-from logitstore.dump.job import DumpOptions, dump
+from logitstore.dump.job import dump_logits
+from logitstore.dump.options import DumpOptions
 from logitstore.dump.plan.trial import divergences
 from logitstore.encodings.rows import logsumexp
 from logitstore.store.inspect import footprint
@@ -77,7 +78,7 @@ def own_logits(teacher: DemoTeacher, manifest: Manifest, lattices: bool) -> Own:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurement:
     """One encoding of one stream.
 
     Attributes:
@@ -101,9 +102,9 @@ def farthest(own: np.ndarray, served: np.ndarray) -> float:
 
 def measure(
     teacher: DemoTeacher, manifest: Manifest, own: Own, stream: str, encodings: tuple[str, ...]
-) -> dict[str, Measured]:
+) -> dict[str, Measurement]:
     """Dump with each encoding and print a line of it."""
-    every: dict[str, Measured] = {}
+    every: dict[str, Measurement] = {}
     head = "".join(f"{f'KL at {t:g}: mean':>18} {'p99':>8}" for t in TEMPERATURES)
     unit = "frame" if stream == "ctc" else "node"
     print(f"\n{stream:24} {f'bytes/{unit}':>12} {'of fp16':>8} {'once, kB':>9}{head}")
@@ -111,7 +112,7 @@ def measure(
         encoding, _, storage = text.partition(" ")
         with tempfile.TemporaryDirectory() as folder, redirect_stderr(StringIO()):
             options = DumpOptions(streams={stream: encoding}, storage=storage or "zarr")
-            dump(teacher, manifest, Path(folder, "store"), options)
+            dump_logits(teacher, manifest, Path(folder, "store"), options)
             store = open_store(Path(folder, "store"))
             found: dict[float, list[np.ndarray]] = {t: [] for t in TEMPERATURES}
             rows, far = 0, 0.0
@@ -130,11 +131,13 @@ def measure(
         lost = {temperature: np.concatenate(values) for temperature, values in found.items()}
         line += "".join(f"{v.mean():18.1e} {np.quantile(v, 0.99):8.1e}" for v in lost.values())
         print(line, flush=True)
-        every[text] = Measured(each, each / dense, {t: float(v.mean()) for t, v in lost.items()}, far)
+        every[text] = Measurement(each, each / dense, {t: float(v.mean()) for t, v in lost.items()}, far)
     return every
 
 
-def promises(classes: int, width: int, ctc: dict[str, Measured], rnnt: dict[str, Measured]) -> Iterator[str]:
+def promises(
+    classes: int, width: int, ctc: dict[str, Measurement], rnnt: dict[str, Measurement]
+) -> Iterator[str]:
     """What is promised of such a teacher, what was measured, and whether that is met."""
 
     def line(what: str, found: float, most: float, unit: str = "B") -> str:

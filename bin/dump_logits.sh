@@ -76,7 +76,7 @@ if [ "$stage" -le 1 ] && [ "$stop_stage" -ge 1 ]; then
   [ -z "$chunk" ] || args+=(--chunk "$chunk")
   [ -z "$overlap" ] || args+=(--overlap "$overlap")
   [ -z "$manifest_format" ] || args+=(--manifest-format "$manifest_format")
-  [ -z "$skip_gate" ] || args+=(--skip-gate "$skip_gate")
+  [ -z "$skip_gate" ] || args+=(--skip-checks "$skip_gate")
   [ -z "$tokens" ] || args+=(--tokens "$tokens")
   [ -z "$audio_root" ] || args+=(--audio-root "$audio_root")
   gpus=0

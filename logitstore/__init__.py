@@ -11,6 +11,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _WHERE = {
+    "read_manifest": "logitstore.corpus.manifest",
+    "load_teacher": "logitstore.teachers",
+    "plan_encodings": "logitstore.dump.plan.run",
+    "dump_logits": "logitstore.dump.job",
+    "PlanOptions": "logitstore.dump.plan.options",
+    "DumpOptions": "logitstore.dump.options",
     "Clip": "logitstore.targets.clip",
     "FrameClock": "logitstore.schema.clock",
     "LogitStoreError": "logitstore.errors",
@@ -28,8 +34,10 @@ _WHERE = {
 
 __all__ = [
     "Clip",
+    "DumpOptions",
     "FrameClock",
     "LogitStoreError",
+    "PlanOptions",
     "Store",
     "StoreWriter",
     "Tap",
@@ -39,11 +47,20 @@ __all__ = [
     "VocabMap",
     "__version__",
     "collate_targets",
+    "dump_logits",
+    "load_teacher",
     "open_store",
+    "plan_encodings",
+    "read_manifest",
     "read_table",
 ]
 
 if TYPE_CHECKING:
+    from .corpus.manifest import read_manifest
+    from .dump.job import dump_logits
+    from .dump.options import DumpOptions
+    from .dump.plan.options import PlanOptions
+    from .dump.plan.run import plan_encodings
     from .errors import LogitStoreError
     from .schema.clock import FrameClock
     from .store.dataset import TargetDataset
@@ -52,6 +69,7 @@ if TYPE_CHECKING:
     from .targets.batch import TargetBatch, collate_targets
     from .targets.clip import Clip
     from .targets.vocab_map import VocabMap
+    from .teachers import load_teacher
     from .teachers.tap import Tap
     from .tokens.formats import read_table
     from .tokens.table import TokenTable

@@ -1,4 +1,4 @@
-"""Progress, signals and tables on a terminal."""
+"""DumpProgress, signals and tables on a terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from ..dump.job import Progress
+from ..dump.options import DumpProgress
 
 EVERY = 10.0  # seconds between plain lines
 
@@ -36,7 +36,7 @@ def clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{s:02d}"
 
 
-def line(p: Progress, of: int) -> str:
+def line(p: DumpProgress, of: int) -> str:
     """One line that says where a dump stands; ``of`` utterances are this job's share."""
     speed = p.seconds / p.elapsed if p.elapsed > 0 else 0.0
     behind = p.done + p.skipped
@@ -50,7 +50,7 @@ def line(p: Progress, of: int) -> str:
 
 
 class Meter:
-    """Call it with every :class:`Progress`; use it as a context manager."""
+    """Call it with every :class:`DumpProgress`; use it as a context manager."""
 
     def __init__(self, share: int) -> None:
         self._share = share
@@ -72,7 +72,7 @@ class Meter:
         if self._live is not None:
             self._live.stop()
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, progress: DumpProgress) -> None:
         for taken in progress.planned[self._planned :]:
             self._print(f"auto: {printable(taken)}")
         self._planned = max(self._planned, len(progress.planned))

@@ -1,1 +1,1 @@
-"""dump."""
+"""Dump jobs: a manifest through a teacher into a store."""

@@ -1,51 +1,47 @@
-"""Runs some utterances through the teacher again and compares what it says with what is stored."""
+"""Comparison of a store with its teacher, which runs some utterances again."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
 
 import numpy as np
-import torch
 
 from ..corpus.manifest import Manifest, Utterance
+from ..encodings.rows import logsumexp
 from ..errors import UsageError
 from ..runner.chunks import Chunks, driver_of
 from ..runner.driver import TeacherDriver, TeacherOutput
 from ..runner.loader import load
-from ..runner.pipe import Pipe
+from ..runner.pipe import record_metadata, stream_output
 from ..runner.stored_heads import factored
 from ..runner.transcribe import TeacherTranscriber
 from ..schema.kinds import kind_of
-from ..schema.lattice import Form
-from ..schema.spec import StreamSpec
-from ..storage.base import EncodedRecord
-from ..store.lattice_nodes import Picker
 from ..store.reader import Store
-from ..store.row_encoder import RowEncoder
+from ..store.record_encoder import RecordEncoder
+from ..store.stream_output import StreamOutput, encode, own_rows
 from ..targets.target import Target
 from ..teachers.layers import layered
 from ..teachers.protocol import Teacher, check_protocol
 from ..tokens.table import require_same
 
-Float = np.ndarray[Any, np.dtype[np.float64]]
+Float = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+CHANGED = "its recording is not the one that was dumped (SPEC S3: audio)"
 
 
 @dataclass(frozen=True)
-class Compared:
-    """One stream of one utterance.
+class TeacherComparison:
+    """One stream of one utterance, stored and as the teacher gives it today.
 
     Attributes:
-        id: of the utterance.
-        stream: its name.
-        kl: mean KL(what the teacher says now, encoded as the store is ‖ stored) a row, in nats; infinite
-            where even the shapes differ. Another batch rounds differently: 1e-6, not 0. Of a ``hidden``
-            stream, the mean squared difference over the mean square; of a ``text`` one 0, or infinite.
-        lost: mean KL(teacher ‖ stored) a row, in nats: what the encoding leaves out as well.
-        rows: compared.
-        note: what else is wrong; empty where nothing is.
+        id: id of the utterance.
+        stream: name of the stream.
+        kl: mean KL(the teacher's output, encoded as in the store ‖ stored) of a row in nats; infinite where
+            the shapes differ. Another batch rounds differently: about 1e-6, not 0. Of a ``hidden`` stream, the
+            mean squared difference over the mean square; of a ``text`` stream 0 or infinite.
+        lost: mean KL(teacher ‖ stored) of a row in nats, with the loss of the encoding.
+        rows: number of rows compared.
+        note: a further difference, or empty.
     """
 
     id: str
@@ -56,15 +52,14 @@ class Compared:
     note: str = ""
 
 
-CHANGED = "its recording is not the one that was dumped (SPEC S3: audio)"
-
-
-def against_teacher(store: Store, teacher: Teacher, manifest: Manifest, count: int) -> list[Compared]:
+def against_teacher(
+    store: Store, teacher: Teacher, manifest: Manifest, count: int
+) -> list[TeacherComparison]:
     """Run ``count`` utterances, spread evenly over those that manifest and store share, on the CPU.
 
     Raises:
-        UsageError: manifest and store share nothing.
-        VocabError, AudioError, TeacherError: the utterance cannot be run at all.
+        UsageError: manifest and store share no utterance.
+        VocabError, AudioError, TeacherError: an utterance cannot be run at all.
     """
     teacher = check_protocol(teacher, type(teacher).__name__)
     layers = [h for h in store.spec.teacher.heads if kind_of(h.stream).name == "hidden"]
@@ -80,84 +75,62 @@ def against_teacher(store: Store, teacher: Teacher, manifest: Manifest, count: i
     return [c for utt in chosen for c in _compare(store, driver, utt)]
 
 
-class _Kept:
-    """What a pipe writes to here: a list."""
-
-    def __init__(self) -> None:
-        self.rows: list[EncodedRecord] = []
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def add(self, row: EncodedRecord) -> None:
-        self.rows.append(row)
-
-    def discard(self) -> None:
-        self.rows.clear()
-
-
-def _compare(store: Store, driver: TeacherDriver, utt: Utterance) -> Iterable[Compared]:
+def _compare(store: Store, driver: TeacherDriver, utt: Utterance) -> Iterable[TeacherComparison]:
     stored, names = store[utt.id], driver.streams
     loaded = load(utt, driver.teacher, store.tokens, any(kind.labels for kind in driver.kinds.values()))
     note = "" if stored.meta.get("audio", loaded.audio) == loaded.audio else CHANGED
     (output,) = driver.run([loaded])
-    own = {name: ids.tolist() for name, ids in stored.driven.items()}  # where nobody gave any, as stored
-    output, _ = TeacherTranscriber(driver, keep="none").transcribe(
-        replace(output, labels={**own, **output.labels}), judged=True
-    )
-    now = store.decode(_encoded(store, driver, output))
+    given = {name: ids.tolist() for name, ids in stored.driven.items()}  # where the manifest gives none
+    output = replace(output, labels={**given, **output.labels})
+    output, _ = TeacherTranscriber(driver, keep="none").transcribe(output, judged=True)
+    streams = {
+        s.name: stream_output(s, output, driver) for s in store.spec.streams if driver.kinds[s.name].axes
+    }
+    today = store.decode(_record(store, output, streams))
     for name in names:
-        if not driver.kinds[name].axes:
-            far = 0.0 if _text(now, name) == _text(stored, name) else float("inf")
-            yield Compared(utt.id, name, far, far, 1, note)
+        if name not in streams:
+            same = _hypothesis(today, name) == _hypothesis(stored, name)
+            far = 0.0 if same else float("inf")
+            yield TeacherComparison(utt.id, name, far, far, 1, note)
             continue
-        exact = _exact(driver, output, store.spec.stream(name), stored)
-        there, here = _dense(stored, name), _dense(now, name)
+        exact = _exact(store, driver, output, streams[name], name, stored)
+        there, here = _served(stored, name), _served(today, name)
         if not len(there) == len(here) == len(exact):
-            yield Compared(utt.id, name, float("inf"), float("inf"), 0, note)
+            yield TeacherComparison(utt.id, name, float("inf"), float("inf"), 0, note)
         else:
             error = divergence if driver.kinds[name].classes else relative_error
-            yield Compared(utt.id, name, error(here, there), error(exact, there), len(there), note)
+            yield TeacherComparison(utt.id, name, error(here, there), error(exact, there), len(there), note)
 
 
-def _encoded(store: Store, driver: TeacherDriver, output: TeacherOutput) -> EncodedRecord:
-    """The row that a dump would write, made by the dump's own pipe."""
-    kept: Any = _Kept()
-    with Pipe(kept, RowEncoder(store.spec, store.constants), skip=False) as pipe:
-        pipe.put(output, driver)
-        pipe.finish()
-    row: EncodedRecord = kept.rows[0]
-    return row
+def _record(store: Store, output: TeacherOutput, streams: dict[str, StreamOutput]) -> EncodedRecord:
+    """Encode the record that a dump would write."""
+    encoder, utt_id = RecordEncoder(store.spec, store.constants), output.loaded.utt.id
+    for name, given in streams.items():
+        encode(encoder, store.spec.stream(name), given, utt_id)
+    return encoder.finish(utt_id, output.labels, record_metadata(output))
 
 
-def _exact(driver: TeacherDriver, output: TeacherOutput, stream: StreamSpec, stored: Target) -> Float:
-    """(N, V) log-probabilities of the stored nodes, or of their means, or (T, D) of a layer, in doubles."""
-    name, kind = stream.name, stream.stream_kind
-    pieces: Iterable[torch.Tensor]
-    if kind.tapped:
-        pieces = [output.rows[name]]
-    elif kind.name == "seq2seq":
-        pieces = [driver.decoded(output, name)[0]]
-    elif Form.parse(stream.form).framewise:
-        picker = Picker(stream, stored.labels.tolist(), stored.id)
-        pieces = [rows for rows, _ in picker.rows(partial(driver.lattice, output), output.T)]
-    else:
-        pieces = driver.lattice(output)
-    flat = torch.cat([p.reshape(-1, p.shape[-1]).float().cpu() for p in pieces])
-    if not kind.classes:
-        return np.asarray(flat.double().numpy())
-    nodes = stored.nodes.get(name)
-    if nodes is not None:
-        flat = flat[torch.from_numpy(nodes.frame * (nodes.U + 1) + nodes.position)]
-    return np.asarray(flat.double().log_softmax(-1).numpy())
+def _exact(
+    store: Store,
+    driver: TeacherDriver,
+    output: TeacherOutput,
+    given: StreamOutput,
+    name: str,
+    stored: Target,
+) -> Float:
+    """Return (N, V) log-probabilities of the stored rows, or (T, D) numbers of a layer."""
+    if given.sides is not None:  # the joiner itself, not the two sides that are stored of it
+        given = StreamOutput(given.frames, given.labels, slices=lambda: driver.lattice(output))
+    rows = own_rows(store.spec.stream(name), given, stored.id, nodes=stored.nodes.get(name))
+    return rows - logsumexp(rows)[:, None] if driver.kinds[name].classes else rows
 
 
-def _text(target: Target, stream: str) -> str:
+def _hypothesis(target: Target, stream: str) -> str:
     text: str = target.meta["hyp"][stream]["text"]
     return text
 
 
-def _dense(target: Target, stream: str) -> Float:
+def _served(target: Target, stream: str) -> Float:
     if not kind_of(stream).classes:
         return target.vectors(stream).astype(np.float64)
     logp = target.log_probs(stream)
@@ -165,11 +138,11 @@ def _dense(target: Target, stream: str) -> Float:
 
 
 def relative_error(p: Float, q: Float) -> float:
-    """Mean squared difference of (T, D) numbers over the mean square of the former."""
+    """Return the mean squared difference of (T, D) numbers over the mean square of the former."""
     return float(np.square(p - q).sum() / max(np.square(p).sum(), 1e-30))
 
 
 def divergence(p: Float, q: Float) -> float:
-    """Mean KL(p ‖ q) over (N, V) rows of log-probabilities, in nats."""
+    """Return the mean KL(p ‖ q) of (N, V) rows of log-probabilities in nats."""
     e = np.exp(p)
     return float(np.where(e > 0, e * (p - q), 0.0).sum(1).mean()) if len(p) else 0.0

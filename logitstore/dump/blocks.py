@@ -1,4 +1,4 @@
-"""The fixed plan of a dump: which utterances make which shard, whoever dumps it."""
+"""Blocks of a manifest, which become shards; the same for any number of jobs."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Block:
     """Consecutive utterances of the manifest that make one shard.
 
     Attributes:
-        number: from 0, in manifest order.
-        utterances: in manifest order.
+        number: index of the block, from 0.
+        utterances: utterances in manifest order.
     """
 
     number: int
@@ -25,14 +25,14 @@ class Block:
 
     @property
     def name(self) -> str:
-        """Of its shard."""
+        """Name of the shard."""
         return f"{self.number:06d}"
 
 
 def blocks(
-    manifest: Manifest, size: ShardSize, part: Part, seconds_of: Callable[[Utterance], float]
+    manifest: Manifest, size: ShardSize, part: JobPart, seconds_of: Callable[[Utterance], float]
 ) -> Iterator[Block]:
-    """The blocks of one job's part.
+    """Yield the blocks of one job's part.
 
     Boundaries depend on the manifest and the shard size alone, never on the number of jobs: job i of N takes
     blocks i, i + N, ..., and the finished store is the same for any N.
@@ -51,8 +51,8 @@ def blocks(
 
 
 @dataclass(frozen=True)
-class Part:
-    """Part ``index`` of ``count``; takes every ``count``-th thing, beginning with ``index``."""
+class JobPart:
+    """Part ``index`` of ``count`` jobs: every ``count``-th block, beginning with block ``index``."""
 
     index: int = 0
     count: int = 1
@@ -64,16 +64,16 @@ class Part:
     def takes(self, number: int) -> bool:
         return number % self.count == self.index
 
-    def split(self, inner: Part) -> Part:
-        """The part of this part that ``inner`` takes."""
-        return Part(self.index + self.count * inner.index, self.count * inner.count)
+    def split(self, inner: JobPart) -> JobPart:
+        """Return the part of this part that ``inner`` takes."""
+        return JobPart(self.index + self.count * inner.index, self.count * inner.count)
 
     def __str__(self) -> str:
         return f"{self.index}/{self.count}"
 
     @classmethod
-    def parse(cls, text: str) -> Part:
-        """Read ``i/N`` with i counted from 0."""
+    def parse(cls, text: str) -> JobPart:
+        """Parse ``i/N`` with i counted from 0; raises ``UsageError``."""
         m = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
         if not m:
             raise UsageError(f"{text!r} is not a part like 0/4", do="Give index/count, counted from 0.")

@@ -85,7 +85,7 @@ class TranscriptCheck:
             TeacherError(
                 f"the {stream} branch is all blank: it writes nothing for any of {len(judged)} utterances",
                 why="A student would learn to be silent.",
-                do="Check the weights, the features and the blank's id; --skip-gate REASON if it is right.",
+                do="Check the weights, the features and the blank's id; --skip-checks REASON if it is right.",
             ),
         )
 
@@ -100,7 +100,7 @@ class TranscriptCheck:
             TeacherError(
                 f"the {stream} branch is constant: it writes {text!r} for all {len(self._seen)} utterances",
                 why="Whatever is said, a student would learn to say this.",
-                do="Check the weights and the features; --skip-gate REASON if it is right.",
+                do="Check the weights and the features; --skip-checks REASON if it is right.",
             ),
         )
 
@@ -115,7 +115,7 @@ class TranscriptCheck:
                 f"{100 * errors / length:.0f} %, more than {self._max:g} %",
                 where=f"greedy decode of {stream}",
                 why=self._suspect(stream),
-                do="Compare the lines above; raise --max-wer, or --skip-gate REASON if it is right.",
+                do="Compare the lines above; raise --max-wer, or --skip-checks REASON if it is right.",
             ),
         )
 
@@ -344,7 +344,7 @@ def _require_alive(
             f"the {stream} branch is constant: all {frames} frames give the same probabilities, "
             f"within {change:.1e}",
             why="It does not hear the audio: a student would learn one row by heart.",
-            do="Check the features and the weights; --skip-gate REASON if it is right.",
+            do="Check the features and the weights; --skip-checks REASON if it is right.",
         )
         skips.refuse("constant", error)
 

@@ -1,65 +1,45 @@
-"""Between the teacher and a shard: one thread that encodes and writes, fed through a short queue."""
+"""Queue between the teacher's thread and one thread that encodes and writes records."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
-import torch
-
 from ..corpus.manifest import Problem, Utterance
+from ..encodings.base import LatticeSides
 from ..errors import LengthError, LogitStoreError
-from ..schema.lattice import Nodes
 from ..schema.spec import StreamSpec
 from ..storage.commit import UnsealedShard
 from ..storage.entries import Entry
-from ..store.lattice_nodes import Picker
-from ..store.row_encoder import RowEncoder, label_count
+from ..store.layout import encoding_of
+from ..store.record_encoder import RecordEncoder, StreamNodes, StreamPiece, label_count
+from ..store.stream_output import StreamOutput, pieces
 from .driver import TeacherDriver, TeacherOutput
 
-DEPTH = 8  # slices waiting: what bounds memory
-FRAMES = 1 << 13  # of a slice, where a recording is that long: five minutes of 40 ms
+DEPTH = 8  # pieces that may wait: bounds memory
 
 
 @dataclass(frozen=True)
-class _Slice:
-    """Some rows of a stream: logits, classes that each keeps always, and what went into their head."""
+class _End:
+    """The end of an utterance; ``error`` where the teacher's side of it failed."""
 
-    stream: str
-    rows: torch.Tensor
-    always: torch.Tensor | None = None
-    inputs: torch.Tensor | None = None
-
-
-class _LastSlice:
-    """Ends an utterance; ``error`` where it failed on the teacher's side."""
-
-    def __init__(self, error: LogitStoreError | None = None) -> None:
-        self.error = error
+    error: LogitStoreError | None = None
 
 
 class _Stop(Exception):
-    """Ends the thread."""
+    """The end of the thread."""
 
 
-@dataclass(frozen=True)
-class _Chosen:
-    """Which nodes of a lattice its rows were."""
-
-    stream: str
-    nodes: Nodes
+_Item = TeacherOutput | StreamPiece | StreamNodes | _End | _Stop
 
 
-_Item = TeacherOutput | _Slice | _Chosen | _LastSlice | _Stop
-
-
-def row_meta(output: TeacherOutput) -> dict[str, Any]:
-    """What the row of an utterance says about itself (SPEC S3)."""
+def record_metadata(output: TeacherOutput) -> dict[str, Any]:
+    """Return the metadata of an utterance's record (SPEC S3)."""
     loaded = output.loaded
     meta: dict[str, Any] = {
         "T": output.T,
@@ -75,16 +55,38 @@ def row_meta(output: TeacherOutput) -> dict[str, Any]:
     return {**meta, **output.notes}
 
 
+def stream_output(stream: StreamSpec, output: TeacherOutput, driver: TeacherDriver) -> StreamOutput:
+    """Return one stream of an utterance, in the form that its encoding and lattice form need.
+
+    Runs an attention decoder here, and a joiner when the slices of the result are read.
+    """
+    name, labels = stream.name, output.labels.get(stream.name, [])
+    if name in output.rows:
+        return StreamOutput(output.T, labels, rows=output.rows[name], inputs=output.inputs.get(name))
+    if stream.kind == "seq2seq":
+        rows, inputs = driver.decoded(output, name)
+        return StreamOutput(output.T, labels, rows=rows, inputs=inputs)
+    if isinstance(encoding_of(stream), LatticeSides):
+        return StreamOutput(output.T, labels, sides=driver.sides(output))
+    return StreamOutput(output.T, labels, slices=partial(driver.lattice, output))
+
+
 class Pipe:
-    """Encodes what the teacher says and appends it to a shard.
+    """Encoder and writer of one shard's records, in a thread of its own.
 
     Args:
-        shard: to write to.
-        encoder: of the store.
+        shard: shard to write to.
+        encoder: record encoder of the store.
         skip: leave out utterances that fail and list them in ``failed``; otherwise the first failure raises.
+
+    Attributes:
+        failed: utterances that were left out.
+        utterances: records written.
+        seconds: seconds of audio written.
+        frames: teacher frames written.
     """
 
-    def __init__(self, shard: UnsealedShard, encoder: RowEncoder, *, skip: bool) -> None:
+    def __init__(self, shard: UnsealedShard, encoder: RecordEncoder, *, skip: bool) -> None:
         self.failed: list[Problem] = []
         self.utterances, self.seconds, self.frames = 0, 0.0, 0
         self._shard, self._skip = shard, skip
@@ -105,45 +107,46 @@ class Pipe:
             self._shard.discard()
 
     def put(self, output: TeacherOutput, driver: TeacherDriver) -> None:
-        """Hand over one utterance; what is driven by its labels runs here, in the caller's thread.
+        """Hand over one utterance; joiner and decoder run here, in the caller's thread.
 
         A lattice is driven slice by slice: once, or twice for forms that follow the teacher's own alignment.
         """
         self._send(output)
-        error = None
+        utt_id, error = output.loaded.utt.id, None
         try:
             if output.T < 1:
-                raise LengthError("no valid frame: the recording is too short", where=output.loaded.utt.id)
+                raise LengthError("no valid frame: the recording is too short", where=utt_id)
             for stream in self._encoder.spec.streams:
-                for item in _slices(stream, output, driver):
-                    self._send(item)
+                if stream.stream_kind.axes:
+                    for piece in pieces(stream, stream_output(stream, output, driver), utt_id):
+                        self._send(piece)
         except LogitStoreError as e:
             error = e
-        self._send(_LastSlice(error))
+        self._send(_End(error))
 
     def fail(self, utt: Utterance, error: LogitStoreError) -> None:
-        """Note an utterance that cannot be dumped, or raise its error."""
+        """List an utterance that cannot be dumped, or raise its error."""
         if not self._skip:
             raise error
         self.failed.append(Problem(utt.id, type(error).__name__, str(error)))
 
     def finish(self) -> int:
-        """Wait for the last row and give how many there are; raises what the thread died of."""
+        """Wait for the last record and return their number; raises the thread's own error."""
         self._stop()
         if self._error is not None:
             raise self._error
         return len(self._shard)
 
     def seal(self, skipped: Iterable[dict[str, str]]) -> Entry | None:
-        """Seal the finished shard; None where it would hold nothing, or another writer sealed it."""
+        """Seal the finished shard; return None where it holds nothing or another writer sealed it."""
         skipped = list(skipped)
         if self.finish() or skipped:
             return self._shard.seal(skipped)
         self._shard.discard()
         return None
 
-    def _send(self, item: Any) -> None:
-        """Queue an item, unless the thread died: then raise what it died of."""
+    def _send(self, item: _Item) -> None:
+        """Queue an item; raises the thread's own error where it died."""
         while self._error is None:
             try:
                 return self._queue.put(item, timeout=1.0)
@@ -169,54 +172,22 @@ class Pipe:
             self._error = e
 
     def _utterance(self, output: TeacherOutput) -> None:
-        """Encode one utterance's slices and append its row; a failed one is drained, then noted or raised."""
-        loaded, failure = output.loaded, None
-        while not isinstance(item := self._queue.get(), _LastSlice):
+        """Encode one utterance's pieces and append its record; of a failed one, read the pieces to their end."""
+        utt, failure = output.loaded.utt, None
+        while not isinstance(item := self._queue.get(), _End):
             if isinstance(item, _Stop):
                 raise item
-            if isinstance(item, _Chosen):
-                self._encoder.choose(item.stream, item.nodes)
-                continue
-            assert isinstance(item, _Slice)
+            assert isinstance(item, StreamPiece | StreamNodes)
             if failure is None:
                 try:
-                    self._encoder.take(
-                        item.stream,
-                        item.rows,
-                        loaded.utt.id,
-                        output.labels.get(item.stream),
-                        always=item.always,
-                        inputs=item.inputs,
-                    )
+                    self._encoder.take(item, utt.id)
                 except LogitStoreError as e:
                     failure = e
         failure = failure or item.error
         if failure is not None:
             self._encoder.drop()
-            return self.fail(loaded.utt, failure)
-        row = self._encoder.finish(loaded.utt.id, output.labels, row_meta(output))
-        self._shard.add(row)
+            return self.fail(utt, failure)
+        self._shard.add(self._encoder.finish(utt.id, output.labels, record_metadata(output)))
         self.utterances += 1
-        self.seconds += loaded.seconds
+        self.seconds += output.loaded.seconds
         self.frames += output.T
-
-
-def _slices(stream: StreamSpec, output: TeacherOutput, driver: TeacherDriver) -> Iterator[_Slice | _Chosen]:
-    """Everything that one stream of an utterance is encoded from."""
-    name = stream.name
-    if name in output.rows:
-        rows, below = output.rows[name], output.inputs.get(name)
-        for n in range(0, output.T, FRAMES):
-            yield _Slice(name, rows[n : n + FRAMES], inputs=None if below is None else below[n : n + FRAMES])
-    elif stream.kind == "seq2seq":
-        rows, inputs = driver.decoded(output, name)
-        yield _Slice(name, rows, inputs=inputs)
-    elif stream.kind == "rnnt" and name in driver.heads:
-        enc, dec = driver.sides(output)
-        yield _Slice(name, enc, inputs=dec)
-    elif stream.kind == "rnnt":
-        picker = Picker(stream, output.labels.get(name, []), output.loaded.utt.id)
-        for rows, always in picker.rows(partial(driver.lattice, output), output.T):
-            yield _Slice(name, rows, always)
-        if picker.nodes is not None:
-            yield _Chosen(name, picker.nodes)

@@ -1,4 +1,8 @@
-"""Takes the nodes that a form keeps out of a lattice that is driven slice by slice."""
+"""Lattice nodes that a form keeps, taken from a lattice that is driven slice by slice; and its alignments.
+
+[T, U+1, V] never exists in memory: a form that follows the teacher's own alignment drives the joiner twice, once
+for (T, U+1) scores of the blank and of the next label, once for the rows.
+"""
 
 from __future__ import annotations
 
@@ -14,58 +18,65 @@ from ..encodings import parse_encoding
 from ..encodings.base import KeepsAlways
 from ..schema.lattice import Form, Nodes, band_size, full, path, ranges, sample
 from ..schema.spec import StreamSpec
-from .row_encoder import require_finite
+from .record_encoder import require_finite
 
 Slices = Iterable[torch.Tensor]
+Scores = NDArray[np.float64]
 
 
-class Picker:
-    """Which nodes of one utterance's lattice are kept, and their logits; or the mean of each frame's.
-
-    A form that follows the teacher's own alignment drives the joiner twice: for the scores of blank and next
-    label, (T, U+1) numbers each, and for the rows. [T, U+1, V] never exists.
+class NodePicker:
+    """Rows of one utterance's lattice that a form keeps, or the mean over each frame's nodes.
 
     Args:
-        stream: of the store.
-        labels: (U,) token ids that drive the lattice.
-        utt_id: the utterance.
+        stream: description of the ``rnnt`` stream.
+        labels: (U,) label ids that drive the lattice.
+        utt_id: id of the utterance.
+
+    Attributes:
+        nodes: the nodes kept, once ``rows`` was read; None for a whole lattice and for means.
     """
 
     def __init__(self, stream: StreamSpec, labels: Sequence[int], utt_id: str) -> None:
         self.form = Form.parse(stream.form)
         self.nodes: Nodes | None = None
         self._stream, self._labels, self._id = stream, list(labels), utt_id
-        self._names = isinstance(parse_encoding(stream.encoding), KeepsAlways)
+        self._keeps_always = _keeps_always(stream)
 
     def rows(
         self, drive: Callable[[], Slices], frames: int
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-        """(n, V) logits of kept nodes, or whole slices; and the (n, 2) classes that each keeps always.
+        """Yield (n, V) logits of kept nodes, or whole slices; and the (n, 2) classes that each row keeps always.
 
         Args:
-            drive: gives (t, U+1, V) slices, one after the other; called twice where scores are needed first.
+            drive: function that gives (t, U+1, V) slices along T; called twice where scores are needed first.
             frames: T.
+
+        Raises ``NonFinite``.
         """
-        u = len(self._labels)
         if self.form.framewise:
             yield from self._means(drive)
-            return
-        if self.form.whole:
+        elif self.form.whole:
             for piece in drive():
                 yield piece, None
-            return
+        else:
+            yield from self._kept(drive, frames)
+
+    def _kept(
+        self, drive: Callable[[], Slices], frames: int
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        u = len(self._labels)
         nodes = self.nodes = self._choose(drive, frames, u)
-        always = _always(self._stream, nodes, self._labels)
+        always = _blank_and_next(self._stream, nodes, self._labels)
         t = 0
         for piece in drive():
             low, high = np.searchsorted(nodes.frame, [t, t + len(piece)])
-            at = (nodes.frame[low:high] - t) * (u + 1) + nodes.position[low:high]
-            picked = piece.reshape(-1, piece.shape[-1])[_on(piece, at)]
-            yield picked, _on(piece, always[low:high]) if self._names else None
+            flat = (nodes.frame[low:high] - t) * (u + 1) + nodes.position[low:high]
+            rows = piece.reshape(-1, piece.shape[-1])[_beside(piece, flat)]
+            yield rows, _beside(piece, always[low:high]) if self._keeps_always else None
             t += len(piece)
 
     def _means(self, drive: Callable[[], Slices]) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-        """(t, V) log of the mean over label positions of the softmaxes of each frame (SPEC S12)."""
+        """Yield (t, V) logarithms of the mean softmax over each frame's label positions (SPEC S12)."""
         share = None
         if self.form.occupancy:
             occupied = occupancy(*scores(drive(), self._stream, self._labels, self._id))
@@ -78,27 +89,22 @@ class Picker:
             if share is None:
                 mean = logp.logsumexp(1) - math.log(piece.shape[1])
             else:
-                mean = (logp + _on(piece, share[t : t + len(piece)])[..., None]).logsumexp(1)
+                mean = (logp + _beside(piece, share[t : t + len(piece)])[..., None]).logsumexp(1)
             blank = torch.full_like(mean[:, :1], self._stream.blank, dtype=torch.int64)
-            yield mean, blank if self._names else None
+            yield mean, blank if self._keeps_always else None
             t += len(piece)
 
     def _choose(self, drive: Callable[[], Slices], t: int, u: int) -> Nodes:
         form = self.form
-        blank = label = occupied = None
-        if form.aligned:
-            blank, label = scores(drive(), self._stream, self._labels, self._id)
-        if form.occupancy or form.name == "banded":
-            assert blank is not None
-            assert label is not None
-            occupied = occupancy(blank, label)
+        if not form.aligned:
+            return sample(form, t, u, self._id) if form.name == "sample" else full(t, u, form)
+        blank, label = scores(drive(), self._stream, self._labels, self._id)
+        occupied = occupancy(blank, label) if form.occupancy or form.name == "banded" else None
         if form.name == "banded":
             assert occupied is not None
             width = band_size(form.size, t, u)
             nodes = ranges(form, t, u, band(occupied, width), width)
         elif form.name == "path":
-            assert blank is not None
-            assert label is not None
             nodes = path(form, t, u, best_path(blank, label))
         elif form.name == "sample":
             nodes = sample(form, t, u, self._id)
@@ -110,56 +116,55 @@ class Picker:
         return Nodes(form, t, u, nodes.frame, nodes.position, kept)
 
 
-def scores(
-    slices: Slices, stream: StreamSpec, labels: Sequence[int], where: str
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(T, U+1) log-probabilities of the blank and of the next label; raises ``NonFinite``."""
+def scores(slices: Slices, stream: StreamSpec, labels: Sequence[int], where: str) -> tuple[Scores, Scores]:
+    """Return (T, U+1) log-probabilities of the blank and of the next label; raises ``NonFinite``."""
     blanks, following = [], []
     for piece in slices:
         require_finite(piece.reshape(-1, piece.shape[-1]), stream.name, where)
         logp = piece.float().log_softmax(-1)
-        behind = _on(piece, np.array([*labels, stream.blank], np.int64))
-        index = behind.expand(len(piece), -1)[..., None]
+        next_label = _beside(piece, np.array([*labels, stream.blank], np.int64))
+        index = next_label.expand(len(piece), -1)[..., None]
         blanks.append(logp[..., stream.blank].cpu().numpy())
         following.append(logp.gather(-1, index)[..., 0].cpu().numpy())
     return np.concatenate(blanks).astype(np.float64), np.concatenate(following).astype(np.float64)
 
 
-def chosen(
+def picked_by_caller(
     stream: StreamSpec, logits: torch.Tensor, nodes: Nodes, labels: Sequence[int]
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(T, W, V) logits of nodes that somebody else chose, as (N, V) rows; and what each keeps always."""
+    """Return (T, W, V) logits of given nodes as (N, V) rows, and the (N, 2) classes that each keeps always."""
     rows = logits[:, : nodes.width].reshape(len(nodes), -1)
-    names = isinstance(parse_encoding(stream.encoding), KeepsAlways)
-    return rows, _on(rows, _always(stream, nodes, labels)) if names else None
+    always = _beside(rows, _blank_and_next(stream, nodes, labels)) if _keeps_always(stream) else None
+    return rows, always
 
 
-def _always(stream: StreamSpec, nodes: Nodes, labels: Sequence[int]) -> NDArray[np.int64]:
-    """(N, 2): the blank, and the label that comes next."""
+def _keeps_always(stream: StreamSpec) -> bool:
+    return isinstance(parse_encoding(stream.encoding), KeepsAlways)
+
+
+def _blank_and_next(stream: StreamSpec, nodes: Nodes, labels: Sequence[int]) -> NDArray[np.int64]:
+    """Return (N, 2): the blank, and the label that comes next (the blank where none does)."""
     following = nodes.next_labels(np.asarray(labels, np.int64), stream.blank)
     return np.stack([np.full_like(following, stream.blank), following], 1)
 
 
-def _on(like: torch.Tensor, index: NDArray[Any]) -> torch.Tensor:
+def _beside(like: torch.Tensor, index: NDArray[Any]) -> torch.Tensor:
     return torch.from_numpy(index).to(like.device)
 
 
-Scores = NDArray[np.float64]
-
-
-def _ladder(label: Scores) -> Scores:
-    """(T, U+1) log-probability of climbing from position 0 to u within a frame."""
+def _label_prefix(label: Scores) -> Scores:
+    """Return (T, U+1) log-probabilities of emitting the first u labels within a frame."""
     up = np.zeros(label.shape)
     np.cumsum(label[:, :-1], axis=1, out=up[:, 1:])
     return up
 
 
 def forward(blank: Scores, label: Scores) -> Scores:
-    """(T, U+1) log-probability of all ways from (0, 0) to a node.
+    """Return (T, U+1) log-probabilities of all partial alignments from (0, 0) to each node (Graves 2012).
 
-    Within a frame, ways enter at any lower position and climb: one running log-sum a frame.
+    Within a frame, alignments enter at any lower position and emit labels: one running log-sum a frame.
     """
-    up = _ladder(label)
+    up = _label_prefix(label)
     alpha = np.empty(blank.shape)
     alpha[0] = up[0]
     for t in range(1, len(blank)):
@@ -169,9 +174,9 @@ def forward(blank: Scores, label: Scores) -> Scores:
 
 
 def occupancy(blank: Scores, label: Scores) -> Scores:
-    """(T, U+1) probability, 0 to 1, that an alignment passes a node; over all nodes they sum to T + U."""
+    """Return (T, U+1) probabilities, 0 to 1, that an alignment passes a node; their sum is T + U."""
     alpha = forward(blank, label)
-    # Backward is forward of the mirrored lattice: a node's own blank belongs to what comes after it.
+    # The backward pass is the forward pass of the mirrored lattice, where a node's own blank leads on from it.
     mirrored = np.zeros(blank.shape)
     mirrored[:-1] = blank[:-1][::-1, ::-1]
     climbs = np.zeros(label.shape)
@@ -181,7 +186,7 @@ def occupancy(blank: Scores, label: Scores) -> Scores:
 
 
 def _mirror(blank: Scores, label: Scores) -> Scores:
-    """Log-probability of all ways from a node to (T - 1, U), from mirrored scores.
+    """Return log-probabilities of all partial alignments from a node to (T - 1, U), from mirrored scores.
 
     In the mirrored lattice blank[t, u] leads into frame t + 1 and label[t, u] into position u + 1.
     """
@@ -189,28 +194,28 @@ def _mirror(blank: Scores, label: Scores) -> Scores:
 
 
 def band(occupied: Scores, size: int) -> NDArray[np.int32]:
-    """(T,) first label position of each frame's range, so that the ranges hold most of the occupancy.
+    """Return the (T,) first label position of each frame's range, so that the ranges hold most occupancy.
 
-    Ranges of one size begin at 0, end at U, never go back and never leave out a position between two frames,
-    as those of k2's pruned loss do (Kuang et al. 2022, arXiv 2206.13236, section 3.2). k2 repairs each
-    frame's best range; here the best sequence of ranges is found exactly.
+    Ranges of one size begin at 0, end at U, never go back and leave out no position between two frames, as in
+    k2's pruned loss (Kuang et al. 2022, arXiv 2206.13236, section 3.2). k2 repairs each frame's best range;
+    here dynamic programming finds the best sequence of ranges.
 
     Args:
-        occupied: (T, U+1) of :func:`occupancy`.
-        size: positions a range; see :func:`logitstore.schema.lattice.band_size`.
+        occupied: (T, U+1) probabilities from :func:`occupancy`.
+        size: label positions of a range, from :func:`logitstore.schema.lattice.band_size`.
     """
     frames, positions = occupied.shape
     starts = positions - size + 1
     ahead = np.concatenate([np.zeros((frames, 1)), np.cumsum(occupied, axis=1)], axis=1)
-    held = ahead[:, size:] - ahead[:, :starts]  # (T, starts) occupancy of each range
+    held = ahead[:, size:] - ahead[:, :starts]  # (T, starts): occupancy within each range
     best = np.full(starts, -np.inf)
     best[0] = held[0, 0]
     step = np.zeros((frames, starts), np.int32)
     for t in range(1, frames):
         reach = np.full((min(size, starts), starts), -np.inf)
-        for k in range(len(reach)):  # how far the range moves on
+        for k in range(len(reach)):  # label positions by which the range moves
             reach[k, k:] = best[: starts - k]
-        step[t] = reach.argmax(axis=0)  # of equal ones the shortest step
+        step[t] = reach.argmax(axis=0)  # of equal sums the shortest step
         best = reach.max(axis=0) + held[t]
     begin = np.empty(frames, np.int32)
     at = starts - 1
@@ -221,16 +226,15 @@ def band(occupied: Scores, size: int) -> NDArray[np.int32]:
 
 
 def best_path(blank: Scores, label: Scores) -> NDArray[np.int32]:
-    """(T,) label position at which the most probable alignment enters each frame.
+    """Return the (T,) label position at which the most probable alignment enters each frame.
 
-    Frame t holds positions begin[t] to begin[t + 1], the last frame those to U: T + U nodes in all. Of
-    equally probable alignments the one that emits later.
+    Frame t holds positions begin[t] to begin[t + 1], the last frame those to U: T + U nodes in all. Of equally
+    probable alignments, the one that emits later wins.
     """
-    up = _ladder(label)
+    up = _label_prefix(label)
     frames, positions = blank.shape
-    entered = np.empty(
-        blank.shape
-    )  # log-probability of the best way that enters frame t at u, less the ladder
+    # Log-probability of the best partial alignment that enters frame t at u, less that of the labels before u.
+    entered = np.empty(blank.shape)
     entered[0] = -np.inf
     entered[0, 0] = 0.0
     for t in range(1, frames):

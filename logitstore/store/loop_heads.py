@@ -20,7 +20,7 @@ from ..storage.constants import Constants, declared
 from ..storage.entries import shard_names
 from ..storage.places import Place
 from ..storage.spec_file import is_store, read_spec
-from .row_encoder import require_finite
+from .record_encoder import require_finite
 
 CLOSE = 1e-4  # between constants made twice, on two machines say
 
@@ -115,10 +115,11 @@ class LoopHeads:
                     do="Write to another store.",
                 )
 
-    def below(self, stream: str, inputs: Any, first: int, logits: torch.Tensor, where: str) -> torch.Tensor:
-        """What went into the head for (N, V) logits, of (T, D) the rows from ``first`` on, where logits are.
+    def below(self, stream: str, inputs: Any, logits: torch.Tensor, where: str) -> torch.Tensor:
+        """Return the (N, D) input of the head beside its (N, V) logits.
 
-        Until a stream is proven, raises ``TeacherError`` unless the head makes the logits of them.
+        Until one utterance of the stream has proven it, raises ``TeacherError`` unless the head makes these
+        logits of the input; raises ``LengthError`` where their rows differ.
         """
         head = self._heads[stream]
         rows = torch.as_tensor(inputs).detach()
@@ -126,18 +127,18 @@ class LoopHeads:
             raise LengthError(
                 f"{tuple(rows.shape)} went into the {stream} head, not (T, D = {head.width})", where=where
             )
-        rows = rows[first : first + len(logits)].to(logits.device)
         if len(rows) != len(logits):
             raise LengthError(
-                f"{first + len(rows)} rows went into the {stream} head, more came out of it", where=where
+                f"{len(rows)} rows went into the {stream} head, {len(logits)} came out", where=where
             )
+        rows = rows.to(logits.device)
         if stream not in self._proven and len(rows):
             if logits.shape[1] != len(head.bias):
                 raise VocabError(
                     f"{stream} gives {logits.shape[1]} classes, its head {len(head.bias)}", where=where
                 )
             require_finite(logits, stream, where)
-            require_finite(rows, f"what goes into the {stream} head", where)
+            require_finite(rows, f"the input of the {stream} head", where)
             self._prove(stream, rows, logits, where)
         return rows
 

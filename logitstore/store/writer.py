@@ -1,4 +1,4 @@
-"""Writes a store from one's own loop; ``dump`` drives the same writer."""
+"""Writer of a store: from a loop of one's own, and below ``dump_logits`` and ``capture_logits``."""
 
 from __future__ import annotations
 
@@ -33,39 +33,46 @@ from ..tokens.table import TokenTable
 from ..tokens.transcript import Transcript
 from .identity import PLANNING, establish, forget_empty, note_gate
 from .layout import columns_of, make_spec
-from .row_encoder import RowEncoder, label_count
+from .record_encoder import RecordEncoder, label_count
 
 if TYPE_CHECKING:
     import torch
 
     from .loop_heads import LoopHeads
+    from .stream_output import StreamOutput
 
 
 class StoreWriter:
-    """Writes rows into a store; sealed rows survive anything that happens later.
+    """Writer of records into a store; sealed records survive whatever happens later.
 
     ::
 
-        with StoreWriter.open("store", tokens=table, streams={"ctc": "dense"}) as w:
+        with StoreWriter.open("store", tokens=table, streams={"ctc": "dense"}) as writer:
             for utt_id, logits in my_own_loop():        # logits (T, V) before the softmax
-                if utt_id not in w:
-                    w.add(utt_id, ctc=logits)
+                if utt_id not in writer:
+                    writer.add(utt_id, ctc=logits)
+
+    Attributes:
+        place: where the store is.
+        spec: the store's description.
+        encoder: encoder of the next record.
+        listed: keys of the lines of ``skipped.jsonl``.
     """
 
-    listed: frozenset[tuple[str, str, str]] = frozenset()  # the key of each line of skipped.jsonl
+    listed: frozenset[tuple[str, str, str]] = frozenset()
 
     def __init__(self, place: Place, spec: StoreSpec, *, writer: str = "loop", shard_rows: int = 500) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", writer) or writer in ("store", PLANNING):
             raise UsageError(
                 f"{writer!r} cannot name a writer",
-                why="It becomes part of file names; 'store' and 'plan' are locks that all writers share.",
-                do="Up to 100 letters, digits, '.', '_' and '-', beginning with a letter or digit.",
+                why="The name becomes part of file names; 'store' and 'plan' are locks of all writers.",
+                do="Use up to 100 letters, digits, '.', '_' and '-', beginning with a letter or digit.",
             )
         self.place, self.spec = place, spec
         self._storage = parse_storage(spec.storage["name"])
         self._columns = columns_of(spec)
         self._names = [s.name for s in spec.streams]
-        self.encoder = RowEncoder(spec)  # begin() gives it what the store keeps once
+        self.encoder = RecordEncoder(spec)  # begin() replaces it by one with the store's constants
         self._writer, self._rows = writer, shard_rows
         self._shard: UnsealedShard | None = None
         self._open = ExitStack()
@@ -85,17 +92,24 @@ class StoreWriter:
         shard_rows: int = 500,
         heads: Mapping[str, Any] | None = None,
     ) -> StoreWriter:
-        """A writer for one's own loop; use it as a context manager.
+        """Open a store to write to from a loop of one's own; use the writer as a context manager.
 
         Args:
-            location: a directory; made, or resumed when it is a store with the same answers.
-            tokens: the token table.
-            streams: encoding by stream name; ``vectors/D`` of a layer of D numbers, empty of ``text``.
-            teacher: who speaks.
-            storage: ``zarr`` or ``webdataset``.
-            writer: a name no other process writing into this store uses.
-            shard_rows: utterances a shard.
-            heads: by ``factored`` stream a Linear or (weight, bias); :class:`logitstore.store.loop_heads.LoopHeads`.
+            location: folder or URL of the store; made anew, or resumed where it has the same identity.
+            tokens: the teacher's token table.
+            streams: encoding by stream name, e.g. ``{"ctc": "topk:16"}``; ``vectors/D`` for a layer of D
+                numbers, empty for ``text``.
+            teacher: the teacher's name, sample rate and frame shift; without it 16 kHz and 40 ms are assumed.
+            storage: storage backend, e.g. ``zarr`` or ``webdataset``.
+            writer: name that no other process writing into this store uses.
+            shard_rows: utterances of one shard.
+            heads: Linear layer, or (weight (V, D), bias (V,)), of each stream whose encoding stores the
+                head's input; see :class:`logitstore.store.loop_heads.LoopHeads`.
+
+        Raises:
+            IdentityError: the store was made by another teacher, token table or encoding.
+            StoreBusy: another live process uses the writer's name.
+            UsageError, UnknownName: an encoding, stream or storage backend that does not exist.
         """
         teacher = teacher or TeacherSpec(UNNAMED, 16000, 640)
         spec = make_spec(teacher, tokens, streams, storage=storage)
@@ -103,7 +117,7 @@ class StoreWriter:
             if stream.stream_kind.axes and not stream.size:
                 raise UsageError(
                     f"{stream.name}={stream.encoding} does not say how many numbers a row has",
-                    do=f"Say D: {stream.encoding}/256.",
+                    do=f"Add the layer's width D: {stream.encoding}/256.",
                 )
         place = open_place(location)
         if not heads and not any(_keeps_head(s) for s in spec.streams):
@@ -124,9 +138,12 @@ class StoreWriter:
     def begin(
         self, tokens: TokenTable, allow_different: Iterable[str] = (), *, constants: Constants | None = None
     ) -> Self:
-        """Take the writer's lock; make the store, or check that it was made with the same answers.
+        """Take the writer's lock; make the store, or check that its identity is the same.
 
-        ``constants`` is what a new store keeps once; one that exists keeps its own.
+        Args:
+            tokens: the teacher's token table.
+            allow_different: fields of the identity that may differ.
+            constants: arrays that a new store keeps once; an existing store keeps its own.
 
         Raises ``IdentityError`` or ``StoreBusy``.
         """
@@ -139,7 +156,7 @@ class StoreWriter:
                 self.spec = establish(self.place, self.spec, tokens, set(allow_different), constants)
                 if not self.place.exists("index.bin"):
                     self._storage.describe(self.place, {"format": "logitstore", "version": self.spec.version})
-            self.encoder = RowEncoder(self.spec, read_constants(self.place, self.spec))
+            self.encoder = RecordEncoder(self.spec, read_constants(self.place, self.spec))
             self._columns = columns_of(self.spec)
             remove_unfinished_shards(self.place, self._writer)
             self._index = current_index(self.place)
@@ -151,23 +168,23 @@ class StoreWriter:
         return self
 
     def note_gate(self, gate: str, reason: str) -> None:
-        """Store that a check of the teacher was skipped, and why."""
+        """Record in the store that a check of the teacher was skipped, and the reason."""
         with self.place.lock("store", wait=True):
             self.spec = note_gate(self.place, gate, reason)
 
     def __contains__(self, utt_id: str) -> bool:
-        """Whether an utterance is sealed already, or was added in this session."""
+        """Return whether an utterance is sealed already, or was added by this writer."""
         if utt_id in self._fresh:
             return True
         while True:
             try:
                 found = self._index.find(utt_id)
                 return any(self._entry(shard).ids[row : row + 1] == (utt_id,) for shard, row in found)
-            except Vanished:  # merged or repaired since; entries are the truth
+            except Vanished:  # merged or repaired meanwhile: read the entries again
                 self._index = current_index(self.place)
 
     def shard(self, name: str) -> UnsealedShard:
-        """Begin a shard under the first free of ``name``, ``name-1``, ``name-2``, ..."""
+        """Begin a shard under the first free name of ``name``, ``name-1``, ``name-2``, ..."""
         taken, generation = set(shard_names(self.place)), 0
         while (free := f"{name}-{generation}" if generation else name) in taken:
             generation += 1
@@ -185,26 +202,29 @@ class StoreWriter:
         inputs: Mapping[str, Any] | None = None,
         **given: Any,
     ) -> None:
-        """Add one utterance of one's own loop; every ``shard_rows`` of them are sealed.
+        """Add one utterance; every ``shard_rows`` utterances are sealed as a shard.
 
         Args:
-            utt_id: unique in the store.
-            labels: (U,) token ids that drove the lattice or the attention decoder, the latter's end token
-                included; by stream where there are both.
+            utt_id: id, unique in the store.
+            labels: (U,) label ids that drove the lattice or the attention decoder, the decoder's end token
+                included; by stream name where both are stored.
             text: reference text.
-            seconds: of audio.
-            hyp: what the teacher wrote down, for a ``text`` stream; with the logarithm of its probability.
-            notes: what else its row says (SPEC S3, S9).
-            inputs: by ``factored`` stream, (T, D) or (U, D) what went into its head.
-            given: by stream, torch or numpy, valid frames only. ``ctc``: (T, V) logits. ``rnnt``: (T, U+1, V)
-                logits, or an iterable of its slices along T; or a function that gives them, for forms that
-                go through them twice; or ``(logits, nodes)`` of those nodes alone that are kept. ``seq2seq``:
-                (U, V) logits. ``hidden``: (T, D) numbers.
+            seconds: duration of the audio in seconds.
+            hyp: the teacher's hypothesis for a ``text`` stream, or (hypothesis, log-probability).
+            notes: further metadata of the record (SPEC S3, S9).
+            inputs: (T, D) or (U, D) input of the head, by stream whose encoding stores it.
+            given: logits by stream name, torch or numpy, valid frames only. ``ctc``: (T, V). ``rnnt``:
+                (T, U+1, V), an iterable of its slices along T, a function that returns the slices (needed by
+                forms that go through them twice), or ``(logits, nodes)`` of kept nodes alone. ``seq2seq``:
+                (U, V). ``hidden``: (T, D) numbers of a layer.
 
         Raises:
-            ManifestError: an id that cannot be stored or is there already.
-            NonFinite, VocabError, LengthError: logits that cannot be stored.
+            ManifestError: the id cannot be stored or is in the store already.
+            NonFinite, VocabError, LengthError: the logits cannot be stored.
+            UsageError: a stream that the store does not have, or a head's input that is missing.
         """
+        from .stream_output import encode
+
         check_id(utt_id)
         if utt_id in self:
             raise ManifestError(
@@ -214,8 +234,9 @@ class StoreWriter:
             raise UsageError(f"no stream {unknown[0]!r}", where=utt_id, do=suggest(unknown[0], self._names))
         inputs = inputs or {}
         if unused := [n for n in inputs if self._heads is None or n not in self._heads]:
-            what = f"inputs of {unused[0]!r}, which does not store what goes into a head"
-            raise UsageError(what, where=utt_id)
+            raise UsageError(
+                f"the encoding of {unused[0]!r} does not store the input of its head", where=utt_id
+            )
         driven = self._driven(labels, utt_id)
         frames = 0
         try:
@@ -225,17 +246,12 @@ class StoreWriter:
                 value = given.get(stream.name)
                 if value is None:
                     raise LengthError(f"no {stream.name} was given", where=utt_id)
-                below = inputs.get(stream.name)
-                count = self._take(stream, value, driven.get(stream.name, []), utt_id, below)
-                frames = count if stream.stream_kind.frames else frames
-            frames = frames or self._guessed(seconds)
-            meta: dict[str, Any] = {"T": frames, "U": label_count(driven), "seconds": float(seconds)}
-            if text is not None:
-                meta["text"] = text
-            if hyp is not None:
-                said, score = (hyp, None) if isinstance(hyp, str) else hyp
-                heard = Transcript.of((), said, score, text, None).to_json()
-                meta["hyp"] = {s.name: heard for s in self.spec.streams if not s.stream_kind.axes}
+                output = self._output(
+                    stream, value, driven.get(stream.name, []), inputs.get(stream.name), utt_id
+                )
+                encode(self.encoder, stream, output, utt_id)
+                frames = output.frames if stream.stream_kind.frames else frames
+            meta = self._metadata(frames or self._guessed(seconds), driven, seconds, text, hyp)
             row = self.encoder.finish(utt_id, driven, {**meta, **(notes or {})})
         except BaseException:
             self.encoder.drop()
@@ -248,10 +264,27 @@ class StoreWriter:
             self._shard.seal()
             self._shard = None
 
+    def _metadata(
+        self,
+        frames: int,
+        driven: Mapping[str, Sequence[int]],
+        seconds: float,
+        text: str | None,
+        hyp: str | tuple[str, float] | None,
+    ) -> dict[str, Any]:
+        meta: dict[str, Any] = {"T": frames, "U": label_count(driven), "seconds": float(seconds)}
+        if text is not None:
+            meta["text"] = text
+        if hyp is not None:
+            hypothesis, score = (hyp, None) if isinstance(hyp, str) else hyp
+            transcript = Transcript.of((), hypothesis, score, text, None).to_json()
+            meta["hyp"] = {s.name: transcript for s in self.spec.streams if not s.stream_kind.axes}
+        return meta
+
     def _driven(
         self, labels: Sequence[int] | Mapping[str, Sequence[int]] | None, utt_id: str
     ) -> dict[str, list[int]]:
-        """Labels of every stream that is driven with some; raises ``VocabError`` for an unknown one."""
+        """Return the labels of every stream that is driven by labels; raises ``VocabError``."""
         found: dict[str, list[int]] = {}
         for stream in self.spec.streams:
             if stream.stream_kind.labels:
@@ -263,58 +296,47 @@ class StoreWriter:
         return found
 
     def _guessed(self, seconds: float) -> int:
-        """T where no stream has frames: as many as the teacher's shift makes of the audio."""
+        """Return T of an utterance that has no stream with frames: the teacher's frames in its audio."""
         about = self.spec.teacher
         return max(1, round(seconds * about.sample_rate / about.frame_shift))
 
-    def _take(
-        self, stream: StreamSpec, value: Any, labels: list[int], utt_id: str, inputs: Any = None
-    ) -> int:
-        """Encode one stream; gives its frames."""
-        if stream.kind == "rnnt" and not Form.parse(stream.form).whole:
-            return self._lattice(stream, value, labels, utt_id)
-        frames = 0
-        for piece in _slices(stream.kind, value, len(labels), utt_id):
+    def _output(
+        self, stream: StreamSpec, value: Any, labels: list[int], inputs: Any, utt_id: str
+    ) -> StreamOutput:
+        """Check the caller's logits of one stream and bring them into the form that is encoded."""
+        import torch
+
+        from .stream_output import StreamOutput
+
+        if stream.kind != "rnnt":
+            parts = list(_tensors(stream.kind, value, len(labels), utt_id))
+            if not parts:
+                raise LengthError(f"the {stream.name} stream is empty", where=utt_id)
+            rows = parts[0] if len(parts) == 1 else torch.cat(parts)
             below = None
             if inputs is not None and self._heads is not None:
-                below = self._heads.below(stream.name, inputs, frames, piece, utt_id)
-            frames += len(piece)
-            self.encoder.take(stream.name, piece, utt_id, labels, inputs=below)
-        if inputs is not None and len(inputs) != frames:
-            what = f"{len(inputs)} rows went into the {stream.name} head, {frames} came out"
-            raise LengthError(what, where=utt_id)
-        return frames
-
-    def _lattice(self, stream: StreamSpec, value: Any, labels: list[int], utt_id: str) -> int:
-        """Encode the nodes that a form keeps; gives T."""
-        from .lattice_nodes import Picker, chosen
-
+                below = self._heads.below(stream.name, inputs, rows, utt_id)
+            return StreamOutput(len(rows), labels, rows=rows, inputs=below)
         if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], Nodes):
-            logits, nodes = value
-            rows, always = chosen(stream, logits, nodes, labels)
-            self.encoder.take(stream.name, rows, utt_id, always=always)
-            self.encoder.choose(stream.name, nodes)
-            return int(nodes.T)
-        if not hasattr(value, "shape") and not callable(value) and iter(value) is value:
+            return StreamOutput(int(value[1].T), labels, chosen=value)
+
+        def slices() -> Iterator[torch.Tensor]:
+            return _tensors("rnnt", value, len(labels), utt_id)
+
+        again = hasattr(value, "shape") or callable(value) or iter(value) is not value
+        if again:
+            return StreamOutput(sum(len(piece) for piece in slices()), labels, slices=slices)
+        if not Form.parse(stream.form).whole:
             raise UsageError(
                 f"{stream.encoding}/{stream.form} goes through a lattice more than once",
                 where=utt_id,
-                do="Give it whole, or a function that returns its slices.",
+                do="Give the whole lattice, or a function that returns its slices.",
             )
-
-        def drive() -> Iterator[torch.Tensor]:
-            return _slices("rnnt", value, len(labels), utt_id)
-
-        frames = sum(len(piece) for piece in drive())
-        picker = Picker(stream, labels, utt_id)
-        for rows, always in picker.rows(drive, frames):
-            self.encoder.take(stream.name, rows, utt_id, always=always)
-        if picker.nodes is not None:
-            self.encoder.choose(stream.name, picker.nodes)
-        return frames
+        parts = list(slices())
+        return StreamOutput(sum(map(len, parts)), labels, slices=lambda: parts)
 
     def close(self) -> None:
-        """Seal the last shard, bring the index and ``skipped.jsonl`` up to date, drop the lock."""
+        """Seal the last shard, bring the index and ``skipped.jsonl`` up to date, release the lock."""
         try:
             if self._shard is not None:
                 self._shard.seal()
@@ -324,7 +346,7 @@ class StoreWriter:
             self._open.close()
 
     def leave(self, folder: str) -> Entry | None:
-        """Set the last shard aside in ``partial/folder`` for another process to seal; drop the lock."""
+        """Leave the last shard in ``partial/FOLDER`` for another process to seal; release the lock."""
         try:
             shard, self._shard = self._shard, None
             return shard.set_aside(folder) if shard is not None else None
@@ -332,7 +354,7 @@ class StoreWriter:
             self._open.close()
 
     def abandon(self) -> None:
-        """Forget the last shard; drop the lock."""
+        """Discard the last shard; release the lock."""
         try:
             if self._shard is not None:
                 self._shard.discard()
@@ -349,7 +371,7 @@ class StoreWriter:
         if error is None:
             return self.close()
         try:
-            with suppress(LogitStoreError):  # the error that is on its way says more than what it left
+            with suppress(LogitStoreError):  # the error that is being raised says more
                 if self._shard is not None:
                     self._shard.discard()
                 finish_store(self.place)
@@ -361,8 +383,8 @@ def _keeps_head(stream: StreamSpec) -> bool:
     return bool(stream.encoding) and isinstance(parse_encoding(stream.encoding), HeadEncoding)
 
 
-def _slices(kind: str, value: Any, u: int, utt_id: str) -> Iterator[torch.Tensor]:
-    """Logits as the caller gave them, as tensors with the right axes."""
+def _tensors(kind: str, value: Any, u: int, utt_id: str) -> Iterator[torch.Tensor]:
+    """Yield the caller's logits as tensors with the right axes; raises ``LengthError``."""
     import torch
 
     for piece in [value] if hasattr(value, "shape") else value() if callable(value) else value:
@@ -372,7 +394,7 @@ def _slices(kind: str, value: Any, u: int, utt_id: str) -> Iterator[torch.Tensor
 
 
 def _check_axes(kind: str, logits: torch.Tensor, u: int, utt_id: str) -> None:
-    """A batch axis left in place would pass for frames; raises ``LengthError``."""
+    """Raise ``LengthError`` for other axes: a batch axis left in place would pass for frames."""
     good = logits.ndim == 3 and logits.shape[1] == u + 1 if kind == "rnnt" else logits.ndim == 2
     if not good:
         wanted = f"(T, U+1 = {u + 1}, V)" if kind == "rnnt" else str(KINDS[kind])

@@ -4,9 +4,9 @@ import pytest
 
 from logitstore.cli import _terminal as progress
 from logitstore.cli._terminal import Meter, clock, line, size
-from logitstore.dump.job import Progress
+from logitstore.dump.options import DumpProgress
 
-HALF = Progress(
+HALF = DumpProgress(
     total=100, done=30, present=10, skipped=10, seconds=3600.0, frames=90000, bytes=1_500_000, elapsed=60.0
 )
 
@@ -14,7 +14,7 @@ HALF = Progress(
 def test_a_line_says_all_that_matters_and_fits_a_terminal():
     assert line(HALF, 100) == "40/100 utterances (10 skipped), 1.000 h, 60 × real time, 1.5 MB, ETA 0:01:15"
     assert len(line(HALF, 100)) < 80
-    assert line(Progress(total=5), 5).endswith("ETA -:--:--")
+    assert line(DumpProgress(total=5), 5).endswith("ETA -:--:--")
 
 
 @pytest.mark.parametrize(
@@ -43,5 +43,5 @@ def test_without_a_terminal_there_are_plain_lines_now_and_then(capsys, monkeypat
 def test_findings_of_the_self_check_are_said_once(capsys):
     with Meter(100) as meter:
         for _ in range(3):
-            meter(Progress(total=100, findings=("one", "two")))
+            meter(DumpProgress(total=100, findings=("one", "two")))
     assert capsys.readouterr().err.splitlines() == ["self-check: one", "self-check: two"]

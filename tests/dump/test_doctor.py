@@ -10,8 +10,9 @@ from logitstore.cli.doctor import command
 from logitstore.corpus.manifest import read_manifest
 from logitstore.dump.doctor import facts as machine
 from logitstore.dump.doctor import judge as doctor
-from logitstore.dump.doctor.facts import Disk, Facts, Work, gather, plan, try_disk
-from logitstore.dump.job import DumpOptions
+from logitstore.dump.doctor.facts import DiskFacts, Facts, PlannedWork, gather, planned_work, try_disk
+from logitstore.dump.job import dump_logits
+from logitstore.dump.options import DumpOptions
 from logitstore.errors import UsageError
 from logitstore.runner import gpu
 from logitstore.runner.gpu import Cuda, Gpu, runs_on, trouble
@@ -33,8 +34,8 @@ WELL = Facts(
     shared_memory=(8 << 30, 8 << 30),
     cpus=(16, 16),
     threads={"OMP_NUM_THREADS": "4"},
-    disk=Disk("/exp", 10**12),
-    work=Work(1000, 0, 3.6e6, 10**11, {".flac": (1000, "")}),
+    disk=DiskFacts("/exp", 10**12),
+    work=PlannedWork(1000, 0, 3.6e6, 10**11, {".flac": (1000, "")}),
 )
 
 
@@ -75,7 +76,7 @@ BITES = [
         {"device": "cpu", **cuda(gpus=(Gpu("Tesla K80", (3, 7)),))},
         "device",
         "note",
-        "Tesla K80 (compute capability 3.7) is nothing",
+        "Tesla K80 (compute capability 3.7) is not one",
     ),
     (work(problems=3), "manifest", "bad", "3 lines cannot be used"),
     (work(utterances=0), "manifest", "bad", "0 utterances"),
@@ -133,11 +134,12 @@ def test_the_cpu_is_never_any_trouble():
     assert trouble(Cuda("2.13.0"), "cpu") is None
 
 
-def test_a_dump_refuses_a_device_it_cannot_use_before_anything_else(monkeypatch):
+def test_a_dump_refuses_a_device_it_cannot_use_before_anything_else(monkeypatch, tmp_path):
     monkeypatch.setattr(gpu, "look", lambda device: cuda(gpus=(Gpu("RTX 5090", (12, 0)),))["cuda"])
     with pytest.raises(UsageError, match=r"cannot run on the RTX 5090.*sm_90") as e:
-        DumpOptions(device="cuda")
+        dump_logits(None, demo.manifest(2), tmp_path / "store", DumpOptions(device="cuda"))
     assert "no kernel image" in str(e.value)
+    assert not (tmp_path / "store").exists()
 
 
 def test_facts_of_this_machine(tmp_path):
@@ -170,7 +172,7 @@ def test_a_disk_without_locks(tmp_path, monkeypatch):
 
 def test_the_estimate_is_near_what_a_dump_takes(tmp_path):
     done = run(tmp_path / "s")
-    bytes_ = plan(demo.manifest(), demo.STREAMS, demo.teacher().tokens(), 0.04).bytes
+    bytes_ = planned_work(demo.manifest(), demo.STREAMS, demo.teacher().tokens(), 0.04).bytes
     assert 0.7 < bytes_ / done.bytes < 1.3
 
 
@@ -178,7 +180,7 @@ def test_the_plan_opens_one_recording_of_every_kind(tmp_path):
     (tmp_path / "a.m4a").write_bytes(b"\0\0\0 ftypM4A ")
     line = demo.lines(1)[0]
     rows = [line, {**line, "id": "m", "audio": str(tmp_path / "a.m4a")}]
-    found = plan(read_manifest(demo.write_manifest(tmp_path / "m.jsonl", rows)), {}, None, 0.04)
+    found = planned_work(read_manifest(demo.write_manifest(tmp_path / "m.jsonl", rows)), {}, None, 0.04)
     assert found.recordings[".flac"] == (1, "")
     assert "cannot be read" in found.recordings[".m4a"][1]
 

@@ -10,7 +10,7 @@ import torch
 
 from logitstore import open_store
 from logitstore.corpus.manifest import read_manifest
-from logitstore.dump.blocks import Part
+from logitstore.dump.blocks import JobPart
 from logitstore.errors import IdentityError, LogitStoreError, StoreBusy
 from logitstore.runner.loader import by_length, load
 from logitstore.storage.places import open_place
@@ -107,7 +107,7 @@ def test_convert_there_and_back_gives_the_same_bytes(way, tmp_path):
 def test_any_number_of_jobs_makes_the_same_store(tmp_path):
     for count in (1, 3):
         for index in reversed(range(count)):
-            run(tmp_path / str(count), part=Part(index, count))
+            run(tmp_path / str(count), part=JobPart(index, count))
     assert same_tree(tmp_path / "1", tmp_path / "3")
 
 
@@ -219,7 +219,9 @@ def test_bad_input_is_an_error_that_names_it(name, tmp_path):
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_bad_input_can_be_skipped_and_is_listed(tmp_path, jobs):
     manifest = bad_manifest(tmp_path, *BAD)
-    done = [run(tmp_path / "s", manifest=manifest, on_error="skip", part=Part(i, jobs)) for i in range(jobs)]
+    done = [
+        run(tmp_path / "s", manifest=manifest, on_error="skip", part=JobPart(i, jobs)) for i in range(jobs)
+    ]
     assert sum(d.done for d in done) == 4
     assert sum(d.skipped for d in done) == len(BAD)
     listed = [json.loads(x) for x in (tmp_path / "s" / "skipped.jsonl").read_text("utf-8").splitlines()]

@@ -14,11 +14,12 @@ import torch
 
 from logitstore import open_store
 from logitstore.corpus.manifest import read_manifest
-from logitstore.dump.job import DumpOptions, dump
+from logitstore.dump.job import dump_logits
+from logitstore.dump.options import DumpOptions
 from logitstore.dump.plan import trial
-from logitstore.dump.plan.choose import Asked, Measured, choose
-from logitstore.dump.plan.options import PlanOptions, Wish, contenders, extent
-from logitstore.dump.plan.run import plan
+from logitstore.dump.plan.choose import Criterion, Measurement, choose
+from logitstore.dump.plan.options import AutoEncoding, PlanOptions, contenders, extent
+from logitstore.dump.plan.run import plan_encodings
 from logitstore.dump.plan.trial import divergences
 from logitstore.errors import IdentityError, ManifestError, NotLogits, TeacherError, UsageError
 from logitstore.runner.driver import TeacherDriver
@@ -29,15 +30,15 @@ from logitstore.teachers.layers import layered
 from tests.support import attention_teacher
 from tests.support.demo import FACTORY, MANIFEST, ROOT, Spoiled, lines, manifest, teacher, write_manifest
 
-BOTH = {"ctc": Wish(), "rnnt": Wish()}
-CTC = {"ctc": Wish()}
+BOTH = {"ctc": AutoEncoding(), "rnnt": AutoEncoding()}
+CTC = {"ctc": AutoEncoding()}
 
 
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory):
     """A plan of both streams over the whole demo manifest."""
     folder = tmp_path_factory.mktemp("plan")
-    found = plan(teacher(), manifest(), folder, PlanOptions(BOTH, storages=("zarr",)))
+    found = plan_encodings(teacher(), manifest(), PlanOptions(BOTH, storages=("zarr",)), folder=folder)
     assert not list(folder.iterdir()), "nothing is left behind"
     return found
 
@@ -60,7 +61,7 @@ def measured_of(found, stream, encoding, storage="zarr"):
 
 def test_the_recommended_store_keeps_its_budget_and_weighs_what_was_said(planned, tmp_path):
     streams = {s: m.encoding for s, m in planned.choice.streams.items()}
-    dump(teacher(), manifest(), tmp_path, DumpOptions(streams=streams, storage=planned.choice.storage))
+    dump_logits(teacher(), manifest(), tmp_path, DumpOptions(streams=streams, storage=planned.choice.storage))
     store = open_store(tmp_path)
     for stream, chosen in planned.choice.streams.items():
         for temperature, (mean, _) in chosen.kl.items():
@@ -76,7 +77,7 @@ def test_the_recommended_store_keeps_its_budget_and_weighs_what_was_said(planned
 
 def test_the_smallest_that_keeps_the_budget_is_taken(planned):
     for stream, chosen in planned.choice.streams.items():
-        good = [m for m in planned.measured if m.stream == stream and m.keeps(Asked(1e-3))]
+        good = [m for m in planned.measured if m.stream == stream and m.meets(Criterion(1e-3))]
         assert chosen.bytes == min(m.bytes for m in good if m.storage == chosen.storage)
         bad = [m for m in planned.measured if m.stream == stream and m.bytes < chosen.bytes and m not in good]
         assert bad, "something smaller was tried and loses more"
@@ -94,10 +95,10 @@ def test_a_fraction_of_the_manifest_tells_the_bytes_of_all_of_it(tmp_path, encod
     monkeypatch.setattr("logitstore.dump.plan.run.contenders", lambda *given: [encoding])
     storages = ("zarr",) if encoding in ("dense", "factored:int8") else ("zarr:zstd", "webdataset")
     options = PlanOptions(CTC, storages=storages, sample=6, shard_size="10")
-    found = plan(teacher(), manifest(), tmp_path, options)
+    found = plan_encodings(teacher(), manifest(), options, folder=tmp_path)
     for m in found.measured:
         store = tmp_path / m.storage
-        dump(
+        dump_logits(
             teacher(),
             manifest(),
             store,
@@ -111,19 +112,19 @@ def test_a_fraction_of_the_manifest_tells_the_bytes_of_all_of_it(tmp_path, encod
 
 def test_lattices_too_large_to_hold_and_shards_weighed_on_the_way_change_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("logitstore.dump.plan.run.contenders", lambda *given: ["topk:4", "topk:4/banded:3"])
-    options = PlanOptions({"rnnt": Wish()}, storages=("zarr",), sample=3)
-    with_room = plan(teacher(), manifest(), tmp_path, options)
-    monkeypatch.setattr(trial, "HELD", 0)
-    monkeypatch.setattr(trial, "ROOM", 1)
+    options = PlanOptions({"rnnt": AutoEncoding()}, storages=("zarr",), sample=3)
+    with_room = plan_encodings(teacher(), manifest(), options, folder=tmp_path)
+    monkeypatch.setattr(trial, "HELD_LOGITS", 0)
+    monkeypatch.setattr(trial, "SHARD_BYTES", 1)
     held = []
-    real = trial.Lattice.__call__
+    real = trial.TimedLattice.__call__
 
     def drive(self):
-        held.append(len(self._pieces))
+        held.append(len(self._slices))
         return real(self)
 
-    monkeypatch.setattr(trial.Lattice, "__call__", drive)
-    without = plan(teacher(), manifest(), tmp_path, options)
+    monkeypatch.setattr(trial.TimedLattice, "__call__", drive)
+    without = plan_encodings(teacher(), manifest(), options, folder=tmp_path)
     assert held
     assert not any(held)
     for a, b in zip(with_room.measured, without.measured, strict=True):
@@ -144,7 +145,9 @@ def head_says(change):
 def test_a_head_that_does_not_factor_is_refused_with_its_reason_and_the_rest_measured(tmp_path):
     silent = Spoiled(log_probs=lambda self, output: {})
     with head_says(lambda logits: 2 * logits):
-        found = plan(silent, manifest(), tmp_path, PlanOptions(CTC, storages=("zarr",), sample=2))
+        found = plan_encodings(
+            silent, manifest(), PlanOptions(CTC, storages=("zarr",), sample=2), folder=tmp_path
+        )
     refused = {encoding: reason for _, encoding, reason in found.refused}
     assert set(refused) == {"factored", "factored:int8", "factored:0.001"}
     assert all("miss its own log-probabilities" in reason for reason in refused.values())
@@ -153,14 +156,14 @@ def test_a_head_that_does_not_factor_is_refused_with_its_reason_and_the_rest_mea
 
 def test_what_a_dump_refuses_a_plan_refuses(tmp_path):
     with head_says(lambda logits: logits.log_softmax(-1)), pytest.raises(NotLogits):
-        plan(teacher(), manifest(2), tmp_path, PlanOptions(CTC, sample=2))
+        plan_encodings(teacher(), manifest(2), PlanOptions(CTC, sample=2), folder=tmp_path)
     with pytest.raises(UsageError, match="temperature"):
         PlanOptions(CTC, temperatures=(0.5,))
-    with pytest.raises(UsageError, match="no plan for text"):
-        PlanOptions({"text": Wish()})
+    with pytest.raises(UsageError, match="no encodings are planned for text"):
+        PlanOptions({"text": AutoEncoding()})
     with pytest.raises(UsageError, match="seq2seq=auto/path: only an rnnt"):
-        PlanOptions({"seq2seq": Wish.parse("auto/path")})
-    with pytest.raises(UsageError, match="nothing to plan"):
+        PlanOptions({"seq2seq": AutoEncoding.parse("auto/path")})
+    with pytest.raises(UsageError, match="there is nothing to plan"):
         PlanOptions(CTC, sample=0)
 
 
@@ -183,20 +186,20 @@ def test_the_sample_is_spread_and_hours_come_from_durations_or_from_its_mean(tmp
 
 def test_what_cannot_be_loaded_is_left_out_and_named(tmp_path):
     gone = [{**x, "audio": "/nowhere.flac"} if n == 1 else x for n, x in enumerate(lines(4))]
-    found = plan(
+    found = plan_encodings(
         teacher(),
         read_manifest(write_manifest(tmp_path / "m.jsonl", gone)),
-        tmp_path,
         PlanOptions(CTC, storages=("zarr",)),
+        folder=tmp_path,
     )
-    assert found.heard[0] == 3
+    assert found.sample[0] == 3
     assert len(found.failed) == 1
     assert "demo-01" in found.failed[0]
 
 
 # ---- attention decoders
 
-DECODER = {"seq2seq": Wish()}
+DECODER = {"seq2seq": AutoEncoding()}
 
 
 @contextmanager
@@ -223,7 +226,9 @@ def decoders_plan(told, tmp_path_factory):
     """A plan of an attention decoder over twelve utterances, and how often the decoder ran."""
     folder = tmp_path_factory.mktemp("decoder")
     with counted() as calls:
-        found = plan(attention_teacher.load(), told, folder, PlanOptions(DECODER, storages=("zarr",)))
+        found = plan_encodings(
+            attention_teacher.load(), told, PlanOptions(DECODER, storages=("zarr",)), folder=folder
+        )
     assert not list(folder.iterdir())
     return found, calls["decoder"]
 
@@ -255,13 +260,13 @@ def test_a_decoder_is_planned_as_its_dump_then_turns_out(decoders_plan, told, ow
     assert {m.encoding for m in found.measured} == set(contenders("seq2seq", 1e-3, (1, 2, 4, 8)))
     assert not found.refused
     chosen = found.choice.streams["seq2seq"]
-    assert chosen.keeps(Asked(1e-3))
+    assert chosen.meets(Criterion(1e-3))
     some = (measured_of(found, "seq2seq", e) for e in ("dense", "nucleus:0.001", "factored:0.001"))
     for m in (chosen, *some):
         at = tmp_path / m.encoding
         if at.exists():
             continue
-        dump(attention_teacher.load(), told, at, DumpOptions(streams={"seq2seq": m.encoding}))
+        dump_logits(attention_teacher.load(), told, at, DumpOptions(streams={"seq2seq": m.encoding}))
         store = open_store(at)
         for t, (mean, _) in m.kl.items():
             assert lost_of(store, own_of_decoder, t, store) == pytest.approx(mean, rel=0.01, abs=1e-8)
@@ -274,8 +279,10 @@ def test_a_decoders_constants_come_from_more_than_the_sample(told, own_of_decode
     """From the same utterances as those of the dump."""
     monkeypatch.setattr("logitstore.dump.plan.run.contenders", lambda *given: ["factored:0.001"])
     options = PlanOptions(DECODER, storages=("zarr",), sample=3)
-    found = plan(attention_teacher.load(), told, tmp_path, options)
-    dump(attention_teacher.load(), told, tmp_path / "s", DumpOptions(streams={"seq2seq": "factored:0.001"}))
+    found = plan_encodings(attention_teacher.load(), told, options, folder=tmp_path)
+    dump_logits(
+        attention_teacher.load(), told, tmp_path / "s", DumpOptions(streams={"seq2seq": "factored:0.001"})
+    )
     store, sampled = open_store(tmp_path / "s"), [u.id for u in extent(told, 3).sample]
     for t, (mean, _) in found.measured[0].kl.items():
         assert lost_of(store, own_of_decoder, t, sampled) == pytest.approx(mean, rel=0.01)
@@ -284,8 +291,10 @@ def test_a_decoders_constants_come_from_more_than_the_sample(told, own_of_decode
 def test_a_decoders_nucleus_keeps_the_label_and_no_blank(told, tmp_path, monkeypatch):
     """A blank kept for its own sake in rows of one class would weigh."""
     monkeypatch.setattr("logitstore.dump.plan.run.contenders", lambda *given: ["nucleus:1"])
-    found = plan(attention_teacher.load(), told, tmp_path, PlanOptions(DECODER, storages=("zarr",)))
-    dump(attention_teacher.load(), told, tmp_path / "s", DumpOptions(streams={"seq2seq": "nucleus:1"}))
+    found = plan_encodings(
+        attention_teacher.load(), told, PlanOptions(DECODER, storages=("zarr",)), folder=tmp_path
+    )
+    dump_logits(attention_teacher.load(), told, tmp_path / "s", DumpOptions(streams={"seq2seq": "nucleus:1"}))
     assert found.measured[0].bytes == pytest.approx(summary(open_store(tmp_path / "s"))["bytes"], abs=150)
 
 
@@ -293,10 +302,10 @@ def test_the_decoder_runs_once_an_utterance_for_all_that_is_tried(decoders_plan,
     """Beside the checks of the first batch."""
     found, ran = decoders_plan
     assert len(found.measured) > 5
-    monkeypatch.setattr("logitstore.dump.plan.run._Run._take", lambda *given: None)
+    monkeypatch.setattr("logitstore.dump.plan.run._Planner._take", lambda *given: None)
     options = PlanOptions(DECODER, storages=("zarr",))
-    with counted() as checks, pytest.raises(TeacherError, match="not one utterance"):
-        plan(attention_teacher.load(), told, tmp_path, options)
+    with counted() as checks, pytest.raises(TeacherError, match="no utterance of the sample"):
+        plan_encodings(attention_teacher.load(), told, options, folder=tmp_path)
     assert ran == checks["decoder"] + 12
 
 
@@ -305,7 +314,7 @@ def test_auto_of_a_decoder_beside_what_is_named(tmp_path):
     bare = [{k: v for k, v in x.items() if k != "text"} for x in lines(4)]
     silent = read_manifest(write_manifest(tmp_path / "m.jsonl", bare))
     options = DumpOptions(streams={"ctc": "dense", "seq2seq": "auto:1e-4"})
-    done = dump(attention_teacher.load(), silent, tmp_path / "s", options)
+    done = dump_logits(attention_teacher.load(), silent, tmp_path / "s", options)
     assert done.done == 4
     (said,) = done.planned
     stream = open_store(tmp_path / "s").spec.stream("seq2seq")
@@ -328,8 +337,8 @@ def test_an_utterance_of_which_a_decoder_has_no_row_ends_no_trial(tmp_path):
     said = [{k: v for k, v in x.items() if k != "text"} for x in lines(3)]
     some = [{**x, "tokens": [5, 7] if n else []} for n, x in enumerate(said)]
     few = read_manifest(write_manifest(tmp_path / "m.jsonl", some))
-    found = plan(Endless(), few, tmp_path, PlanOptions(DECODER, storages=("zarr",)))
-    assert found.heard[0] == 2
+    found = plan_encodings(Endless(), few, PlanOptions(DECODER, storages=("zarr",)), folder=tmp_path)
+    assert found.sample[0] == 2
     assert not found.refused
     assert "seq2seq stream is empty" in found.failed[0]
 
@@ -341,16 +350,20 @@ LAYERS = [Head("hidden", "encoder.norm", 0), Head("hidden_2", "encoder.blocks.1"
 
 def test_a_layer_is_judged_by_how_far_its_rows_are(tmp_path):
     speaker = layered(teacher(), LAYERS)
-    options = PlanOptions({"hidden": Wish(), "hidden_2": Wish(1e-9), "ctc": Wish()}, storages=("zarr",))
-    found = plan(speaker, manifest(6), tmp_path, options)
+    options = PlanOptions(
+        {"hidden": AutoEncoding(), "hidden_2": AutoEncoding(1e-9), "ctc": AutoEncoding()}, storages=("zarr",)
+    )
+    found = plan_encodings(speaker, manifest(6), options, folder=tmp_path)
     assert found.choice.streams["hidden"].encoding == "vectors:int8"
     assert found.choice.streams["hidden_2"].encoding == "vectors"
     assert "at most 0.001 of a row's squared length on average" in found.choice.why["hidden"]
-    assert found.choice.why["hidden_2"].startswith("Nothing tried is known to lose at most 1e-09 of a row's")
+    assert found.choice.why["hidden_2"].startswith(
+        "No encoding that was tried is known to lose at most 1e-09 of a row's"
+    )
     driver = TeacherDriver(speaker, speaker.tokens(), ["hidden"], "cpu")
     for encoding in ("vectors", "vectors:int8"):
         at = tmp_path / encoding
-        dump(speaker, manifest(6), at, DumpOptions(streams={"hidden": encoding}))
+        dump_logits(speaker, manifest(6), at, DumpOptions(streams={"hidden": encoding}))
         store, far = open_store(at), []
         for utt in manifest(6):
             own = driver.run([load(utt, speaker, driver.table, False)])[0].rows["hidden"].double().numpy()
@@ -367,14 +380,14 @@ def test_a_layer_is_judged_by_how_far_its_rows_are(tmp_path):
 def test_auto_of_layers_takes_it(tmp_path):
     options = DumpOptions(streams={"hidden": "auto", "hidden_2": "auto:1e-6"})
     for already in (0, 3):
-        done = dump(layered(teacher(), LAYERS), manifest(3), tmp_path, options)
+        done = dump_logits(layered(teacher(), LAYERS), manifest(3), tmp_path, options)
         assert done.present == already
     said = {s.name: (s.encoding, s.width) for s in open_store(tmp_path).spec.streams}
     assert said == {"hidden": ("vectors:int8", 128), "hidden_2": ("vectors", 128)}
 
 
 def measured(encoding, size, kl, held=1.0, stream="ctc", storage="zarr"):
-    return Measured(
+    return Measurement(
         stream, encoding, storage, size, 0, 10, 1.0, {1.0: (kl / 2, kl), 4.0: (kl, kl)}, held, 1, 1
     )
 
@@ -385,48 +398,48 @@ def test_the_choice_says_what_it_took_and_why():
         measured("good", 200, 1e-4),
         measured("large", 500, 1e-6),
     )
-    taken = choose([large, small, good], {"ctc": Asked(1e-3)})
+    taken = choose([large, small, good], {"ctc": Criterion(1e-3)})
     assert taken.streams["ctc"] is good
     assert taken.why["ctc"] == (
         "good is the smallest of 2 that lose at most 0.001 nats a row on average at each of the temperatures "
         "1, 4 (0.0001 at most, at 4); large comes next, 2.5 times as large."
     )
-    nearest = choose([large, small, good], {"ctc": Asked(1e-9)})
+    nearest = choose([large, small, good], {"ctc": Criterion(1e-9)})
     assert nearest.streams["ctc"] is large
-    assert nearest.why["ctc"].startswith("Nothing tried is known to lose at most 1e-09")
-    fitting = choose([large, small, good], {"ctc": Asked(1e-3)}, max_bytes=150)
+    assert nearest.why["ctc"].startswith("No encoding that was tried is known to lose at most 1e-09")
+    fitting = choose([large, small, good], {"ctc": Criterion(1e-3)}, max_bytes=150)
     assert fitting.streams["ctc"] is small
-    assert fitting.why["ctc"].startswith("Nothing tried that fits into 1.5e-07 GB")
-    assert choose([large, small, good], {"ctc": Asked(1e-5)}, max_bytes=450).streams["ctc"] is good
-    assert choose([large, small, good], {"ctc": Asked(1e-5)}, max_bytes=10).streams["ctc"] is small
+    assert fitting.why["ctc"].startswith("No encoding that was tried and fits into 1.5e-07 GB")
+    assert choose([large, small, good], {"ctc": Criterion(1e-5)}, max_bytes=450).streams["ctc"] is good
+    assert choose([large, small, good], {"ctc": Criterion(1e-5)}, max_bytes=10).streams["ctc"] is small
 
 
 def test_a_form_that_leaves_alignments_out_is_not_taken_unless_it_was_asked_for():
     path, whole = measured("path", 100, 1e-6, 0.9), measured("full", 300, 1e-6)
-    assert choose([path, whole], {"ctc": Asked(1e-3)}).streams["ctc"] is whole
-    asked = PlanOptions({"rnnt": Wish.parse("auto:1e-2/path")}).asked()
-    assert asked["rnnt"] == Asked(1e-2, 0.0)
-    assert choose([path, whole], {"ctc": Asked(1e-3, 0.0)}).streams["ctc"] is path
+    assert choose([path, whole], {"ctc": Criterion(1e-3)}).streams["ctc"] is whole
+    asked = PlanOptions({"rnnt": AutoEncoding.parse("auto:1e-2/path")}).criteria()
+    assert asked["rnnt"] == Criterion(1e-2, 0.0)
+    assert choose([path, whole], {"ctc": Criterion(1e-3, 0.0)}).streams["ctc"] is path
 
 
 def test_a_compressor_must_be_worth_unpacking_every_row_for():
     plain = measured("a", 100, 1e-6)
     for size, storage in ((95, "zarr"), (80, "zarr:zstd")):
-        taken = choose([plain, measured("a", size, 1e-6, storage="zarr:zstd")], {"ctc": Asked(1e-3)})
+        taken = choose([plain, measured("a", size, 1e-6, storage="zarr:zstd")], {"ctc": Criterion(1e-3)})
         assert taken.storage == storage
         assert str(round(100 - size)) in taken.why["storage"]
 
 
 def test_the_storage_that_is_named_first_is_taken_where_the_other_saves_little(tmp_path):
-    options = PlanOptions({"hidden": Wish()}, storages=("zarr", "zarr:zstd"))
-    found = plan(layered(teacher(), LAYERS[:1]), manifest(2), tmp_path, options)
+    options = PlanOptions({"hidden": AutoEncoding()}, storages=("zarr", "zarr:zstd"))
+    found = plan_encodings(layered(teacher(), LAYERS[:1]), manifest(2), options, folder=tmp_path)
     assert found.measured[0].storage == "zarr:zstd"
     assert found.choice.storage == "zarr"
 
 
 def test_two_streams_share_what_rows_say_of_themselves():
     both = [measured("a", 100, 0.0), measured("b", 200, 0.0, stream="rnnt")]
-    assert choose(both, {"ctc": Asked(1e-3), "rnnt": Asked(1e-3)}).bytes == 290
+    assert choose(both, {"ctc": Criterion(1e-3), "rnnt": Criterion(1e-3)}).bytes == 290
 
 
 @pytest.mark.parametrize(
@@ -434,13 +447,13 @@ def test_two_streams_share_what_rows_say_of_themselves():
 )
 def test_a_wish_that_says_nothing_is_refused(text):
     with pytest.raises(UsageError):
-        Wish.parse(text)
+        AutoEncoding.parse(text)
 
 
 def test_wishes_and_what_is_tried_for_them():
-    assert Wish.parse("auto") == Wish()
-    assert Wish.parse("auto:1e-4/banded:5") == Wish(1e-4, "banded:5")
-    assert Wish.parse("autumn") is Wish.parse("topk:8") is None
+    assert AutoEncoding.parse("auto") == AutoEncoding()
+    assert AutoEncoding.parse("auto:1e-4/banded:5") == AutoEncoding(1e-4, "banded:5")
+    assert AutoEncoding.parse("autumn") is AutoEncoding.parse("topk:8") is None
     tried = contenders("rnnt", 1e-3, (1, 2, 4, 8))
     assert len(tried) == len(set(tried))
     assert {"dense", "nucleus:0.001@8", "factored", "collapsed/path", "topk:8/banded:5"} <= set(tried)
@@ -460,26 +473,26 @@ def few(monkeypatch):
 def test_auto_takes_what_the_plan_recommends_and_a_resume_what_the_store_has(tmp_path, monkeypatch, few):
     said = []
     options = DumpOptions(streams={"ctc": "auto", "rnnt": "topk:2"})
-    done = dump(teacher(), manifest(6), tmp_path, options, report=lambda p: said.append(p.planned))
+    done = dump_logits(teacher(), manifest(6), tmp_path, options, report=lambda p: said.append(p.planned))
     store = open_store(tmp_path)
     taken = store.spec.stream("ctc").encoding
-    how = plan(teacher(), manifest(6), tmp_path.parent, PlanOptions(CTC, storages=("zarr",)))
+    how = plan_encodings(teacher(), manifest(6), PlanOptions(CTC, storages=("zarr",)), folder=tmp_path.parent)
     assert taken == how.choice.streams["ctc"].encoding
     assert store.spec.stream("rnnt").encoding == "topk:2"
     assert done.planned == said[0] == (f"ctc: {how.choice.why['ctc']}",)
-    monkeypatch.setattr("logitstore.dump.job.plan", None)  # a second plan would fail
-    again = dump(teacher(), manifest(6), tmp_path, options)
+    monkeypatch.setattr("logitstore.dump.auto.plan_encodings", None)  # a second plan would fail
+    again = dump_logits(teacher(), manifest(6), tmp_path, options)
     assert again.present == 6
     assert again.planned == (f"ctc: {taken} is what the store has.",)
     assert not (tmp_path / "partial").exists()
 
 
 def test_auto_keeps_a_budget_and_a_form_of_its_own(tmp_path):
-    dump(teacher(), manifest(3), tmp_path, DumpOptions(streams={"rnnt": "auto:1/path"}))
+    dump_logits(teacher(), manifest(3), tmp_path, DumpOptions(streams={"rnnt": "auto:1/path"}))
     stream = open_store(tmp_path).spec.stream("rnnt")
     assert stream.form == "path"
     with pytest.raises(IdentityError, match="no ctc stream"):
-        dump(teacher(), manifest(3), tmp_path, DumpOptions(streams={"ctc": "auto"}))
+        dump_logits(teacher(), manifest(3), tmp_path, DumpOptions(streams={"ctc": "auto"}))
 
 
 def test_a_stopped_first_try_does_not_decide_for_the_next(tmp_path, few):
@@ -490,9 +503,9 @@ def test_a_stopped_first_try_does_not_decide_for_the_next(tmp_path, few):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        dump(teacher(), manifest(2), tmp_path, DumpOptions(streams={"ctc": "auto:1e-9"}), report=stop)
+        dump_logits(teacher(), manifest(2), tmp_path, DumpOptions(streams={"ctc": "auto:1e-9"}), report=stop)
     first = json.loads((tmp_path / "logitstore.json").read_text("utf-8"))["streams"][0]["encoding"]
-    dump(teacher(), manifest(2), tmp_path, DumpOptions(streams={"ctc": "auto:1"}))
+    dump_logits(teacher(), manifest(2), tmp_path, DumpOptions(streams={"ctc": "auto:1"}))
     assert open_store(tmp_path).spec.stream("ctc").encoding != first
 
 

@@ -13,8 +13,7 @@ from logitstore.capture.probe.teacher import probe_teacher
 from logitstore.cli import main
 from logitstore.corpus.manifest import read_manifest
 from logitstore.dump.against import against_teacher
-from logitstore.dump.blocks import Part
-from logitstore.dump.job import DumpOptions
+from logitstore.dump.blocks import JobPart
 from logitstore.errors import (
     FormatError,
     LengthError,
@@ -145,7 +144,7 @@ def test_nucleus_keeps_the_label_and_no_blank_for_its_own_sake(tmp_path, own):
         tmp_path / "s",
         streams={"seq2seq": "nucleus:1"},
         manifest=read_manifest(demo.write_manifest(tmp_path / "m", lines)),
-        skip_gate="the texts are wrong on purpose",
+        skip_checks="the texts are wrong on purpose",
     )
     for target in map(open_store(tmp_path / "s").__getitem__, [x["id"] for x in lines]):
         at = target["seq2seq"].at(1.0)
@@ -277,7 +276,7 @@ def test_stories(stores, tmp_path, capsys):
     assert not verify(tmp_path / "tar").findings
     assert compare(open_store(stores / "hybrid"), open_store(tmp_path / "tar")).same
     for part in (1, 0):
-        run(tmp_path / "jobs", part=Part(part, 2))
+        run(tmp_path / "jobs", part=JobPart(part, 2))
     assert same_tree(stores / "alone", tmp_path / "jobs")
     run(tmp_path / "topk", 4, {"seq2seq": "topk:4"})
     found = compare(open_store(stores / "alone"), open_store(tmp_path / "topk"))
@@ -476,8 +475,3 @@ def test_probe_drives_the_decoder_too():
     assert "--stream seq2seq=topk:16" in found.command
     assert "attention.output_layer" in {c["path"] for c in found.candidates}
     assert not [n for n in found.notes if "seq2seq" in n]
-
-
-def test_options_say_when_labels_are_needed():
-    assert DumpOptions(streams=ALONE).needs_labels
-    assert not DumpOptions(streams={"ctc": "dense", "hidden": "vectors", "text": ""}).needs_labels

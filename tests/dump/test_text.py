@@ -8,9 +8,10 @@ from logitstore import StoreWriter, TokenTable, open_store
 from logitstore.cli import main
 from logitstore.corpus.manifest import read_manifest
 from logitstore.dump.against import against_teacher
-from logitstore.dump.blocks import Part
+from logitstore.dump.blocks import JobPart
 from logitstore.dump.doctor.facts import plan
-from logitstore.dump.job import DumpOptions, dump
+from logitstore.dump.job import dump_logits
+from logitstore.dump.options import DumpOptions
 from logitstore.errors import (
     FormatError,
     IdentityError,
@@ -22,8 +23,8 @@ from logitstore.errors import (
 from logitstore.schema.spec import TeacherSpec
 from logitstore.store.diff import compare
 from logitstore.store.inspect import summary
+from logitstore.store.record_encoder import RecordEncoder
 from logitstore.store.rewrite import compact, convert
-from logitstore.store.row_encoder import RowEncoder
 from logitstore.store.transcripts import transcripts
 from logitstore.store.verify import verify
 from logitstore.teachers import load_teacher
@@ -126,7 +127,7 @@ def test_stories(text, tmp_path, capsys):
     assert compact(tmp_path / "webdataset", "100") == 4
     assert compare(open_store(tmp_path / "s"), open_store(tmp_path / "webdataset")).same
     for part in (1, 0):
-        run(tmp_path / "jobs", text, part=Part(part, 2))
+        run(tmp_path / "jobs", text, part=JobPart(part, 2))
     assert same_tree(tmp_path / "s", tmp_path / "jobs")
     assert run(tmp_path / "s", text).done == 0
     for args in (["inspect", tmp_path / "s"], ["inspect", tmp_path / "s", "demo-00"]):
@@ -168,7 +169,7 @@ def test_transcripts_are_the_way_out(text, tmp_path):
     chosen = read_manifest(tmp_path / "m.jsonl")
     assert [u.text for u in chosen] == [SAID[u.id] for u in chosen]
     assert chosen.utterances == len(opened.select("wer == 0"))
-    dump(demo.teacher(), chosen, tmp_path / "student", DumpOptions())
+    dump_logits(demo.teacher(), chosen, tmp_path / "student", DumpOptions())
 
 
 def test_a_service_that_hears(tmp_path):
@@ -218,7 +219,7 @@ def test_gates_judge_it_by_its_words(text, match, tmp_path):
     path.write_text("".join(f"{i} {text.format(i)}\n" for i in SAID), "utf-8")
     with pytest.raises(TeacherError, match=match):
         run(tmp_path / "s", f"text:{path}")
-    assert run(tmp_path / "s", f"text:{path}", skip_gate="it is what it is").done == 20
+    assert run(tmp_path / "s", f"text:{path}", skip_checks="it is what it is").done == 20
 
 
 def test_hypotheses_that_are_missing_or_wrong(tmp_path):
@@ -308,7 +309,7 @@ def test_what_cannot_be_asked_for(text, tmp_path):
     with pytest.raises(FormatError, match="SPEC S15"):
         opened.decode(row)
     with pytest.raises(LengthError, match="no transcript"):
-        RowEncoder(opened.spec).finish("x", {}, {"T": 1})
+        RecordEncoder(opened.spec).finish("x", {}, {"T": 1})
 
 
 def test_what_a_dump_of_any_stream_weighs():

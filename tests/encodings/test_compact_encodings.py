@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from logitstore import StoreWriter, open_store
-from logitstore.dump.blocks import Part
-from logitstore.dump.job import DumpOptions, dump
+from logitstore.dump.blocks import JobPart
+from logitstore.dump.job import dump_logits
+from logitstore.dump.options import DumpOptions
 from logitstore.encodings.linear_head import linear_head
 from logitstore.errors import CorruptError, TapError, TeacherError, UsageError
 from logitstore.runner.loader import load
@@ -28,7 +29,9 @@ UTTERANCES = 8
 
 def run(out, streams, limit=UTTERANCES, teacher=None, **options):
     options = {"shard_size": "3", "batch_seconds": 10.0, **options}
-    dump(teacher or demo.teacher(), demo.manifest(limit), out, DumpOptions(streams=dict(streams), **options))
+    dump_logits(
+        teacher or demo.teacher(), demo.manifest(limit), out, DumpOptions(streams=dict(streams), **options)
+    )
     return open_store(out)
 
 
@@ -122,7 +125,7 @@ def test_nucleus_survives_conversion(nucleus, storage, tmp_path):
 
 def test_nucleus_does_not_depend_on_the_number_of_jobs(nucleus, tmp_path):
     for index in (1, 0):
-        run(tmp_path / "s", {"ctc": "nucleus:1e-3", "rnnt": "nucleus:1e-2@2"}, part=Part(index, 2))
+        run(tmp_path / "s", {"ctc": "nucleus:1e-3", "rnnt": "nucleus:1e-2@2"}, part=JobPart(index, 2))
     assert same_tree(str(nucleus.place), tmp_path / "s")
 
 
@@ -175,7 +178,7 @@ def own_logits():
 def test_factored_stores_are_the_same_for_any_number_of_jobs_and_after_conversion(factored, tmp_path):
     streams = {s.name: s.encoding for s in factored.spec.streams}
     for index in (2, 0, 1):
-        run(tmp_path / "s", streams, part=Part(index, 3))
+        run(tmp_path / "s", streams, part=JobPart(index, 3))
     assert same_tree(str(factored.place), tmp_path / "s")
     assert convert(factored.place, tmp_path / "b", "webdataset") == UTTERANCES
     assert convert(tmp_path / "b", tmp_path / "c", "zarr") == UTTERANCES
@@ -356,7 +359,7 @@ def test_factored_lattices_make_batches(dense, lattice, method):
 
 def test_factored_lattices_survive_jobs_and_conversion(lattice, tmp_path):
     for index in (1, 0):
-        run(tmp_path / "s", {"ctc": "factored:int8", "rnnt": "factored"}, part=Part(index, 2))
+        run(tmp_path / "s", {"ctc": "factored:int8", "rnnt": "factored"}, part=JobPart(index, 2))
     assert same_tree(str(lattice.place), tmp_path / "s")
     assert convert(lattice.place, tmp_path / "b", "webdataset") == UTTERANCES
     assert not verify(tmp_path / "b").findings
@@ -447,7 +450,13 @@ def test_a_factored_lattice_of_600_classes_is_a_fiftieth_of_dense(tmp_path):
     try:
         teacher = demo.Spoiled(tokens=lambda t: tokens)
         store, exact = (
-            run(tmp_path / e, {"rnnt": e}, teacher=teacher, transcripts="none", skip_gate="no table of words")
+            run(
+                tmp_path / e,
+                {"rnnt": e},
+                teacher=teacher,
+                transcripts="none",
+                skip_checks="no table of words",
+            )
             for e in ("factored", "dense")
         )
         item = load(next(iter(demo.manifest(1))), demo.teacher(), table, True)

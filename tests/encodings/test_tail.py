@@ -9,7 +9,8 @@ import torch
 
 from benchmarks.tail import tail_errors
 from logitstore import open_store
-from logitstore.dump.job import DumpOptions, dump
+from logitstore.dump.job import dump_logits
+from logitstore.dump.options import DumpOptions
 from logitstore.encodings import parse_encoding
 from logitstore.encodings.topk import TopK
 from logitstore.errors import FormatError
@@ -89,7 +90,7 @@ def test_a_store_of_four_points_is_read_and_goes_on_as_one(tmp_path):
 
 @pytest.mark.parametrize("encoding", ["topk:4", "collapsed"])
 def test_the_fifth_point_is_the_mass_at_four_thirds(tmp_path, encoding):
-    dump(teacher(), manifest(1), tmp_path, DumpOptions(streams={"rnnt": encoding}))
+    dump_logits(teacher(), manifest(1), tmp_path, DumpOptions(streams={"rnnt": encoding}))
     store = open_store(tmp_path)
     rows = store["demo-00"]["rnnt"]
     driver = TeacherDriver(teacher(), teacher().tokens(), ["rnnt"], "cpu")

@@ -54,7 +54,7 @@ def dump(
     kept = [{"id": line["id"], "audio": wav(line)} for line in lines]
     (cwd / "dumped.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
     said = ("--teacher", teacher, "--manifest", "dumped.jsonl", "--out", "dumped", "--batch-seconds", "0")
-    gate = ("--skip-gate", "random weights")
+    gate = ("--skip-checks", "random weights")
     run(*LOGITSTORE, "dump", *said, *gate, *options, cwd=cwd, path=path)
     return open_store(cwd / "dumped")
 

@@ -14,7 +14,8 @@ import torch
 from logitstore import open_store
 from logitstore.corpus.manifest import Utterance, read_manifest
 from logitstore.dump.against import against_teacher
-from logitstore.dump.job import DumpOptions, dump
+from logitstore.dump.job import dump_logits
+from logitstore.dump.options import DumpOptions
 from logitstore.errors import LengthError, TeacherError, UsageError
 from logitstore.runner.driver import TeacherDriver, TeacherOutput
 from logitstore.runner.loader import LoadedUtterance
@@ -437,8 +438,8 @@ def test_a_store_of_a_whisper_and_its_encoder(encoding: str, tmp_path: Path) -> 
         Head("hidden_0", "model.encoder.layers.0", blank),
     ]
     streams = {"seq2seq": encoding, "hidden": "vectors", "hidden_0": "vectors:int8"}
-    options = DumpOptions(streams=streams, skip_gate="it is not trained", transcripts="all")
-    done = dump(layered(teacher, layers), manifest, tmp_path / "s", options)
+    options = DumpOptions(streams=streams, skip_checks="it is not trained", transcripts="all")
+    done = dump_logits(layered(teacher, layers), manifest, tmp_path / "s", options)
     assert done.done == 3
     assert not verify(tmp_path / "s").findings
     store = open_store(tmp_path / "s")
@@ -462,7 +463,7 @@ def test_a_store_of_a_whisper_and_its_encoder(encoding: str, tmp_path: Path) -> 
         assert max(c.kl for c in against_teacher(store, teacher, manifest, 3)) < 1e-4
         layer = Head("hidden", "model.encoder.conv1", blank, "BVT")
         with pytest.raises(LengthError, match="3000 frames where the teacher has 1500"):
-            dump(
+            dump_logits(
                 layered(teacher, [layer]),
                 manifest,
                 tmp_path / "t",

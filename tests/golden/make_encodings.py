@@ -19,7 +19,8 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))
 from logitstore import open_store
 from logitstore.corpus.audio import load_audio
 from logitstore.corpus.manifest import read_manifest
-from logitstore.dump.job import DumpOptions, dump
+from logitstore.dump.job import dump_logits
+from logitstore.dump.options import DumpOptions
 from recipes.demo.model import AsrModel, Sizes
 from recipes.demo.teacher import DemoTeacher
 
@@ -74,7 +75,9 @@ def main(folder):
             place = Path(folder, f"v1.0-{name}")
             if place.exists():
                 sys.exit(f"{place} is there already, and golden stores are never written twice")
-            dump(speaker, manifest, place, DumpOptions(streams={"ctc": ctc, "rnnt": rnnt}, storage=storage))
+            dump_logits(
+                speaker, manifest, place, DumpOptions(streams={"ctc": ctc, "rnnt": rnnt}, storage=storage)
+            )
             store, kept = open_store(place), {}
             for utt in manifest:
                 target = store[utt.id]

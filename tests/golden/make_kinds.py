@@ -24,7 +24,8 @@ from make_encodings import teacher as small
 from logitstore import open_store
 from logitstore.corpus.audio import load_audio
 from logitstore.corpus.manifest import read_manifest
-from logitstore.dump.job import DumpOptions, dump
+from logitstore.dump.job import dump_logits
+from logitstore.dump.options import DumpOptions
 from logitstore.schema.spec import Head
 from logitstore.teachers.layers import layered
 from recipes.demo.teacher import DemoTeacher
@@ -112,7 +113,7 @@ def main(folder):
             if place.exists():
                 sys.exit(f"{place} is there already, and golden stores are never written twice")
             options = DumpOptions(streams=streams, storage=storage, transcripts="all")
-            dump(speaker, manifest, place, options)
+            dump_logits(speaker, manifest, place, options)
             store, kept = open_store(place), {}
             for utt in manifest:
                 target, said = store[utt.id], own(speaker, utt)

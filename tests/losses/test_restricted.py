@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from logitstore import TokenTable, VocabMap, open_store
-from logitstore.dump.job import DumpOptions, dump
+from logitstore.dump.job import dump_logits
+from logitstore.dump.options import DumpOptions
 from logitstore.encodings.rows import NOTHING
 from logitstore.losses import ctc_kd, rnnt_kd
 from tests.support import demo
@@ -28,7 +29,7 @@ STREAMS = [
 @pytest.fixture(scope="module", params=STREAMS, ids=lambda s: "-".join(s.values()))
 def store(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("store") / "s"
-    dump(demo.teacher(), demo.manifest(3), folder, DumpOptions(streams=request.param))
+    dump_logits(demo.teacher(), demo.manifest(3), folder, DumpOptions(streams=request.param))
     return open_store(folder)
 
 

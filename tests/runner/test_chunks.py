@@ -18,7 +18,8 @@ from logitstore.cli.dump import command
 from logitstore.corpus.audio import load_audio
 from logitstore.corpus.manifest import read_manifest
 from logitstore.dump.against import against_teacher
-from logitstore.dump.job import DumpOptions, dump
+from logitstore.dump.job import dump_logits
+from logitstore.dump.options import DumpOptions
 from logitstore.errors import DiskError, IdentityError, LengthError, TeacherError, UsageError
 from logitstore.runner import chunks as chunked
 from logitstore.runner.chunks import Chunks, driver_of
@@ -126,8 +127,8 @@ def test_short_recordings_are_not_touched(long, tmp_path):
     """Their rows are the same bytes with and without, and the long one's say the same."""
     streams = {"ctc": "dense", "rnnt": "factored"}
     options = {"streams": streams, "batch_seconds": 0, "max_wer": 100}
-    dump(demo.teacher(), long, tmp_path / "a", DumpOptions(**options))
-    done = dump(demo.teacher(), long, tmp_path / "b", DumpOptions(chunk=4, overlap="2.56", **options))
+    dump_logits(demo.teacher(), long, tmp_path / "a", DumpOptions(**options))
+    done = dump_logits(demo.teacher(), long, tmp_path / "b", DumpOptions(chunk=4, overlap="2.56", **options))
     assert done.done == 4
     assert any(
         "padded batch" in f or "model's own" in f for f in done.findings
@@ -155,11 +156,11 @@ def test_short_recordings_are_not_touched(long, tmp_path):
 
 def test_a_store_is_not_resumed_with_other_chunks(long, tmp_path):
     options = {"batch_seconds": 0, "max_wer": 100, "chunk": 4, "overlap": 3}
-    dump(demo.teacher(), long, tmp_path / "s", DumpOptions(**options))
-    assert dump(demo.teacher(), long, tmp_path / "s", DumpOptions(**options)).present == 4
+    dump_logits(demo.teacher(), long, tmp_path / "s", DumpOptions(**options))
+    assert dump_logits(demo.teacher(), long, tmp_path / "s", DumpOptions(**options)).present == 4
     for other in ({"overlap": 2}, {"chunk": 8}, {"chunk": None}):
         with pytest.raises(IdentityError, match="chunks"):
-            dump(demo.teacher(), long, tmp_path / "s", DumpOptions(**{**options, **other}))
+            dump_logits(demo.teacher(), long, tmp_path / "s", DumpOptions(**{**options, **other}))
 
 
 def test_memory_of_forward_does_not_grow(long):
@@ -222,7 +223,9 @@ def test_what_cannot_be_joined_is_refused(long, tmp_path):
         with pytest.raises(UsageError, match="longer than its overlap"):
             wrong(4, 5, demo.teacher().describe())
     with pytest.raises(UsageError, match="a chunk of 'long'"):
-        DumpOptions(chunk="long") and dump(demo.teacher(), long, tmp_path / "s", DumpOptions(chunk="long"))
+        DumpOptions(chunk="long") and dump_logits(
+            demo.teacher(), long, tmp_path / "s", DumpOptions(chunk="long")
+        )
     chunks = Chunks.of_seconds(30, "5", demo.teacher().describe())
     assert (chunks.frames, chunks.overlap) == (750, 124)
     with pytest.raises(UsageError, match="seq2seq of chunks"):
@@ -267,5 +270,5 @@ def test_a_plan_cuts_as_the_dump_will(long, tmp_path):
         return teacher.forward(features, lengths)
 
     options = DumpOptions(streams={"ctc": "auto"}, chunk=4, overlap="2.56", max_wer=100, batch_seconds=0)
-    assert dump(demo.Spoiled(forward=forward), long, tmp_path / "s", options).done == 4
+    assert dump_logits(demo.Spoiled(forward=forward), long, tmp_path / "s", options).done == 4
     assert max(seen) <= 400

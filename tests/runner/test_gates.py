@@ -37,7 +37,7 @@ def test_a_broken_branch_is_refused_with_its_word(name, said, error, tmp_path):
 
 @pytest.mark.parametrize("name", ["constant", "uniform", "all_blank", "deaf"])
 def test_every_gate_can_be_skipped_for_a_reason_that_is_stored(name, tmp_path):
-    done = run(tmp_path / "s", teacher=getattr(broken_teachers, name)(), limit=6, skip_gate="a test ’")
+    done = run(tmp_path / "s", teacher=getattr(broken_teachers, name)(), limit=6, skip_checks="a test ’")
     gates = open_store(tmp_path / "s").spec.gates
     assert {g["reason"] for g in gates} == {"a test ’"}
     assert {"deaf": "constant", "all_blank": "all blank"}.get(name, name) in {g["gate"] for g in gates}
@@ -46,12 +46,12 @@ def test_every_gate_can_be_skipped_for_a_reason_that_is_stored(name, tmp_path):
 
 def test_a_skipped_gate_is_noted_once_whatever_the_number_of_runs(tmp_path):
     for limit in (6, 12):
-        run(tmp_path / "s", teacher=broken_teachers.renumbered(), limit=limit, skip_gate="known")
+        run(tmp_path / "s", teacher=broken_teachers.renumbered(), limit=limit, skip_checks="known")
     assert open_store(tmp_path / "s").spec.gates == ({"gate": "max-wer", "reason": "known"},)
 
 
 def test_a_reason_alone_skips_nothing_of_a_good_teacher(tmp_path):
-    run(tmp_path / "s", limit=6, skip_gate="just in case")
+    run(tmp_path / "s", limit=6, skip_checks="just in case")
     assert open_store(tmp_path / "s").spec.gates == ()
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from logitstore import errors
-from logitstore.dump.blocks import Part
+from logitstore.dump.blocks import JobPart
 from logitstore.errors import CorruptError, FormatError, LogitStoreError, UnknownName, UsageError, VocabError
 from logitstore.schema.checksums import canonical, crc32c, id_hash, open_json, parse_json, seal_json, sha256
 from logitstore.schema.spec import Column, Head, StoreSpec, StreamSpec, TeacherSpec, differences
@@ -232,12 +232,14 @@ def test_a_short_error():
 
 
 def test_parts():
-    assert Part.parse("2/4") == Part(2, 4)
-    assert [i for i in range(8) if Part(1, 3).takes(i)] == [1, 4, 7]
+    assert JobPart.parse("2/4") == JobPart(2, 4)
+    assert [i for i in range(8) if JobPart(1, 3).takes(i)] == [1, 4, 7]
     taken = [
-        [i for i in range(24) if Part(a, 2).split(Part(b, 3)).takes(i)] for a in range(2) for b in range(3)
+        [i for i in range(24) if JobPart(a, 2).split(JobPart(b, 3)).takes(i)]
+        for a in range(2)
+        for b in range(3)
     ]
     assert sorted(i for part in taken for i in part) == list(range(24))
     for bad in ("4/4", "1", "a/b", "-1/2", "0/0", "1/2/3", ""):
         with pytest.raises(UsageError):
-            Part.parse(bad)
+            JobPart.parse(bad)

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from logitstore import open_store
-from logitstore.dump.job import DumpOptions, dump
+from logitstore.dump.job import dump_logits
+from logitstore.dump.options import DumpOptions
 from logitstore.store.inspect import summary
 from tests.support.demo import manifest, teacher
 
@@ -14,7 +15,7 @@ from tests.support.demo import manifest, teacher
 def test_every_byte_of_a_store_is_counted(tmp_path, storage):
     options = DumpOptions(streams={"ctc": "factored:int8", "rnnt": "topk:4"}, storage=storage)
     for folder, utterances in (("few", 2), ("more", 5)):
-        dump(teacher(), manifest(utterances), tmp_path / folder, options)
+        dump_logits(teacher(), manifest(utterances), tmp_path / folder, options)
     few, more = (summary(open_store(tmp_path / name)) for name in ("few", "more"))
     for name, said in (("few", few), ("more", more)):
         files = [f for f in Path(tmp_path, name).rglob("*") if f.is_file()]

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from logitstore import StoreWriter, TokenTable, VocabMap, collate_targets, open_store
 from logitstore.dump.against import against_teacher
-from logitstore.dump.blocks import Part
-from logitstore.dump.job import DumpOptions, dump
+from logitstore.dump.blocks import JobPart
+from logitstore.dump.job import dump_logits
+from logitstore.dump.options import DumpOptions
 from logitstore.encodings.rows import NOTHING
 from logitstore.errors import FormatError, LengthError, NonFinite, UsageError
 from logitstore.losses import ctc_kd, mean_u, rnnt_kd
@@ -476,11 +477,13 @@ def test_means_of_what_cannot_be(tmp_path):
 @pytest.mark.parametrize("form", MEANS)
 def test_the_trained_teachers_means(tmp_path, form):
     """The same for any number of jobs, what brute force says, and half a lattice's bytes at most."""
-    dump(demo.teacher(), demo.manifest(3), tmp_path / "one", options(f"dense/{form}"))
+    dump_logits(demo.teacher(), demo.manifest(3), tmp_path / "one", options(f"dense/{form}"))
     for i in range(2):
-        dump(demo.teacher(), demo.manifest(3), tmp_path / "two", options(f"dense/{form}", part=Part(i, 2)))
+        dump_logits(
+            demo.teacher(), demo.manifest(3), tmp_path / "two", options(f"dense/{form}", part=JobPart(i, 2))
+        )
     same_tree(tmp_path / "one", tmp_path / "two")
-    dump(demo.teacher(), demo.manifest(3), tmp_path / "all", options("dense"))
+    dump_logits(demo.teacher(), demo.manifest(3), tmp_path / "all", options("dense"))
     store, every = open_store(tmp_path / "one"), open_store(tmp_path / "all")
     for utt, target in store.items():
         whole = torch.from_numpy(every[utt]["rnnt"].logits()).reshape(target.T, target.U + 1, -1)
@@ -500,9 +503,9 @@ def options(how, **other):
 @pytest.mark.parametrize("how", ["topk:4/banded:4+occupancy", "collapsed/path", "topk:4/sample:3"])
 def test_the_trained_teachers_own_alignment(tmp_path, how):
     """Its lattice in two passes: the same bytes for any number of jobs, and nearly all of its occupancy."""
-    dump(demo.teacher(), demo.manifest(4), tmp_path / "one", options(how))
+    dump_logits(demo.teacher(), demo.manifest(4), tmp_path / "one", options(how))
     for i in range(2):
-        dump(demo.teacher(), demo.manifest(4), tmp_path / "two", options(how, part=Part(i, 2)))
+        dump_logits(demo.teacher(), demo.manifest(4), tmp_path / "two", options(how, part=JobPart(i, 2)))
     same_tree(tmp_path / "one", tmp_path / "two")
     store = open_store(tmp_path / "one")
     for target in store.values():

@@ -13,7 +13,8 @@ from logitstore import TargetDataset, collate_targets, open_store
 from logitstore.corpus.audio import load_audio
 from logitstore.corpus.manifest import read_manifest
 from logitstore.corpus.survey import Survey, survey, write_lines
-from logitstore.dump.job import DumpOptions, dump
+from logitstore.dump.job import dump_logits
+from logitstore.dump.options import DumpOptions
 from logitstore.errors import MissingUtterance, UsageError
 from logitstore.store.lhotse_cuts import CutClips
 from logitstore.targets.clip import Clip
@@ -58,7 +59,7 @@ def world(tmp_path_factory):
         lhotse.CutSet.from_cuts(some).to_file(folder / f"{name}.jsonl")
         streams = {"ctc": "dense"} if name == "long" else {"ctc": "dense", "rnnt": "topk:8"}
         manifest = read_manifest(folder / f"{name}.jsonl")
-        dump(demo.teacher(), manifest, folder / name, DumpOptions(streams=streams))
+        dump_logits(demo.teacher(), manifest, folder / name, DumpOptions(streams=streams))
         stores[name] = open_store(folder / name)
     return {**stores, **cuts, "talk": talk, "hiss": hiss, "folder": folder}
 
@@ -224,7 +225,7 @@ def test_a_recording_that_is_only_part_of_one_is_not_mistaken_for_it(world):
 
 def test_a_store_of_json_lines_is_found_by_ids(world, tmp_path):
     """Rows that name no recording: by the id of cut, recording or supervision, at the same length."""
-    dump(demo.teacher(), demo.manifest(2), tmp_path / "s", DumpOptions())
+    dump_logits(demo.teacher(), demo.manifest(2), tmp_path / "s", DumpOptions())
     clips, cut = CutClips(open_store(tmp_path / "s")), world["demo-00"]
     assert clips(cut.perturb_speed(1.1)) == Clip("demo-00", speed=F(11, 10))
     named = cut.with_id("other")
@@ -276,7 +277,7 @@ def test_channels_are_told_apart(world, tmp_path):
     both = lhotse.Recording.from_file(tmp_path / "two.wav")
     cuts = [lhotse.MonoCut(f"c{i}", 0.0, 2.0, i, recording=both) for i in (0, 1)]
     lhotse.CutSet.from_cuts(cuts).to_file(tmp_path / "c.jsonl")
-    dump(demo.teacher(), read_manifest(tmp_path / "c.jsonl"), tmp_path / "s", DumpOptions())
+    dump_logits(demo.teacher(), read_manifest(tmp_path / "c.jsonl"), tmp_path / "s", DumpOptions())
     clips = CutClips(open_store(tmp_path / "s"))
     assert [clips(c.truncate(duration=1.0).with_id("x")).ids for c in cuts] == [["c0"], ["c1"]]
 
@@ -284,7 +285,7 @@ def test_channels_are_told_apart(world, tmp_path):
 def test_json_lines_keep_the_recording(world, tmp_path):
     """``logitstore manifest`` writes what later finds cuts again."""
     write_lines(survey(read_manifest(world["folder"] / "parts.jsonl"), Survey("")), tmp_path / "m.jsonl")
-    dump(demo.teacher(), read_manifest(tmp_path / "m.jsonl"), tmp_path / "s", DumpOptions())
+    dump_logits(demo.teacher(), read_manifest(tmp_path / "m.jsonl"), tmp_path / "s", DumpOptions())
     store, talk = open_store(tmp_path / "s"), world["talk"]
     assert [r.meta["recording"] for r in store.values()] == [
         r.meta["recording"] for r in world["parts"].values()

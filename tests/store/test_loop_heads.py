@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from logitstore import StoreWriter, Tap, open_store
-from logitstore.dump.job import DumpOptions, dump
+from logitstore.dump.job import dump_logits
+from logitstore.dump.options import DumpOptions
 from logitstore.errors import (
     IdentityError,
     LengthError,
@@ -55,7 +56,7 @@ def written(place, said, how, heads, **options):
 @pytest.mark.parametrize("how", ["factored", "factored:int8", "factored:int6", "factored:int4"])
 def test_the_store_is_that_of_a_dump(tmp_path, said, how):
     options = DumpOptions(streams={"ctc": how}, batch_seconds=1.0)  # an utterance a batch: no padding
-    dump(demo.teacher(), demo.manifest(UTTERANCES), tmp_path / "dumped", options)
+    dump_logits(demo.teacher(), demo.manifest(UTTERANCES), tmp_path / "dumped", options)
     one = open_store(tmp_path / "dumped")
     two = written(tmp_path / "own", said, how, {"ctc": head()})
     assert one.spec.streams == two.spec.streams  # the constants' checksums too

@@ -8,7 +8,8 @@ import pytest
 from logitstore import open_store
 from logitstore.cli import main
 from logitstore.dump.against import against_teacher
-from logitstore.dump.job import DumpOptions, dump
+from logitstore.dump.job import dump_logits
+from logitstore.dump.options import DumpOptions
 from logitstore.errors import CorruptError, UsageError
 from logitstore.storage.entries import read_entry
 from logitstore.store.diff import compare
@@ -19,7 +20,7 @@ from tests.support import demo
 
 def run(out, limit=6, **options):
     given = {"streams": dict(demo.STREAMS), "shard_size": "2", "batch_seconds": 10.0, **options}
-    return dump(demo.teacher(), demo.manifest(limit), out, DumpOptions(**given))
+    return dump_logits(demo.teacher(), demo.manifest(limit), out, DumpOptions(**given))
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +172,7 @@ def test_compact_keeps_what_was_skipped(tmp_path):
 
     manifest = read_manifest(demo.write_manifest(tmp_path / "m.jsonl", lines))
     options = DumpOptions({"ctc": "dense"}, shard_size="1", on_error="skip", batch_seconds=10.0)
-    dump(demo.teacher(), manifest, tmp_path / "s", options)
+    dump_logits(demo.teacher(), manifest, tmp_path / "s", options)
     before = (tmp_path / "s" / "skipped.jsonl").read_bytes()
     assert compact(tmp_path / "s", "100") == 4
     assert (tmp_path / "s" / "skipped.jsonl").read_bytes() == before

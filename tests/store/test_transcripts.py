@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from logitstore import StoreWriter, open_store
 from logitstore.corpus.manifest import read_manifest
-from logitstore.dump.blocks import Part
+from logitstore.dump.blocks import JobPart
 from logitstore.errors import UsageError
 from logitstore.runner import transcribe
 from logitstore.runner.driver import TeacherDriver
@@ -155,7 +155,7 @@ def test_transcripts_do_not_depend_on_the_number_of_jobs(tmp_path):
     manifest = read_manifest(demo.write_manifest(tmp_path / "m.jsonl", lines))
     for count in (1, 2):
         for index in range(count):
-            run(tmp_path / str(count), manifest=manifest, part=Part(index, count))
+            run(tmp_path / str(count), manifest=manifest, part=JobPart(index, count))
     assert same_tree(tmp_path / "1", tmp_path / "2")
 
 

@@ -3,7 +3,8 @@
 import filecmp
 import os
 
-from logitstore.dump.job import DumpOptions, dump
+from logitstore.dump.job import dump_logits
+from logitstore.dump.options import DumpOptions
 from tests.support import demo
 
 SMALL = {"shard_size": "6", "batch_seconds": 10.0}
@@ -11,7 +12,7 @@ SMALL = {"shard_size": "6", "batch_seconds": 10.0}
 
 def run(out, limit=0, streams=demo.STREAMS, manifest=None, teacher=None, **options):
     """Dump the demo (or another teacher or manifest) in shards of six utterances."""
-    return dump(
+    return dump_logits(
         teacher or demo.teacher(),
         manifest or demo.manifest(limit),
         out,

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from logitstore import TargetDataset, collate_targets, open_store
 from logitstore.corpus.audio import load_audio
-from logitstore.dump.job import DumpOptions, dump
+from logitstore.dump.job import dump_logits
+from logitstore.dump.options import DumpOptions
 from logitstore.encodings.rows import NOTHING, Dense, logsumexp
 from logitstore.errors import LengthError, MissingUtterance, UsageError
 from logitstore.schema.clock import FrameClock
@@ -37,7 +38,7 @@ IDS = ["demo-00", "demo-01", "demo-04"]
 def store(tmp_path_factory):
     place = tmp_path_factory.mktemp("clips") / "s"
     streams = {"ctc": "dense", "rnnt": "topk:16/banded:4+occupancy"}
-    dump(demo.teacher(), demo.manifest(5), place, DumpOptions(streams=streams))
+    dump_logits(demo.teacher(), demo.manifest(5), place, DumpOptions(streams=streams))
     return open_store(place)
 
 
@@ -241,7 +242,7 @@ def test_paths_and_sequences_without_time():
 def test_layers_follow_as_frames_do(tmp_path):
     heads = (Head("hidden", "encoder.norm", 0),)
     layered = demo.Spoiled(describe=lambda teacher: replace(teacher.describe(), heads=heads))
-    dump(layered, demo.manifest(2), tmp_path / "s", DumpOptions(streams={"hidden": "vectors"}))
+    dump_logits(layered, demo.manifest(2), tmp_path / "s", DumpOptions(streams={"hidden": "vectors"}))
     store = open_store(tmp_path / "s")
     rows = [store[i].vectors("hidden") for i in ("demo-00", "demo-01")]
     clip = Clip("demo-00").crop(12 * FRAME, 40 * FRAME).pad(2 * FRAME) + Clip("demo-01").crop(0, 5 * FRAME)
@@ -253,7 +254,9 @@ def test_layers_follow_as_frames_do(tmp_path):
 
 
 def test_a_path_at_another_speed_is_refused(tmp_path):
-    dump(demo.teacher(), demo.manifest(1), tmp_path / "s", DumpOptions(streams={"rnnt": "topk:4/path"}))
+    dump_logits(
+        demo.teacher(), demo.manifest(1), tmp_path / "s", DumpOptions(streams={"rnnt": "topk:4/path"})
+    )
     store = open_store(tmp_path / "s")
     assert store.batch([Clip("demo-00")])["rnnt"].frames is not None
     for changed in (Clip("demo-00").at_speed(F(11, 10)), Clip("demo-00").pad(1, 0)):
@@ -264,7 +267,7 @@ def test_a_path_at_another_speed_is_refused(tmp_path):
 def test_pruned_rows_and_mapped_methods_follow(tmp_path):
     """Every method and encoding takes a clip: each gives for whole frames what it gives for these frames."""
     options = DumpOptions(streams={"ctc": "nucleus:1e-3"})
-    dump(demo.teacher(), demo.manifest(3), tmp_path / "s", options)
+    dump_logits(demo.teacher(), demo.manifest(3), tmp_path / "s", options)
     store = open_store(tmp_path / "s")
     clip = Clip("demo-00").crop(10 * FRAME, 40 * FRAME) + Clip("demo-01").crop(0, 20 * FRAME)
     parts = [store["demo-00"].log_probs("ctc")[10:50], store["demo-01"].log_probs("ctc")[:20]]

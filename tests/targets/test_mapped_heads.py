@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from logitstore import TokenTable, VocabMap, collate_targets, open_store
-from logitstore.dump.job import DumpOptions, dump
+from logitstore.dump.job import dump_logits
+from logitstore.dump.options import DumpOptions
 from logitstore.losses import blank_weights, ctc_kd, rnnt_kd
 from logitstore.targets.batch import FactoredBatch, StreamBatch, _pad
 from logitstore.targets.frames import Method
@@ -24,7 +25,7 @@ def make(tmp_path_factory):
     def made(ctc="factored:int8", utterances=3):
         place = tmp_path_factory.mktemp("heads") / "s"
         streams = {"ctc": ctc, "rnnt": "factored"}
-        dump(demo.teacher(), demo.manifest(utterances), place, DumpOptions(streams=streams))
+        dump_logits(demo.teacher(), demo.manifest(utterances), place, DumpOptions(streams=streams))
         return open_store(place)
 
     return made

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logitstore import TokenTable, VocabMap, collate_targets, open_store
-from logitstore.dump.job import DumpOptions, dump
+from logitstore.dump.job import dump_logits
+from logitstore.dump.options import DumpOptions
 from logitstore.encodings import parse_encoding
 from logitstore.encodings.rows import NOTHING
 from logitstore.errors import LengthError, UsageError
@@ -164,7 +165,7 @@ def test_spikes_of_the_trained_teacher_survive_a_slow_student(tmp_path):
 
     It cannot keep all: two tokens that fall into one student frame are still one too many.
     """
-    dump(demo.teacher(), demo.manifest(6), tmp_path / "s", DumpOptions(streams={"ctc": "topk:4"}))
+    dump_logits(demo.teacher(), demo.manifest(6), tmp_path / "s", DumpOptions(streams={"ctc": "topk:4"}))
     store = open_store(tmp_path / "s")
     errors = {}
     for method in ("nearest", "max-nonblank"):

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from logitstore.corpus.manifest import read_manifest
-from logitstore.dump.job import DumpOptions, dump
+from logitstore.dump.job import dump_logits
+from logitstore.dump.options import DumpOptions
 from logitstore.errors import TooManySkipped
 from logitstore.store.reader import Store
 from logitstore.store.verify import verify
@@ -113,10 +114,10 @@ def many(family, root, utterances, seed=0):
     out = root / "s"
     with family.case("--max-skipped 1% stops it"):
         with pytest.raises(TooManySkipped, match="--max-skipped 1%"):
-            dump(teacher, manifest, out, DumpOptions(**given, max_skipped="1%"))
+            dump_logits(teacher, manifest, out, DumpOptions(**given, max_skipped="1%"))
         assert not verify(out).findings
     with family.case("the whole manifest"):
-        done = dump(teacher, manifest, out, DumpOptions(**given))
+        done = dump_logits(teacher, manifest, out, DumpOptions(**given))
         listed = [json.loads(x) for x in (out / "skipped.jsonl").read_text("utf-8").splitlines()]
         assert done.skipped == len(listed) == sum(reasons.values()), (done.skipped, len(listed), reasons)
         assert Counter(x["reason"] for x in listed) == reasons
@@ -128,7 +129,7 @@ def many(family, root, utterances, seed=0):
         assert not {x["id"] for x in listed if x["reason"] != "ManifestError"} & ids
         assert not verify(out).findings
     with family.case("again: nothing to do"):
-        again = dump(teacher, manifest, out, DumpOptions(**given))
+        again = dump_logits(teacher, manifest, out, DumpOptions(**given))
         assert (again.done, again.shards) == (0, 0)
     with family.case("a recording that vanishes while the dump runs"):
         _vanishing(teacher, root)
@@ -148,6 +149,6 @@ def _vanishing(teacher, root):
         with contextlib.suppress(FileNotFoundError):
             os.remove(gone)
 
-    done = dump(teacher, read_manifest(path), root / "v", options, report=vanish)
+    done = dump_logits(teacher, read_manifest(path), root / "v", options, report=vanish)
     assert (done.done, done.skipped) == (4, 1), done
     assert "does not exist" in (root / "v" / "skipped.jsonl").read_text("utf-8")

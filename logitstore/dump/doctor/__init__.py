@@ -1,1 +1,1 @@
-"""dump.doctor."""
+"""Doctor: checks of machine and manifest before a long job."""

@@ -1,4 +1,4 @@
-"""Facts about this machine and the work planned for it: looked up here, judged by ``doctor``."""
+"""Facts about this machine and the planned dump, which the doctor's checks judge."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from ...tokens.table import TokenTable
 
 FRAMEWORKS = ("transformers", "nemo_toolkit", "espnet", "speechbrain", "wenet", "k2", "lhotse", "datasets")
 LIBRARIES = ("numpy", "zarr", "numcodecs", "webdataset", "soundfile", "soxr")
-WIDTH = 512  # numbers that a layer gives a frame, as long as nobody says
-LOOKED_AT = 500  # utterances whose length is looked up; the others are taken to be like them
-CHARACTERS = 3  # of text a token, where the manifest has no token ids; large tables have more
+LAYER_WIDTH = 512  # assumed width D of a layer
+MEASURED = 500  # utterances whose duration is looked up; the others are assumed to be alike
+CHARACTERS = 3  # assumed characters of a token, where the manifest has no token ids
 
 
 @dataclass(frozen=True)
-class Work:
-    """What is to be dumped.
+class PlannedWork:
+    """Size of a planned dump.
 
     Attributes:
-        utterances: good lines of the manifest.
-        problems: lines that cannot be used.
-        seconds: of audio.
-        bytes: that the shards will take, by the encodings' own columns; 0 where no stream was named.
-        recordings: by file ending, how many there are, and what opening the first of them said.
+        utterances: number of usable manifest lines.
+        problems: number of lines that cannot be used.
+        seconds: seconds of audio.
+        bytes: estimated bytes of the shards; 0 where no stream was named.
+        recordings: by file ending, the number of recordings and the error of opening the first, or empty.
     """
 
     utterances: int
@@ -50,15 +50,15 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Disk:
-    """Where the store will lie.
+class DiskFacts:
+    """The disk of the planned store.
 
     Attributes:
-        path: the nearest folder that is there already.
-        free: bytes.
-        locks: what taking an flock said; empty where it works.
-        renames: what renaming a file over another said; empty where it works.
-        writes: why nothing can be written there; empty where it can.
+        path: the nearest existing folder.
+        free: free bytes.
+        locks: error of an flock; empty where it works.
+        renames: error of a rename over a file; empty where it works.
+        writes: error of writing there; empty where it works.
     """
 
     path: str
@@ -70,22 +70,22 @@ class Disk:
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything ``doctor`` judges.
+    """All facts that the doctor judges.
 
     Attributes:
-        device: asked for.
-        cuda: what torch knows of GPUs.
-        versions: of Python, of our libraries and of the frameworks that are there.
-        libsndfile: its version.
-        codecs: formats it reads.
-        encoding: of text files that a program opens without saying which; the locale's.
-        locale: the variables that decide it.
-        open_files: soft and hard limit.
+        device: the device to run on.
+        cuda: GPUs as torch and the driver see them.
+        versions: versions of Python, of required libraries and of installed frameworks.
+        libsndfile: version of libsndfile.
+        codecs: formats that libsndfile reads.
+        encoding: the locale's encoding of text files.
+        locale: environment variables that decide the encoding.
+        open_files: soft and hard limit of open files.
         shared_memory: total and free bytes of /dev/shm; None where there is none.
-        cpus: that this process may use, and that the machine has.
-        threads: variables that set numbers of threads.
-        disk: where the store will lie, if anywhere.
-        work: what is to be dumped, if anything.
+        cpus: CPUs that this process may use, and CPUs of the machine.
+        threads: environment variables that set numbers of threads.
+        disk: the disk of the store, if one is given.
+        work: the planned dump, if a manifest is given.
     """
 
     device: str
@@ -99,15 +99,15 @@ class Facts:
     shared_memory: tuple[int, int] | None
     cpus: tuple[float, int]
     threads: Mapping[str, str]
-    disk: Disk | None = None
-    work: Work | None = None
+    disk: DiskFacts | None = None
+    work: PlannedWork | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def gather(device: str, out: Path | None = None, work: Work | None = None) -> Facts:
-    """Look everything up."""
+def gather(device: str, out: Path | None = None, work: PlannedWork | None = None) -> Facts:
+    """Gather all facts."""
     import soundfile
 
     return Facts(
@@ -127,13 +127,15 @@ def gather(device: str, out: Path | None = None, work: Work | None = None) -> Fa
     )
 
 
-def plan(manifest: Manifest, streams: Mapping[str, str], table: TokenTable | None, shift: float) -> Work:
-    """What dumping a manifest comes to.
+def planned_work(
+    manifest: Manifest, streams: Mapping[str, str], table: TokenTable | None, shift: float
+) -> PlannedWork:
+    """Estimate the size of a dump.
 
     Args:
-        manifest: it is read once more; one recording of every file ending is opened.
+        manifest: manifest to read; one recording of every file ending is opened.
         streams: encoding by stream name.
-        table: the teacher's; without one no bytes are estimated.
+        table: the teacher's token table; without one no bytes are estimated.
         shift: seconds between two teacher frames.
     """
     size = {name: _row_bytes(name, encoding, table) for name, encoding in streams.items()} if table else {}
@@ -141,21 +143,23 @@ def plan(manifest: Manifest, streams: Mapping[str, str], table: TokenTable | Non
     endings: dict[str, tuple[int, str]] = {}
     for utt in manifest:
         ending = "a pipe" if utt.pipe else utt.audio.suffix.lower() or "no ending"
-        count, said = endings.get(ending, (0, ""))
+        count, error = endings.get(ending, (0, ""))
         try:
             if not count and not utt.pipe:
                 header(utt)
-            if known < LOOKED_AT and not (utt.pipe and utt.duration is None and utt.expected is None):
+            if known < MEASURED and not (utt.pipe and utt.duration is None and utt.expected is None):
                 length = seconds_of(utt)
                 labels = len(utt.tokens) if utt.tokens is not None else -(-len(utt.text or "") // CHARACTERS)
                 known, seconds = known + 1, seconds + length
                 frames = round(length / shift)
                 total += sum(kind_of(name).rows(frames, labels) * bytes for name, bytes in size.items())
         except AudioError as e:
-            said = said or str(e).splitlines()[0]
-        endings[ending] = count + 1, said
+            error = error or str(e).splitlines()[0]
+        endings[ending] = count + 1, error
     scale = manifest.utterances / max(known, 1)
-    return Work(manifest.utterances, len(manifest.problems), seconds * scale, round(total * scale), endings)
+    return PlannedWork(
+        manifest.utterances, len(manifest.problems), seconds * scale, round(total * scale), endings
+    )
 
 
 def _row_bytes(name: str, asked: str, table: TokenTable) -> int:
@@ -166,10 +170,8 @@ def _row_bytes(name: str, asked: str, table: TokenTable) -> int:
         return 0
     parsed = parse_encoding(encoding)
     if isinstance(parsed, HeadEncoding):
-        return 2 * len(
-            table
-        )  # how wide its head's input is, only the teacher knows; no wider than float16 rows
-    size = len(table) if kind.classes else int(form) if form.isdigit() else WIDTH
+        return 2 * len(table)  # an upper bound: the width of the head's input is not known here
+    size = len(table) if kind.classes else int(form) if form.isdigit() else LAYER_WIDTH
     columns = parsed.columns(size)
     return sum(np.dtype(c.dtype).itemsize * int(np.prod(c.shape, dtype=int)) for c in columns)
 
@@ -197,7 +199,7 @@ def _shared_memory() -> tuple[int, int] | None:
 
 
 def _cpus() -> float:
-    """CPUs this process may use: its affinity, and the quota of its control group."""
+    """Return the CPUs that this process may use: its affinity and the quota of its control group."""
     usable = float(len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
@@ -206,21 +208,21 @@ def _cpus() -> float:
         return usable
 
 
-def try_disk(out: Path) -> Disk:
-    """Free space, an flock and a rename in the nearest folder that is there; it is left as it was."""
+def try_disk(out: Path) -> DiskFacts:
+    """Try free space, an flock and a rename in the nearest existing folder, and leave it as it was."""
     folder = out.absolute()
     while not folder.is_dir():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     try:
         with tempfile.TemporaryDirectory(prefix=".logitstore-", dir=folder) as name:
-            return Disk(str(folder), free, locks=_locks(Path(name)), renames=_renames(Path(name)))
+            return DiskFacts(str(folder), free, locks=_locks(Path(name)), renames=_renames(Path(name)))
     except OSError as e:
-        return Disk(str(folder), free, writes=str(e))
+        return DiskFacts(str(folder), free, writes=str(e))
 
 
 def _locks(folder: Path) -> str:
-    """Two openings of one file must not both hold its flock."""
+    """Return the error of an flock: two openings of one file must not both hold it."""
     with open(folder / "lock", "wb") as one, open(folder / "lock", "wb") as two:
         try:
             fcntl.flock(one, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -234,7 +236,7 @@ def _locks(folder: Path) -> str:
 
 
 def _renames(folder: Path) -> str:
-    """A rename over a file that is there."""
+    """Return the error of a rename over an existing file."""
     try:
         (folder / "a").write_bytes(b"a")
         (folder / "b").write_bytes(b"b")

@@ -1,1 +1,1 @@
-"""dump.plan."""
+"""Plan of a dump: sizes and losses of encodings on a sample."""

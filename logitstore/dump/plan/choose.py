@@ -1,4 +1,4 @@
-"""The choice between measured encodings: the smallest that keeps what was asked, and why in one sentence."""
+"""Choice between measured encodings: the smallest that meets the criteria, and the reason in one sentence."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 
 from ...schema.kinds import kind_of
 
-ALIGNED = 0.99  # of the teacher's alignments must run through the nodes that a lattice keeps
-WORTH = 0.9  # a compressor must save a tenth: a store without one is mapped, not unpacked
+ALIGNED = 0.99  # share of the teacher's alignments that must pass through the nodes kept
+WORTH = 0.9  # a compressor must save a tenth: without one a store is memory-mapped, not unpacked
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is good enough for a stream.
+class Criterion:
+    """Loss that is accepted for a stream.
 
     Attributes:
-        budget: nats that a row may lose on average, at every temperature.
-        aligned: share of the teacher's alignments that the nodes of a lattice must hold.
+        budget: mean nats that a row may lose at every temperature.
+        aligned: share of the teacher's alignments that must pass through the lattice nodes kept.
     """
 
     budget: float
@@ -27,23 +27,22 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What one encoding costs and keeps.
+class Measurement:
+    """Size, loss and speed of one encoding with one storage backend.
 
     Attributes:
-        stream: its name.
-        encoding: as a user writes it, form included.
-        storage: that it was written with.
-        bytes: of the whole manifest, extrapolated, with what is kept once.
-        once: of these, kept once.
-        common: of these, what a second stream in the same store would share.
-        bytes_per_frame: of the audio, also of a decoder's rows, of which there are U; index, checksums and
-            entries included, without what is kept once.
-        kl: mean and 99th percentile of nats a row, by temperature; of a layer, to which none applies, of the
-            share of its squared length that a row loses, at 1.
-        held: share of the teacher's alignments that the lattice's nodes hold; 1 where it keeps all.
-        encoding_speed: seconds of audio that are encoded and written in one.
-        speed: the same, loading and the teacher included, one after the other.
+        stream: name of the stream.
+        encoding: the encoding as a user writes it, lattice form included.
+        storage: storage backend.
+        bytes: bytes of the whole store, extrapolated to the manifest.
+        once: part of ``bytes`` that does not grow with the records.
+        common: part of ``bytes`` that a second stream of the same store would share.
+        bytes_per_frame: growing bytes per frame of audio, index, checksums and entries included.
+        kl: mean and 99th percentile of a row's loss in nats, by temperature; of a layer, of the share of a
+            row's squared length that is lost, at 1.
+        held: share of the teacher's alignments that pass through the nodes kept; 1 where all are kept.
+        encoding_speed: seconds of audio encoded and written per second.
+        speed: the same with loading and the teacher, one after the other.
     """
 
     stream: str
@@ -60,20 +59,20 @@ class Measured:
 
     @property
     def of_layer(self) -> bool:
-        """Whether rows are numbers, and no distributions."""
+        """Tell whether the rows are numbers of a layer, not distributions."""
         return not kind_of(self.stream).classes
 
     @property
     def worst(self) -> tuple[float, float]:
-        """Mean nats where they are most, and that temperature."""
+        """(mean KL in nats, temperature) at the temperature with the largest mean KL."""
         return max((mean, t) for t, (mean, _) in self.kl.items())
 
-    def keeps(self, asked: Asked) -> bool:
-        """Whether no temperature loses more, and no alignment of weight is left out."""
-        return self.worst[0] <= asked.budget and self.held >= asked.aligned
+    def meets(self, criterion: Criterion) -> bool:
+        """Tell whether the loss is accepted at every temperature."""
+        return self.worst[0] <= criterion.budget and self.held >= criterion.aligned
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return plain data."""
         lost = {f"{t:g}": {"mean": mean, "p99": p99} for t, (mean, p99) in self.kl.items()}
         return {
             "encoding": self.encoding,
@@ -90,70 +89,77 @@ class Measured:
 
 @dataclass(frozen=True)
 class Choice:
-    """One encoding a stream, and a storage for all.
+    """One encoding for each stream, and one storage backend.
 
     Attributes:
-        streams: chosen, by stream.
-        storage: of the store.
-        bytes: of the store.
-        why: a sentence a stream, and one for the storage where there was a choice.
+        streams: the chosen measurement of each stream.
+        storage: storage backend of the store.
+        bytes: bytes of the store.
+        why: the reason in a sentence, by stream, and by ``storage`` where there was a choice.
     """
 
-    streams: Mapping[str, Measured]
+    streams: Mapping[str, Measurement]
     storage: str
     bytes: int
     why: Mapping[str, str]
 
 
-def choose(measured: Sequence[Measured], asked: Mapping[str, Asked], max_bytes: float = 0) -> Choice:
-    """The smallest combination in which every stream is good enough.
+def choose(
+    measured: Sequence[Measurement], criteria: Mapping[str, Criterion], max_bytes: float = 0
+) -> Choice:
+    """Choose the smallest combination in which every stream meets its criterion.
 
     Args:
-        measured: at least one of every stream and storage.
-        asked: by stream.
-        max_bytes: that the store may weigh; where nothing good enough fits, what loses least of what does.
-            0 for any weight.
+        measured: at least one measurement of every stream and storage backend.
+        criteria: accepted loss, by stream.
+        max_bytes: largest size of the store; where no accepted combination fits, the one that loses least of
+            those that fit is chosen. 0 for any size.
     """
-    best: tuple[Measured, ...] = ()
+    best: tuple[Measurement, ...] = ()
     for storage in dict.fromkeys(m.storage for m in measured):
-        here = [[m for m in measured if (m.stream, m.storage) == (s, storage)] for s in asked]
-        found = min(product(*here), key=lambda c: _rank(c, asked, max_bytes))
-        if not best or _better(found, best, asked, max_bytes):
+        here = [[m for m in measured if (m.stream, m.storage) == (s, storage)] for s in criteria]
+        found = min(product(*here), key=lambda c: _rank(c, criteria, max_bytes))
+        if not best or _better(found, best, criteria, max_bytes):
             best = found
-    why = {m.stream: _why(m, measured, asked[m.stream], max_bytes) for m in best}
+    why = {m.stream: _why(m, measured, criteria[m.stream], max_bytes) for m in best}
     why["storage"] = _why_storage(best, measured)
     return Choice(
         {m.stream: m for m in best}, best[0].storage, weight(best), {k: v for k, v in why.items() if v}
     )
 
 
-def weight(parts: Sequence[Measured]) -> int:
-    """Bytes of a store that holds these streams: what its rows say of themselves counts once."""
+def weight(parts: Sequence[Measurement]) -> int:
+    """Return the bytes of a store that holds these streams: the records' metadata counts once."""
     return sum(m.bytes for m in parts) - sum(sorted(m.common for m in parts)[:-1])
 
 
-def _rank(parts: Sequence[Measured], asked: Mapping[str, Asked], max_bytes: float) -> tuple[float, ...]:
-    """Smaller is better: heavier than allowed, streams not good enough, what they lack, bytes."""
+def _rank(
+    parts: Sequence[Measurement], criteria: Mapping[str, Criterion], max_bytes: float
+) -> tuple[float, ...]:
+    """Return a sort key: size beyond the limit, streams that fail, how far they fail, bytes."""
     size = weight(parts)
     heavy = bool(max_bytes) and size > max_bytes
-    failing = [m for m in parts if not m.keeps(asked[m.stream])]
-    partial = sum(m.held < asked[m.stream].aligned for m in failing)
-    over = max((m.worst[0] / asked[m.stream].budget for m in failing), default=0.0)
+    failing = [m for m in parts if not m.meets(criteria[m.stream])]
+    partial = sum(m.held < criteria[m.stream].aligned for m in failing)
+    over = max((m.worst[0] / criteria[m.stream].budget for m in failing), default=0.0)
     return (size if heavy else 0, len(failing), partial, over, size)
 
 
 def _better(
-    new: Sequence[Measured], old: Sequence[Measured], asked: Mapping[str, Asked], max_bytes: float
+    new: Sequence[Measurement],
+    old: Sequence[Measurement],
+    criteria: Mapping[str, Criterion],
+    max_bytes: float,
 ) -> bool:
-    """Whether another storage's combination is worth it."""
-    *a, new_size = _rank(new, asked, max_bytes)
-    *b, old_size = _rank(old, asked, max_bytes)
+    """Tell whether another storage backend's combination is worth its compressor."""
+    *a, new_size = _rank(new, criteria, max_bytes)
+    *b, old_size = _rank(old, criteria, max_bytes)
     return a < b or (a == b and new_size < WORTH * old_size)
 
 
-def _why(m: Measured, measured: Sequence[Measured], asked: Asked, max_bytes: float) -> str:
+def _why(m: Measurement, measured: Sequence[Measurement], asked: Criterion, max_bytes: float) -> str:
     same = [o for o in measured if (o.stream, o.storage) == (m.stream, m.storage)]
-    good = sorted((o for o in same if o.keeps(asked)), key=lambda o: o.bytes)
+    good = sorted((o for o in same if o.meets(asked)), key=lambda o: o.bytes)
     mean, at = m.worst
     lose = f"lose at most {asked.budget:g} nats a row on average at each of the temperatures " + ", ".join(
         f"{t:g}" for t in m.kl
@@ -173,22 +179,24 @@ def _why(m: Measured, measured: Sequence[Measured], asked: Asked, max_bytes: flo
     if m in good:
         return f"{m.encoding} is one of {len(good)} that {lose} ({most})."
     if max_bytes:
-        within = f"Nothing tried that fits into {max_bytes / 1e9:g} GB is known to {lose}"
-        return f"{within}; of what fits, {m.encoding} loses least ({most})."
-    return f"Nothing tried is known to {lose}; {m.encoding} comes nearest ({most})."
+        within = f"No encoding that was tried and fits into {max_bytes / 1e9:g} GB is known to {lose}"
+        return f"{within}; of those that fit, {m.encoding} loses least ({most})."
+    return f"No encoding that was tried is known to {lose}; {m.encoding} comes nearest ({most})."
 
 
-def _why_storage(parts: Sequence[Measured], measured: Sequence[Measured]) -> str:
-    """How the chosen storage compares with the others, for the same encodings."""
+def _why_storage(parts: Sequence[Measurement], measured: Sequence[Measurement]) -> str:
+    """Compare the chosen storage backend with the others, for the same encodings."""
     own = [(m.stream, m.encoding) for m in parts]
-    here, said = weight(parts), []
+    here, sentences = weight(parts), []
     for storage in dict.fromkeys(m.storage for m in measured):
         same = [m for m in measured if m.storage == storage and (m.stream, m.encoding) in own]
         if storage == parts[0].storage or len(same) < len(own):
             continue
         other = weight(same)
         if here < other:
-            said.append(f"{parts[0].storage} makes it {1 - here / other:.0%} smaller than {storage}.")
+            sentences.append(f"{parts[0].storage} makes it {1 - here / other:.0%} smaller than {storage}.")
         else:
-            said.append(f"{storage} would save {1 - other / here:.0%}: too little to unpack every row for.")
-    return " ".join(said)
+            sentences.append(
+                f"{storage} would save {1 - other / here:.0%}: too little for unpacking every record."
+            )
+    return " ".join(sentences)

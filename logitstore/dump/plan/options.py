@@ -1,10 +1,10 @@
-"""What to plan, and what a plan says: sizes and losses of every encoding tried, and which one to take."""
+"""Options and result of a plan: sizes and losses of every encoding tried, and the choice."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ... import registry
@@ -13,77 +13,72 @@ from ...corpus.manifest import Manifest, Utterance
 from ...encodings.rows import TEMPERATURES
 from ...errors import ManifestError, UsageError
 from ...runner.chunks import Chunks
-from ...runner.gpu import require_device
 from ...runner.stored_heads import fitted
 from ...schema.kinds import kind_of
 from ...schema.lattice import Form
+from ...schema.spec import TeacherSpec
 from ...storage.entries import DEFAULT_SHARD_SIZE, ShardSize
-from .choose import Asked, Choice, Measured
+from .choose import Choice, Criterion, Measurement
 
-BUDGET = 1e-3  # nats that a row may lose on average where nothing is said
-
-
-NUCLEUS, FACTORED = (1e-5, 10.0), (1e-6, 1.0)  # budgets that these encodings take
-
-
+BUDGET = 1e-3  # default of the mean nats that a row may lose
+NUCLEUS_BUDGETS, FACTORED_BUDGETS = (1e-5, 10.0), (1e-6, 1.0)  # that these encodings accept
 TOP = (8, 32)
-
-
-FORMS = ("banded:5", "path")  # beside the whole lattice
+FORMS = ("banded:5", "path")  # tried beside the whole lattice
+PLANNED = ("ctc", "rnnt", "seq2seq", "hidden")  # kinds of streams that encodings are measured on
 
 
 @dataclass(frozen=True)
-class Wish:
-    """An encoding to be chosen by what it costs on a sample: ``auto``, ``auto:KL``, each with ``/FORM``.
+class AutoEncoding:
+    """An encoding that a plan is to choose: ``auto``, ``auto:KL``, each with ``/FORM``.
 
     Attributes:
-        budget: nats that a row may lose on average at any temperature; 0 for what the plan says.
-        form: of the lattice; empty for any.
+        budget: mean nats that a row may lose at any temperature; 0 for the plan's ``max_kl``.
+        form: lattice form; empty for any.
     """
 
     budget: float = 0.0
     form: str = ""
 
     @classmethod
-    def parse(cls, text: str) -> Wish | None:
-        """The wish that stands for an encoding; None for the name of one. Raises ``UsageError``."""
+    def parse(cls, text: str) -> AutoEncoding | None:
+        """Parse ``auto…``; return None for the name of an encoding. Raises ``UsageError``."""
         how, slash, form = text.partition("/")
         name, colon, budget = how.partition(":")
         if name != "auto":
             return None
         if colon and not re.fullmatch(r"\d{1,3}(\.\d{1,9})?(e-?\d{1,2})?", budget):
-            raise UsageError(f"{text}: {budget!r} is no number of nats", do="E.g. auto, auto:1e-3.")
+            raise UsageError(
+                f"{text}: {budget!r} is not a number of nats", do="Write auto or auto:1e-3, for example."
+            )
         value = float(budget) if colon else 0.0
         if colon and not value > 0:
-            raise UsageError(f"{text}: a budget of {budget} nats", do="More than 0, e.g. auto:1e-3.")
+            raise UsageError(f"{text}: a budget of {budget} nats", do="Give more than 0, e.g. auto:1e-3.")
         if slash and Form.parse(form).framewise:
             raise UsageError(
-                f"{text}: means over label positions are not rows of the teacher to compare with",
-                do="Name their encoding, e.g. dense/mean-u, or another form.",
+                f"{text}: a mean over label positions has no row of the teacher to be compared with",
+                do="Name its encoding, e.g. dense/mean-u, or another form.",
             )
         return cls(value, str(Form.parse(form)) if slash else "")
 
 
-PLANNED = ("ctc", "rnnt", "seq2seq", "hidden")  # kinds of streams that encodings are measured on
-
-
 @dataclass(frozen=True)
 class PlanOptions:
-    """How to plan.
+    """Options of :func:`logitstore.plan_encodings`.
 
     Attributes:
-        streams: what is wished for each.
-        storages: to try; the first is taken unless another saves a good deal.
-        sample: utterances to run.
-        temperatures: that rows are compared at.
-        max_kl: nats that a row may lose on average at each of them, where a stream's wish says nothing else;
-            of a layer's row, the share of its squared length that it may lose.
-        max_gb: of the store; 0 for any size.
-        batch_seconds, device, shard_size, cpu_threads, transcripts, skip_gate, chunks: as the dump will have
-            them.
+        streams: streams to plan, each with its budget and lattice form; empty: all that the teacher has.
+        layers: layers to plan as ``hidden`` streams, as in ``DumpOptions``.
+        storages: storage backends to try; the first is taken unless another saves a tenth.
+        sample: number of utterances to run.
+        temperatures: temperatures, 1 to 16, at which rows are compared.
+        max_kl: mean nats that a row may lose at each temperature, where a stream names no budget of its own;
+            of a layer's row, the share of its squared length that may be lost.
+        max_gb: largest size of the store in gigabytes; 0 for any.
+        batch_seconds, device, shard_size, cpu_threads, transcripts, skip_checks, chunks: as in ``DumpOptions``.
     """
 
-    streams: Mapping[str, Wish]
+    streams: Mapping[str, AutoEncoding] = field(default_factory=dict)
+    layers: tuple[str, ...] = ()
     storages: tuple[str, ...] = ("zarr", "zarr:zstd")
     sample: int = 50
     temperatures: tuple[float, ...] = TEMPERATURES
@@ -94,73 +89,85 @@ class PlanOptions:
     shard_size: str = DEFAULT_SHARD_SIZE
     cpu_threads: int = 1
     transcripts: str = "ctc"
-    skip_gate: str = ""
+    skip_checks: str = ""
     chunks: Chunks | None = None
 
     def __post_init__(self) -> None:
-        require_device(self.device)
         ShardSize.parse(self.shard_size)
         for t in self.temperatures:
             if not 1 <= t <= 16:
-                raise UsageError(f"a temperature of {t:g}", do="From 1 to 16.")
+                raise UsageError(f"a temperature of {t:g}", do="Give temperatures from 1 to 16.")
         if other := [name for name in self.streams if kind_of(name).name not in PLANNED]:
             raise UsageError(
-                f"no plan for {', '.join(other)}",
-                do=f"Planned are {', '.join(PLANNED)}: say what to do with the others.",
+                f"no encodings are planned for {', '.join(other)}",
+                do=f"Plan {', '.join(PLANNED)} streams, and name the encoding of the others.",
             )
-        for name, wish in self.streams.items():
-            if wish.form and name != "rnnt":
+        for name, auto in self.streams.items():
+            if auto.form and name != "rnnt":
                 raise UsageError(
-                    f"{name}=auto/{wish.form}: only an rnnt stream has lattice nodes to choose from"
+                    f"{name}=auto/{auto.form}: only an rnnt stream has lattice nodes to choose from"
                 )
-        if not self.streams or not self.temperatures or not self.max_kl > 0 or self.sample < 1:
-            raise UsageError("nothing to plan", do="Streams, temperatures, utterances and a budget above 0.")
+        if not self.temperatures or not self.max_kl > 0 or self.sample < 1:
+            raise UsageError(
+                "there is nothing to plan", do="Give streams, temperatures, a sample and a budget above 0."
+            )
 
-    def asked(self) -> dict[str, Asked]:
-        """What is good enough, by stream. Whoever names a lattice form knows what it leaves out."""
+    def of_teacher(self, teacher: TeacherSpec) -> PlanOptions:
+        """Return the same options with streams named: those given and every layer, else all of the teacher.
+
+        Args:
+            teacher: description of the teacher, further layers included.
+        """
+        heads = [h.stream for h in teacher.heads if kind_of(h.stream).name in PLANNED]
+        layers = [h for h in heads if not kind_of(h).classes]
+        every = {name: AutoEncoding() for name in (layers if self.streams else heads)}
+        return replace(self, streams={**every, **self.streams})
+
+    def criteria(self) -> dict[str, Criterion]:
+        """Return by stream the loss that is accepted; a lattice form that is named is accepted as it is."""
         return {
-            name: Asked(wish.budget or self.max_kl, **({"aligned": 0.0} if wish.form else {}))
-            for name, wish in self.streams.items()
+            name: Criterion(auto.budget or self.max_kl, **({"aligned": 0.0} if auto.form else {}))
+            for name, auto in self.streams.items()
         }
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What was measured, and what to take.
+    """Result of a plan.
 
     Attributes:
-        teacher: its name.
-        extent: of the manifest, and the sample.
-        heard: utterances, seconds and frames of the sample that the teacher ran on.
-        failed: why the others of it could not be used.
-        speeds: seconds of audio in one, of loading (``load``), the encoder and an attention decoder
-            (``teacher``) and the joiner (``joiner``), each by itself.
-        measured: every encoding tried, with every storage.
-        refused: by stream, encoding and reason.
-        choice: what to take.
-        asked: what is good enough, by stream.
-        findings: of the self-check.
+        teacher: name of the teacher.
+        extent: size of the manifest, and the sample.
+        sample: utterances, seconds and frames of the sample that the teacher ran on.
+        failed: messages of the sample's utterances that could not be used.
+        speeds: seconds of audio per second, of loading (``load``), encoder and attention decoder
+            (``teacher``) and joiner (``joiner``), each by itself.
+        measured: every encoding tried, with every storage backend, smallest first.
+        refused: stream, encoding and reason of encodings that could not be tried.
+        choice: the encodings to take.
+        criteria: loss that is accepted, by stream.
+        findings: findings of the self-check.
     """
 
     teacher: str
     extent: Extent
-    heard: tuple[int, float, int]
+    sample: tuple[int, float, int]
     failed: tuple[str, ...]
     speeds: Mapping[str, float]
-    measured: tuple[Measured, ...]
+    measured: tuple[Measurement, ...]
     refused: tuple[tuple[str, str, str], ...]
     choice: Choice
-    asked: Mapping[str, Asked]
+    criteria: Mapping[str, Criterion]
     findings: tuple[str, ...] = ()
 
     @property
     def mean_seconds(self) -> float:
-        """Of an utterance of the sample."""
-        return self.heard[1] / self.heard[0]
+        """Mean seconds of an utterance of the sample."""
+        return self.sample[1] / self.sample[0]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data; ``schema`` grows when a key changes its meaning."""
-        utterances, seconds, frames = self.heard
+        """Return plain data; ``schema`` grows when a key changes its meaning."""
+        utterances, seconds, frames = self.sample
         hours = self.extent.hours(self.mean_seconds)
         return {
             "schema": 1,
@@ -181,9 +188,9 @@ class Plan:
             "speed": dict(self.speeds),
             "streams": {
                 s: {
-                    "max_kl": self.asked[s].budget,
+                    "max_kl": self.criteria[s].budget,
                     "candidates": [
-                        {**m.to_json(), "good_enough": m.keeps(self.asked[s])}
+                        {**m.to_json(), "good_enough": m.meets(self.criteria[s])}
                         for m in self.measured
                         if m.stream == s
                     ],
@@ -199,23 +206,23 @@ class Plan:
 
 
 def contenders(stream: str, budget: float, temperatures: Sequence[float], form: str = "") -> list[str]:
-    """Encodings of a stream to try, as a user writes them: ``topk:8``, ``nucleus:0.001/path``, ...
+    """Return the encodings of a stream to try, as a user writes them: ``topk:8``, ``nucleus:0.001/path``, ...
 
     Args:
         stream: ``ctc``, ``rnnt``, ``seq2seq``, or a layer: ``hidden``, ``hidden_NAME``.
-        budget: nats that a row may lose.
-        temperatures: at which it shall not lose more.
-        form: the only lattice form to try; empty for those that make sense.
+        budget: mean nats that a row may lose.
+        temperatures: temperatures at which the budget holds.
+        form: the only lattice form to try; empty for the useful ones.
     """
     if not kind_of(stream).classes:
         return ["vectors", "vectors:int8"]
-    near, hottest = _between(budget, NUCLEUS), min(max(temperatures), 16.0)
+    near, hottest = _between(budget, NUCLEUS_BUDGETS), min(max(temperatures), 16.0)
     every = ["dense", "dense:int8", *(f"topk:{k}" for k in TOP), f"nucleus:{near}"]
     if hottest > 1:
         every.append(f"nucleus:{near}@{hottest:g}")
     every += _of_packages()
     if stream != "rnnt":
-        return [*every, "factored", "factored:int8", f"factored:{_between(budget, FACTORED)}"]
+        return [*every, "factored", "factored:int8", f"factored:{_between(budget, FACTORED_BUDGETS)}"]
     every.append("collapsed")
     if form:
         return [*(f"{e}/{form}" for e in every), *(["factored"] if form == "full" else [])]
@@ -235,15 +242,15 @@ def _between(budget: float, limits: tuple[float, float]) -> str:
 
 @dataclass(frozen=True)
 class Extent:
-    """A manifest, read once.
+    """Size of a manifest, and a sample of it.
 
     Attributes:
-        utterances: of the manifest.
-        seconds: of audio that the manifest states.
-        unstated: utterances whose length it does not state.
-        sample: utterances, the same distance apart in the manifest.
-        fitted: ids of those that a dump makes what it stores once from.
-        others: those of them that are not in the sample.
+        utterances: number of utterances.
+        seconds: seconds of audio, as far as the manifest states durations.
+        unstated: number of utterances without a stated duration.
+        sample: utterances at equal distances in the manifest.
+        fitted: ids of the utterances on which a dump fits the arrays that are stored once.
+        others: utterances of ``fitted`` that are not in the sample.
     """
 
     utterances: int
@@ -254,11 +261,11 @@ class Extent:
     others: tuple[Utterance, ...]
 
     def hours(self, mean: float) -> float:
-        """Of the whole manifest, utterances without a stated length lasting ``mean`` seconds each."""
+        """Return the manifest's hours, with ``mean`` seconds for each utterance without a stated duration."""
         return (self.seconds + self.unstated * mean) / 3600
 
     def hours_from(self, mean: float) -> str:
-        """Where these hours come from."""
+        """Return the source of these hours, for a report."""
         if not self.unstated:
             return "durations of the manifest"
         which = "no durations in" if self.unstated == self.utterances else f"{self.unstated} missing from"
@@ -266,7 +273,7 @@ class Extent:
 
 
 def extent(manifest: Manifest, sample: int) -> Extent:
-    """Read a manifest and take ``sample`` utterances of it, evenly spread; raises ``ManifestError``."""
+    """Read a manifest once and take ``sample`` utterances, evenly spread; raises ``ManifestError``."""
     total = manifest.utterances
     taken, fit = [], []
     seconds, unstated = 0.0, 0
