@@ -17,6 +17,7 @@ from ..runner.pipe import record_metadata, stream_output
 from ..runner.stored_heads import factored
 from ..runner.transcribe import TeacherTranscriber
 from ..schema.kinds import kind_of
+from ..storage.base import EncodedRecord
 from ..store.reader import Store
 from ..store.record_encoder import RecordEncoder
 from ..store.stream_output import StreamOutput, encode, own_rows
