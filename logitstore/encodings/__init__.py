@@ -1,5 +1,40 @@
-"""How rows of logits become named arrays, and back. One file an encoding; its name opens the file."""
+"""Encodings: rows of logits to named arrays, and back. Each has a module of its name."""
 
-from .base import Encoding, HeadEncoding, parse_encoding
+from .base import (
+    FOR_CLASSES,
+    FOR_LOGITS,
+    FOR_NUMBERS,
+    LOSS,
+    Encoding,
+    HeadEncoding,
+    HeadRowsEncoding,
+    LatticeSides,
+    LinearHead,
+    encode_logits,
+    parse_encoding,
+    stores_head,
+    stores_sides,
+    takes_head_inputs,
+)
+from .rows import DecodedRows, NumberRows, Rows, Tempered
 
-__all__ = ["Encoding", "HeadEncoding", "parse_encoding"]
+__all__ = [
+    "FOR_CLASSES",
+    "FOR_LOGITS",
+    "FOR_NUMBERS",
+    "LOSS",
+    "DecodedRows",
+    "Encoding",
+    "HeadEncoding",
+    "HeadRowsEncoding",
+    "LatticeSides",
+    "LinearHead",
+    "NumberRows",
+    "Rows",
+    "Tempered",
+    "encode_logits",
+    "parse_encoding",
+    "stores_head",
+    "stores_sides",
+    "takes_head_inputs",
+]

@@ -1,63 +1,109 @@
-"""What an encoding is: it may lose information, and says which arrays hold the rest."""
+"""Base classes of encodings: rows of one stream to named arrays, and back.
+
+An encoding may lose information, unlike a compressor. One module of this package, or of a user's own, holds one
+encoding: a frozen dataclass that derives from :class:`Encoding` or :class:`HeadEncoding`, its rows, and a function
+``parse(setting)``. ``logitstore.testing`` has the conformance suites.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import registry
 from ..errors import UsageError
+from ..schema.kinds import Kind
+from ..schema.lattice import Form
 from ..schema.spec import Column, StreamSpec
-from .rows import Rows
+from .rows import DecodedRows, Rows
 
-if TYPE_CHECKING:  # only encoding runs torch; reading a store never loads it
+if TYPE_CHECKING:  # only encoding needs torch; reading a store never loads it
     import torch
 
 
-LOSS = "kl"  # what encode() may give besides the columns: (N,) nats that each row loses
+LOSS = "kl"  # the array that encode() may return besides the columns: (N,) nats lost by each row
+
+# Advice in error messages, so that no module outside this package names an encoding.
+FOR_LOGITS = "dense, topk or nucleus"
+FOR_CLASSES = f"{FOR_LOGITS}, or factored"
+FOR_NUMBERS = "vectors or vectors:int8"
 
 
-class Encoding(Protocol):
-    """Rows (N, V) of float32 logits to named arrays whose first axis is N, and back.
+class StreamEncoding(ABC):
+    """An encoding as a user asks for it; ``str()`` gives its name and settings, e.g. ``topk:16``.
 
-    An encoding is a frozen dataclass; ``str()`` of it is its name and settings as the user writes them.
-    Arrays that it names in ``ragged``, where it has that, hold any number of items a row, row after row.
+    Attributes:
+        numbers: True where rows are the numbers of a layer, not logits of classes.
+        keeps_always: True where ``encode`` takes classes to keep in every row: the blank, and in a lattice the
+            next label.
+        requires: features that a reader must know to read such a stream (SPEC F5).
+        tail_points: temperatures at which the mass of the tail is stored; 0 without a tail, or with older ones.
     """
 
+    numbers: ClassVar[bool] = False
+    keeps_always: ClassVar[bool] = False
+    requires: ClassVar[tuple[str, ...]] = ()
+    tail_points: int = 0
+
+    def check_stream(self, kind: Kind, form: Form | None) -> None:
+        """Raise ``UsageError`` where the encoding cannot store a stream.
+
+        Args:
+            kind: kind of the stream; one with rows.
+            form: lattice form of an ``rnnt`` stream; None for other kinds.
+        """
+        if self.numbers == kind.classes:
+            raise UsageError(
+                f"{self} is not for rows of {kind.axes[-1]}",
+                do=f"Use {FOR_CLASSES if kind.classes else FOR_NUMBERS}.",
+            )
+
+    @abstractmethod
+    def bound(self, stream: StreamSpec, constants: Mapping[str, NDArray[Any]]) -> Encoding | LatticeSides:
+        """Return the encoding of a stream's rows, with the stream's settings and constants.
+
+        Without constants, an encoding that needs some knows its columns and nothing else.
+        """
+
+
+class Encoding(StreamEncoding):
+    """Rows (N, V) of float32 logits, or (N, D) numbers of a layer, to named arrays and back.
+
+    Attributes:
+        ragged: names of the arrays that hold any number of items per row, row after row. The first axis of all
+            others is N.
+    """
+
+    ragged: ClassVar[frozenset[str]] = frozenset()
+
+    @abstractmethod
     def columns(self, classes: int) -> tuple[Column, ...]:
-        """The arrays of V classes; raises ``UsageError`` where the settings do not fit V."""
+        """Return the arrays for V classes (or D numbers); raises ``UsageError`` where settings do not fit V."""
 
+    @abstractmethod
     def encode(self, logits: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Encode a whole slice at once, on the device that holds it."""
+        """Encode (N, V) float32 logits at once, on their device; the logits are not changed.
 
-    def decode(self, arrays: Mapping[str, NDArray[Any]], classes: int) -> Rows:
-        """The rows again, from numpy views of the stored arrays."""
+        With :attr:`keeps_always` there is a second parameter ``always``, (N, F) int64 classes to keep, or None.
+        The result may hold ``kl`` beside the columns: (N,) nats that each row loses.
+        """
 
+    @abstractmethod
+    def decode(self, arrays: Mapping[str, NDArray[Any]], classes: int) -> DecodedRows:
+        """Decode the stored arrays (read-only numpy views); raises ``FormatError`` for impossible ones."""
 
-@runtime_checkable
-class KeepsAlways(Protocol):
-    """An encoding that drops classes, but never some: the blank, and in a lattice the next label."""
-
-    keeps_always: bool
-
-    def encode(self, logits: torch.Tensor, always: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-        """As :meth:`Encoding.encode`; ``always`` is (N, F) int64 classes to keep in any case."""
-
-
-@runtime_checkable
-class KeepsTail(Protocol):
-    """A frozen dataclass that stores the mass it leaves out, at more or fewer temperatures."""
-
-    tail_points: int
+    def bound(self, stream: StreamSpec, constants: Mapping[str, NDArray[Any]]) -> Encoding:
+        return self
 
 
 @dataclass(frozen=True, eq=False)
 class LinearHead:
-    """The last layer of a teacher: logits are rows @ weight.T + bias.
+    """The last layer of a teacher: logits are ``rows @ weight.T + bias``.
 
     Attributes:
         weight: (V, D) float32.
@@ -73,73 +119,121 @@ class LinearHead:
         return int(self.weight.shape[1])
 
 
-@runtime_checkable
-class HeadEncoding(Protocol):
-    """An encoding of what goes into a linear head; the head itself is stored once.
+class HeadEncoding(StreamEncoding):
+    """An encoding of the input of a linear head; the head itself is stored once per store.
 
-    It is not an :class:`Encoding` yet: ``bound`` gives one, for a head of a certain width and the constants
-    that ``prepare`` made and the store keeps.
+    ``prepare`` makes the constants that the store keeps; ``bound`` gives the encoding of rows
+    (:class:`HeadRowsEncoding`), or of a lattice (:class:`LatticeSides`).
     """
 
     @property
+    @abstractmethod
     def needs_sample(self) -> bool:
-        """Whether ``prepare`` looks at rows of the teacher."""
+        """True where ``prepare`` needs rows of the teacher."""
 
+    @abstractmethod
     def prepare(self, head: LinearHead, sample: torch.Tensor | None) -> dict[str, NDArray[Any]]:
-        """What is stored once, by name."""
+        """Return the arrays that are stored once, by name.
 
-    def bound(self, stream: StreamSpec, constants: Mapping[str, NDArray[Any]]) -> Encoding | LatticeSides:
-        """The encoding of a stream's rows; without constants it knows its columns, and no more."""
+        Args:
+            head: the teacher's last layer.
+            sample: (N, D) inputs of the head where :attr:`needs_sample`; else None.
+        """
+
+    @abstractmethod
+    def made_from(self, head: LinearHead, constants: Mapping[str, NDArray[Any]]) -> bool:
+        """Tell whether stored constants were made from this head, whatever the sample was."""
 
 
-@runtime_checkable
-class HeadRows(Protocol):
-    """What :meth:`HeadEncoding.bound` gives."""
+class HeadRowsEncoding(Encoding):
+    """Encoding of the (N, D) inputs of a linear head.
+
+    Attributes:
+        constants: arrays that the store keeps once; empty where only the columns are asked for.
+    """
 
     constants: Mapping[str, NDArray[Any]]
 
+    @abstractmethod
     def encode(self, rows: torch.Tensor, own: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-        """(N, D) rows; ``own`` (N, V) logits, where what is lost is to be measured."""
+        """Encode (N, D) float32 inputs; with ``own``, their (N, V) logits, ``kl`` says what each row loses."""
 
 
-@runtime_checkable
-class LatticeSides(Protocol):
-    """What :meth:`HeadEncoding.bound` gives for a lattice: both sides of it, not its nodes."""
+class LatticeSides(ABC):
+    """Encoding of both sides of a lattice's joiner, in place of its T · (U+1) nodes."""
 
+    @abstractmethod
     def columns(self, classes: int) -> tuple[Column, ...]:
-        """The arrays."""
+        """Return the arrays for V classes."""
 
+    @abstractmethod
     def encode_sides(self, enc: torch.Tensor, dec: torch.Tensor) -> dict[str, torch.Tensor]:
-        """(T, J) and (U+1, J) numbers, which an activation of their sums and the head join."""
+        """Encode (T, J) and (U+1, J) float32; the logits of node (t, u) are head(activation(enc[t] + dec[u]))."""
 
+    @abstractmethod
     def decode(self, arrays: Mapping[str, NDArray[Any]], classes: int) -> Rows:
-        """The rows of all T · (U+1) nodes."""
+        """Decode the rows of all T · (U+1) nodes."""
 
 
 def parse_encoding(text: str) -> Encoding | HeadEncoding:
-    """The encoding written ``name`` or ``name:setting``, e.g. ``dense``, ``topk:16``.
+    """Return the encoding written ``name`` or ``name:setting``, e.g. ``dense``, ``topk:16``.
 
-    Raises ``UnknownName`` or ``UsageError``.
+    Raises:
+        UnknownName: no encoding of that name.
+        UsageError: a setting that the encoding does not have.
     """
-    name, found, setting = text.partition(":")
-    parse = registry.load("encodings", name).parse
-    encoding: Encoding | HeadEncoding = parse(setting if found else None)
+    name, has_setting, setting = text.partition(":")
+    encoding = registry.load("encodings", name).parse(setting if has_setting else None)
+    if not isinstance(encoding, Encoding | HeadEncoding):
+        raise UsageError(
+            f"parse() of the encoding {name!r} gives a {type(encoding).__name__}",
+            do="Derive it from logitstore.encodings.Encoding or HeadEncoding.",
+        )
     return encoding
 
 
+def stores_head(encoding: StreamEncoding) -> TypeGuard[HeadEncoding]:
+    """Tell whether an encoding stores the input of a linear head and needs that head."""
+    return isinstance(encoding, HeadEncoding)
+
+
+def stores_sides(encoding: object) -> TypeGuard[LatticeSides]:
+    """Tell whether a bound encoding stores both sides of a lattice."""
+    return isinstance(encoding, LatticeSides)
+
+
+def takes_head_inputs(encoding: object) -> TypeGuard[HeadRowsEncoding]:
+    """Tell whether a bound encoding stores the inputs of a linear head."""
+    return isinstance(encoding, HeadRowsEncoding)
+
+
+def encode_logits(
+    encoding: Encoding, logits: torch.Tensor, always: Callable[[], torch.Tensor | None]
+) -> dict[str, torch.Tensor]:
+    """Encode (N, V) logits, with the classes to keep in every row where the encoding takes them.
+
+    Args:
+        encoding: one that stores logits.
+        logits: (N, V) float32.
+        always: returns (N, F) int64 classes to keep, or None; called only where they are needed.
+    """
+    encode: Callable[..., dict[str, torch.Tensor]] = encoding.encode
+    return encode(logits, always()) if encoding.keeps_always else encode(logits)
+
+
 def no_setting(name: str, setting: str | None) -> None:
-    """Refuse a setting where an encoding takes none."""
+    """Raise ``UsageError`` for a setting of an encoding that takes none."""
     if setting is not None:
-        raise UsageError(f"{name} takes no setting, but got {setting!r}")
+        raise UsageError(f"{name} takes no setting, but got {setting!r}", do=f"Write {name}.")
 
 
 def log_normaliser(logits: torch.Tensor) -> torch.Tensor:
-    """(N,) log Σ exp of each row; three times as fast on a CPU as ``torch.logsumexp``."""
+    """Return (N,) log Σ exp of each row; three times as fast on a CPU as ``torch.logsumexp``."""
     peak = logits.amax(-1, keepdim=True)
     return (logits - peak).exp_().sum(-1).log_() + peak[:, 0]
 
 
 def row_loss(own: torch.Tensor, served: torch.Tensor) -> torch.Tensor:
-    """(N,) Kullback-Leibler divergence of two rows of logits, in nats, at temperature 1; float64."""
+    """Return (N,) float64 KL(own ‖ served) of two sets of (N, V) logits at temperature 1, in nats."""
     p = own.double().log_softmax(-1)
     return (p.exp() * (p - served.double().log_softmax(-1))).sum(-1).clamp_(min=0.0)

@@ -1,27 +1,29 @@
-"""``collapsed``: of every lattice node the blank, the next label, and all other classes together."""
+"""``collapsed``: the blank, the next label, and all other classes together, for every lattice node."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UsageError
-from ..schema.spec import Column
-from .base import no_setting
-from .rows import Tempered, pruned, stored_at
-from .topk import LOGP_FLOOR, ODDS_OFFSET, ODDS_STEP, POINTS, tail_about
+from ..schema.kinds import Kind
+from ..schema.lattice import Form
+from ..schema.spec import LATTICE_FORMS, Column, StreamSpec
+from ._tail import LOGP_FLOOR, POINTS, decode_odds, describe, encode_odds, pruned, stored_at
+from .base import FOR_LOGITS, Encoding, no_setting
+from .rows import Rows, Tempered
 
 if TYPE_CHECKING:
     import torch
 
 
 @dataclass(frozen=True)
-class Collapsed:
-    """Rows of two classes and a rest; which two follows from the labels.
+class Collapsed(Rows):
+    """Rows of two classes and a rest; the labels of the lattice name the classes.
 
     Attributes:
         classes: V.
@@ -35,29 +37,31 @@ class Collapsed:
     logp: NDArray[Any]
     odds: NDArray[np.float32]
 
+    needs_next_labels: ClassVar[bool] = True
+
     def __len__(self) -> int:
         return len(self.logp)
 
     def take(self, index: NDArray[np.int64]) -> Collapsed:
         return Collapsed(self.classes, self.ids[index], self.logp[index], self.odds[index])
 
-    def between(self, blank: int, following: NDArray[np.int64]) -> Collapsed:
-        """The same rows with their classes named: the blank and (N,) next labels."""
-        return replace(self, ids=np.stack([np.full_like(following, blank), following], 1))
+    def with_next_labels(self, blank: int, labels: NDArray[np.int64]) -> Collapsed:
+        return replace(self, ids=np.stack([np.full_like(labels, blank), labels], 1))
 
     def at(self, temperature: float = 1.0) -> Tempered:
-        """As any pruned rows; a node without a next label keeps one class."""
+        """Return the rows at a temperature; a node without a next label keeps one class."""
         real = np.ones(self.ids.shape, bool)
         real[:, 1] = self.ids[:, 0] != self.ids[:, 1]
         return pruned(self.classes, self.ids, self.logp, self.odds, temperature, real)
 
 
 @dataclass(frozen=True)
-class CollapsedEncoding:
-    """Two float16 log-probabilities and tail odds at five temperatures (Panchapagesan et al. 2021).
+class CollapsedEncoding(Encoding):
+    """Two float16 log-probabilities and tail odds at five temperatures: 14 bytes a node.
 
-    The rest is summed over the other classes themselves. Training against blank, next label and rest is what
-    "Efficient knowledge distillation for RNN-transducer models" proposes; it is exact, at 14 bytes a node.
+    The rest is summed over the other classes themselves, so that its mass is exact. Training against blank, next
+    label and rest is proposed by Panchapagesan et al., "Efficient knowledge distillation for RNN-transducer
+    models" (ICASSP 2021).
 
     Attributes:
         tail_points: temperatures at which the tail is stored; 4 in older stores.
@@ -65,42 +69,60 @@ class CollapsedEncoding:
 
     tail_points: int = POINTS
 
-    keeps_always = True
+    keeps_always: ClassVar[bool] = True
+    requires: ClassVar[tuple[str, ...]] = (LATTICE_FORMS,)
 
     def __str__(self) -> str:
         return "collapsed"
 
+    def check_stream(self, kind: Kind, form: Form | None) -> None:
+        super().check_stream(kind, form)
+        if form is None:
+            raise UsageError("only an rnnt stream has lattice nodes, which collapsed stores")
+        if form.framewise:
+            raise UsageError(
+                "the mean over label positions has no next label, which collapsed stores",
+                do=f"Use {FOR_LOGITS} for {form}.",
+            )
+
+    def bound(self, stream: StreamSpec, constants: Mapping[str, NDArray[Any]]) -> CollapsedEncoding:
+        return replace(self, tail_points=stream.tail_points or 4)  # a stream without a number has 4 (SPEC E20)
+
     def columns(self, classes: int) -> tuple[Column, ...]:
         if classes < 2:
-            raise UsageError(f"collapsed of {classes} classes")
+            raise UsageError(f"collapsed of {classes} classes", do="It keeps two: the blank and a label.")
         return (
             Column("logp", "float16", (2,), "log-probability (nats, temperature 1): blank, next label"),
-            Column("tail", "int16", (self.tail_points,), tail_about(self.tail_points)),
+            Column("tail", "int16", (self.tail_points,), describe(self.tail_points)),
         )
 
     def encode(self, logits: torch.Tensor, always: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-        """``always`` (N, 2): the blank and the next label, the blank twice where there is none."""
+        """Encode (N, V) logits of lattice nodes.
+
+        Args:
+            logits: (N, V) float32.
+            always: (N, 2) int64 blank and next label; the blank twice where there is none.
+        """
         if always is None or always.shape[1] != 2:
             raise UsageError("collapsed keeps nodes of a lattice, and needs their next labels")
         import torch
 
         last = always[:, :1] == always[:, 1:]
         twice = torch.cat([torch.zeros_like(last), last], 1)
-        got = logits.gather(1, always).masked_fill(twice, -torch.inf)
+        kept = logits.gather(1, always).masked_fill(twice, -torch.inf)
         rest = logits.scatter(1, always, -torch.inf)
-        odds = [(rest / t).logsumexp(1) - (got / t).logsumexp(1) for t in stored_at(self.tail_points)]
-        tail = ((torch.stack(odds, 1) - ODDS_OFFSET) / ODDS_STEP).round().clamp(-32768, 32767)
-        logz = torch.logaddexp(got.logsumexp(1), rest.logsumexp(1))
-        logp = (got - logz[:, None]).clamp(min=LOGP_FLOOR).half()
-        return {"logp": logp, "tail": tail.short()}
+        odds = [(rest / t).logsumexp(1) - (kept / t).logsumexp(1) for t in stored_at(self.tail_points)]
+        logz = torch.logaddexp(kept.logsumexp(1), rest.logsumexp(1))
+        logp = (kept - logz[:, None]).clamp(min=LOGP_FLOOR).half()
+        return {"logp": logp, "tail": encode_odds(torch.stack(odds, 1))}
 
     def decode(self, arrays: Mapping[str, NDArray[Any]], classes: int) -> Collapsed:
-        """Rows whose classes the caller names, with :meth:`Collapsed.between`."""
-        odds = (arrays["tail"] * np.float32(ODDS_STEP) + np.float32(ODDS_OFFSET)).astype(np.float32)
-        return Collapsed(classes, np.zeros((len(odds), 2), np.int64), arrays["logp"], odds)
+        """Decode rows without names of their classes; :meth:`Collapsed.with_next_labels` adds these."""
+        ids = np.zeros((len(arrays["tail"]), 2), np.int64)
+        return Collapsed(classes, ids, arrays["logp"], decode_odds(arrays["tail"]))
 
 
 def parse(setting: str | None) -> CollapsedEncoding:
-    """``collapsed``."""
+    """Return the encoding ``collapsed``."""
     no_setting("collapsed", setting)
     return CollapsedEncoding()

@@ -1,35 +1,130 @@
-"""``factored``: what goes into a linear head instead of what comes out, and the head once per store."""
+"""``factored``: the input of a linear head in place of its logits, and the head once per store."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import NonFinite, UsageError
+from ..schema.kinds import Kind
+from ..schema.lattice import Form
 from ..schema.spec import Column, StreamSpec
 from . import _rice, _transform
-from .base import LOSS, Encoding, LatticeSides, LinearHead, row_loss
-from .rows import Factored, FactoredLattice
+from .base import (
+    LOSS,
+    Encoding,
+    HeadEncoding,
+    HeadRowsEncoding,
+    LatticeSides,
+    LinearHead,
+    row_loss,
+)
+from .rows import Float, HeadInputs, Rows, Tempered, every_class
 
 if TYPE_CHECKING:
     import torch
 
 Constants = Mapping[str, NDArray[Any]]
 NARROW = {"int8": 8, "int6": 6, "int4": 4}
-SMALLEST, LARGEST = 1e-6, 1.0
-SEED = 20  # of the rotation; it is stored, so any other does as well
+SMALLEST, LARGEST = 1e-6, 1.0  # nats
+SEED = 20  # seed of the rotation, which is stored: any other serves as well
+CLOSE = 1e-4  # relative and absolute tolerance of two heads that are the same
+ACTIVATIONS: dict[str, Callable[[Any], Any]] = {"tanh": np.tanh, "relu": lambda x: np.maximum(x, 0.0)}
+
+
+@dataclass(frozen=True, eq=False)
+class Factored(Rows):
+    """Rows as the inputs of a linear head, and the head: every class, at every temperature.
+
+    Attributes:
+        h: (N, D) numbers.
+        weight: (V, D) float32.
+        bias: (V,) float32.
+    """
+
+    h: NDArray[Any]
+    weight: Float
+    bias: Float
+
+    @property
+    def classes(self) -> int:
+        return len(self.bias)
+
+    def __len__(self) -> int:
+        return len(self.h)
+
+    def take(self, index: NDArray[np.int64]) -> Factored:
+        return Factored(self.h[index], self.weight, self.bias)
+
+    def logits(self) -> Float:
+        """Return (N, V) float32 logits."""
+        return np.asarray(self.h.astype(np.float32) @ self.weight.T + self.bias, np.float32)
+
+    def at(self, temperature: float = 1.0) -> Tempered:
+        return every_class(self.logits(), temperature)
+
+    def head(self) -> HeadInputs:
+        return HeadInputs(self.h, self.weight, self.bias)
+
+
+@dataclass(frozen=True, eq=False)
+class FactoredLattice(Rows):
+    """Lattice nodes as their joiner makes them: head(activation(enc[t] + dec[u])).
+
+    Attributes:
+        enc: (T, J) float32.
+        dec: (U+1, J) float32.
+        activation: ``tanh`` or ``relu``.
+        weight: (V, J) float32.
+        bias: (V,) float32.
+        nodes: (N,) int64 t · (U+1) + u of the rows; None for all of them.
+    """
+
+    enc: Float
+    dec: Float
+    activation: str
+    weight: Float
+    bias: Float
+    nodes: NDArray[np.int64] | None = None
+
+    @property
+    def classes(self) -> int:
+        return len(self.bias)
+
+    def __len__(self) -> int:
+        return len(self.enc) * len(self.dec) if self.nodes is None else len(self.nodes)
+
+    def take(self, index: NDArray[np.int64]) -> FactoredLattice:
+        nodes = index if self.nodes is None else self.nodes[index]
+        return FactoredLattice(self.enc, self.dec, self.activation, self.weight, self.bias, nodes)
+
+    def logits(self) -> Float:
+        """Return (N, V) float32 logits."""
+        nodes = np.arange(len(self)) if self.nodes is None else self.nodes
+        t, u = np.divmod(nodes, len(self.dec))
+        joined = ACTIVATIONS[self.activation](self.enc[t] + self.dec[u])
+        return np.asarray(joined @ self.weight.T + self.bias, np.float32)
+
+    def at(self, temperature: float = 1.0) -> Tempered:
+        return every_class(self.logits(), temperature)
+
+    def head(self) -> HeadInputs | None:
+        """Return both sides of the lattice; None where only some of its nodes were taken."""
+        if self.nodes is not None:
+            return None
+        return HeadInputs(self.enc, self.weight, self.bias, self.dec, self.activation)
 
 
 @dataclass(frozen=True)
-class FactoredEncoding:
-    """Asks for a head: ``prepare`` makes what is stored once, ``bound`` gives the encoding of rows.
+class FactoredEncoding(HeadEncoding):
+    """Inputs of a head, at a width or within a budget of nats.
 
     Attributes:
-        setting: empty (float16), ``int8``, ``int6``, ``int4``, or a budget in nats.
+        setting: empty (float16), ``int8``, ``int6``, ``int4``, or a budget in nats per row.
     """
 
     setting: str = ""
@@ -39,15 +134,30 @@ class FactoredEncoding:
 
     @property
     def budget(self) -> float | None:
-        """Nats a row, on average, that transform coding may lose."""
+        """Nats per row, on average, that transform coding may lose; None for a fixed width."""
         return None if not self.setting or self.setting in NARROW else float(self.setting)
 
     @property
     def needs_sample(self) -> bool:
         return self.budget is not None
 
+    def check_stream(self, kind: Kind, form: Form | None) -> None:
+        super().check_stream(kind, form)
+        if form is None:
+            return
+        if not form.whole:
+            raise UsageError(
+                "factored keeps the two sides of the whole lattice",
+                do="Leave the form out, or choose another encoding for it.",
+            )
+        if self.setting:
+            raise UsageError(
+                f"{self} of a lattice",
+                why="An activation stands between its two sides and the head: they are kept at 16 bits.",
+                do="Use factored without a setting.",
+            )
+
     def prepare(self, head: LinearHead, sample: torch.Tensor | None) -> dict[str, NDArray[Any]]:
-        """The store's constants; ``sample`` is (N, D) rows of the teacher where one is needed."""
         if self.budget is not None:
             assert sample is not None
             device = sample.device
@@ -61,51 +171,52 @@ class FactoredEncoding:
         weight = (head.weight.astype(np.float64) @ axes).astype(np.float32)
         return {"axes": axes.astype(np.float32), "weight": weight, "bias": head.bias}
 
+    def made_from(self, head: LinearHead, constants: Constants) -> bool:
+        if self.budget is None:
+            made = self.prepare(head, None)
+            return all(np.allclose(array, constants[name], CLOSE, CLOSE) for name, array in made.items())
+        # The axes come from a sample; the logits of the mean row depend on the head alone (SPEC E16).
+        logits = head.weight.astype(np.float64) @ constants["mean"] + head.bias
+        return bool(np.allclose(logits, constants["bias"], CLOSE, CLOSE))
+
     def bound(self, stream: StreamSpec, constants: Constants) -> Encoding | LatticeSides:
-        """The encoding of a stream's rows; without constants it knows its columns and nothing else."""
         if stream.kind == "rnnt":
-            if self.setting:
-                raise UsageError(
-                    f"{self} of a lattice",
-                    why="An activation stands between its two sides and the head: they are kept at 16 bits.",
-                    do="rnnt=factored.",
-                )
-            return Sides(stream.width, stream.activation, constants)
+            return FactoredSides(stream.width, stream.activation, constants)
         if self.budget is not None:
-            return Coded(constants)
+            return FactoredCodes(constants)
         if self.setting:
-            return Narrow(NARROW[self.setting], stream.width, constants)
-        return Half(stream.width, constants)
+            return FactoredIntegers(NARROW[self.setting], stream.width, constants)
+        return FactoredFloat16(stream.width, constants)
 
 
-class _Head:
-    """What the three forms share: logits are one product with the stored weight."""
+class _LinearRows(HeadRowsEncoding):
+    """Shared parts of the three forms: logits are one product of the codes with the stored weight."""
 
-    constants: Constants
     _on: dict[str, torch.Tensor]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_on", {})
 
     def on(self, name: str, like: torch.Tensor) -> torch.Tensor:
-        """A constant where the rows are, in float32; moved there once."""
+        """Return a constant on the device of ``like``, in float32; it is moved there once."""
         if name not in self._on or self._on[name].device != like.device:
             self._on[name] = like.new_tensor(np.array(self.constants[name]))
         return self._on[name]
 
     def loss(self, own: torch.Tensor | None, code: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Nats that rows lose at temperature 1: the teacher's own logits against those of their codes."""
+        """Return ``kl``, the nats that rows lose at temperature 1; empty without the teacher's logits ``own``."""
         if own is None:
             return {}
         return {LOSS: row_loss(own, code @ self.on("weight", code).T + self.on("bias", code))}
 
     def rows(self, code: NDArray[Any]) -> Factored:
+        """Return (N, D) decoded codes as rows."""
         return Factored(code, self.constants["weight"], self.constants["bias"])
 
 
 @dataclass(frozen=True, eq=False)
-class Half(_Head):
-    """(N, D) float16."""
+class FactoredFloat16(_LinearRows):
+    """(N, D) float16 inputs of the head."""
 
     width: int
     constants: Constants = field(default_factory=dict)
@@ -117,7 +228,7 @@ class Half(_Head):
         h = rows.half()
         if not bool(h.isfinite().all()):
             raise NonFinite(
-                f"what goes into the head reaches {float(rows.abs().max()):g}, beyond float16",
+                f"the input of the head reaches {float(rows.abs().max()):g}, beyond float16",
                 do="Use factored:int8, which has a scale for every row.",
             )
         return {"h": h, **self.loss(own, h.float())}
@@ -127,8 +238,8 @@ class Half(_Head):
 
 
 @dataclass(frozen=True, eq=False)
-class Narrow(_Head):
-    """(N, D) integers of 8, 6 or 4 bits after a rotation that spreads a row's energy, and a scale a row."""
+class FactoredIntegers(_LinearRows):
+    """(N, D) integers of 8, 6 or 4 bits after a rotation that spreads a row's energy, and a scale per row."""
 
     bits: int
     width: int
@@ -147,7 +258,10 @@ class Narrow(_Head):
         # rounded up, so that the largest still fits
         scale = ((turned.abs().amax(-1) / most) * (1 + 2**-10)).clamp(min=2**-24).half()
         if not bool(scale.isfinite().all()):
-            raise NonFinite(f"what goes into the head reaches {float(rows.abs().max()):g}")
+            raise NonFinite(
+                f"the input of the head reaches {float(rows.abs().max()):g}",
+                do="Look at the recording: such a number is seldom a teacher's own.",
+            )
         step = scale.float()[:, None]
         code = (turned / step).round().clamp(-most, most)
         return {"code": narrow(code, self.bits), "scale": scale, **self.loss(own, code * step)}
@@ -158,12 +272,12 @@ class Narrow(_Head):
 
 
 @dataclass(frozen=True, eq=False)
-class Coded(_Head):
-    """Small integers along a few axes, as bits: an utterance's, one piece after the other."""
+class FactoredCodes(_LinearRows):
+    """Small integers along a few axes as bits, one piece per encoded slice (SPEC E16)."""
 
     constants: Constants = field(default_factory=dict)
 
-    ragged = frozenset({"code"})
+    ragged: ClassVar[frozenset[str]] = frozenset({"code"})
 
     def columns(self, classes: int) -> tuple[Column, ...]:
         return (Column("code", "uint8", (), "integers (SPEC E16): logits are integers @ weight.T + bias"),)
@@ -182,12 +296,12 @@ class Coded(_Head):
 
 
 @dataclass(frozen=True, eq=False)
-class Sides:
-    """Both sides of a lattice: (T, J) as 16-bit integers with a scale a row, (U+1, J) as they are.
+class FactoredSides(LatticeSides):
+    """Both sides of a lattice: (T, J) as 16-bit integers with a scale per row, (U+1, J) as float32.
 
-    Logits of node (t, u) are head(activation(enc[t] + dec[u])), as in an RNN transducer's additive joiner
-    (Graves 2012; Graves, Mohamed and Hinton 2013). There are many frames to a label, so that exact labels
-    cost little, and half of the error goes.
+    The logits of node (t, u) are head(activation(enc[t] + dec[u])), as in the additive joiner of an RNN transducer
+    (Graves 2012; Graves, Mohamed and Hinton 2013). A lattice has many frames per label, so that exact label
+    positions cost little and halve the error.
     """
 
     width: int
@@ -202,7 +316,6 @@ class Sides:
         )
 
     def encode_sides(self, enc: torch.Tensor, dec: torch.Tensor) -> dict[str, torch.Tensor]:
-        """(T, J) and (U+1, J) float32."""
         scale = (enc.abs().amax(-1) / 32767).clamp(min=1e-30)
         code = (enc / scale[:, None]).round().clamp(-32767, 32767).short()
         return {"enc": code, "scale": scale, "dec": dec}
@@ -214,7 +327,7 @@ class Sides:
 
 
 def parse(setting: str | None) -> FactoredEncoding:
-    """``factored``, ``factored:int8``, ``int6``, ``int4`` or ``factored:KL``."""
+    """Return the encoding ``factored``, ``factored:int8``, ``int6``, ``int4`` or ``factored:KL``."""
     if setting is None or setting in NARROW:
         return FactoredEncoding(setting or "")
     try:
@@ -224,13 +337,13 @@ def parse(setting: str | None) -> FactoredEncoding:
     if not SMALLEST <= budget <= LARGEST:
         raise UsageError(
             f"factored:{setting} is neither a width nor a budget",
-            do=f"factored, {', '.join(f'factored:{n}' for n in NARROW)}, or nats a row: factored:1e-3.",
+            do=f"Write factored, {', '.join(f'factored:{n}' for n in NARROW)}, or nats per row: factored:1e-3.",
         )
     return FactoredEncoding(f"{budget:g}")
 
 
 def narrow(code: torch.Tensor, bits: int) -> torch.Tensor:
-    """(N, D) whole numbers as (N, ⌈D · bits / 8⌉) uint8."""
+    """Return (N, D) whole numbers packed into (N, ⌈D · bits / 8⌉) uint8."""
     import torch
 
     raw = code.cpu().numpy().astype(np.int8).view(np.uint8)
@@ -241,7 +354,7 @@ def narrow(code: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def widen(packed: NDArray[Any], bits: int, width: int) -> NDArray[np.int8]:
-    """(N, D) int8 again."""
+    """Return the (N, D) int8 numbers that :func:`narrow` packed."""
     if bits == 8:
         return np.ascontiguousarray(packed).view(np.int8)
     each = np.unpackbits(packed, axis=1)[:, : width * bits].reshape(len(packed), width, bits)

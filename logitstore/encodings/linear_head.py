@@ -1,4 +1,4 @@
-"""A teacher's last layer as a weight and a bias, where it is one."""
+"""The last layer of a teacher as a weight and a bias, and checks that it is one."""
 
 from __future__ import annotations
 
@@ -7,15 +7,20 @@ import torch
 from torch import nn
 
 from ..errors import TapError
-from .base import LinearHead
+from .base import FOR_LOGITS, LinearHead
 
-SAME = 1e-3  # nats: between a model's own log-probabilities and those of its head's weight and bias
+SAME = 1e-3  # nats between a model's log-probabilities and those of its head's weight and bias
 
 
 def linear_head(module: nn.Module, where: str) -> LinearHead:
-    """Weight (V, D) and bias (V,) of a Linear, or of a Conv1d that sees one frame at a time.
+    """Return weight (V, D) and bias (V,) of a Linear, or of a Conv1d over one frame.
 
-    Raises ``TapError`` naming what it is instead.
+    Args:
+        module: the module that makes the logits.
+        where: name of the module for error messages.
+
+    Raises:
+        TapError: another module, which it names.
     """
     kind = type(module).__name__
     if isinstance(module, nn.Conv1d):
@@ -32,7 +37,13 @@ def linear_head(module: nn.Module, where: str) -> LinearHead:
 
 
 def gap(head: LinearHead, inputs: torch.Tensor, logits: torch.Tensor) -> float:
-    """Nats by which a head misses (N, V) logits, given the (N, D) that went into it; classes above e^-30."""
+    """Return the largest error of a head's log-probabilities in nats, over classes above e^-30.
+
+    Args:
+        head: weight and bias.
+        inputs: (N, D) inputs of the head.
+        logits: (N, V) logits that the model made of them.
+    """
     weight, bias = (inputs.new_tensor(x) for x in (head.weight, head.bias))
     ours = (inputs @ weight.T + bias).float().log_softmax(-1)
     own = logits.float().log_softmax(-1)
@@ -40,7 +51,14 @@ def gap(head: LinearHead, inputs: torch.Tensor, logits: torch.Tensor) -> float:
 
 
 def additive(parent: nn.Module | None, output: nn.Module) -> str:
-    """Two Linears beside the output one, both as wide as its input: logits = output(act(enc + dec))."""
+    """Return a description of an additive joiner, logits = output(activation(enc + dec)), or an empty string.
+
+    It has two Linears beside the output one, both as wide as its input: ``enc_proj 512 + dec_proj 320 -> 640``.
+
+    Args:
+        parent: the module that holds the joiner's layers.
+        output: the layer that makes the logits.
+    """
     if parent is None or not isinstance(output, nn.Linear):
         return ""
     sides = [
@@ -54,10 +72,11 @@ def additive(parent: nn.Module | None, output: nn.Module) -> str:
 
 
 def _refusal(what: str, where: str) -> TapError:
+    """Return the error for a module that is no linear head."""
     return TapError(
         f"{what} is not one weight and one bias, so its rows do not factor",
         where=where,
-        do="Tap the Linear that makes the logits, or store dense, topk or nucleus.",
+        do=f"Tap the Linear that makes the logits, or store {FOR_LOGITS}.",
     )
 
 

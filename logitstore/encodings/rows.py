@@ -1,46 +1,43 @@
-"""What a student is told: decoded rows that serve every temperature, in numpy.
+"""Decoded rows of one stream, in numpy, and the protocol that the rows of every encoding follow.
 
-Rows are N frames (CTC) or N lattice nodes (RNN-T, in (T, U+1) order) over V classes. Log-probabilities are
-natural logarithms at temperature 1; ``at(temperature)`` gives the same rows as a student uses them.
+A stream has N rows: frames, lattice nodes or label positions. Rows of classes (:class:`Rows`) are distributions
+over V classes and serve every temperature; rows of numbers (:class:`NumberRows`) are a layer's activations.
+Log-probabilities are natural logarithms.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UsageError
+from ..errors import CorruptError, UsageError
 
 Float = NDArray[np.float32]
 
+# The log-probability of no mass. It is finite, so that p · log p is 0 and not NaN; its exponential is 0 in
+# every floating-point type.
+NOTHING = -1e4
 
-NOTHING = (
-    -1e4
-)  # log of no mass: finite, so p·log p is 0 and not NaN; its exponential is 0 in every float type
-
-
-TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
-
-
-BETWEEN = 4 / 3  # where the log-tail is stored besides: it bends most between temperatures 1 and 2
+TEMPERATURES = (1.0, 2.0, 4.0, 8.0)  # where pruned rows store the mass of their tail
 
 
 @dataclass(frozen=True)
 class Tempered:
-    """N rows at one temperature.
+    """N rows of classes at one temperature.
 
     Attributes:
         classes: V.
-        temperature: that the probabilities were taken at.
+        temperature: temperature of the probabilities.
         logp: (N, K) float32 log-probabilities; K = V where ``ids`` is None.
-        ids: (N, K) int32 class of each, or None when every class is there in order. A row with fewer entries
-            repeats its first class with a log-probability of -1e4.
-        tail: (N,) float32 log of the mass of all other classes together; -1e4 where there is none. Beside
-            ``ids`` None it is the mass of teacher tokens that the student's table has no class for.
+        ids: (N, K) int32 class of each entry; None where all V classes are present in order. A row with fewer
+            than K entries repeats its first class with a log-probability of -1e4.
+        tail: (N,) float32 log of the total mass of all other classes; -1e4 where there is none. Where ``ids``
+            is None, the tail is the mass of teacher tokens that the student's token table lacks.
     """
 
     classes: int
@@ -50,14 +47,14 @@ class Tempered:
     tail: Float
 
     def has_tail(self) -> NDArray[np.bool_]:
-        """(N,) whether any mass lies in the tail; rounding leaves it near -1e4 where there is none."""
+        """Return (N,) booleans: True where the tail has mass. Rounding leaves it near -1e4 where it has none."""
         return self.tail > NOTHING / 2
 
     def dense(self) -> Float:
-        """(N, V) float32, each row summing to one.
+        """Return (N, V) float32 log-probabilities; the probabilities of each row sum to one.
 
-        The tail's mass is spread equally over the classes that were not kept. Where all of them were, it
-        belongs to none (tokens that a student's table lacks), and the row is normalised without it.
+        The tail's mass is spread equally over the classes that were not kept. Where every class was kept, the
+        tail belongs to no class of the student, and the row is normalised without it.
         """
         if self.ids is None:
             return _without_tail(self.logp, self.has_tail())
@@ -65,320 +62,395 @@ class Tempered:
         left = self.classes - kept.sum(axis=1)
         rest = self.tail - np.log(np.maximum(left, 1))
         out = np.broadcast_to(rest[:, None], (len(rest), self.classes)).astype(np.float32)
-        best_last = slice(None, None, -1)  # of equal ids, the last one written stays
+        # Written from last to first: of equal ids the first entry, the real one, is written last and stays.
+        backwards = slice(None, None, -1)
         logp = np.where(kept, self.logp, rest[:, None])
-        np.put_along_axis(out, self.ids[:, best_last].astype(np.int64), logp[:, best_last], axis=1)
+        np.put_along_axis(out, self.ids[:, backwards].astype(np.int64), logp[:, backwards], axis=1)
         return _without_tail(out, self.has_tail() & (left == 0))
 
 
-class Rows(Protocol):
-    """N decoded rows of one stream, whatever the encoding."""
+class ClassMap(Protocol):
+    """A map from a teacher's classes to a student's (:class:`logitstore.targets.vocab_map.VocabMap`)."""
 
     @property
     def classes(self) -> int:
-        """V."""
+        """Number of the student's classes."""
+
+    @property
+    def teacher_blank(self) -> int:
+        """Id of the blank among the teacher's classes."""
+
+    @property
+    def to(self) -> NDArray[np.int64]:
+        """(V,) student class of each teacher class; -1 for the tail."""
+
+    @property
+    def order(self) -> NDArray[np.int64] | None:
+        """(V,) teacher class of each student class where both tables hold the same tokens; else None."""
+
+    def apply(self, rows: Tempered) -> Tempered:
+        """Return rows of teacher classes as rows of student classes."""
+
+    def same(self, other: Any) -> bool:
+        """Tell whether another map gives every teacher class the same student class."""
+
+
+@dataclass(frozen=True, eq=False)
+class HeadInputs:
+    """Rows of classes before their linear head: the head's input and the head.
+
+    The logits of row t are ``h[t] @ weight.T + bias``; those of lattice node (t, u) are
+    ``activation(h[t] + dec[u]) @ weight.T + bias``.
+
+    Attributes:
+        h: (T, D) numbers: each row's input; of a lattice, each frame's side of the joiner.
+        weight: (V, D) float32.
+        bias: (V,) float32.
+        dec: (U+1, D) float32, each label position's side of the joiner; None where there is no lattice.
+        activation: ``tanh`` or ``relu``, with ``dec``.
+        map: map from the head's classes to a student's; None where they are the same.
+    """
+
+    h: NDArray[Any]
+    weight: Float
+    bias: Float
+    dec: Float | None = None
+    activation: str = ""
+    map: ClassMap | None = None
+
+    def same_head(self, other: HeadInputs) -> bool:
+        """Tell whether other rows have the same head, kind of lattice and map; rows of two stores may not."""
+        return (
+            (self.dec is None) == (other.dec is None)
+            and self.activation == other.activation
+            and (self.weight is other.weight or np.array_equal(self.weight, other.weight))
+            and (self.bias is other.bias or np.array_equal(self.bias, other.bias))
+            and (self.map is other.map or (self.map is not None and self.map.same(other.map)))
+        )
+
+
+class DecodedRows(ABC):
+    """N rows of one stream as an encoding decodes them: :class:`Rows` or :class:`NumberRows`.
+
+    Attributes:
+        numbers: True for the numbers of a layer, False for distributions over classes.
+        needs_next_labels: True where rows name their classes only after :meth:`Rows.with_next_labels`.
+    """
+
+    numbers: ClassVar[bool]
+    needs_next_labels: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Numbers in a row: V of distributions, D of a layer."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return N."""
+
+    @abstractmethod
+    def take(self, index: NDArray[np.int64]) -> Self:
+        """Return the rows at (M,) indices, in that order; an index may repeat."""
+
+    @abstractmethod
+    def mapped(self, to: ClassMap) -> DecodedRows:
+        """Return the rows over a student's classes; numbers of a layer stay as they are."""
+
+    @abstractmethod
+    def check(self, stream: str) -> None:
+        """Raise ``CorruptError`` where stored values of the stream cannot be right."""
+
+
+class Rows(DecodedRows):
+    """N distributions over V classes.
+
+    A subclass has ``classes`` (V, a dataclass field or a property), ``__len__``, ``take`` and ``at``. All other
+    methods follow from these; a subclass overrides them where its stored form allows something better.
+    """
+
+    numbers: ClassVar[bool] = False
+
+    if TYPE_CHECKING:  # a property here would become the default of a dataclass field of the same name
+
+        @property
+        def classes(self) -> int:
+            """V."""
+
+    @property
+    def width(self) -> int:
+        return self.classes
+
+    @abstractmethod
+    def at(self, temperature: float = 1.0) -> Tempered:
+        """Return the rows at a temperature; raises ``UsageError`` below 1."""
+
+    def mix(
+        self,
+        low: NDArray[np.int64],
+        high: NDArray[np.int64],
+        weight: Float,
+        temperature: float,
+        *,
+        logits: bool = False,
+    ) -> Tempered:
+        """Return S rows, each mixed from two: (1 - weight) · row ``low`` + weight · row ``high``.
+
+        Args:
+            low: (S,) row indices.
+            high: (S,) row indices.
+            weight: (S,) float32, from 0 to 1.
+            temperature: temperature of the result; probabilities are mixed at it.
+            logits: mix logits and not probabilities.
+
+        Raises:
+            UsageError: logits of rows that do not hold every class.
+        """
+        if not weight.any():
+            return self.take(low).at(temperature)
+        mixture = mix_logits if logits else mix
+        return mixture(self.take(low).at(temperature), self.take(high).at(temperature), weight)
+
+    def unmapped(self, blank: int) -> tuple[Rows, int]:
+        """Return the rows over the teacher's own classes, and the id of the blank among these.
+
+        Args:
+            blank: id of the blank among the rows' classes.
+        """
+        return self, blank
+
+    def head(self) -> HeadInputs | None:
+        """Return the rows before their linear head; None where the stored form does not hold that."""
+        return None
+
+    def mapped(self, to: ClassMap) -> Rows:
+        return MappedRows(self, to)
+
+    def with_next_labels(self, blank: int, labels: NDArray[np.int64]) -> Rows:
+        """Return the rows with their classes named by the labels of their lattice nodes.
+
+        Called only where :attr:`needs_next_labels` is True.
+
+        Args:
+            blank: id of the blank.
+            labels: (N,) next label of each node; the blank where there is none.
+        """
+        return self
+
+    def check(self, stream: str) -> None:
+        if not (self.at(1.0).logp <= 1e-3).all():
+            raise CorruptError(f"a log-probability of {stream} is above 0 (SPEC E2)")
+
+
+class NumberRows(DecodedRows):
+    """N rows of D numbers, which are no distributions: a layer's activations. No temperature applies."""
+
+    numbers: ClassVar[bool] = True
+
+    @abstractmethod
+    def values(self) -> Float:
+        """Return (N, D) float32."""
+
+    def mapped(self, to: ClassMap) -> Self:
+        return self
+
+    def check(self, stream: str) -> None:
+        if not np.isfinite(self.values()).all():
+            raise CorruptError(f"{stream} holds NaN or infinity (SPEC S14)")
+
+
+@dataclass(frozen=True)
+class MappedRows(Rows):
+    """Rows over a student's classes.
+
+    Tempering, mixing and merging classes do not commute, so the map is always applied last.
+
+    Attributes:
+        rows: stored rows, over the teacher's classes.
+        map: map from the teacher's classes to the student's.
+    """
+
+    rows: Rows
+    map: ClassMap
+
+    @property
+    def classes(self) -> int:
+        return self.map.classes
 
     def __len__(self) -> int:
-        """N."""
+        return len(self.rows)
+
+    def take(self, index: NDArray[np.int64]) -> MappedRows:
+        return MappedRows(self.rows.take(index), self.map)
 
     def at(self, temperature: float = 1.0) -> Tempered:
-        """The rows at a temperature ≥ 1."""
+        return self.map.apply(self.rows.at(temperature))
 
-    def take(self, index: NDArray[np.int64]) -> Rows:
-        """Some of the rows, in this order."""
+    def mix(
+        self,
+        low: NDArray[np.int64],
+        high: NDArray[np.int64],
+        weight: Float,
+        temperature: float,
+        *,
+        logits: bool = False,
+    ) -> Tempered:
+        return self.map.apply(self.rows.mix(low, high, weight, temperature, logits=logits))
+
+    def unmapped(self, blank: int) -> tuple[Rows, int]:
+        return self.rows, self.map.teacher_blank
+
+    def head(self) -> HeadInputs | None:
+        inputs = self.rows.head()
+        return None if inputs is None else replace(inputs, map=self.map)
+
+    def mapped(self, to: ClassMap) -> Rows:
+        raise UsageError(
+            "these rows are already mapped to a student's token table",
+            why="A second map would read the student's classes as the teacher's.",
+            do="Map once: when the store is opened, or when the batch is made.",
+        )
 
 
-def _without_tail(logp: Float, which: NDArray[np.bool_]) -> Float:
-    """(N, V) log-probabilities, those rows normalised again."""
-    if not which.any():
-        return logp
-    return np.where(which[:, None], logp - logsumexp(logp)[:, None], logp).astype(np.float32)
+def has_classes(rows: DecodedRows) -> TypeGuard[Rows]:
+    """Tell whether rows are distributions over classes."""
+    return not rows.numbers
+
+
+def has_numbers(rows: DecodedRows) -> TypeGuard[NumberRows]:
+    """Tell whether rows are the numbers of a layer."""
+    return rows.numbers
+
+
+def every_class(logits: Float, temperature: float) -> Tempered:
+    """Return (N, V) logits as rows of all classes at a temperature; raises ``UsageError`` below 1."""
+    check_temperature(temperature)
+    logp = logits / np.float32(temperature)
+    logp = (logp - logsumexp(logp)[:, None]).astype(np.float32)
+    return Tempered(logp.shape[1], temperature, logp, None, np.full(len(logp), NOTHING, np.float32))
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise ``UsageError`` for a temperature below 1, where the tail of a pruned row is not known."""
+    if not (np.isfinite(temperature) and temperature >= 1):
+        raise UsageError(f"a temperature of {temperature}", do="Give a finite temperature of 1 or more.")
 
 
 def logsumexp(x: NDArray[Any], axis: int = -1) -> NDArray[Any]:
-    """log Σ exp along an axis; rows of -inf give -inf."""
+    """Return log Σ exp along an axis; rows of -inf give -inf."""
     top = np.max(x, axis=axis, keepdims=True, initial=-np.inf)
     safe = np.where(np.isfinite(top), top, 0)
     with np.errstate(divide="ignore"):
         return np.asarray(np.log(np.exp(x - safe).sum(axis=axis)) + np.squeeze(safe, axis))
 
 
-def check_temperature(temperature: float) -> None:
-    """Raises ``UsageError`` below 1: what a pruned row left out is not known there."""
-    if not (np.isfinite(temperature) and temperature >= 1):
-        raise UsageError(f"a temperature of {temperature}", do="Temperatures are 1 or more.")
+def mix(a: Tempered, b: Tempered, weight: Float) -> Tempered:
+    """Return the probabilities (1 - weight) · a + weight · b, row by row.
 
+    Args:
+        a: N rows, with (N, Ka) entries where they are pruned.
+        b: N rows at the same temperature, pruned if and only if ``a`` is.
+        weight: (N,) share of ``b``, from 0 to 1.
 
-@dataclass(frozen=True)
-class Dense:
-    """Every class of every row.
-
-    Attributes:
-        logp: (N, V) log-probabilities at temperature 1.
-        logz: (N,) float32 log-normaliser: ``logp + logz`` are the teacher's raw logits.
+    Returns:
+        N rows; pruned rows hold the union of the classes, at most Ka + Kb. A class that only one side kept
+        gets its equal share of the other side's tail, and the masses still sum to one.
     """
-
-    logp: NDArray[Any]
-    logz: Float
-
-    @property
-    def classes(self) -> int:
-        return int(self.logp.shape[1])
-
-    def __len__(self) -> int:
-        return len(self.logp)
-
-    def take(self, index: NDArray[np.int64]) -> Dense:
-        return Dense(self.logp[index], self.logz[index])
-
-    def at(self, temperature: float = 1.0) -> Tempered:
-        check_temperature(temperature)
-        logp = self.logp.astype(np.float32) / np.float32(temperature)
-        logp = (logp - logsumexp(logp)[:, None]).astype(np.float32)
-        return Tempered(self.classes, temperature, logp, None, np.full(len(logp), NOTHING, np.float32))
-
-    def logits(self) -> Float:
-        """(N, V) float32 raw logits."""
-        return (self.logp.astype(np.float32) + self.logz[:, None]).astype(np.float32)
+    w = weight.astype(np.float64)[:, None]
+    with np.errstate(divide="ignore"):
+        log_a, log_b = np.log1p(-w), np.log(w)
+    if a.ids is None or b.ids is None:
+        logp = np.logaddexp(log_a + a.logp, log_b + b.logp).astype(np.float32)
+        tail = np.logaddexp(log_a[:, 0] + a.tail, log_b[:, 0] + b.tail)
+        return Tempered(a.classes, a.temperature, logp, None, np.maximum(tail, NOTHING).astype(np.float32))
+    return _mix_pruned(a, b, log_a, log_b)
 
 
-@dataclass(frozen=True)
-class Sparse:
-    """The K best classes of every row, and what the others weigh.
-
-    Attributes:
-        classes: V.
-        ids: (N, K) classes, best first, ties by lower id.
-        logp: (N, K) log-probabilities at temperature 1.
-        odds: (N, 4) or (N, 5) float32 log of (left-out mass / kept mass) at temperatures 1, 2, 4, 8, 4/3.
-        logz: (N,) float32 log-normaliser at temperature 1.
-    """
-
-    classes: int
-    ids: NDArray[Any]
-    logp: NDArray[Any]
-    odds: Float
-    logz: Float
-
-    def __len__(self) -> int:
-        return len(self.logp)
-
-    def take(self, index: NDArray[np.int64]) -> Sparse:
-        return Sparse(self.classes, self.ids[index], self.logp[index], self.odds[index], self.logz[index])
-
-    def at(self, temperature: float = 1.0) -> Tempered:
-        """The log-tail at any temperature lies on the polynomial through what is known of a smooth curve.
-
-        The curve is log Σ exp(logp/τ) over the left-out classes; four or five points are stored, and at
-        1/τ = 0 it is the logarithm of how many there are.
-        """
-        return pruned(self.classes, self.ids, self.logp, self.odds, temperature)
-
-
-@dataclass(frozen=True)
-class Ragged:
-    """The best classes of every row, as many as it needs, and what the others weigh.
-
-    Attributes:
-        classes: V.
-        start: (N+1,) int64 where each row's entries begin; the last is where they end.
-        ids: (M,) classes, row after row, best first, ties by lower id; no row is empty.
-        logp: (M,) log-probabilities at temperature 1.
-        odds: (N, 4) float32 log of (left-out mass / kept mass) at temperatures 1, 2, 4, 8.
-    """
-
-    classes: int
-    start: NDArray[np.int64]
-    ids: NDArray[Any]
-    logp: NDArray[Any]
-    odds: Float
-
-    def __len__(self) -> int:
-        return len(self.odds)
-
-    @property
-    def counts(self) -> NDArray[np.int64]:
-        """(N,) entries of each row."""
-        return np.diff(self.start)
-
-    def take(self, index: NDArray[np.int64]) -> Ragged:
-        counts = self.counts[index]
-        start = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
-        where = np.arange(start[-1]) - np.repeat(start[:-1] - self.start[:-1][index], counts)
-        return Ragged(self.classes, start, self.ids[where], self.logp[where], self.odds[index])
-
-    def at(self, temperature: float = 1.0) -> Tempered:
-        """As :meth:`Sparse.at`; K is that of the widest row."""
-        counts = self.counts
-        place = np.arange(int(counts.max(initial=1)))
-        real = place < counts[:, None]
-        where = self.start[:-1, None] + np.where(real, place, 0)  # what is not there repeats the first
-        return pruned(self.classes, self.ids[where], self.logp[where], self.odds, temperature, real)
-
-
-@dataclass(frozen=True, eq=False)
-class Vectors:
-    """Rows that are no distributions: what a layer gave. No temperature applies.
-
-    Attributes:
-        h: (N, D) numbers.
-    """
-
-    h: NDArray[Any]
-
-    @property
-    def width(self) -> int:
-        """D."""
-        return int(self.h.shape[1])
-
-    def __len__(self) -> int:
-        return len(self.h)
-
-    def take(self, index: NDArray[np.int64]) -> Vectors:
-        return Vectors(self.h[index])
-
-    def values(self) -> Float:
-        """(N, D) float32."""
-        return self.h.astype(np.float32)
-
-
-def pruned(
-    classes: int,
-    ids: NDArray[Any],
-    stored: NDArray[Any],
-    odds: Float,
-    temperature: float,
-    real: NDArray[np.bool_] | None = None,
+def _mix_pruned(
+    a: Tempered, b: Tempered, log_a: NDArray[np.float64], log_b: NDArray[np.float64]
 ) -> Tempered:
-    """Rows of kept entries at a temperature; ``real`` is False where a row has no such entry."""
-    check_temperature(temperature)
-    logp: NDArray[np.float64] = stored.astype(np.float64)
-    left = np.full(len(logp), classes - logp.shape[1])
-    if real is not None:
-        logp = np.where(real, logp, -np.inf)
-        left = classes - real.sum(axis=1)
-    kept = logsumexp(logp / temperature)
-    tail: NDArray[Any]
-    known = stored_at(odds.shape[1])
-    if temperature in known:
-        tail = kept + odds[:, known.index(temperature)]
-    else:
-        points = [logsumexp(logp / t) + odds[:, i] for i, t in enumerate(known)]
-        points.append(np.log(np.maximum(left, 1)))
-        tail = np.stack(points, -1) @ tail_weights(temperature, known)
-    tail = np.where(left == 0, NOTHING, tail)
-    total = np.logaddexp(kept, tail)
-    out = (logp / temperature - total[:, None]).astype(np.float32)
+    """Return the mixture of pruned rows; ``log_a`` and ``log_b`` are the (N, 1) logs of the two shares."""
+    assert a.ids is not None
+    assert b.ids is not None
+    none = a.classes  # stands for an entry that a row does not have: sorts behind every class
+    real_a, real_b = a.logp > NOTHING, b.logp > NOTHING
+    each_a = a.tail - np.log(np.maximum(a.classes - real_a.sum(axis=1), 1))  # log-mass of a class left out
+    each_b = b.tail - np.log(np.maximum(b.classes - real_b.sum(axis=1), 1))
+
+    # One column for every entry of either side, with the log-probability that each side gives its class.
+    ids = np.concatenate([np.where(real_a, a.ids, none), np.where(real_b, b.ids, none)], axis=1)
+    from_a = np.concatenate([a.logp, np.broadcast_to(each_a[:, None], b.ids.shape)], 1, dtype=np.float64)
+    from_b = np.concatenate([np.broadcast_to(each_b[:, None], a.ids.shape), b.logp], 1, dtype=np.float64)
+    order = np.argsort(ids, axis=1, kind="stable")
+    ids, from_a, from_b = (np.take_along_axis(x, order, axis=1) for x in (ids, from_a, from_b))
+
+    # A class that both sides kept has two neighbouring columns: a's, then b's. The first takes b's value.
+    twin = np.zeros(ids.shape, bool)
+    twin[:, 1:] = ids[:, 1:] == ids[:, :-1]
+    from_b[:, :-1] = np.where(twin[:, 1:], from_b[:, 1:], from_b[:, :-1])
+    gone = twin | (ids == none)
+    logp = np.where(gone, NOTHING, np.logaddexp(log_a + from_a, log_b + from_b))
+
+    union = (~gone).sum(axis=1)
+    best = np.argsort(-logp, axis=1, kind="stable")[:, : int(union.max(initial=1))]
+    logp, ids = np.take_along_axis(logp, best, axis=1), np.take_along_axis(ids, best, axis=1)
+    ids = np.where(logp > NOTHING, ids, ids[:, :1])
+    with np.errstate(divide="ignore"):
+        log_left = np.log(np.maximum(a.classes - union, 0))
+    tail = np.logaddexp(log_a[:, 0] + each_a, log_b[:, 0] + each_b) + log_left
     return Tempered(
-        classes,
-        temperature,
-        out if real is None else np.where(real, out, np.float32(NOTHING)),
+        a.classes,
+        a.temperature,
+        logp.astype(np.float32),
         ids.astype(np.int32),
-        np.maximum(tail - total, NOTHING).astype(np.float32),
+        np.maximum(tail, NOTHING).astype(np.float32),
     )
 
 
-def stored_at(points: int) -> tuple[float, ...]:
-    """The temperatures of so many stored tails."""
-    return (*TEMPERATURES, BETWEEN)[:points]
+def mix_logits(a: Tempered, b: Tempered, weight: Float) -> Tempered:
+    """Return softmax((1 - weight) · logits of a + weight · logits of b), row by row.
 
-
-def tail_weights(temperature: float, known: tuple[float, ...]) -> NDArray[np.float64]:
-    """Weights of the known points, and of that at 1/τ = 0, for the value of their polynomial.
-
-    Through four stored points it is one in 1/τ (SPEC E7). Through five it is one in ln(1 + 4/τ), in which the
-    curve is nearly straight: the other misses the mass by a tenth at temperatures below 2 (SPEC E20).
+    Raises ``UsageError`` for pruned rows, whose left-out logits are not known one by one.
     """
-    beta = np.array([1 / t for t in (*known, np.inf, temperature)])
-    *at, x = beta if len(known) == 4 else np.log1p(4 * beta)
-    found = np.ones(len(at))
-    for i, here in enumerate(at):
-        for j, other in enumerate(at):
-            if i != j:
-                found[i] *= (x - other) / (here - other)
-    return found
+    if a.ids is not None or b.ids is not None:
+        raise UsageError(
+            "linear-logit of pruned rows",
+            why="The logits of the classes that they left out are not known one by one.",
+            do="Use linear, or a store that keeps every class.",
+        )
+    w = weight[:, None]
+    logp = (1 - w) * a.logp + w * b.logp
+    return replace(a, logp=(logp - logsumexp(logp)[:, None]).astype(np.float32))
 
 
-@dataclass(frozen=True, eq=False)
-class Factored:
-    """Rows as a linear head sees them, and the head: every class, at every temperature.
+def concatenate(parts: Sequence[Tempered]) -> Tempered:
+    """Return rows one after the other, at the same temperature; K becomes the largest.
 
-    Attributes:
-        h: (N, D) numbers.
-        weight: (V, D) float32.
-        bias: (V,) float32.
+    All parts are pruned, or none is.
     """
-
-    h: NDArray[Any]
-    weight: Float
-    bias: Float
-
-    @property
-    def classes(self) -> int:
-        return len(self.bias)
-
-    def __len__(self) -> int:
-        return len(self.h)
-
-    def take(self, index: NDArray[np.int64]) -> Factored:
-        return Factored(self.h[index], self.weight, self.bias)
-
-    def logits(self) -> Float:
-        """(N, V) float32 logits."""
-        return np.asarray(self.h.astype(np.float32) @ self.weight.T + self.bias, np.float32)
-
-    def at(self, temperature: float = 1.0) -> Tempered:
-        return every_class(self.logits(), temperature)
+    k = max(part.logp.shape[1] for part in parts)
+    ids = None
+    if parts[0].ids is not None:
+        ids = np.concatenate([_widened(part.ids, k, None) for part in parts if part.ids is not None])
+    return replace(
+        parts[0],
+        logp=np.concatenate([_widened(part.logp, k, NOTHING) for part in parts]),
+        ids=ids,
+        tail=np.concatenate([part.tail for part in parts]),
+    )
 
 
-ACTIVATIONS: dict[str, Callable[[Any], Any]] = {"tanh": np.tanh, "relu": lambda x: np.maximum(x, 0.0)}
+def _widened(values: NDArray[Any], k: int, fill: float | None) -> NDArray[Any]:
+    """Return (N, K) values as (N, k), filled with a number, or with each row's first value where it is None."""
+    missing = k - values.shape[1]
+    if not missing:
+        return values
+    last = values[:, :1] if fill is None else np.full((len(values), 1), fill, values.dtype)
+    return np.concatenate([values, np.repeat(last, missing, axis=1)], axis=1)
 
 
-@dataclass(frozen=True, eq=False)
-class FactoredLattice:
-    """The nodes of a lattice as its joiner makes them: head(activation(enc[t] + dec[u])).
-
-    Attributes:
-        enc: (T, J) float32.
-        dec: (U+1, J) float32.
-        activation: ``tanh`` or ``relu``.
-        weight: (V, J) float32.
-        bias: (V,) float32.
-        nodes: (N,) int64 t · (U+1) + u of the rows; None for all of them.
-    """
-
-    enc: Float
-    dec: Float
-    activation: str
-    weight: Float
-    bias: Float
-    nodes: NDArray[np.int64] | None = None
-
-    @property
-    def classes(self) -> int:
-        return len(self.bias)
-
-    def __len__(self) -> int:
-        return len(self.enc) * len(self.dec) if self.nodes is None else len(self.nodes)
-
-    def take(self, index: NDArray[np.int64]) -> FactoredLattice:
-        nodes = index if self.nodes is None else self.nodes[index]
-        return FactoredLattice(self.enc, self.dec, self.activation, self.weight, self.bias, nodes)
-
-    def logits(self) -> Float:
-        """(N, V) float32 logits."""
-        nodes = np.arange(len(self)) if self.nodes is None else self.nodes
-        t, u = np.divmod(nodes, len(self.dec))
-        joined = ACTIVATIONS[self.activation](self.enc[t] + self.dec[u])
-        return np.asarray(joined @ self.weight.T + self.bias, np.float32)
-
-    def at(self, temperature: float = 1.0) -> Tempered:
-        return every_class(self.logits(), temperature)
-
-
-def every_class(logits: Float, temperature: float) -> Tempered:
-    """(N, V) logits as rows at a temperature."""
-    check_temperature(temperature)
-    logp = logits / np.float32(temperature)
-    logp = (logp - logsumexp(logp)[:, None]).astype(np.float32)
-    return Tempered(logp.shape[1], temperature, logp, None, np.full(len(logp), NOTHING, np.float32))
+def _without_tail(logp: Float, which: NDArray[np.bool_]) -> Float:
+    """Return (N, V) log-probabilities, normalised again in the rows that ``which`` names."""
+    if not which.any():
+        return logp
+    return np.where(which[:, None], logp - logsumexp(logp)[:, None], logp).astype(np.float32)

@@ -3,31 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FormatError, UsageError
-from ..schema.spec import Column
-from .rows import BETWEEN, TEMPERATURES, Sparse
+from ..schema.spec import Column, StreamSpec
+from ._tail import LOGP_FLOOR, POINTS, decode_odds, describe, encode_odds, power_sums, pruned
+from .base import Encoding
+from .rows import TEMPERATURES, Float, Rows, Tempered
 
 if TYPE_CHECKING:
     import torch
 
-ODDS_STEP, ODDS_OFFSET = 1 / 1024, -20.0  # int16 reaches from -52 to +12 nats, within 0.0005
-LOGP_FLOOR = -65504.0
-POINTS = len((*TEMPERATURES, BETWEEN))
-TAIL_ABOUT = "log(left-out mass / kept mass) at temperatures 1, 2, 4, 8{}: value / 1024 - 20 nats"
+
+@dataclass(frozen=True)
+class Sparse(Rows):
+    """Rows of the K best classes and the mass of all others.
+
+    Attributes:
+        classes: V.
+        ids: (N, K) classes, best first, ties by lower id.
+        logp: (N, K) log-probabilities at temperature 1.
+        odds: (N, 4) or (N, 5) float32 log of (left-out mass / kept mass) at temperatures 1, 2, 4, 8, 4/3.
+        logz: (N,) float32 log-normaliser at temperature 1.
+    """
+
+    classes: int
+    ids: NDArray[Any]
+    logp: NDArray[Any]
+    odds: Float
+    logz: Float
+
+    def __len__(self) -> int:
+        return len(self.logp)
+
+    def take(self, index: NDArray[np.int64]) -> Sparse:
+        return Sparse(self.classes, self.ids[index], self.logp[index], self.odds[index], self.logz[index])
+
+    def at(self, temperature: float = 1.0) -> Tempered:
+        return pruned(self.classes, self.ids, self.logp, self.odds, temperature)
 
 
 @dataclass(frozen=True)
-class TopK:
+class TopK(Encoding):
     """K ids and float16 log-probabilities, best first, ties by lower id; tail odds at five temperatures.
-
-    The tail is summed over the left-out classes themselves, never as one minus the kept mass, and stored
-    relative to the kept mass: that keeps both masses exact, whichever of the two is the tiny one.
 
     Attributes:
         k: classes to keep.
@@ -40,6 +62,9 @@ class TopK:
     def __str__(self) -> str:
         return f"topk:{self.k}"
 
+    def bound(self, stream: StreamSpec, constants: Mapping[str, NDArray[Any]]) -> TopK:
+        return replace(self, tail_points=stream.tail_points or 4)  # a stream without a number has 4 (SPEC E20)
+
     def columns(self, classes: int) -> tuple[Column, ...]:
         if self.k > classes:
             raise UsageError(
@@ -49,7 +74,7 @@ class TopK:
         return (
             Column("ids", ids, (self.k,), "class of each kept entry, best first, ties by lower id"),
             Column("logp", "float16", (self.k,), "log-probability (nats, temperature 1) of each kept entry"),
-            Column("tail", "int16", (self.tail_points,), tail_about(self.tail_points)),
+            Column("tail", "int16", (self.tail_points,), describe(self.tail_points)),
             Column("logz", "float32", (), "log-normaliser: logp + logz are the teacher's logits"),
         )
 
@@ -59,54 +84,28 @@ class TopK:
         powers = ((logits - peak) / TEMPERATURES[-1]).exp_()
         kept = power_sums(powers.gather(1, ids), self.tail_points)
         rest = power_sums(powers.scatter_(1, ids, 0.0), self.tail_points)
-        odds = (rest / kept).log_()
         logz = (kept[:, 0] + rest[:, 0]).log_() + peak[:, 0]
-        tail = ((odds - ODDS_OFFSET) / ODDS_STEP).round_().clamp_(-32768, 32767)
         return {
             "ids": ids,
             "logp": (top - logz[:, None]).clamp_(min=LOGP_FLOOR).half(),
-            "tail": tail.short(),
+            "tail": encode_odds((rest / kept).log_()),
             "logz": logz,
         }
 
     def decode(self, arrays: Mapping[str, NDArray[Any]], classes: int) -> Sparse:
         if arrays["ids"].size and int(arrays["ids"].max()) >= classes:
             raise FormatError(f"an id of {int(arrays['ids'].max())} among {classes} classes (SPEC E5)")
-        odds = (arrays["tail"] * np.float32(ODDS_STEP) + np.float32(ODDS_OFFSET)).astype(np.float32)
-        return Sparse(classes, arrays["ids"], arrays["logp"], odds, arrays["logz"])
-
-
-def tail_about(points: int) -> str:
-    """What the tail's column says of itself."""
-    return TAIL_ABOUT.format(", 4/3" if points == POINTS else "")
-
-
-def power_sums(e: torch.Tensor, points: int = len(TEMPERATURES)) -> torch.Tensor:
-    """(N, 4 or 5) Σ exp(x/τ) at τ = 1, 2, 4, 8, 4/3 from e = exp(x/8), which it overwrites.
-
-    No more exponentials: squares of squares, and x · 3/4 = x/4 + x/2.
-    """
-    sums = e.new_empty(len(e), points)
-    quarter = e
-    for column in reversed(range(len(TEMPERATURES))):
-        sums[:, column] = e.sum(-1)
-        if points == POINTS and TEMPERATURES[column] == 4:
-            quarter = e.clone()
-        if points == POINTS and TEMPERATURES[column] == 2:
-            sums[:, -1] = quarter.mul_(e).sum(-1)
-        if column:
-            e.square_()
-    return sums
+        return Sparse(classes, arrays["ids"], arrays["logp"], decode_odds(arrays["tail"]), arrays["logz"])
 
 
 def best(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(N, K) values and ids of the K largest, descending, equal values by lower id, on any device."""
+    """Return (N, K) values and ids of the K largest, descending, equal values by lower id, on any device."""
     ids = _best_on_cpu(logits, k) if logits.device.type == "cpu" else _best_on_device(logits, k)
     return logits.gather(1, ids), ids
 
 
 def _best_on_cpu(logits: torch.Tensor, k: int) -> torch.Tensor:
-    """Value and id packed into one integer key: numpy's vectorised partition is six times ``torch.topk``."""
+    """Sort integer keys that hold value and id: numpy's vectorised partition is six times ``torch.topk``."""
     import torch
 
     bits = (logits.numpy() + np.float32(0.0)).view(np.int32)  # + 0.0: the two zeros are equal
@@ -119,7 +118,7 @@ def _best_on_cpu(logits: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def _best_on_device(logits: torch.Tensor, k: int) -> torch.Tensor:
-    """``torch.topk`` leaves the order of equal values open: rows that have any are sorted stably instead."""
+    """Sort rows with equal values stably instead: ``torch.topk`` leaves their order open."""
     top, ids = logits.topk(k, dim=-1, sorted=True)
     tied = (top[:, 1:] == top[:, :-1]).any(-1)
     tied |= (logits >= top[:, -1:]).sum(-1) > k
@@ -129,7 +128,7 @@ def _best_on_device(logits: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def parse(setting: str | None) -> TopK:
-    """``topk:K``."""
+    """Return the encoding ``topk:K``."""
     if setting is None or not setting.isascii() or not setting.isdigit() or int(setting) < 1:
-        raise UsageError(f"topk:{setting or ''} keeps nothing", do="Say how many, e.g. topk:16.")
+        raise UsageError(f"topk:{setting or ''} keeps no class", do="Give the number of classes: topk:16.")
     return TopK(int(setting))

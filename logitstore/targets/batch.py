@@ -1,55 +1,56 @@
-"""Targets as padded tensors with masks: what a student's training step takes."""
+"""Targets of several utterances as padded tensors with masks, for a student's training step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..encodings.rows import NOTHING, Factored, FactoredLattice, Tempered, Vectors, check_temperature
+from ..encodings.rows import NOTHING, Tempered, check_temperature
 from ..errors import LengthError, UsageError
 from ..schema.clock import FrameClock
 from .clip import Clipped
-from .clip_resample import (
-    Stretch,
-    check_frames,
-    clip_vectors,
-    frames_of,
-    only_target,
-    resample_clip,
-    stretches,
-)
+from .clip_resample import Ratio, check_frames, clip_vectors, frames_of, resample_clip, stretches
 from .frames import Method
 from .keywords import checked_keywords
-from .resample import Headed, Resampled, follows_frames, headed, resample_stream, resample_vectors
-from .stream_batch import FactoredBatch, StreamBatch, VectorBatch, mapped
+from .resample import (
+    Resampled,
+    ResampledHead,
+    follows_frames,
+    resample_head,
+    resample_stream,
+    resample_vectors,
+)
+from .stream_batch import FactoredBatch, StreamBatch, VectorBatch, map_tensors
 from .target import Target
 from .vocab_map import VocabMap
 
 __all__ = ["FactoredBatch", "StreamBatch", "TargetBatch", "VectorBatch", "collate_targets"]
 
+Source = Target | Clipped  # one example of a batch
+
 
 @dataclass(frozen=True)
 class TargetBatch:
-    """Targets of B utterances.
+    """Targets of B utterances or clips.
 
     Attributes:
         utt_ids: B utterance ids, or names of clips.
-        temperature: that probabilities were taken at.
+        temperature: temperature of the probabilities.
         lengths: (B,) int64 frames, after resampling.
         mask: (B, T) bool, True on valid frames.
-        labels: (B, U) int64 token ids, 0 in padding; those of utterances that are joined, one behind the
-            other. None, as the next two, where an utterance is cut: which of them are heard is not known.
+        labels: (B, U) int64 token ids, 0 in padding; joined utterances have theirs one after the other. None, as
+            the next two, where an utterance with labels is cropped: the labels within the crop are not known.
         label_lengths: (B,) int64.
         label_mask: (B, U) bool, True on labels.
-        streams: by stream name: a :class:`VectorBatch` of a ``hidden`` stream, rows of classes of others.
-        driven: by stream that was driven with labels, (B, U) int64, 0 in padding: an attention decoder's own,
-            which end with its end token; their mask is that of its rows.
+        streams: by stream name a :class:`StreamBatch` or :class:`FactoredBatch` of rows of classes, or a
+            :class:`VectorBatch` of a ``hidden`` stream.
+        driven: (B, U) int64 token ids, 0 in padding, by stream that has labels of its own: an attention decoder's
+            end with the end token. Their mask is that of the stream's rows.
     """
 
     utt_ids: tuple[str, ...]
@@ -69,20 +70,20 @@ class TargetBatch:
         return self.streams[stream]
 
     def to(self, device: Any, non_blocking: bool = False) -> Self:
-        """Every tensor on a device."""
+        """Return the batch with every tensor on a device."""
         return self.map(lambda t: t.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
-        """Every tensor in page-locked memory; DataLoader(pin_memory=True) calls it."""
+        """Return the batch in page-locked memory; ``DataLoader(pin_memory=True)`` calls this method."""
         return self.map(lambda t: t.pin_memory())
 
-    def map(self, f: Any) -> Self:
-        """The same with ``f`` applied to every tensor."""
+    def map(self, f: Callable[[torch.Tensor], torch.Tensor]) -> Self:
+        """Return the batch with ``f`` applied to every tensor."""
         return replace(
             self,
-            **mapped(self, f),
-            streams={n: s.map(f) for n, s in self.streams.items()},
-            driven={n: f(ids) for n, ids in self.driven.items()},
+            **map_tensors(self, f),
+            streams={name: stream.map(f) for name, stream in self.streams.items()},
+            driven={name: f(ids) for name, ids in self.driven.items()},
         )
 
 
@@ -98,133 +99,220 @@ def collate_targets(
     streams: Sequence[str] | None = None,
     vocab: VocabMap | None = None,
 ) -> TargetBatch:
-    """Pad targets into a batch, each resampled by its own valid length.
+    """Pad targets into a batch; each is resampled by its own valid length.
 
     Args:
-        targets: B of them, or clips of them: cut, at another speed, with silence around, joined.
+        targets: B targets, or clips with theirs (``Store.batch`` reads both).
         frames: (B,) valid frames of the student; None keeps the teacher's.
-        method: ``linear``, ``nearest``, ...: :class:`logitstore.targets.frames.Method`.
-        temperature: ≥ 1.
-        ratio: student frames per teacher frame as p, q, or the student's own ``FrameClock``; lengths that do
-            not fit it are refused. It also tells where exactly the frames of a clip are.
-        tolerance: student frames by which they may miss it.
-        streams: only these.
-        vocab: maps rows, after resampling and at the temperature, and labels to a student's token table;
-            not needed for targets of a store that was opened with it.
+        method: resampling method: ``linear``, ``nearest``, ... (:data:`logitstore.targets.frames.METHODS`).
+        temperature: temperature of the probabilities, 1 or more.
+        ratio: student frames per teacher frame as (p, q), or the student's own ``FrameClock``. Frames that do not
+            fit it are refused, and it gives the exact times of a clip's frames.
+        tolerance: student frames by which ``frames`` may differ from the ratio.
+        streams: names of the streams to put into the batch; None for all.
+        vocab: map to a student's token table, for targets of a store that was opened without it. Rows are mapped
+            after resampling, at the temperature.
 
     Raises:
         TokenError: a label that the student's table lacks.
-        LengthError: frames that do not fit the utterance.
-        UsageError: an empty batch, options that do not exist, or a stream that cannot follow a clip.
+        LengthError: frames that do not fit the utterance, or a count of frames that is not B.
+        MissingUtterance: a stream that a target does not hold.
+        UsageError: an empty batch, an unknown method or argument, a temperature below 1, a method that cannot
+            resample a stream, or a stream that cannot follow a clip.
     """
     if not targets:
-        raise UsageError("a batch of no utterances")
+        raise UsageError("a batch of no utterances", do="Give at least one target.")
     if vocab is not None:
-        targets = [_mapped_to(vocab, t) for t in targets]
-    heard = [only_target(t) or t for t in targets]
+        targets = [_mapped(source, vocab) for source in targets]
+    sources = [_plain(source) for source in targets]
     how = Method.parse(method)
-    lengths = [-(-frames_of(t) // max(how.size, 1)) for t in heard]
-    if frames is not None:
-        lengths = [int(f) for f in frames]
-    if len(lengths) != len(heard):
-        raise LengthError(f"{len(lengths)} frame counts for {len(heard)} utterances")
+    lengths = _lengths(sources, frames, how)
     if ratio is not None:
-        for target, length in zip(heard, lengths, strict=True):
-            check_frames(target, length, ratio, tolerance)
-
-    some = heard[0] if isinstance(heard[0], Target) else next(iter(heard[0].targets.values()))
-    names = list(some.streams) if streams is None else list(streams)
-    stretched = partial(_stretched, how=how, ratio=ratio, teachers=frames is None)
-    pairs = list(zip(heard, lengths, strict=True))
-    kept = {name: _stream(name, pairs, how, temperature, stretched) for name in names}
-    labels = [_labels(t) for t in heard]
-    known = [x for x in labels if x is not None]
-    counts = [len(x) for x in known] if len(known) == len(labels) else None
+        for source, length in zip(sources, lengths, strict=True):
+            check_frames(source, length, ratio, tolerance)
+    request = _Request(how, float(temperature), ratio, at_teacher_rate=frames is None)
+    names = list(_example(sources[0]).streams) if streams is None else list(streams)
+    labels, label_lengths, label_mask = _pad_labels([_labels(source) for source in sources])
     return TargetBatch(
-        utt_ids=tuple(t.id for t in heard),
-        temperature=float(temperature),
+        utt_ids=tuple(source.id for source in sources),
+        temperature=request.temperature,
         lengths=torch.tensor(lengths),
         mask=_mask(lengths, max(lengths)),
-        labels=None if counts is None else _padded(known),
-        label_lengths=None if counts is None else torch.tensor(counts),
-        label_mask=None if counts is None else _mask(counts, max(counts)),
-        streams=kept,
-        driven=_driven(heard, names),
+        labels=labels,
+        label_lengths=label_lengths,
+        label_mask=label_mask,
+        streams={name: _collate_stream(name, sources, lengths, request) for name in names},
+        driven=_driven_labels(sources, names),
     )
 
 
-def _stretched(
-    heard: Clipped, length: int, *, how: Method, ratio: tuple[int, int] | FrameClock | None, teachers: bool
-) -> list[Stretch]:
-    """Where each frame of a clip looks."""
-    return list(stretches(heard, length, how, ratio, teachers=teachers))
+@dataclass(frozen=True)
+class _Request:
+    """Settings of a batch that every stream follows; see :func:`collate_targets`."""
+
+    method: Method
+    temperature: float
+    ratio: Ratio | None
+    at_teacher_rate: bool
 
 
-def _stream(
-    name: str,
-    pairs: Sequence[tuple[Target | Clipped, int]],
-    how: Method,
-    temperature: float,
-    stretched: Callable[[Clipped, int], list[Stretch]],
-) -> StreamBatch | FactoredBatch | VectorBatch:
-    """One stream of all that is heard at the student's frames, padded."""
-    first = pairs[0][0]
-    one = first if isinstance(first, Target) else next(iter(first.targets.values()))
-    numbers = isinstance(one.streams.get(name), Vectors)
-
-    def resampled(heard: Target | Clipped, n: int) -> Any:
-        try:
-            if numbers:
-                if isinstance(heard, Target):
-                    return resample_vectors(heard, name, n, how)
-                return clip_vectors(heard, name, stretched(heard, n), how)
-            if isinstance(heard, Target):
-                return resample_stream(heard, name, n, how, temperature)
-            return resample_clip(heard, name, stretched(heard, n), how, temperature)
-        except LengthError as e:
-            raise LengthError(e.what, where=e.where or heard.id, why=e.why, do=e.do) from None
-
-    if numbers:
-        return _pad_vectors([resampled(t, n) for t, n in pairs])
-    found = [headed(t, name, n, how) if isinstance(t, Target) else None for t, n in pairs]
-    heads = [h for h in found if h is not None and found[0] is not None and h.shares(found[0])]
-    if len(heads) == len(found):
-        check_temperature(temperature)
-        counts = [n if follows_frames(name) else len(h.rows) for h, (_, n) in zip(heads, pairs, strict=True)]
-        return _pad_heads(heads, counts, temperature)
-    return _pad([resampled(t, n) for t, n in pairs])
+# --- one utterance or clip
 
 
-def _driven(heard: Sequence[Target | Clipped], names: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Labels of the streams that are driven with some; not of clips, whose lattices follow from theirs."""
-    found: dict[str, torch.Tensor] = {}
-    for name in names:
-        own = [t.driven.get(name) if isinstance(t, Target) else _whole(t, name) for t in heard]
-        known = [x for x in own if x is not None]
-        if len(known) == len(own):
-            found[name] = _padded(known)
-    return found
+def _plain(source: Source) -> Source:
+    """Return the target of a clip that is one whole utterance at its own speed; else the source itself."""
+    return source if isinstance(source, Target) else source.plain or source
 
 
-def _whole(heard: Clipped, name: str) -> NDArray[Any] | None:
-    """Labels of a clip of one whole utterance; None of others."""
-    said = [p for p in heard.pieces if p.id]
-    if len(said) != 1 or not heard.whole(said[0]):
+def _example(source: Source) -> Target:
+    """Return a target of the source: its own, or a clip's first."""
+    return source if isinstance(source, Target) else source.first
+
+
+def _mapped(source: Source, vocab: VocabMap) -> Source:
+    """Return the source over a student's token table."""
+    if isinstance(source, Target):
+        return vocab.target(source)
+    targets = {utt_id: vocab.target(target) for utt_id, target in source.targets.items()}
+    return replace(source, targets=targets)
+
+
+def _lengths(sources: Sequence[Source], frames: Sequence[int] | torch.Tensor | None, how: Method) -> list[int]:
+    """Return B frame counts: the student's, or those that the teacher's frames make."""
+    if frames is None:
+        stack = max(how.size, 1)
+        return [-(-frames_of(source) // stack) for source in sources]
+    lengths = [int(count) for count in frames]
+    if len(lengths) != len(sources):
+        raise LengthError(
+            f"{len(lengths)} frame counts for {len(sources)} utterances",
+            do="Give one valid length per utterance: frames=lengths.",
+        )
+    return lengths
+
+
+def _labels(source: Source) -> NDArray[np.int64] | None:
+    """Return the label ids of an utterance or a clip; None where some may be cropped away."""
+    if isinstance(source, Target):
+        return source.labels.astype(np.int64)
+    utterances = source.utterances
+    if any(source.targets[piece.id].U and not source.is_whole(piece) for piece in utterances):
         return None
-    return heard.targets[said[0].id].driven.get(name)
+    return np.concatenate([source.targets[piece.id].labels.astype(np.int64) for piece in utterances])
 
 
-def _padded(ids: Sequence[NDArray[Any]]) -> torch.Tensor:
-    """(B, U) int64, 0 in padding."""
+def _driven(source: Source, stream: str) -> NDArray[Any] | None:
+    """Return the label ids of a stream; None where it has none, or where a clip is not one whole utterance."""
+    if isinstance(source, Target):
+        return source.driven.get(stream)
+    first, *others = source.utterances
+    return None if others or not source.is_whole(first) else source.targets[first.id].driven.get(stream)
+
+
+# --- one stream of all utterances
+
+
+def _collate_stream(
+    name: str, sources: Sequence[Source], lengths: Sequence[int], request: _Request
+) -> StreamBatch | FactoredBatch | VectorBatch:
+    """Return one stream of B utterances at the student's frames, padded.
+
+    Rows stay as inputs of their linear head where all of them have the same one.
+    """
+    rows = _example(sources[0]).streams.get(name)
+    if rows is not None and rows.numbers:
+        return _pad_vectors(
+            [_resample_vectors(name, s, n, request) for s, n in zip(sources, lengths, strict=True)]
+        )
+    heads = _shared_heads(name, sources, lengths, request.method)
+    if heads is not None:
+        check_temperature(request.temperature)
+        counts = lengths if follows_frames(name) else [len(head.inputs.h) for head in heads]
+        return _pad_heads(heads, counts, request.temperature)
+    return _pad([_resample_rows(name, s, n, request) for s, n in zip(sources, lengths, strict=True)])
+
+
+def _resample_rows(name: str, source: Source, length: int, request: _Request) -> Resampled:
+    try:
+        if isinstance(source, Target):
+            return resample_stream(source, name, length, request.method, request.temperature)
+        parts = _stretches(source, length, request)
+        return resample_clip(source, name, parts, request.method, request.temperature)
+    except LengthError as e:
+        raise LengthError(e.what, where=e.where or source.id, why=e.why, do=e.do) from None
+
+
+def _resample_vectors(
+    name: str, source: Source, length: int, request: _Request
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    try:
+        if isinstance(source, Target):
+            return resample_vectors(source, name, length, request.method)
+        return clip_vectors(source, name, _stretches(source, length, request), request.method)
+    except LengthError as e:
+        raise LengthError(e.what, where=e.where or source.id, why=e.why, do=e.do) from None
+
+
+def _stretches(clip: Clipped, length: int, request: _Request) -> list[Any]:
+    return list(
+        stretches(clip, length, request.method, request.ratio, at_teacher_rate=request.at_teacher_rate)
+    )
+
+
+def _shared_heads(
+    name: str, sources: Sequence[Source], lengths: Sequence[int], how: Method
+) -> list[ResampledHead] | None:
+    """Return the rows of all utterances before their linear head; None unless all have the same one."""
+    heads = []
+    for source, length in zip(sources, lengths, strict=True):
+        head = resample_head(source, name, length, how) if isinstance(source, Target) else None
+        if head is None or (heads and not head.inputs.same_head(heads[0].inputs)):
+            return None
+        heads.append(head)
+    return heads
+
+
+# --- padding
+
+
+def _mask(lengths: Sequence[int], width: int) -> torch.Tensor:
+    """Return (B, width) bool, True below each length."""
+    return torch.arange(width)[None, :] < torch.tensor(lengths)[:, None]
+
+
+def _pad_ids(ids: Sequence[NDArray[Any]]) -> torch.Tensor:
+    """Return (B, U) int64 ids, 0 in padding."""
     out = torch.zeros(len(ids), max(map(len, ids)), dtype=torch.int64)
     for row, own in zip(out, ids, strict=True):
         row[: len(own)] = torch.from_numpy(own.astype(np.int64))
     return out
 
 
+def _pad_labels(
+    labels: Sequence[NDArray[np.int64] | None],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | tuple[None, None, None]:
+    """Return (B, U) label ids, (B,) lengths and (B, U) mask; None three times where some are not known."""
+    known = [ids for ids in labels if ids is not None]
+    if len(known) < len(labels):
+        return None, None, None
+    counts = [len(ids) for ids in known]
+    return _pad_ids(known), torch.tensor(counts), _mask(counts, max(counts))
+
+
+def _driven_labels(sources: Sequence[Source], names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Return (B, U) label ids of every stream whose labels are known for all utterances."""
+    padded: dict[str, torch.Tensor] = {}
+    for name in names:
+        known = [ids for ids in (_driven(source, name) for source in sources) if ids is not None]
+        if len(known) == len(sources):
+            padded[name] = _pad_ids(known)
+    return padded
+
+
 def _pad_vectors(sampled: Sequence[tuple[NDArray[np.float32], NDArray[np.bool_]]]) -> VectorBatch:
-    """(S, D) or (S, n, D) of each utterance into (B, T, ..., D)."""
-    shape = (len(sampled), max(len(h) for h, _ in sampled), *sampled[0][0].shape[1:])
+    """Return (S, D) or (S, n, D) numbers of each utterance as (B, T, D) or (B, T, n, D)."""
+    first, _ = sampled[0]
+    shape = (len(sampled), max(len(rows) for rows, _ in sampled), *first.shape[1:])
     h, mask = np.zeros(shape, np.float32), np.zeros(shape[:-1], bool)
     for b, (rows, valid) in enumerate(sampled):
         h[b, : len(rows)] = np.where(valid[..., None], rows, np.float32(0))
@@ -232,44 +320,24 @@ def _pad_vectors(sampled: Sequence[tuple[NDArray[np.float32], NDArray[np.bool_]]
     return VectorBatch(torch.from_numpy(h), torch.from_numpy(mask))
 
 
-def _mapped_to(vocab: VocabMap, heard: Target | Clipped) -> Target | Clipped:
-    if isinstance(heard, Target):
-        return vocab.target(heard)
-    return replace(heard, targets={i: vocab.target(t) for i, t in heard.targets.items()})
-
-
-def _labels(heard: Target | Clipped) -> NDArray[np.int64] | None:
-    """Label ids of what is heard; None where some of them may be cut off."""
-    if isinstance(heard, Target):
-        return heard.labels.astype(np.int64)
-    said = [p for p in heard.pieces if p.id]
-    if any(heard.targets[p.id].U and not heard.whole(p) for p in said):
-        return None
-    return np.concatenate([heard.targets[p.id].labels.astype(np.int64) for p in said])
-
-
-def _mask(lengths: Sequence[int], width: int) -> torch.Tensor:
-    return torch.arange(width)[None, :] < torch.tensor(lengths)[:, None]
-
-
 def _pad(sampled: Sequence[Resampled]) -> StreamBatch:
-    """(N, K) rows of each utterance into (B, *axes, K), axes of the largest."""
-    rows = [r.rows for r in sampled]
+    """Return the (N, K) rows of each utterance as (B, *axes, K), with the axes of the largest utterance."""
+    rows = [one.rows for one in sampled]
     if any(r.ids is not None for r in rows):
-        rows = [r if r.ids is not None else _listed(r) for r in rows]
+        rows = [_with_ids(r) for r in rows]
     k = max(r.logp.shape[1] for r in rows)
-    grid = (len(rows), *(max(sizes) for sizes in zip(*(s.axes for s in sampled), strict=True)))
+    grid = (len(rows), *(max(sizes) for sizes in zip(*(one.axes for one in sampled), strict=True)))
     logp = np.full((*grid, k), NOTHING, np.float32)
     tail = np.full(grid, NOTHING, np.float32)
     mask = np.zeros(grid, bool)
     ids: NDArray[np.int64] | None = None if rows[0].ids is None else np.zeros((*grid, k), np.int64)
-    about = {
+    of_nodes = {
         name: np.zeros(grid, dtype)
         for name, dtype in (("position", np.int64), ("frame", np.int64), ("occupancy", np.float32))
         if getattr(sampled[0], name) is not None
     }
     for b, (row, one) in enumerate(zip(rows, sampled, strict=True)):
-        at: Any = (b, *(slice(n) for n in one.axes))
+        at: Any = (b, *(slice(size) for size in one.axes))
         valid, width = one.valid.reshape(one.axes), row.logp.shape[1]
         logp[(*at, slice(width))] = np.where(
             valid[..., None], row.logp.reshape(*one.axes, width), np.float32(NOTHING)
@@ -277,11 +345,11 @@ def _pad(sampled: Sequence[Resampled]) -> StreamBatch:
         tail[at] = np.where(valid, row.tail.reshape(one.axes), np.float32(NOTHING))
         mask[at] = valid
         if ids is not None and row.ids is not None:
-            ids[at] = row.ids[:, :1].reshape(*one.axes, 1)
+            ids[at] = row.ids[:, :1].reshape(*one.axes, 1)  # entries that a row does not have repeat its first
             ids[(*at, slice(width))] = row.ids.reshape(*one.axes, width)
-        for name, array in about.items():
+        for name, array in of_nodes.items():
             array[at] = getattr(one, name).reshape(one.axes)
-    tensors = {name: torch.from_numpy(array) for name, array in about.items()}
+    tensors = {name: torch.from_numpy(array) for name, array in of_nodes.items()}
     return StreamBatch(
         classes=rows[0].classes,
         logp=torch.from_numpy(logp),
@@ -295,53 +363,57 @@ def _pad(sampled: Sequence[Resampled]) -> StreamBatch:
     )
 
 
-def _pad_heads(heads: Sequence[Headed], lengths: Sequence[int], temperature: float) -> FactoredBatch:
-    """Rows of each utterance, or both sides of its lattice, padded."""
-    rows, there, mask = [h.rows for h in heads], heads[0].map, _mask(lengths, max(lengths))
-    first = rows[0]
-    order = None if there is None else there.order
-    weight, bias = (np.array(x) if order is None else x[order] for x in (first.weight, first.bias))
-    mapped_to = None if there is None or order is not None else torch.from_numpy(there.to.copy())
-    dec, activation, later, share = None, "", None, None
-    if isinstance(first, FactoredLattice):
-        sides = [r.dec for r in rows if isinstance(r, FactoredLattice)]
-        dec, activation = _stacked(sides), first.activation
-        mask = mask[:, :, None] & _mask([len(s) for s in sides], dec.shape[1])[:, None]
-    if any(h.later is not None for h in heads):
-        later = _stacked([_frames(h.rows if h.later is None else h.later) for h in heads])
+def _with_ids(row: Tempered) -> Tempered:
+    """Return rows with the id of every entry, as pruned rows have them."""
+    if row.ids is not None:
+        return row
+    ids = np.broadcast_to(np.arange(row.classes, dtype=np.int32), row.logp.shape)
+    return replace(row, ids=ids)
+
+
+def _pad_heads(heads: Sequence[ResampledHead], lengths: Sequence[int], temperature: float) -> FactoredBatch:
+    """Return the (S, D) inputs of each utterance, and the label sides of its lattice, padded; and their head."""
+    first = heads[0].inputs
+    order = None if first.map is None else first.map.order
+    if order is None:
+        weight, bias = np.array(first.weight), np.array(first.bias)
+    else:  # the same tokens in another order: sorting the weight maps them
+        weight, bias = first.weight[order], first.bias[order]
+    to, student = None, 0
+    if first.map is not None:
+        student = first.map.classes
+        if order is None:
+            to = torch.from_numpy(first.map.to.copy())
+    mask, dec = _mask(lengths, max(lengths)), None
+    sides = [head.inputs.dec for head in heads if head.inputs.dec is not None]
+    if sides:
+        dec = _pad_rows(sides)
+        mask = mask[:, :, None] & _mask([len(side) for side in sides], dec.shape[1])[:, None]
+    later, share = None, None
+    if any(head.later is not None for head in heads):
+        later = _pad_rows([head.inputs.h if head.later is None else head.later for head in heads])
         share = torch.zeros(later.shape[:2])
-        for own, h in zip(share, heads, strict=True):
-            if h.share is not None:
-                own[: len(h.share)] = torch.from_numpy(h.share)
+        for own, head in zip(share, heads, strict=True):
+            if head.share is not None:
+                own[: len(head.share)] = torch.from_numpy(head.share)
     return FactoredBatch(
-        h=_stacked([_frames(r) for r in rows]),
+        h=_pad_rows([head.inputs.h for head in heads]),
         weight=torch.from_numpy(weight),
         bias=torch.from_numpy(bias),
         mask=mask,
         temperature=float(temperature),
         dec=dec,
-        activation=activation,
-        to=mapped_to,
-        student=0 if there is None else len(there.student),
+        activation=first.activation,
+        to=to,
+        student=student,
         later=later,
         share=share,
     )
 
 
-def _frames(rows: Factored | FactoredLattice) -> NDArray[Any]:
-    """(T, D) of each frame."""
-    return rows.enc if isinstance(rows, FactoredLattice) else rows.h
-
-
-def _stacked(rows: Sequence[NDArray[Any]]) -> torch.Tensor:
-    """(B, n, D) float32 of (n, D) each, 0 in padding."""
+def _pad_rows(rows: Sequence[NDArray[Any]]) -> torch.Tensor:
+    """Return (n, D) numbers of each utterance as (B, n, D) float32, 0 in padding."""
     out = np.zeros((len(rows), max(map(len, rows)), rows[0].shape[1]), np.float32)
     for b, row in enumerate(rows):
         out[b, : len(row)] = row
     return torch.from_numpy(out)
-
-
-def _listed(row: Tempered) -> Tempered:
-    """Rows that hold every class, with the classes spelt out as pruned rows have them."""
-    ids = np.broadcast_to(np.arange(row.classes, dtype=np.int32), row.logp.shape)
-    return replace(row, ids=ids)

@@ -1,4 +1,4 @@
-"""What a student hears: stored utterances whole or in part, faster or slower, joined, with silence around."""
+"""Clips: stored utterances cropped, at another speed, joined, and padded with silence, in exact seconds."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from ..errors import LengthError, UsageError
 from ..schema.clock import exact
 from .target import Target
 
-ROUNDING = Fraction(1, 1000)  # seconds by which a crop may end too late: toolkits round what they write down
+ROUNDING = Fraction(1, 1000)  # seconds by which a crop may end too late: toolkits round written durations
 Number = int | float | str | Fraction  # a float is the decimal that it is written as
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Part of a stored utterance, or silence.
+    """A part of a stored utterance, or silence.
 
     Attributes:
-        id: the utterance; empty for silence.
-        start: seconds into it.
-        duration: seconds of it, at its own speed.
-        speed: 1.1 where the student hears it 1.1 times as fast.
-        blank: of silence: the student is told to say blank there; otherwise it is told nothing.
+        id: utterance id; empty for silence.
+        start: seconds from the beginning of the utterance.
+        duration: seconds of the utterance, at its own speed.
+        speed: speed relative to the utterance's own: 1.1 is 1.1 times as fast.
+        blank: for silence: True where its frames have a target of only blank, False where they have no target.
     """
 
     id: str
@@ -34,29 +34,29 @@ class Piece:
     blank: bool = False
 
     @property
-    def heard(self) -> Fraction:
-        """Seconds that the student hears."""
+    def length(self) -> Fraction:
+        """Seconds in the clip: the duration at the piece's speed."""
         return self.duration / self.speed
 
     def part(self, begin: Fraction, end: Fraction) -> Piece:
-        """What is heard of it from ``begin`` to ``end``, seconds."""
+        """Return the part from ``begin`` to ``end``, in seconds of the clip from the beginning of the piece."""
         start, duration = self.start + begin * self.speed, (end - begin) * self.speed
         return replace(self, start=start, duration=duration)
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A recipe for what a student hears, in exact seconds::
+    """A recipe for the audio of one training example, in exact seconds::
 
         Clip("utt1").at_speed("1.1").crop(0, 2) + Clip("utt2").pad(after=1)
 
-    Every step counts in the seconds that the one before gives.
+    Every step counts in the seconds that the step before gives. Clips of clips are clips.
 
     Attributes:
-        parts: one behind the other: ids, silence, other clips.
+        parts: utterance ids, silence and other clips, one after the other.
         start: seconds that are left out in front.
         duration: seconds that are kept; None for all that follow.
-        speed: of what is kept.
+        speed: speed of the kept seconds.
     """
 
     parts: tuple[str | Piece | Clip, ...]
@@ -71,24 +71,31 @@ class Clip:
         duration: Number | None = None,
         speed: Number = 1,
     ) -> None:
-        set_ = object.__setattr__
-        set_(self, "parts", parts)
-        set_(self, "start", exact(start, "a start"))
-        set_(self, "duration", None if duration is None else exact(duration, "a duration"))
-        set_(self, "speed", exact(speed, "a speed"))
+        """Make a clip; raises ``UsageError`` for seconds or a speed that no audio has."""
+        set_field = object.__setattr__  # the dataclass is frozen
+        set_field(self, "parts", parts)
+        set_field(self, "start", exact(start, "a start"))
+        set_field(self, "duration", None if duration is None else exact(duration, "a duration"))
+        set_field(self, "speed", exact(speed, "a speed"))
         if self.start < 0 or self.speed <= 0 or (self.duration is not None and self.duration <= 0):
-            raise UsageError(f"a clip from {start} s of {duration} s at speed {speed}")
+            raise UsageError(
+                f"a clip from {start} s of {duration} s at speed {speed}",
+                do="Give a start of 0 or more, and a duration and a speed above 0.",
+            )
 
     def crop(self, start: Number = 0, duration: Number | None = None) -> Clip:
-        """``duration`` seconds of it from ``start``; exact samples are ``Fraction(samples, rate)``."""
+        """Return ``duration`` seconds from ``start`` on; exact samples are ``Fraction(samples, rate)``."""
         return Clip(self, start=start, duration=duration)
 
     def at_speed(self, speed: Number) -> Clip:
-        """It heard 0.9 or 1.1 times as fast; pitch does not matter to frames."""
+        """Return the clip at a speed: ``"1.1"`` is 1.1 times as fast. Pitch does not matter to frames."""
         return Clip(self, speed=speed)
 
     def pad(self, before: Number = 0, after: Number = 0, *, blank: bool = False) -> Clip:
-        """It with so many seconds of silence around; see :attr:`Piece.blank`."""
+        """Return the clip with silence before and after it, in seconds.
+
+        With ``blank`` the frames of the silence have a target of only blank; without it they are masked.
+        """
         around = [silence(seconds, blank=blank) for seconds in (before, after)]
         parts = (around[0], self, around[1])
         return Clip(*(p for p in parts if isinstance(p, Clip) or p.duration))
@@ -98,64 +105,73 @@ class Clip:
 
     @property
     def ids(self) -> list[str]:
-        """Utterances it is made of, in order."""
+        """Utterance ids, in order."""
         parts = [p.ids if isinstance(p, Clip) else [p] for p in self.parts if not isinstance(p, Piece)]
         return [utt for part in parts for utt in part]
 
     @property
     def name(self) -> str:
-        """Ids of what is heard, joined by ``+``."""
+        """Utterance ids, joined by ``+``."""
         return "+".join(self.ids)
 
     def pieces(self, seconds: Callable[[str], Fraction]) -> list[Piece]:
-        """What it comes to; ``seconds`` gives how long an utterance is. Raises ``LengthError``."""
-        found: list[Piece] = []
+        """Return the pieces that the clip is made of, in order.
+
+        Args:
+            seconds: returns the length of an utterance.
+
+        Raises:
+            LengthError: a crop beyond the end.
+        """
+        pieces: list[Piece] = []
         for part in self.parts:
             if isinstance(part, str):
-                found.append(Piece(part, Fraction(0), seconds(part)))
+                pieces.append(Piece(part, Fraction(0), seconds(part)))
+            elif isinstance(part, Clip):
+                pieces += part.pieces(seconds)
             else:
-                found += part.pieces(seconds) if isinstance(part, Clip) else [part]
+                pieces.append(part)
         if self.start or self.duration is not None:
-            found = self._cropped(found)
-        return [replace(p, speed=p.speed * self.speed) for p in found]
+            pieces = self._cropped(pieces)
+        return [replace(piece, speed=piece.speed * self.speed) for piece in pieces]
 
     def _cropped(self, pieces: Sequence[Piece]) -> list[Piece]:
-        total = sum((p.heard for p in pieces), Fraction(0))
+        total = sum((piece.length for piece in pieces), Fraction(0))
         end = total if self.duration is None else self.start + self.duration
         if self.start >= total or end > total + ROUNDING:
             raise LengthError(
                 f"{float(self.start):g} s to {float(end):g} s are asked of {float(total):g} s",
                 where=self.name,
-                why="Nobody knows what the teacher would say of audio that it never heard.",
+                why="The teacher has no output for audio that it was not given.",
                 do="Seconds count from the utterance's own beginning, after any change of speed before.",
             )
-        found, at = [], Fraction(0)
+        kept, at = [], Fraction(0)
         for piece in pieces:
             begin = max(self.start - at, Fraction(0))
-            stop = min(end - at, piece.heard)
+            stop = min(end - at, piece.length)
             if stop > begin:
-                found.append(piece.part(begin, stop))
-            at += piece.heard
-        return found
+                kept.append(piece.part(begin, stop))
+            at += piece.length
+        return kept
 
 
 def silence(seconds: Number, *, blank: bool = False) -> Piece:
-    """Silence of so many seconds; raises ``UsageError`` below 0."""
-    found = Piece("", Fraction(0), exact(seconds, "a pause"), blank=blank)
-    if found.duration < 0:
-        raise UsageError(f"a pause of {seconds} s")
-    return found
+    """Return silence; see :meth:`Clip.pad` for ``blank``. Raises ``UsageError`` below 0 s."""
+    pause = Piece("", Fraction(0), exact(seconds, "a pause"), blank=blank)
+    if pause.duration < 0:
+        raise UsageError(f"a pause of {seconds} s", do="Give 0 or more; Clip.crop() shortens.")
+    return pause
 
 
 @dataclass(frozen=True)
 class Clipped:
-    """A clip with the targets of what is heard in it.
+    """A clip with the targets of its utterances.
 
     Attributes:
-        id: the clip's name.
-        pieces: one behind the other.
-        targets: by utterance id.
-        seconds: how long each utterance is.
+        id: name of the clip.
+        pieces: pieces one after the other.
+        targets: targets by utterance id.
+        seconds: lengths by utterance id.
     """
 
     id: str
@@ -165,44 +181,67 @@ class Clipped:
 
     @classmethod
     def of(cls, clip: Clip, target: Callable[[str], Target]) -> Clipped:
-        """Raises what ``target`` raises, and ``LengthError``."""
+        """Read the targets of a clip.
+
+        Args:
+            clip: a clip of stored utterances.
+            target: returns the target of an utterance id.
+
+        Raises:
+            LengthError: a crop beyond the end, or an utterance without a stored length.
+            UsageError: a clip of silence only.
+        """
         targets: dict[str, Target] = {}
 
         def seconds(utt_id: str) -> Fraction:
-            targets.setdefault(utt_id, target(utt_id))
+            if utt_id not in targets:
+                targets[utt_id] = target(utt_id)
             return seconds_of(targets[utt_id])
 
-        pieces = tuple(p for p in clip.pieces(seconds) if p.duration)
-        if not any(p.id for p in pieces):
-            raise UsageError("a clip in which nothing is said", where=clip.name)
-        heard = {p.id: targets[p.id] for p in pieces if p.id}
-        return cls(clip.name, pieces, heard, {i: seconds(i) for i in heard})
+        pieces = tuple(piece for piece in clip.pieces(seconds) if piece.duration)
+        used = {piece.id: targets[piece.id] for piece in pieces if piece.id}
+        if not used:
+            raise UsageError(
+                "a clip of silence only", where=clip.name, why="It has no target.", do="Leave it out."
+            )
+        return cls(clip.name, pieces, used, {utt_id: seconds(utt_id) for utt_id in used})
 
-    def whole(self, piece: Piece) -> bool:
-        """Whether an utterance is all there, at whatever speed."""
+    @property
+    def first(self) -> Target:
+        """Target of the first utterance, of whose kind all others are."""
+        return next(iter(self.targets.values()))
+
+    @property
+    def utterances(self) -> tuple[Piece, ...]:
+        """Pieces that are no silence."""
+        return tuple(piece for piece in self.pieces if piece.id)
+
+    def is_whole(self, piece: Piece) -> bool:
+        """Tell whether a piece is all of its utterance, at any speed."""
         return piece.start == 0 and piece.duration == self.seconds[piece.id]
 
     @property
     def plain(self) -> Target | None:
-        """The utterance, where it is heard as it is stored."""
-        (first, *others) = self.pieces
-        same = not others and bool(first.id) and first.speed == 1 and self.whole(first)
-        return self.targets[first.id] if same else None
+        """Target of the utterance where the clip is one whole utterance at its own speed; else None."""
+        piece = self.pieces[0]
+        if len(self.pieces) == 1 and piece.id and piece.speed == 1 and self.is_whole(piece):
+            return self.targets[piece.id]
+        return None
 
     @property
-    def heard(self) -> Fraction:
-        """Seconds of all of it."""
-        return sum((p.heard for p in self.pieces), Fraction(0))
+    def length(self) -> Fraction:
+        """Seconds of the clip."""
+        return sum((piece.length for piece in self.pieces), Fraction(0))
 
 
 def seconds_of(target: Target) -> Fraction:
-    """Exact length of an utterance, samples over rate; raises ``LengthError`` where nobody stored it."""
+    """Return the exact length of an utterance, samples over rate; raises ``LengthError`` where none is stored."""
     seconds: Any = target.meta.get("seconds") or 0.0
     if seconds <= 0:
         raise LengthError(
-            "how many seconds it lasts is not stored",
+            "its length in seconds is not stored",
             where=target.id,
-            why="Without, no time can be told from its frames.",
+            why="Without the length, the times of its frames are not known.",
             do="Dump with logitstore dump, or give seconds= to StoreWriter.add.",
         )
     rate = target.clock.rate if target.clock else 0

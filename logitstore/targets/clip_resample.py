@@ -1,4 +1,4 @@
-"""Rows of a clip: each piece resampled from its own utterance, then put together, silence between them."""
+"""Streams of a clip at a student's frames: each piece resampled from its own utterance, then put together."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..encodings.rows import NOTHING, Float, Tempered
+from ..encodings.rows import NOTHING, Float, concatenate
 from ..errors import LengthError, UsageError
 from ..schema.clock import FrameClock, check_audio
 from .clip import Clipped, Piece, seconds_of
@@ -19,255 +19,288 @@ from .frames import Method, Ramp, check_ratio, check_stack
 from .resample import Resampled, follows_frames, is_lattice, resample_stream, resample_vectors
 from .target import Target
 
-
-def resample_clip(
-    heard: Clipped, stream: str, stretches: Sequence[Stretch], method: Method, temperature: float
-) -> Resampled:
-    """One stream of a clip at a student's frames (:func:`logitstore.targets.clip_resample.stretches`), at a temperature.
-
-    Frames of silence, and those before a lagging student speaks, are not valid; where silence is to be said
-    as blank they are rows of nothing but blank. Raises ``UsageError`` where targets cannot follow.
-    """
-    first = next(iter(heard.targets.values()))
-    if not follows_frames(stream):
-        _require_whole(heard, stream, "It has no time axis: which of its labels a part holds is not known.")
-        return resample_stream(first, stream, first.T, Method(), temperature)
-    if is_lattice(first, stream, method):
-        _require_whole(heard, stream, "A lattice's labels belong to the whole utterance.")
-    each = Method("nearest" if method.size else method.name)
-    spoken = {
-        n: resample_stream(heard.targets[s.piece.id], stream, s.ramp, each, temperature)
-        for n, s in enumerate(stretches)
-        if s.piece is not None and s.piece.id
-    }
-    if not spoken:
-        raise UsageError("no frame of the student hears the utterance", where=heard.id)
-    like, begun = next(iter(spoken.values())), min(spoken)
-    found = _joined(
-        [
-            spoken[n] if n in spoken else _silent(s, like, first.blank, before=n < begun)
-            for n, s in enumerate(stretches)
-        ]
-    )
-    return replace(found, axes=(found.axes[0] // method.size, method.size)) if method.size else found
-
-
-def clip_vectors(
-    heard: Clipped, stream: str, stretches: Sequence[Stretch], method: Method
-) -> tuple[Float, NDArray[np.bool_]]:
-    """(S, D) numbers of a layer at a clip's frames, and where there are any: none in silence.
-
-    Raises ``UsageError`` as :func:`logitstore.targets.resample.resample_vectors`.
-    """
-    each = Method("nearest" if method.size else method.name)
-    width = next(iter(heard.targets.values())).shapes[stream][-1]
-    parts = [
-        resample_vectors(heard.targets[s.piece.id], stream, s.ramp, each)
-        if s.piece is not None and s.piece.id
-        else (np.zeros((s.ramp.count, width), np.float32), np.zeros(s.ramp.count, bool))
-        for s in stretches
-    ]
-    rows, valid = (np.concatenate(x) for x in zip(*parts, strict=True))
-    if method.size:
-        return rows.reshape(-1, method.size, width), valid.reshape(-1, method.size)
-    return rows, valid
-
-
-def _require_whole(heard: Clipped, stream: str, why: str) -> None:
-    said = [p for p in heard.pieces if p.id]
-    what = ""
-    if len(said) > 1:
-        what = f"{len(said)} pieces one behind the other"
-    elif not heard.whole(said[0]):
-        what = f"{float(said[0].duration):g} s of {float(heard.seconds[said[0].id]):g} s"
-    if what:
-        raise UsageError(
-            f"{stream} of {what}",
-            where=heard.id,
-            why=why,
-            do="Take the ctc stream of such clips (streams=['ctc']), or whole utterances: another speed and "
-            "silence around them are no trouble.",
-        )
-
-
-def _silent(stretch: Stretch, like: Resampled, blank: int, before: bool) -> Resampled:
-    """As many frames of nothing but blank, before or after what is said; valid where blank is wanted."""
-    axes = (stretch.ramp.count, *like.axes[1:])
-    width = int(np.prod(axes[1:], dtype=np.int64))
-    rows = axes[0] * width
-    if like.frame is not None:
-        raise UsageError("silence around a path", why="Its T + U nodes are one alignment of what is said.")
-    logp = np.full((rows, like.rows.logp.shape[1]), NOTHING, np.float32)
-    ids: NDArray[np.int32] | None = None
-    if like.rows.ids is None:
-        logp[:, blank] = 0.0
-    else:
-        logp[:, 0] = 0.0
-        ids = np.full(logp.shape, blank, np.int32)
-    edge = slice(0, width) if before else slice(len(like.rows.logp) - width, None)
-    said = stretch.piece is not None and stretch.piece.blank
-    occupied = None
-    if like.occupancy is not None:
-        occupied = np.zeros((axes[0], width), np.float32)
-        occupied[:, 0 if before else -1] = said  # alignments wait before the first label or after the last
-    return Resampled(
-        rows=replace(like.rows, logp=logp, ids=ids, tail=np.full(rows, NOTHING, np.float32)),
-        axes=axes,
-        valid=np.full(rows, said),
-        position=None if like.position is None else np.tile(like.position[edge], axes[0]),
-        occupancy=None if occupied is None else occupied.reshape(-1),
-    )
-
-
-def _joined(parts: Sequence[Resampled]) -> Resampled:
-    """Frames one behind the other."""
-    if len(parts) == 1:
-        return parts[0]
-
-    def together(name: str) -> Any:
-        arrays = [getattr(p, name) for p in parts]
-        return None if arrays[0] is None else np.concatenate(arrays)
-
-    first = parts[0]
-    return Resampled(
-        rows=_stacked([p.rows for p in parts]),
-        axes=(sum(p.axes[0] for p in parts), *first.axes[1:]),
-        valid=together("valid"),
-        position=together("position"),
-        frame=together("frame"),
-        occupancy=together("occupancy"),
-    )
-
-
-def _stacked(rows: Sequence[Tempered]) -> Tempered:
-    """Rows one behind the other; K becomes the largest."""
-    k = max(r.logp.shape[1] for r in rows)
-    wide = [r.logp.shape[1] == k for r in rows]
-    logp = [r.logp if w else _widened(r.logp, k, NOTHING) for r, w in zip(rows, wide, strict=True)]
-    ids = None
-    if rows[0].ids is not None:
-        ids = np.concatenate([_widened(r.ids, k, None) for r in rows if r.ids is not None])
-    return replace(rows[0], logp=np.concatenate(logp), ids=ids, tail=np.concatenate([r.tail for r in rows]))
-
-
-def _widened(values: NDArray[Any], k: int, fill: float | None) -> NDArray[Any]:
-    """(N, K) made (N, k): with a value, or with what each row begins with."""
-    more = k - values.shape[1]
-    last = values[:, :1] if fill is None else np.full((len(values), 1), fill, values.dtype)
-    return np.concatenate([values, np.repeat(last, more, axis=1)], axis=1)
-
-
-def only_target(heard: Target | Clipped) -> Target | None:
-    """The utterance, where it is heard as it is stored."""
-    return heard if isinstance(heard, Target) else heard.plain
-
-
-Ratio = tuple[int, int] | FrameClock
-
-
-NOWHERE = Fraction(0)
+Ratio = tuple[int, int] | FrameClock  # p student frames for q of the teacher's, or the student's own clock
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Student frames that hear one piece, one behind the other.
+    """Consecutive student frames within one piece of a clip.
 
     Attributes:
-        piece: that is heard; None where the student is told nothing.
-        ramp: where its frames look in the piece's utterance; of silence only ``ramp.count`` means anything.
+        piece: piece of the clip; None for frames before a lagging student's first target, or after the last.
+        ramp: positions of the frames in the piece's utterance; of silence only ``ramp.count`` has a meaning.
     """
 
     piece: Piece | None
     ramp: Ramp
 
+    @property
+    def utterance(self) -> str:
+        """Id of the utterance; empty where there is none."""
+        return self.piece.id if self.piece is not None else ""
 
-def frames_of(heard: Target | Clipped) -> int:
-    """Frames at the teacher's rate: T of an utterance as it is; of a clip, at least 1, those that its seconds
-    hold: whose centres lie in them, where these are known, else a frame per shift, rounded.
+    @classmethod
+    def without_target(cls, piece: Piece | None, count: int) -> Stretch:
+        """Return ``count`` frames of silence, or outside of the clip."""
+        return cls(piece, Ramp(Fraction(0), Fraction(0), count))
+
+
+def frames_of(source: Target | Clipped) -> int:
+    """Return the number of frames at the teacher's rate.
+
+    For an utterance that is T. For a clip the teacher's frames are counted whose centres lie within its seconds;
+    where the centres are not known, one frame per shift. A clip has at least one.
     """
-    if isinstance(heard, Target):
-        return heard.T
-    first = next(iter(heard.targets.values()))
-    clock = first.clock or FrameClock(heard.seconds[first.id] / first.T)
+    if isinstance(source, Target):
+        return source.T
+    first = source.first
+    clock = first.clock or FrameClock(source.seconds[first.id] / first.T)
     begin = clock.shift / 2 if clock.offset is None else clock.offset
-    return max(1, math.ceil((heard.heard - begin) / clock.shift))
+    return max(1, math.ceil((source.length - begin) / clock.shift))
 
 
 def stretches(
-    heard: Clipped, student: int, method: Method, ratio: Ratio | None, teachers: bool = False
+    clip: Clipped, student: int, method: Method, ratio: Ratio | None, *, at_teacher_rate: bool = False
 ) -> Iterator[Stretch]:
-    """Where each of S student frames looks, piece by piece; stacks of n give S · n frames of the teacher's.
+    """Yield the positions of S student frames in the utterances of a clip, piece by piece.
 
-    The frames share what is heard evenly, unless ``ratio`` tells their exact times, or that they are at the
-    ``teachers`` own. Of a lagging student the first frames hear nothing. Raises ``LengthError``.
+    The frames share the clip evenly, unless their exact times are known. A stack of n yields n frames of the
+    teacher per student frame. The first frames of a student that lags have no target.
+
+    Args:
+        clip: a clip with its targets.
+        student: number of student frames, S.
+        method: resampling method, of which stack size and lag matter here.
+        ratio: student frames per teacher frame, or the student's clock, where the exact times are to follow it.
+        at_teacher_rate: True where the student has the teacher's frames.
+
+    Raises:
+        LengthError: S stacks that do not fit the clip.
     """
-    size = max(method.size, 1)
-    count, lag = student * size, min(method.shift, student) * size
-    said = count
+    stack = max(method.size, 1)
+    count, lag = student * stack, min(method.shift, student) * stack
+    inside = count  # frames within the clip, at the rate of the stretches
     if method.size:
-        said = frames_of(heard)
-        check_stack(said, student, size)
-        ratio, teachers = None, True
-    clock = next(iter(heard.targets.values())).clock
-    own = _own_clock(clock, ratio, teachers)
-    step = heard.heard / said if own is None else own.shift
-    begin, centre = step / 2, Fraction(1, 2)
-    if own and clock and own.offset is not None and clock.offset is not None:
-        begin, centre = own.offset, clock.offset / clock.shift
+        inside = frames_of(clip)
+        check_stack(inside, student, stack)
+        ratio, at_teacher_rate = None, True
+    teacher = clip.first.clock
+    own = _student_clock(teacher, ratio, at_teacher_rate)
+    if own is None:  # even shares of the clip
+        step = clip.length / inside
+    else:
+        step = own.shift
+    first_centre, teacher_centre = step / 2, Fraction(1, 2)  # in seconds of the clip; in teacher frames
+    if own and teacher and own.offset is not None and teacher.offset is not None:
+        first_centre, teacher_centre = own.offset, teacher.offset / teacher.shift
+
     if lag:
-        yield _nothing(None, lag)
-    end = min(count, lag + said) if method.size else count
-    at, first = Fraction(0), lag
-    for number, piece in enumerate(heard.pieces):
-        last = number == len(heard.pieces) - 1
-        behind = end if last else lag + math.ceil((at + piece.heard - begin) / step)
-        behind = min(max(behind, first), end)
-        if behind > first:
-            inside = (begin + step * (first - lag) - at) * piece.speed + piece.start
-            ramp = Ramp(NOWHERE, NOWHERE, behind - first)
+        yield Stretch.without_target(None, lag)
+    end = min(count, lag + inside) if method.size else count
+    begin, first = Fraction(0), lag  # of the piece, in seconds of the clip and in frames
+    for number, piece in enumerate(clip.pieces):
+        if number == len(clip.pieces) - 1:
+            next_first = end
+        else:
+            next_first = lag + math.ceil((begin + piece.length - first_centre) / step)
+        next_first = min(max(next_first, first), end)
+        if next_first > first:
+            frames = next_first - first
             if piece.id:
-                target = heard.targets[piece.id]
-                shift = clock.shift if own and clock else heard.seconds[piece.id] / target.T
-                ramp = Ramp(inside / shift - centre, step * piece.speed / shift, behind - first)
-            yield Stretch(piece, ramp)
-        at, first = at + piece.heard, behind
+                shift = teacher.shift if own and teacher else clip.seconds[piece.id] / clip.targets[piece.id].T
+                at = (first_centre + step * (first - lag) - begin) * piece.speed + piece.start
+                yield Stretch(piece, Ramp(at / shift - teacher_centre, step * piece.speed / shift, frames))
+            else:
+                yield Stretch.without_target(piece, frames)
+        begin, first = begin + piece.length, next_first
     if count > end:
-        yield _nothing(None, count - end)
+        yield Stretch.without_target(None, count - end)
 
 
-def _nothing(piece: Piece | None, count: int) -> Stretch:
-    return Stretch(piece, Ramp(NOWHERE, NOWHERE, count))
-
-
-def _own_clock(teacher: FrameClock | None, ratio: Ratio | None, teachers: bool) -> FrameClock | None:
-    """When the student's frames are; None where they share what is heard."""
-    if teacher is None or (ratio is None and not teachers):
+def _student_clock(
+    teacher: FrameClock | None, ratio: Ratio | None, at_teacher_rate: bool
+) -> FrameClock | None:
+    """Return the times of the student's frames; None where they share the clip evenly."""
+    if teacher is None or (ratio is None and not at_teacher_rate):
         return None
     if isinstance(ratio, tuple):
         return FrameClock(teacher.shift * ratio[1] / ratio[0])
     return ratio or teacher
 
 
-def check_frames(heard: Target | Clipped, student: int, ratio: Ratio, tolerance: int) -> None:
+def resample_clip(
+    clip: Clipped, stream: str, parts: Sequence[Stretch], method: Method, temperature: float
+) -> Resampled:
+    """Return a stream of distributions at a student's frames and a temperature.
+
+    Frames of silence and of a student's lag are not valid, except silence with a target of only blank.
+
+    Args:
+        clip: a clip with its targets.
+        stream: name of the stream.
+        parts: positions of the frames (:func:`stretches`).
+        method: resampling method.
+        temperature: 1 or more.
+
+    Raises:
+        UsageError: a cropped or joined stream with labels, silence around a path, or a method that cannot
+            resample the stream.
+    """
+    if not follows_frames(stream):
+        _require_whole(clip, stream, "It has no time axis: the labels within a part are not known.")
+        return resample_stream(clip.first, stream, clip.first.T, Method(), temperature)
+    if is_lattice(clip.first, stream, method):
+        _require_whole(clip, stream, "A lattice's labels belong to the whole utterance.")
+    targets = {
+        n: resample_stream(clip.targets[part.utterance], stream, part.ramp, method.single, temperature)
+        for n, part in enumerate(parts)
+        if part.utterance
+    }
+    if not targets:
+        raise UsageError(
+            "no frame of the student is within an utterance", where=clip.id, do="Make the clip longer."
+        )
+    first = min(targets)
+    like = targets[first]
+    joined = _joined(
+        [
+            targets[n] if n in targets else _silence(part, like, clip.first.blank, before=n < first)
+            for n, part in enumerate(parts)
+        ]
+    )
+    if method.size:
+        return replace(joined, axes=(joined.axes[0] // method.size, method.size))
+    return joined
+
+
+def clip_vectors(
+    clip: Clipped, stream: str, parts: Sequence[Stretch], method: Method
+) -> tuple[Float, NDArray[np.bool_]]:
+    """Return the numbers of a layer at a student's frames: (S, D) or (S, n, D), and (S,) or (S, n) valid.
+
+    Frames of silence are not valid, and 0. Raises ``UsageError`` for methods that need classes.
+    """
+    width = clip.first.shapes[stream][-1]
+    rows, valid = [], []
+    for part in parts:
+        if part.utterance:
+            numbers, given = resample_vectors(clip.targets[part.utterance], stream, part.ramp, method.single)
+        else:
+            numbers, given = np.zeros((part.ramp.count, width), np.float32), np.zeros(part.ramp.count, bool)
+        rows.append(numbers)
+        valid.append(given)
+    all_rows, all_valid = np.concatenate(rows), np.concatenate(valid)
+    if method.size:
+        return all_rows.reshape(-1, method.size, width), all_valid.reshape(-1, method.size)
+    return all_rows, all_valid
+
+
+def _require_whole(clip: Clipped, stream: str, why: str) -> None:
+    """Raise ``UsageError`` unless the clip is one whole utterance, at any speed, with or without silence."""
+    first, *others = clip.utterances
+    if others:
+        what = f"{len(clip.utterances)} pieces, joined"
+    elif not clip.is_whole(first):
+        what = f"{float(first.duration):g} s of {float(clip.seconds[first.id]):g} s"
+    else:
+        return
+    raise UsageError(
+        f"{stream} of {what}",
+        where=clip.id,
+        why=why,
+        do="Take the ctc stream of such clips (streams=['ctc']), or whole utterances: a change of speed and "
+        "silence around them are possible.",
+    )
+
+
+def _silence(part: Stretch, like: Resampled, blank: int, *, before: bool) -> Resampled:
+    """Return frames of only blank.
+
+    Args:
+        part: frames without an utterance; valid where their silence has a target of blank.
+        like: frames of an utterance of the clip, whose form and label positions the silence takes.
+        blank: id of the blank.
+        before: True before the first utterance, False after it.
+    """
+    if like.frame is not None:
+        raise UsageError(
+            "silence around a path",
+            why="Its T + U nodes are one alignment of the utterance alone.",
+            do="Leave the padding out, or dump the lattice as banded:S.",
+        )
+    axes = (part.ramp.count, *like.axes[1:])
+    width = int(np.prod(axes[1:], dtype=np.int64))
+    count = axes[0] * width
+    logp = np.full((count, like.rows.logp.shape[1]), NOTHING, np.float32)
+    ids: NDArray[np.int32] | None = None
+    if like.rows.ids is None:
+        logp[:, blank] = 0.0
+    else:
+        logp[:, 0] = 0.0
+        ids = np.full(logp.shape, blank, np.int32)
+    has_target = part.piece is not None and part.piece.blank
+    occupancy = None
+    if like.occupancy is not None:  # alignments wait before the first label, or after the last
+        frames = np.zeros((axes[0], width), np.float32)
+        frames[:, 0 if before else -1] = has_target
+        occupancy = frames.reshape(-1)
+    position = None
+    if like.position is not None:
+        neighbour = like.position[:width] if before else like.position[-width:]
+        position = np.tile(neighbour, axes[0])
+    return Resampled(
+        rows=replace(like.rows, logp=logp, ids=ids, tail=np.full(count, NOTHING, np.float32)),
+        axes=axes,
+        valid=np.full(count, has_target),
+        position=position,
+        occupancy=occupancy,
+    )
+
+
+def _joined(parts: Sequence[Resampled]) -> Resampled:
+    """Return the frames of all parts, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+
+    def joined(name: str) -> Any:
+        arrays = [getattr(part, name) for part in parts]
+        return None if arrays[0] is None else np.concatenate(arrays)
+
+    return Resampled(
+        rows=concatenate([part.rows for part in parts]),
+        axes=(sum(part.axes[0] for part in parts), *parts[0].axes[1:]),
+        valid=joined("valid"),
+        position=joined("position"),
+        frame=joined("frame"),
+        occupancy=joined("occupancy"),
+    )
+
+
+def check_frames(source: Target | Clipped, student: int, ratio: Ratio, tolerance: int) -> None:
     """Raise ``LengthError`` unless S frames, T frames and the audio fit together.
 
-    S may miss T at the ratio, or the stored seconds at the student's own frame shift, by ``tolerance``
-    student frames, and T the stored seconds by what subsampling and padding cost.
+    Args:
+        source: an utterance or a clip.
+        student: number of student frames, S.
+        ratio: student frames per teacher frame, against which T is checked; or the student's clock, against which
+            the stored seconds are checked.
+        tolerance: student frames by which S may differ. T may differ from the stored seconds by what subsampling
+            and padding cost.
     """
-    targets = [heard] if isinstance(heard, Target) else list(heard.targets.values())
+    targets = [source] if isinstance(source, Target) else list(source.targets.values())
     for target in targets:
         if target.clock is not None and target.meta.get("seconds"):
             check_audio(target.T, seconds_of(target), target.clock, target.id)
     if isinstance(ratio, tuple):
-        return check_ratio(frames_of(heard), student, ratio, tolerance, heard.id)
-    seconds = seconds_of(heard) if isinstance(heard, Target) else heard.heard
+        return check_ratio(frames_of(source), student, ratio, tolerance, source.id)
+    seconds = seconds_of(source) if isinstance(source, Target) else source.length
     expected = ratio.frames(seconds)
     if abs(student - expected) > tolerance:
         raise LengthError(
             f"{float(seconds):.3f} s of audio are {float(expected):.1f} frames of {float(ratio.shift):g} s, "
             f"but {student} were asked for (tolerance {tolerance})",
-            where=heard.id,
+            where=source.id,
             why="Stretching over such a gap would move every label.",
-            do="Check the speed, that both heard the same audio, and the frame shift; or widen the tolerance "
-            "knowingly.",
+            do="Check the speed, the frame shift, and that teacher and student have the same audio; or widen "
+            "the tolerance knowingly.",
         )

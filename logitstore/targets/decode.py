@@ -1,4 +1,4 @@
-"""What logits say: greedy decoding, and how far it is from the reference."""
+"""Greedy decoding of stored rows."""
 
 from __future__ import annotations
 
@@ -12,8 +12,21 @@ from ..schema.kinds import kind_of
 from .target import Target
 
 
+@dataclass(frozen=True)
+class LatticeWalk:
+    """A walk through an RNN-T lattice.
+
+    Attributes:
+        nodes: (t, u) of every step.
+        tokens: token ids emitted on the way.
+    """
+
+    nodes: tuple[tuple[int, int], ...]
+    tokens: tuple[int, ...]
+
+
 def best_classes(rows: Rows) -> NDArray[np.int64]:
-    """(N,) the most probable class of every row."""
+    """Return the (N,) most probable class of every row."""
     at = rows.at(1.0)
     best = at.logp.argmax(axis=1)
     if at.ids is not None:
@@ -22,39 +35,35 @@ def best_classes(rows: Rows) -> NDArray[np.int64]:
 
 
 def greedy_ctc(best: NDArray[np.int64], blank: int) -> list[int]:
-    """Best path: repeats merged, blanks dropped (Graves et al. 2006)."""
+    """Return the token ids of the best path: repeats merged, blanks dropped (Graves et al. 2006).
+
+    Args:
+        best: (T,) most probable class of every frame.
+        blank: id of the blank.
+    """
     change = np.ones(len(best), bool)
     change[1:] = best[1:] != best[:-1]
     return [int(i) for i in best[change] if i != blank]
 
 
-@dataclass(frozen=True)
-class Path:
-    """A walk through a lattice.
+def forced_rnnt(best: NDArray[np.int64], blank: int) -> LatticeWalk:
+    """Return the greedy walk through a lattice under teacher forcing: its label context is the reference's.
 
-    Attributes:
-        nodes: (t, u) of every step.
-        tokens: emitted on the way.
-    """
+    A token other than the blank is emitted and leads to the next label position, whether or not it is the label
+    at that position; at the last position it leads to the next frame. At a node that is not kept, the walk goes to
+    the next label position where a kept node of the frame is above it, else to the next frame, and emits nothing.
 
-    nodes: tuple[tuple[int, int], ...]
-    tokens: tuple[int, ...]
-
-
-def forced_rnnt(best: NDArray[np.int64], blank: int) -> Path:
-    """Greedy walk through a (T, U+1) lattice whose label context is the reference's own (teacher forcing).
-
-    A token other than the blank is emitted and moves on to the next label position, whether or not it is the
-    label that stands there; at the last position it moves on to the next frame. Nodes that are not kept are
-    -1: below a frame's nodes it moves up, above them to the next frame, and nothing is emitted.
+    Args:
+        best: (T, U+1) most probable class of every node; -1 where the node is not kept.
+        blank: id of the blank.
     """
     t, u, nodes, tokens = 0, 0, [], []
     frames, positions = best.shape
     while t < frames:
         token = int(best[t, u])
         if token < 0:
-            up = bool((best[t, u:] >= 0).any())
-            t, u = (t, u + 1) if up else (t + 1, u)
+            kept_above = bool((best[t, u:] >= 0).any())
+            t, u = (t, u + 1) if kept_above else (t + 1, u)
             continue
         nodes.append((t, u))
         if token != blank:
@@ -63,11 +72,11 @@ def forced_rnnt(best: NDArray[np.int64], blank: int) -> Path:
             u += 1
         else:
             t += 1
-    return Path(tuple(nodes), tuple(tokens))
+    return LatticeWalk(tuple(nodes), tuple(tokens))
 
 
 def decode(target: Target, stream: str, blank: int) -> list[int]:
-    """Greedy token ids of one stream of a target; ``rnnt`` and ``seq2seq`` streams under teacher forcing."""
+    """Return the greedy token ids of a stream; ``rnnt`` and ``seq2seq`` streams under teacher forcing."""
     best = best_classes(target[stream])
     if kind_of(stream).axes == ("U", "V"):
         return [int(i) for i in best]
@@ -78,5 +87,5 @@ def decode(target: Target, stream: str, blank: int) -> list[int]:
 
 
 def on_grid(values: NDArray[np.int64], grid: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(N,) values of rows on the (T, U+1) grid that names them; -1 where there is none."""
+    """Return (N,) values of rows on the (T, U+1) grid of their indices; -1 where the grid is -1."""
     return np.where(grid < 0, -1, values[grid])

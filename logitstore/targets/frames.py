@@ -1,35 +1,36 @@
-"""Which teacher frame a student frame looks at: integer ratios, never seconds in floating point.
+"""Resampling methods: the teacher frames that each student frame takes or mixes.
 
-Frame ``i`` of S covers the share [i/S, (i+1)/S) of the utterance; its centre falls at
-``(2i + 1)·T / 2S - 1/2`` in units of the other side's frames. Everything is computed in integers from the
-utterance's **own** valid lengths: resampling a padded batch would shift every shorter utterance. Where a
-student hears an utterance cut, stretched or joined to others, a :class:`Ramp` says where its frames look.
+All positions are exact rational numbers of frames, never seconds in floating point. Student frame i of S covers
+the share [i/S, (i+1)/S) of the utterance; its centre is at teacher frame (2i + 1) · T / 2S - 1/2. T and S are the
+utterance's **own** valid lengths: resampling a padded batch would shift every shorter utterance. For a clip that is
+cropped, sped up or joined, a :class:`Ramp` holds the positions.
+
+To add a method, write one function and register it in :data:`METHODS`.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import LengthError, UsageError
 
-METHODS = ("linear", "linear-logit", "nearest", "max-nonblank", "stack:n")
-
 
 @dataclass(frozen=True)
 class Ramp:
-    """Where student frames look: frame i at teacher frame ``begin + step · i``, exactly.
+    """Positions of student frames: frame i is at teacher frame ``begin + step · i``, exactly.
 
     Attributes:
-        begin: 0 is the centre of the teacher's first frame, 1 that of its second.
+        begin: teacher frame at the centre of the first student frame; 0 is the centre of the teacher's first.
         step: teacher frames from one student frame to the next.
-        count: S.
+        count: number of student frames, S.
     """
 
     begin: Fraction
@@ -38,92 +39,57 @@ class Ramp:
 
     @classmethod
     def whole(cls, teacher: int, student: int) -> Ramp:
-        """S frames that share T evenly; raises ``LengthError``."""
-        _check(teacher, student)
-        over = max(student, 1)
-        return cls(Fraction(teacher - student, 2 * over), Fraction(teacher, over), student)
+        """Return the positions of S student frames that share T teacher frames evenly.
+
+        Raises ``LengthError`` where one side is empty alone, or a length is negative.
+        """
+        _check_lengths(teacher, student)
+        count = max(student, 1)
+        return cls(Fraction(teacher - student, 2 * count), Fraction(teacher, count), student)
 
     def nearest(self, teacher: int) -> NDArray[np.int64]:
-        """(S,) the teacher frame, of T, that each takes; a tie goes to the earlier one."""
+        """Return the (S,) nearest of T teacher frames; of two equally near ones the earlier."""
         return np.clip(self._ceil(self.begin - Fraction(1, 2), self.count), 0, max(teacher - 1, 0))
 
     def linear(self, teacher: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-        """(S,) two teacher frames and (S,) the weight in [0, 1) of the second."""
-        numerator, over = self._numerators(self.begin, self.count)
-        low = numerator // over
-        weight = ((numerator - low * over) / over).astype(np.float32)
+        """Return the (S,) frames of T before and after each position, and the (S,) weight of the second.
+
+        Weights are float32 in [0, 1). Positions outside of the utterance take its first or last frame.
+        """
+        numerator, denominator = self._numerators(self.begin, self.count)
+        low = numerator // denominator
+        weight = ((numerator - low * denominator) / denominator).astype(np.float32)
         last = max(teacher - 1, 0)
         weight[(low < 0) | (low >= last)] = 0.0
         low = np.clip(low, 0, last).astype(np.int64)
         return low, np.minimum(low + (weight > 0), last), weight
 
     def edges(self, teacher: int) -> NDArray[np.int64]:
-        """(S+1,) the first teacher frame, of T, whose centre falls into each student frame or a later one."""
+        """Return (S+1,) indices: frames edges[i] to edges[i+1] have their centres within student frame i."""
         return np.clip(self._ceil(self.begin - self.step / 2, self.count + 1), 0, teacher)
 
     def _ceil(self, begin: Fraction, count: int) -> NDArray[np.int64]:
-        numerator, over = self._numerators(begin, count)
-        return np.asarray(-(-numerator // over), np.int64)
+        """Return (count,) positions from ``begin`` on, rounded up."""
+        numerator, denominator = self._numerators(begin, count)
+        return np.asarray(-(-numerator // denominator), np.int64)
 
     def _numerators(self, begin: Fraction, count: int) -> tuple[NDArray[Any], int]:
-        """(count,) whole numbers that are positions when divided by the second."""
-        over = math.lcm(begin.denominator, self.step.denominator)
-        first, each = int(begin * over), int(self.step * over)
-        small = abs(first) + abs(each) * count + over < 1 << 62
-        return first + each * np.arange(count).astype(np.int64 if small else object), over
-
-
-def nearest(teacher: int, student: int) -> NDArray[np.int64]:
-    """(S,) the teacher frame, of T, that each of S student frames takes; a tie goes to the earlier one."""
-    return Ramp.whole(teacher, student).nearest(teacher)
-
-
-def linear(teacher: int, student: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """(S,) two teacher frames and (S,) the weight in [0, 1) of the second, for each of S student frames."""
-    return Ramp.whole(teacher, student).linear(teacher)
+        """Return (count,) numerators of the positions from ``begin`` on, and their common denominator."""
+        denominator = math.lcm(begin.denominator, self.step.denominator)
+        first, each = int(begin * denominator), int(self.step * denominator)
+        fits_int64 = abs(first) + abs(each) * count + denominator < 1 << 62
+        return first + each * np.arange(count).astype(np.int64 if fits_int64 else object), denominator
 
 
 @dataclass(frozen=True)
-class Method:
-    """How teacher frames become student frames; ``str()`` of it is how the user writes it.
+class FramePlan:
+    """The teacher frames of every student frame: (1 - weight) · low + weight · high.
 
     Attributes:
-        name: ``linear`` mixes probabilities of the two nearest frames, ``linear-logit`` their logits;
-            ``nearest`` takes frames; ``max-nonblank``, of the frames that fall into a student's, the one
-            with least blank, so that no spike is lost; ``stack`` gives each student frame ``size`` frames.
-        size: of ``stack``; 0 for the others.
-        shift: student frames by which a streaming student may lag: it says at i + shift what others say at i.
-    """
-
-    name: str = "linear"
-    size: int = 0
-    shift: int = 0
-
-    def __str__(self) -> str:
-        return f"{self.name}{f':{self.size}' * bool(self.size)}{f'+shift={self.shift}' * bool(self.shift)}"
-
-    @classmethod
-    def parse(cls, text: str) -> Method:
-        """``linear``, ``stack:4``, ``nearest+shift=2``, ...; raises ``UsageError``."""
-        found = re.fullmatch(r"([a-z-]+)(?::([1-9][0-9]{0,3}))?(?:\+shift=([0-9]{1,4}))?", text)
-        known = found and f"{found[1]}{':n' if found[2] else ''}" in METHODS
-        if not found or not known:
-            raise UsageError(
-                f"no resampling method {text!r}",
-                do=f"Known: {', '.join(METHODS)}; each with +shift=n, e.g. nearest+shift=2.",
-            )
-        return cls(found[1], int(found[2] or 0), int(found[3] or 0))
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The teacher frames of every student frame: ``(1 - weight)·low + weight·high``.
-
-    Attributes:
-        low: (S,) or (S, n) int64.
-        high: the same.
-        weight: the same, float32, in [0, 1].
-        valid: the same, bool; False where the teacher says nothing.
+        low: (S,) int64 teacher frames; (S, n) of stacks.
+        high: teacher frames, as ``low``.
+        weight: float32 share of ``high`` in [0, 1], as ``low``.
+        valid: bool, as ``low``; False where the student frame has no target.
     """
 
     low: NDArray[np.int64]
@@ -131,48 +97,194 @@ class Plan:
     weight: NDArray[np.float32]
     valid: NDArray[np.bool_]
 
+    @classmethod
+    def of_frames(cls, chosen: NDArray[np.int64]) -> FramePlan:
+        """Return the plan that takes teacher frames as they are."""
+        return cls(chosen, chosen, np.zeros(chosen.shape, np.float32), np.ones(chosen.shape, bool))
+
+    def lagging(self, frames: int) -> FramePlan:
+        """Return the plan of a student that lags: frame i + ``frames`` has the target of frame i.
+
+        The first ``frames`` student frames have no target.
+        """
+        count = len(self.low)
+        lag = min(frames, count)
+        if not lag:
+            return self
+        low, high, weight, valid = (
+            np.concatenate([np.repeat(x[:1], lag, axis=0), x[: count - lag]])
+            for x in (self.low, self.high, self.weight, self.valid)
+        )
+        valid[:lag] = False
+        return FramePlan(low, high, weight, valid)
+
+
+class FrameEvidence(Protocol):
+    """The teacher's distributions of one stream, for methods that choose frames by what they hold."""
+
+    @property
+    def blank(self) -> int:
+        """Id of the blank among the teacher's classes."""
+
+    def nonblank(self) -> NDArray[np.floating]:
+        """Return the (T,) probability of all classes but the blank."""
+
+    def best(self) -> NDArray[np.int64]:
+        """Return the (T,) most probable class of the teacher."""
+
+
+Choose = Callable[[Ramp, int, FrameEvidence | None], FramePlan]
+
+
+@dataclass(frozen=True)
+class MethodRule:
+    """The definition of one resampling method.
+
+    Attributes:
+        choose: function of (positions of student frames, T, evidence) that returns a plan.
+        sized: True where the method is written with a number, ``stack:3``.
+        mixes_logits: True where logits are mixed and not probabilities; only for rows of classes.
+        needs_evidence: True where ``choose`` reads the evidence; only for frames of classes.
+        lattices: True where the method can resample a lattice, which needs one rule for all label positions.
+    """
+
+    choose: Choose
+    sized: bool = False
+    mixes_logits: bool = False
+    needs_evidence: bool = False
+    lattices: bool = True
+
+    @property
+    def numbers(self) -> bool:
+        """Tell whether the method can resample the numbers of a layer."""
+        return not (self.mixes_logits or self.needs_evidence)
+
+
+def _choose_linear(ramp: Ramp, teacher: int, evidence: FrameEvidence | None) -> FramePlan:
+    low, high, weight = ramp.linear(teacher)
+    return FramePlan(low, high, weight, np.ones(ramp.count, bool))
+
+
+def _choose_nearest(ramp: Ramp, teacher: int, evidence: FrameEvidence | None) -> FramePlan:
+    return FramePlan.of_frames(ramp.nearest(teacher))
+
+
+def _choose_max_nonblank(ramp: Ramp, teacher: int, evidence: FrameEvidence | None) -> FramePlan:
+    assert evidence is not None
+    return FramePlan.of_frames(spikes(evidence.nonblank(), ramp.nearest(teacher), ramp))
+
+
+METHODS: dict[str, MethodRule] = {
+    # the probabilities of the two nearest frames, mixed
+    "linear": MethodRule(_choose_linear),
+    # the logits of the two nearest frames, mixed
+    "linear-logit": MethodRule(_choose_linear, mixes_logits=True),
+    # the nearest frame
+    "nearest": MethodRule(_choose_nearest),
+    # of the frames within a student frame the one with the least blank, so that CTC spikes are kept
+    "max-nonblank": MethodRule(_choose_max_nonblank, needs_evidence=True, lattices=False),
+    # n teacher frames per student frame, one after the other; in a clip each of them is the nearest frame
+    "stack": MethodRule(_choose_nearest, sized=True, lattices=False),
+}
+
+
+def written(name: str) -> str:
+    """Return how users write a method: its name, with ``:n`` where it takes a number."""
+    return f"{name}:n" if METHODS[name].sized else name
+
+
+@dataclass(frozen=True)
+class Method:
+    """A resampling method as a user asks for it; ``str()`` gives it as written.
+
+    Attributes:
+        name: one of :data:`METHODS`.
+        size: teacher frames per student frame of ``stack``; 0 for the others.
+        shift: student frames by which a streaming student lags: its frame i + shift has the target of frame i.
+    """
+
+    name: str = "linear"
+    size: int = 0
+    shift: int = 0
+
+    def __str__(self) -> str:
+        size = f":{self.size}" if self.size else ""
+        shift = f"+shift={self.shift}" if self.shift else ""
+        return f"{self.name}{size}{shift}"
+
+    @classmethod
+    def parse(cls, text: str) -> Method:
+        """Return the method written ``linear``, ``stack:4``, ``nearest+shift=2``, ...; raises ``UsageError``."""
+        match = re.fullmatch(r"([a-z-]+)(?::([1-9][0-9]{0,3}))?(?:\+shift=([0-9]{1,4}))?", text)
+        if match is None or match[1] not in METHODS or METHODS[match[1]].sized != bool(match[2]):
+            raise UsageError(
+                f"no resampling method {text!r}",
+                do=f"Known: {', '.join(map(written, METHODS))}; each with +shift=n, e.g. nearest+shift=2.",
+            )
+        return cls(match[1], int(match[2] or 0), int(match[3] or 0))
+
+    @property
+    def rule(self) -> MethodRule:
+        """Definition of the method."""
+        return METHODS[self.name]
+
+    @property
+    def single(self) -> Method:
+        """The method for one frame: without stacks, whose frames are taken one by one, and without lag."""
+        return Method("nearest" if self.size else self.name)
+
 
 def plan(
-    teacher: int, student: int | Ramp, method: Method, nonblank: NDArray[np.floating] | None = None
-) -> Plan:
-    """Which of T teacher frames each student frame looks at: S of them share T, or a ramp says where.
+    teacher: int, student: int | Ramp, method: Method, evidence: FrameEvidence | None = None
+) -> FramePlan:
+    """Return the teacher frames that each student frame takes or mixes.
 
-    ``nonblank`` (T,) is the mass of all classes but the blank, for ``max-nonblank``. A ramp lags already.
-    Raises ``LengthError``.
+    Args:
+        teacher: valid frames of the teacher, T.
+        student: valid frames of the student, S, which share the utterance evenly; or their positions in it, to
+            which neither stacks nor lag apply any more.
+        method: resampling method.
+        evidence: the teacher's distributions, where the method needs them.
+
+    Raises:
+        LengthError: S or T empty alone, or stacks that do not fit T.
     """
-    weight: NDArray[np.float32]
-    count, lag = (student.count, 0) if isinstance(student, Ramp) else (student, method.shift)
-    if method.name == "stack" and not isinstance(student, Ramp):
-        check_stack(teacher, student, method.size)
-        low = np.arange(student * method.size).reshape(student, method.size)
-        valid = low < teacher
-        low = np.minimum(low, max(teacher - 1, 0))
-        high = low
-        weight = np.zeros(low.shape, np.float32)
+    if isinstance(student, Ramp):
+        return method.rule.choose(student, teacher, evidence)
+    if method.size:
+        chosen = _stacks(teacher, student, method.size)
     else:
-        ramp = student if isinstance(student, Ramp) else Ramp.whole(teacher, student)
-        if method.name.startswith("linear"):
-            low, high, weight = ramp.linear(teacher)
-        else:
-            low = ramp.nearest(teacher)
-            if method.name == "max-nonblank":
-                assert nonblank is not None
-                low = spikes(nonblank, low, ramp)
-            high, weight = low, np.zeros(count, np.float32)
-        valid = np.ones(count, bool)
-    n = min(lag, count)
-    if n:
-        low, high, weight, valid = (
-            np.concatenate([np.repeat(x[:1], n, axis=0), x[: count - n]]) for x in (low, high, weight, valid)
-        )
-        valid[:n] = False
-    return Plan(low, high, weight, valid)
+        chosen = method.rule.choose(Ramp.whole(teacher, student), teacher, evidence)
+    return chosen.lagging(method.shift)
+
+
+def _stacks(teacher: int, student: int, size: int) -> FramePlan:
+    """Return S stacks of ``size`` frames each; the last one may not be full."""
+    check_stack(teacher, student, size)
+    frame = np.arange(student * size).reshape(student, size)
+    chosen = FramePlan.of_frames(np.minimum(frame, max(teacher - 1, 0)))
+    return FramePlan(chosen.low, chosen.high, chosen.weight, frame < teacher)
+
+
+def nearest(teacher: int, student: int) -> NDArray[np.int64]:
+    """Return the (S,) nearest of T teacher frames; of two equally near ones the earlier."""
+    return Ramp.whole(teacher, student).nearest(teacher)
+
+
+def linear(teacher: int, student: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """Return the two (S,) nearest of T teacher frames, and the (S,) weight in [0, 1) of the second."""
+    return Ramp.whole(teacher, student).linear(teacher)
 
 
 def spikes(nonblank: NDArray[np.floating], near: NDArray[np.int64], student: int | Ramp) -> NDArray[np.int64]:
-    """(S,) the frame of most non-blank mass of those whose centres fall into each student frame.
+    """Return for each student frame the teacher frame with the most non-blank mass within it.
 
-    Every teacher frame falls into one at most. Where none does, ``near`` is taken. Of equal masses the first.
+    Every teacher frame is within one student frame at most. Of equal masses the first is taken.
+
+    Args:
+        nonblank: (T,) probability of all classes but the blank.
+        near: (S,) frames for student frames that no teacher frame's centre is within.
+        student: number of student frames, S, or their positions.
     """
     ramp = student if isinstance(student, Ramp) else Ramp.whole(len(nonblank), student)
     edges, best = ramp.edges(len(nonblank)), near.copy()
@@ -182,17 +294,26 @@ def spikes(nonblank: NDArray[np.floating], near: NDArray[np.int64], student: int
 
 
 def check_stack(teacher: int, student: int, size: int) -> None:
-    """Raise ``LengthError`` unless S stacks of ``size`` frames are what T frames need."""
-    if student != -(-teacher // size):
+    """Raise ``LengthError`` unless T teacher frames make S stacks of ``size`` frames."""
+    needed = -(-teacher // size)
+    if student != needed:
         raise LengthError(
             f"{student} student frames for {teacher} teacher frames in stacks of {size}",
             why="A stack of another size would move every label.",
-            do=f"The student has {-(-teacher // size)} frames of this utterance.",
+            do=f"The student has {needed} frames of this utterance.",
         )
 
 
 def check_ratio(teacher: int, student: int, ratio: tuple[int, int], tolerance: int, where: str) -> None:
-    """Raise ``LengthError`` unless ``student`` ≈ ``teacher`` · p / q within ``tolerance`` student frames."""
+    """Raise ``LengthError`` unless S is about T · p / q.
+
+    Args:
+        teacher: T.
+        student: S.
+        ratio: p student frames for q teacher frames.
+        tolerance: student frames by which S may differ.
+        where: utterance id, for the error.
+    """
     p, q = ratio
     expected = -(-teacher * p // q)
     if abs(expected - student) > tolerance:
@@ -201,13 +322,15 @@ def check_ratio(teacher: int, student: int, ratio: tuple[int, int], tolerance: i
             f"but {student} were asked for (tolerance {tolerance})",
             where=where,
             why="Stretching over such a gap would move every label.",
-            do="Check that both saw the same audio, or widen the tolerance knowingly.",
+            do="Check that teacher and student have the same audio, or widen the tolerance knowingly.",
         )
 
 
-def _check(teacher: int, student: int) -> None:
+def _check_lengths(teacher: int, student: int) -> None:
+    """Raise ``LengthError`` where one side is empty alone, or a length is negative."""
     if teacher < 0 or student < 0 or (teacher == 0) != (student == 0):
         raise LengthError(
             f"{student} student frames from {teacher} teacher frames",
             why="Neither side can be empty alone, and no length is negative.",
+            do="Give the student's own valid lengths, one per utterance.",
         )

@@ -1,19 +1,24 @@
-"""Targets at a student's frame rate: rows of the teacher, taken or mixed, for an utterance's own lengths."""
+"""Streams of one utterance at a student's frames: rows of the teacher, taken or mixed.
+
+:mod:`logitstore.targets.frames` says which teacher frames each student frame needs; here their rows are put together,
+per kind of stream: frames, lattices, paths, layers, and inputs of a linear head.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..encodings.rows import NOTHING, Factored, FactoredLattice, Float, Rows, Tempered, logsumexp
+from ..encodings.rows import NOTHING, Float, HeadInputs, Rows, Tempered
 from ..errors import UsageError
 from ..schema.kinds import KINDS, kind_of
 from ..schema.lattice import Nodes
 from . import frames
+from .decode import best_classes
 from .target import Target
-from .vocab_map import Mapped, VocabMap
 
 
 @dataclass(frozen=True)
@@ -21,12 +26,13 @@ class Resampled:
     """One stream of one utterance at a student's frames.
 
     Attributes:
-        rows: N rows, N being the product of ``axes``.
-        axes: (S,), (S, n) of stacked frames, (S, U+1) or (S, W) of a lattice, (N,) of a path.
-        valid: (N,) bool, False where the teacher says nothing.
-        position: (N,) label position of lattice nodes; None where all U + 1 of a frame are there.
-        frame: (N,) frame of a path's nodes; None for the others.
-        occupancy: (N,) float32; None where it is not stored.
+        rows: N rows; N is the product of ``axes``.
+        axes: (S,) of frames, (S, n) of stacked frames, (S, U+1) or (S, W) of a lattice, (N,) of a path, (U,) of an
+            attention decoder.
+        valid: (N,) bool; False where there is no target.
+        position: (N,) int64 label position of lattice nodes; None where all U + 1 of each frame are present.
+        frame: (N,) int64 frame of a path's nodes; None for other streams.
+        occupancy: (N,) float32 probability that an alignment passes the node; None where it is not stored.
     """
 
     rows: Tempered
@@ -37,117 +43,154 @@ class Resampled:
     occupancy: NDArray[np.float32] | None = None
 
 
-def resample_stream(
-    target: Target, stream: str, student: int | frames.Ramp, method: frames.Method, temperature: float
-) -> Resampled:
-    """One stream of a target at ``student`` frames instead of T, or where a ramp looks, at a temperature.
+@dataclass(frozen=True)
+class RowEvidence:
+    """The teacher's rows of a stream of T frames, for methods that choose frames by what they hold.
 
-    Label positions of a lattice stay apart. A banded lattice's ranges follow the nearest frame; where only
-    one of two frames holds a node, that one is taken. Raises ``UsageError`` for what a form has no answer to.
+    Attributes:
+        rows: T rows over the teacher's own classes.
+        blank: id of the blank among these.
     """
-    rows, nodes, axes = target[stream], target.nodes.get(stream), target.shapes[stream][:-1]
-    if not follows_frames(stream):
-        return Resampled(rows.at(temperature), axes, np.ones(axes[0], bool))
-    lattice = is_lattice(target, stream, method)
-    if nodes is not None and not nodes.width:
-        return _path(target, nodes, rows, student, method, temperature)
-    width = axes[1] if lattice else 1
-    mass = None
-    if method.name == "max-nonblank":
-        mass = nonblank(rows, target.blank)
-    plan = frames.plan(target.T, student, method, mass)
-    low, high = (np.repeat(x.reshape(-1), width) for x in (plan.low, plan.high))
-    weight = np.repeat(plan.weight.reshape(-1), width)
-    offset = np.tile(np.arange(width), plan.low.size)
-    position = None
-    at_low, at_high = offset, offset
-    if nodes is not None:
-        table = nodes.position.reshape(-1, width)
-        position = table[np.where(weight > 0.5, high, low), offset]
-        if nodes.form.name == "banded":
-            at_low, at_high = position - table[low, 0], position - table[high, 0]
-    row_low, row_high = low * width + at_low, high * width + at_high
-    row_low, row_high = (
-        np.where((at_low >= 0) & (at_low < width), row_low, row_high),
-        np.where((at_high >= 0) & (at_high < width), row_high, row_low),
-    )
-    occupied = None
-    if nodes is not None and nodes.occupancy is not None:
-        occupied = (1 - weight) * nodes.occupancy[row_low] + weight * nodes.occupancy[row_high]
-    same = len(row_low) == target.T * width and bool((row_low == np.arange(len(row_low))).all())
-    if same and not weight.any():
-        mixed = rows.at(temperature)
-    else:
-        mixed = _rows(rows, row_low, row_high, weight, method, temperature)
-    return Resampled(
-        rows=mixed,
-        axes=(*plan.low.shape, width) if lattice else plan.low.shape,
-        valid=np.repeat(plan.valid.reshape(-1), width),
-        position=position,
-        occupancy=occupied,
-    )
+
+    rows: Rows
+    blank: int
+
+    @classmethod
+    def of(cls, target: Target, stream: str) -> RowEvidence:
+        """Return the evidence of a stream, without any map to a student's token table."""
+        return cls(*target[stream].unmapped(target.blank))
+
+    def nonblank(self) -> Float:
+        """Return the (T,) probability of all classes but the blank."""
+        return nonblank(self.rows, self.blank)
+
+    def best(self) -> NDArray[np.int64]:
+        """Return the (T,) most probable class."""
+        return best_classes(self.rows)
 
 
 def follows_frames(stream: str) -> bool:
-    """Whether a stream changes with a student's frames; an attention decoder's labels do not."""
+    """Tell whether a stream changes with the student's frames; the labels of an attention decoder do not."""
     return stream.partition("_")[0] not in KINDS or kind_of(stream).frames
 
 
-def resample_vectors(
-    target: Target, stream: str, student: int | frames.Ramp, method: frames.Method
-) -> tuple[Float, NDArray[np.bool_]]:
-    """(S, D) or (S, n, D) numbers of a layer at ``student`` frames, and where it gave any.
-
-    ``linear`` mixes the numbers themselves. Raises ``UsageError`` for methods that need classes.
-    """
-    if method.name in ("max-nonblank", "linear-logit"):
-        raise UsageError(
-            f"{method} of {stream!r}",
-            where=target.id,
-            why="A layer's numbers are no logits, and none of them is a blank.",
-            do="Resample it with linear, nearest or stack:n; streams=[...] makes a batch of some streams.",
-        )
-    rows, plan = target.vectors(stream), frames.plan(target.T, student, method)
-    weight = plan.weight[..., None]
-    mixed = (1 - weight) * rows[plan.low] + weight * rows[plan.high] if weight.any() else rows[plan.low]
-    return np.asarray(mixed, np.float32), plan.valid
-
-
 def is_lattice(target: Target, stream: str, method: frames.Method) -> bool:
-    """Whether a stream is one; raises ``UsageError`` for a method that has no answer to it."""
+    """Tell whether a stream is a lattice; raises ``UsageError`` where the method cannot resample it."""
     lattice = target.grid(stream) is not None
-    if lattice and method.name in ("max-nonblank", "stack"):
+    if lattice and not method.rule.lattices:
+        known = ", ".join(name for name, rule in frames.METHODS.items() if rule.lattices)
         raise UsageError(
             f"{method} of the lattice {stream!r}",
             where=target.id,
-            why="Which label position a frame belongs to depends on the frames before it.",
-            do="Resample lattices with linear, linear-logit or nearest.",
+            why="The label position of a frame depends on the frames before it.",
+            do=f"Resample lattices with {known}.",
         )
     return lattice
 
 
-def _path(
-    target: Target,
-    nodes: Nodes,
+def resample_stream(
+    target: Target, stream: str, student: int | frames.Ramp, method: frames.Method, temperature: float
+) -> Resampled:
+    """Return a stream of distributions at a student's frames and a temperature.
+
+    Args:
+        target: one utterance.
+        stream: name of the stream.
+        student: number of student frames S, or their positions in the utterance.
+        method: resampling method.
+        temperature: 1 or more.
+
+    Raises:
+        UsageError: a method that cannot resample the stream, or a path at other frames.
+        LengthError: S and T that do not fit together.
+    """
+    rows, axes = target[stream], target.shapes[stream][:-1]
+    if not follows_frames(stream):
+        return Resampled(rows.at(temperature), axes, np.ones(axes[0], bool))
+    lattice = is_lattice(target, stream, method)
+    nodes = target.nodes.get(stream)
+    if nodes is not None and not nodes.width:
+        return _resample_path(target, rows, nodes, student, method, temperature)
+    evidence = RowEvidence.of(target, stream) if method.rule.needs_evidence else None
+    plan = frames.plan(target.T, student, method, evidence)
+    if lattice:
+        return _resample_lattice(rows, axes[1], nodes, plan, method, temperature)
+    mixed = _mix(rows, plan.low.reshape(-1), plan.high.reshape(-1), plan.weight.reshape(-1), method, temperature)
+    return Resampled(mixed, plan.low.shape, plan.valid.reshape(-1))
+
+
+def _resample_lattice(
     rows: Rows,
+    width: int,
+    nodes: Nodes | None,
+    plan: frames.FramePlan,
+    method: frames.Method,
+    temperature: float,
+) -> Resampled:
+    """Return a lattice at a student's frames; label positions are never mixed with each other.
+
+    The ranges of a banded lattice are those of the frame with the larger weight. Where only one of the two mixed
+    frames holds a node, that frame's row is taken.
+
+    Args:
+        rows: T · W rows.
+        width: rows per frame, W.
+        nodes: lattice nodes of the rows; None where all are kept.
+        plan: teacher frames of the S student frames.
+        method: resampling method.
+        temperature: 1 or more.
+    """
+    # One entry per node of the resampled lattice, frame after frame: (S · W,).
+    low, high = np.repeat(plan.low, width), np.repeat(plan.high, width)
+    weight = np.repeat(plan.weight, width)
+    column = np.tile(np.arange(width), len(plan.low))
+    column_low, column_high = column, column
+    position = None
+    if nodes is not None:
+        positions = nodes.position.reshape(-1, width)
+        position = positions[np.where(weight > 0.5, high, low), column]
+        if nodes.form.name == "banded":  # the same label position is in another column of another frame
+            column_low, column_high = position - positions[low, 0], position - positions[high, 0]
+    row_low, row_high = low * width + column_low, high * width + column_high
+    row_low, row_high = (
+        np.where((column_low >= 0) & (column_low < width), row_low, row_high),
+        np.where((column_high >= 0) & (column_high < width), row_high, row_low),
+    )
+    occupancy = None
+    if nodes is not None and nodes.occupancy is not None:
+        occupancy = (1 - weight) * nodes.occupancy[row_low] + weight * nodes.occupancy[row_high]
+    return Resampled(
+        rows=_mix(rows, row_low, row_high, weight, method, temperature),
+        axes=(len(plan.low), width),
+        valid=np.repeat(plan.valid, width),
+        position=position,
+        occupancy=occupancy,
+    )
+
+
+def _resample_path(
+    target: Target,
+    rows: Rows,
+    nodes: Nodes,
     student: int | frames.Ramp,
     method: frames.Method,
     temperature: float,
 ) -> Resampled:
+    """Return the nodes of a path at the teacher's own frames; raises ``UsageError`` at others."""
     if student not in (target.T, frames.Ramp.whole(target.T, target.T)) or method.shift:
         count = student.count if isinstance(student, frames.Ramp) else student
+        lag = f", {method}" if method.shift else ""
         raise UsageError(
-            f"a path of {target.T} frames at {count} other frames{f', {method}' * bool(method.shift)}",
+            f"a path of {target.T} frames at {count} other frames{lag}",
             where=target.id,
             why="Its T + U nodes are one alignment at the teacher's own frames; other frames have others.",
-            do="Give the student the teacher's frame rate, or dump rnnt=ENCODING/banded:S.",
+            do="Give the student the teacher's frame rate, or dump the lattice as banded:S.",
         )
     every = np.ones(len(nodes), bool)
-    at = rows.at(temperature)
-    return Resampled(at, nodes.axes, every, nodes.position, nodes.frame, nodes.occupancy)
+    return Resampled(rows.at(temperature), nodes.axes, every, nodes.position, nodes.frame, nodes.occupancy)
 
 
-def _rows(
+def _mix(
     rows: Rows,
     low: NDArray[np.int64],
     high: NDArray[np.int64],
@@ -155,153 +198,96 @@ def _rows(
     method: frames.Method,
     temperature: float,
 ) -> Tempered:
-    """Rows mixed of two each. Mapped rows are mixed as the teacher's, and mapped then.
+    """Return rows mixed from two each, (N,) indices and weights; all rows in order are not copied."""
+    if not weight.any() and np.array_equal(low, np.arange(len(rows))):
+        return rows.at(temperature)
+    return rows.mix(low, high, weight, temperature, logits=method.rule.mixes_logits)
 
-    Dense rows come out the same either way, and pruned rows mix while their entries are still the teacher's.
+
+def resample_vectors(
+    target: Target, stream: str, student: int | frames.Ramp, method: frames.Method
+) -> tuple[Float, NDArray[np.bool_]]:
+    """Return the numbers of a layer at a student's frames: (S, D) or (S, n, D) float32, and (S,) or (S, n) valid.
+
+    ``linear`` mixes the numbers themselves.
+
+    Raises:
+        UsageError: a method that needs classes.
+        LengthError: S and T that do not fit together.
     """
-    if isinstance(rows, Mapped):
-        return rows.map.apply(_rows(rows.rows, low, high, weight, method, temperature))
-    if not weight.any():
-        return rows.take(low).at(temperature)
-    a, b = rows.take(low).at(temperature), rows.take(high).at(temperature)
-    return mix_logits(a, b, weight) if method.name == "linear-logit" else mix(a, b, weight)
+    if not method.rule.numbers:
+        known = ", ".join(frames.written(name) for name, rule in frames.METHODS.items() if rule.numbers)
+        raise UsageError(
+            f"{method} of {stream!r}",
+            where=target.id,
+            why="The numbers of a layer are not logits, and none of them is a blank.",
+            do=f"Resample it with {known}; streams=[...] makes a batch of some streams.",
+        )
+    rows, plan = target.vectors(stream), frames.plan(target.T, student, method)
+    weight = plan.weight[..., None]
+    mixed = (1 - weight) * rows[plan.low] + weight * rows[plan.high] if weight.any() else rows[plan.low]
+    return np.asarray(mixed, np.float32), plan.valid
+
+
+@dataclass(frozen=True, eq=False)
+class ResampledHead:
+    """Rows of one utterance at a student's frames, before their linear head.
+
+    Attributes:
+        inputs: (S, D) inputs and the head.
+        later: (S, D) inputs of the frames to mix probabilities with; None where nothing is mixed.
+        share: (S,) float32 share of ``later`` in the mixture, with ``later``.
+    """
+
+    inputs: HeadInputs
+    later: NDArray[Any] | None = None
+    share: NDArray[np.float32] | None = None
+
+
+def resample_head(target: Target, stream: str, student: int, method: frames.Method) -> ResampledHead | None:
+    """Return rows at S student frames before their linear head; None where only their logits can be resampled."""
+    inputs = target[stream].head()
+    if inputs is None:
+        return None
+    if not follows_frames(stream):
+        return ResampledHead(inputs)
+    if method.shift or method.size:
+        return None
+    if student == target.T:
+        return ResampledHead(inputs)
+    if method.rule.needs_evidence:
+        return None
+    if method.rule.mixes_logits and inputs.dec is not None:
+        return None  # an activation stands between the sides of a lattice and its logits
+    plan = frames.plan(target.T, student, method)
+    low = replace(inputs, h=inputs.h[plan.low])
+    if not plan.weight.any():
+        return ResampledHead(low)
+    later = inputs.h[plan.high]
+    if not method.rule.mixes_logits:
+        return ResampledHead(low, later, plan.weight)
+    share = plan.weight[:, None]
+    return ResampledHead(replace(inputs, h=(1 - share) * low.h + share * later))  # logits are linear in h
 
 
 def resample(
     rows: Rows, shape: tuple[int, ...], student: int, *, method: str, temperature: float
 ) -> Tempered:
-    """Rows of a (T, V) or whole (T, U+1, V) stream at ``student`` frames instead of T, at a temperature."""
+    """Return rows of a (T, V) or whole (T, U+1, V) stream at S student frames and a temperature."""
     target = Target("", shape[0], np.zeros(0, np.int32), {"": rows}, {"": shape})
     return resample_stream(target, "", student, frames.Method.parse(method), temperature).rows
 
 
 def nonblank(rows: Rows, blank: int) -> Float:
-    """(N,) mass, 0 to 1, of all classes but the blank at temperature 1, in the teacher's own table.
+    """Return the (N,) probability, at temperature 1, of all classes but the blank.
 
-    A blank that a pruned row left out counts with an equal share of the tail.
+    A blank that a pruned row left out counts as an equal share of the tail.
     """
-    if isinstance(rows, Mapped):
-        return nonblank(rows.rows, rows.map.teacher.blank)
     at = rows.at(1.0)
     if at.ids is None:
         return np.asarray(-np.expm1(at.logp[:, blank]))
     kept = at.logp > NOTHING
     left = np.maximum(at.classes - kept.sum(axis=1), 1)
-    share = at.tail - np.log(left)
-    own = np.where((at.ids == blank) & kept, at.logp, -np.inf).max(axis=1)
-    return np.asarray(-np.expm1(np.minimum(np.where(np.isfinite(own), own, share), 0)), np.float32)
-
-
-def mix_logits(a: Tempered, b: Tempered, weight: NDArray[np.float32]) -> Tempered:
-    """softmax((1 - weight)·a + weight·b) of dense rows' logits; raises ``UsageError`` for pruned ones."""
-    if a.ids is not None or b.ids is not None:
-        raise UsageError(
-            "linear-logit of pruned rows",
-            why="The logits of the classes that they left out are not known one by one.",
-            do="Use linear, or a store that keeps every class.",
-        )
-    w = weight[:, None]
-    logp = (1 - w) * a.logp + w * b.logp
-    return replace(a, logp=(logp - logsumexp(logp)[:, None]).astype(np.float32))
-
-
-@dataclass(frozen=True, eq=False)
-class Headed:
-    """Rows of one utterance that still are what goes into a head.
-
-    Attributes:
-        rows: at the student's frames.
-        map: to the student's table, where the head's classes are not its own.
-        later: rows that probabilities are mixed with; None where frames are taken as they are.
-        share: (S,) float32 of the later ones.
-    """
-
-    rows: Factored | FactoredLattice
-    map: VocabMap | None = None
-    later: Factored | FactoredLattice | None = None
-    share: NDArray[np.float32] | None = None
-
-    def shares(self, other: Headed) -> bool:
-        """Whether both have the same head and map: rows of two stores may not."""
-        a, b = self.rows, other.rows
-        return (
-            type(a) is type(b)
-            and (a.weight is b.weight or np.array_equal(a.weight, b.weight))
-            and (a.bias is b.bias or np.array_equal(a.bias, b.bias))
-            and getattr(a, "activation", "") == getattr(b, "activation", "")
-            and (self.map is other.map or (self.map is not None and self.map.same(other.map)))
-        )
-
-
-def headed(target: Target, stream: str, student: int, method: frames.Method) -> Headed | None:
-    """Rows at ``student`` frames as their head sees them; None where they have none, or lag."""
-    own = target[stream]
-    rows, there = (own.rows, own.map) if isinstance(own, Mapped) else (own, None)
-    if isinstance(rows, Factored) and not follows_frames(stream):
-        return Headed(rows, there)
-    if not isinstance(rows, Factored | FactoredLattice) or method.shift or method.size:
-        return None
-    if student == target.T:
-        return Headed(rows, there)
-    if method.name == "max-nonblank" or (method.name == "linear-logit" and isinstance(rows, FactoredLattice)):
-        return None
-    plan = frames.plan(target.T, student, method)
-    low = _at_frames(rows, plan.low)
-    if not plan.weight.any():
-        return Headed(low, there)
-    if isinstance(rows, FactoredLattice) or method.name == "linear":
-        return Headed(low, there, _at_frames(rows, plan.high), plan.weight)
-    share = plan.weight[:, None]
-    # Logits are mixed where what makes them is.
-    return Headed(replace(rows, h=(1 - share) * rows.h[plan.low] + share * rows.h[plan.high]), there)
-
-
-def _at_frames(rows: Factored | FactoredLattice, chosen: NDArray[np.int64]) -> Factored | FactoredLattice:
-    return rows.take(chosen) if isinstance(rows, Factored) else replace(rows, enc=rows.enc[chosen])
-
-
-def mix(a: Tempered, b: Tempered, weight: NDArray[np.float32]) -> Tempered:
-    """(1 - weight)·a + weight·b, row by row, in probability; K becomes that of the union, at most 2K."""
-    w = weight.astype(np.float64)[:, None]
-    with np.errstate(divide="ignore"):
-        log_a, log_b = np.log1p(-w), np.log(w)
-    if a.ids is None or b.ids is None:
-        logp = np.logaddexp(log_a + a.logp, log_b + b.logp).astype(np.float32)
-        tail = np.logaddexp(log_a[:, 0] + a.tail, log_b[:, 0] + b.tail)
-        return Tempered(a.classes, a.temperature, logp, None, np.maximum(tail, NOTHING).astype(np.float32))
-    n, k = a.ids.shape[0], (a.ids.shape[1], b.ids.shape[1])
-    real = np.concatenate([a.logp > NOTHING, b.logp > NOTHING], axis=1)
-    left = [np.maximum(a.classes - r.sum(axis=1), 1) for r in (real[:, : k[0]], real[:, k[0] :])]
-    ids = np.where(real, np.concatenate([a.ids, b.ids], axis=1), a.classes)  # what is not there sorts last
-    order = np.argsort(ids, axis=1, kind="stable")
-    # What each side says about each class of the union, in the order of ids; a share of its tail at least.
-    each_a, each_b = a.tail - np.log(left[0]), b.tail - np.log(left[1])
-    share_a = np.broadcast_to(each_a[:, None], (n, k[1]))
-    share_b = np.broadcast_to(each_b[:, None], (n, k[0]))
-    ids, from_a, from_b = (
-        np.take_along_axis(x, order, axis=1)
-        for x in (
-            ids,
-            np.concatenate([a.logp, share_a], axis=1, dtype=np.float64),
-            np.concatenate([share_b, b.logp], axis=1, dtype=np.float64),
-        )
-    )
-    twin = np.zeros(ids.shape, bool)
-    twin[:, 1:] = ids[:, 1:] == ids[:, :-1]  # the second of two equal ids is b's own
-    from_b[:, :-1] = np.where(twin[:, 1:], from_b[:, 1:], from_b[:, :-1])
-    gone = twin | (ids == a.classes)
-    logp = np.where(gone, NOTHING, np.logaddexp(log_a + from_a, log_b + from_b))
-    union = (~gone).sum(axis=1)
-    best = np.argsort(-logp, axis=1, kind="stable")[:, : int(union.max(initial=1))]
-    logp, ids = np.take_along_axis(logp, best, axis=1), np.take_along_axis(ids, best, axis=1)
-    ids = np.where(logp > NOTHING, ids, ids[:, :1])
-    with np.errstate(divide="ignore"):
-        rest = np.log(np.maximum(a.classes - union, 0))
-    tail = np.logaddexp(log_a[:, 0] + each_a, log_b[:, 0] + each_b) + rest
-    return Tempered(
-        a.classes,
-        a.temperature,
-        logp.astype(np.float32),
-        ids.astype(np.int32),
-        np.maximum(tail, NOTHING).astype(np.float32),
-    )
+    stored = np.where((at.ids == blank) & kept, at.logp, -np.inf).max(axis=1)
+    log_blank = np.where(np.isfinite(stored), stored, at.tail - np.log(left))
+    return np.asarray(-np.expm1(np.minimum(log_blank, 0)), np.float32)

@@ -1,8 +1,4 @@
-"""What a student is told: decoded rows that serve every temperature, in numpy.
-
-Rows are N frames (CTC) or N lattice nodes (RNN-T, in (T, U+1) order) over V classes. Log-probabilities are
-natural logarithms at temperature 1; ``at(temperature)`` gives the same rows as a student uses them.
-"""
+"""One utterance of a store, decoded: rows of every stream, labels and metadata."""
 
 from __future__ import annotations
 
@@ -13,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..encodings.rows import Float, Rows, Vectors
+from ..encodings.rows import DecodedRows, Float, Rows, has_classes, has_numbers
 from ..errors import MissingUtterance, UsageError
 from ..schema.clock import FrameClock
 from ..schema.lattice import Nodes
@@ -24,24 +20,25 @@ class Target:
     """One utterance of a store.
 
     Attributes:
-        id: the utterance.
-        T: valid teacher frames.
-        labels: (U,) int32 token ids that the lattice was driven with, or without one an attention decoder;
-            empty where there are none.
-        streams: decoded rows by stream name; none of a ``text`` stream, whose transcript is in ``meta``.
-        shapes: axes of each stream: ``(T, V)``; ``(T, U+1, V)``, or ``(T, S, V)`` or ``(N, V)`` where a
-            lattice keeps some of its nodes; ``(U, V)`` of a decoder; ``(T, D)`` of a layer.
-        meta: everything else that was stored: text, seconds, ...
-        nodes: by stream, which nodes its rows are; not for lattices that keep all and nothing else.
+        id: utterance id.
+        T: valid frames of the teacher.
+        labels: (U,) int32 token ids of the lattice; without a lattice those of the attention decoder; empty
+            without either.
+        streams: decoded rows by stream name. A ``text`` stream has no rows; its transcript is in ``meta``.
+        shapes: axes of each stream: ``(T, V)`` of ``ctc``; ``(T, U+1, V)`` of ``rnnt``, or ``(T, S, V)`` or
+            ``(N, V)`` where a lattice keeps some of its nodes; ``(U, V)`` of ``seq2seq``; ``(T, D)`` of
+            ``hidden``.
+        meta: record metadata: ``seconds``, ``text``, ``hyp``, ...
+        nodes: lattice nodes of the rows, by stream; absent for lattices that keep all nodes without occupancy.
         blank: id of the blank among the classes.
-        clock: when the teacher's frames are; None where nobody said.
-        driven: labels of each stream that was driven with any; an attention decoder's end with its end token.
+        clock: times of the teacher's frames; None where they are not known.
+        driven: label ids of each stream that has labels; an attention decoder's include the end token.
     """
 
     id: str
     T: int
     labels: NDArray[np.int32]
-    streams: Mapping[str, Rows | Vectors]
+    streams: Mapping[str, DecodedRows]
     shapes: Mapping[str, tuple[int, ...]]
     meta: Mapping[str, Any] = field(default_factory=dict)
     nodes: Mapping[str, Nodes] = field(default_factory=dict)
@@ -56,43 +53,62 @@ class Target:
 
     @property
     def text(self) -> str | None:
-        """Reference text, where the manifest had one."""
+        """Reference text of the manifest; None where it has none."""
         return self.meta.get("text")
 
     def __getitem__(self, stream: str) -> Rows:
-        """The stored form of a stream of distributions; raises ``MissingUtterance`` where it was not dumped,
-        ``UsageError`` for plain numbers."""
+        """Return the rows of a stream of distributions.
+
+        Raises:
+            MissingUtterance: a stream that the store does not hold.
+            UsageError: a stream of a layer's numbers; :meth:`vectors` returns these.
+        """
         rows = self._rows(stream)
-        if isinstance(rows, Vectors):
+        if not has_classes(rows):
             raise UsageError(
-                f"{stream} has no classes: its rows are what a layer gave",
+                f"{stream} has no classes: its rows are the numbers of a layer",
                 where=self.id,
-                do=f"target.vectors({stream!r}) gives them.",
+                do=f"Call target.vectors({stream!r}).",
             )
         return rows
 
-    def _rows(self, stream: str) -> Rows | Vectors:
+    def vectors(self, stream: str = "hidden") -> Float:
+        """Return the (T, D) float32 numbers of a layer.
+
+        Raises:
+            MissingUtterance: a stream that the store does not hold.
+            UsageError: a stream of distributions.
+        """
+        rows = self._rows(stream)
+        if not has_numbers(rows):
+            raise UsageError(
+                f"{stream} has classes: its rows are distributions, not the numbers of a layer",
+                where=self.id,
+                do=f"Use target[{stream!r}].",
+            )
+        return rows.values()
+
+    def _rows(self, stream: str) -> DecodedRows:
         try:
             return self.streams[stream]
         except KeyError:
             raise MissingUtterance(
-                f"no stream {stream!r}", where=self.id, do=f"It has: {', '.join(self.streams) or 'none'}."
+                f"there is no stream {stream!r}",
+                where=self.id,
+                do=f"It has: {', '.join(self.streams) or 'none'}.",
             ) from None
 
-    def vectors(self, stream: str = "hidden") -> Float:
-        """(T, D) float32 that a layer gave; raises ``UsageError`` for a stream of distributions."""
-        rows = self._rows(stream)
-        if not isinstance(rows, Vectors):
-            raise UsageError(f"{stream} has classes", where=self.id, do=f"target[{stream!r}] gives its rows.")
-        return rows.values()
-
     def grid(self, stream: str) -> NDArray[np.int64] | None:
-        """(T, U+1) row of each node of a lattice, -1 where it is not kept; None for a stream that is none."""
+        """Return the (T, U+1) row index of each lattice node, -1 where it is not kept; None for other streams."""
         if stream in self.nodes:
             return self.nodes[stream].grid()
         axes = self.shapes[stream][:-1]
         return np.arange(axes[0] * axes[1]).reshape(axes) if len(axes) == 2 else None
 
     def log_probs(self, stream: str, temperature: float = 1.0) -> Float:
-        """Dense float32 log-probabilities in the stream's own axes, :attr:`shapes`."""
+        """Return dense float32 log-probabilities (nats) in the stream's axes, :attr:`shapes`.
+
+        Raises:
+            UsageError: a temperature below 1, or a stream of a layer's numbers.
+        """
         return self[stream].at(temperature).dense().reshape(self.shapes[stream])

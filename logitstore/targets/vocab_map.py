@@ -1,4 +1,4 @@
-"""From a teacher's token table to a student's: by the names of the tokens, never by their numbers."""
+"""Maps from a teacher's token table to a student's, by the names of the tokens and never by their numbers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ..encodings.rows import NOTHING, Float, Rows, Tempered, Vectors
+from ..encodings.rows import NOTHING, Float, Tempered
 from ..errors import TokenError, UsageError, VocabError
 from ..tokens.diff import compare
 from ..tokens.table import TokenTable, require_same
@@ -26,9 +26,9 @@ class Coverage:
 
     Attributes:
         teacher: number of the teacher's tokens.
-        mapped: those that have a class of their own name in the student's table, the blank included.
+        mapped: number of the teacher's tokens whose name the student's table has, the blank included.
         student: number of the student's classes.
-        fed: those that some token of the teacher maps to.
+        fed: number of the student's classes that some token of the teacher maps to.
     """
 
     teacher: int
@@ -38,22 +38,22 @@ class Coverage:
 
     @property
     def share(self) -> float:
-        """Of the teacher's tokens that are mapped, from 0 to 1."""
+        """Share of the teacher's tokens that are mapped, from 0 to 1."""
         return self.mapped / self.teacher
 
 
 @dataclass(frozen=True, eq=False)
 class VocabMap:
-    """Which student class each teacher token becomes.
+    """A map that gives every teacher token a class of the student, or none.
 
-    Tempering and merging do not commute (the sum of two squares is not the square of the sum), so the map
-    is always applied to rows that are at the training temperature already, after resampling.
+    Tempering and merging do not commute (the sum of two squares is not the square of the sum), so the map is always
+    applied to rows at the training temperature, after resampling.
 
     Attributes:
-        teacher: table of the store.
-        student: table of the student.
+        teacher: token table of the store.
+        student: token table of the student.
         to: (V_teacher,) int64 student id of each teacher id; -1 where its mass goes to the tail.
-        named: (V_teacher,) bool, True where the student has the token itself, not only a filler for it.
+        named: (V_teacher,) bool; True where the student has a token of that name, not only a filler.
     """
 
     teacher: TokenTable
@@ -70,18 +70,19 @@ class VocabMap:
         missing: str = "tail",
         spell: Callable[[str], str] | None = None,
     ) -> Self:
-        """Map tokens of the same name to each other, and blank to blank wherever each table puts it.
+        """Map tokens of the same name to each other, and blank to blank whatever their ids.
 
         Args:
             teacher: the store's table.
-            student: the student's; several teacher tokens may share one of its classes.
-            missing: where the mass of tokens goes that the student lacks: ``tail`` (to no class), or
-                ``filler``, the student's ``<filler>``, ``<GBG>`` or ``<unk>``.
-            spell: gives a teacher token as the student spells it, e.g. ``str.lower``.
+            student: the student's table; several teacher tokens may share one of its classes.
+            missing: destination of the mass of tokens that the student lacks: ``tail`` (no class), or ``filler``,
+                the student's ``<filler>``, ``<GBG>`` or ``<unk>``.
+            spell: function from a teacher token to the student's spelling, e.g. ``str.lower``.
 
         Raises:
-            VocabError: tables that have no tokens in common, or only under another spelling, or that are
-                cut into other units (characters against BPE); or a student without a filler.
+            VocabError: tables without common tokens, with common tokens only under another spelling, or of
+                different units (characters against BPE); or a student without a filler.
+            UsageError: another value of ``missing``.
         """
         if missing not in ("tail", "filler"):
             raise UsageError(f"missing={missing!r}", do="Known: tail, filler.")
@@ -100,31 +101,49 @@ class VocabMap:
     def __len__(self) -> int:
         return len(self.teacher)
 
-    def apply(self, rows: Tempered) -> Tempered:
-        """N rows over the teacher's classes as rows over the student's; every row still sums to one.
+    @property
+    def classes(self) -> int:
+        """Number of the student's classes."""
+        return len(self.student)
 
-        Masses of tokens that share a class are added in log space. What has no class goes to the tail: a
-        dense row stays dense (``ids`` None), beside a finite tail. Of a pruned row, the kept entries are
-        mapped and merged; the mass that it left out stays in the tail, but for a filler's share of it, in
-        proportion to how many of the classes that were left out become the filler.
+    @property
+    def teacher_blank(self) -> int:
+        """Id of the blank in the teacher's table."""
+        return self.teacher.blank
+
+    def apply(self, rows: Tempered) -> Tempered:
+        """Return N rows of teacher classes as N rows of student classes; every row still sums to one.
+
+        Masses of tokens that share a class are added in log space, and the mass of tokens without a class goes to
+        the tail. A dense row stays dense (``ids`` None), beside a finite tail. The kept entries of a pruned row are
+        mapped and merged; the mass that it left out stays in the tail, except a filler's share, in proportion to
+        the number of left-out classes that map to the filler.
+
+        Raises ``VocabError`` for rows of another number of classes.
         """
         if rows.classes != len(self.teacher):
-            raise VocabError(f"rows of {rows.classes} classes for a map from {len(self.teacher)} tokens")
+            raise VocabError(
+                f"rows of {rows.classes} classes for a map from {len(self.teacher)} tokens",
+                do="Make the map from the store's own table: VocabMap.by_token(store.tokens, table).",
+            )
         if rows.ids is not None and rows.logp.shape[1] == rows.classes and not rows.has_tail().any():
-            rows = replace(rows, ids=None, logp=rows.dense())  # pruned rows that left nothing out
+            rows = replace(rows, ids=None, logp=rows.dense())  # pruned rows that hold every class
         if rows.ids is None:
             return regroup_dense(rows, self.to, len(self.student))
         return regroup_pruned(rows, self.to, len(self.student), self._filler_id)
 
     def labels(self, ids: NDArray[Any] | Sequence[int]) -> NDArray[np.int32]:
-        """(U,) label ids in the student's table.
+        """Return (U,) int32 label ids in the student's table.
 
         Raises ``TokenError`` naming the token of a label that the student lacks.
         """
         given = np.asarray(ids, np.int64)
         bad = (given < 0) | (given >= len(self))
         if bad.any():
-            raise TokenError(f"label {given[bad][0]} is outside a table of {len(self)} tokens")
+            raise TokenError(
+                f"label {given[bad][0]} is outside a table of {len(self)} tokens",
+                do="Give ids of the teacher's table.",
+            )
         mapped = self.to[given]
         if (mapped < 0).any():
             token = self.teacher[int(given[mapped < 0][0])]
@@ -136,70 +155,57 @@ class VocabMap:
         return mapped.astype(np.int32)
 
     def target(self, target: Target) -> Target:
-        """A target over the student's classes: its streams, shapes and labels; a layer's numbers stay.
+        """Return a target over the student's classes: its streams, shapes and labels; layers stay as they are.
 
-        Raises ``TokenError`` for a label that the student lacks, ``UsageError`` for a target mapped before.
+        Raises:
+            TokenError: a label that the student lacks.
+            UsageError: a target that is mapped already.
         """
-        if any(isinstance(rows, Mapped) for rows in target.streams.values()):
-            raise UsageError(
-                "its rows are mapped already",
-                where=target.id,
-                do="Map once: as the store is opened, or as the batch is made.",
-            )
         try:
             labels = self.labels(target.labels)
             driven = {name: self.labels(ids) for name, ids in target.driven.items()}
-        except TokenError as e:
-            raise TokenError(e.what, where=target.id, why=e.why, do=e.do) from None
+            streams = {name: rows.mapped(self) for name, rows in target.streams.items()}
+        except (TokenError, UsageError) as e:
+            raise type(e)(e.what, where=target.id, why=e.why, do=e.do) from None
+        shapes = {name: (*shape[:-1], streams[name].width) for name, shape in target.shapes.items()}
         return replace(
-            target,
-            labels=labels,
-            driven=driven,
-            streams={
-                name: rows if isinstance(rows, Vectors) else Mapped(rows, self)
-                for name, rows in target.streams.items()
-            },
-            shapes={
-                name: shape if isinstance(target.streams[name], Vectors) else (*shape[:-1], len(self.student))
-                for name, shape in target.shapes.items()
-            },
-            blank=self.student.blank,
+            target, labels=labels, driven=driven, streams=streams, shapes=shapes, blank=self.student.blank
         )
 
     def require_teacher(self, table: TokenTable, where: str) -> None:
-        """Raise ``VocabError`` unless the map starts at this table, the one of a store."""
+        """Raise ``VocabError`` unless the map starts at this table, the one of the store ``where``."""
         require_same(table, self.teacher, where=where, which=("the store", "the map's teacher"))
 
     def same(self, other: VocabMap | None) -> bool:
-        """Whether another gives every token the same class."""
+        """Tell whether another map gives every token the same class."""
         if other is None or len(self.student) != len(other.student):
             return False
         return np.array_equal(self.to, other.to)
 
     @property
     def order(self) -> NDArray[np.int64] | None:
-        """(V,) teacher id of each student class, where the map only sorts the same tokens anew; else None."""
+        """(V,) teacher id of each student class where both tables hold the same tokens; else None."""
         order = np.argsort(self.to, kind="stable")
-        only = len(self) == len(self.student) and bool((self.to[order] == np.arange(len(self))).all())
-        return order if only else None
+        only_order = len(self) == len(self.student) and bool((self.to[order] == np.arange(len(self))).all())
+        return order if only_order else None
 
     @property
     def dropped(self) -> tuple[str, ...]:
-        """Teacher tokens that the student lacks, in id order."""
+        """Teacher tokens that the student lacks, by id."""
         return tuple(self.teacher[int(i)] for i in np.flatnonzero(~self.named))
 
     @property
     def unfed(self) -> tuple[str, ...]:
-        """Student classes that no teacher token maps to, in id order: they get no mass."""
+        """Student classes that no teacher token maps to and that get no mass, by id."""
         fed = self._fed
         return tuple(t for i, t in enumerate(self.student.tokens) if i not in fed)
 
     def coverage(self) -> Coverage:
-        """Counts of both sides."""
+        """Return counts of mapped tokens and fed classes."""
         return Coverage(len(self), int(self.named.sum()), len(self.student), len(self._fed))
 
     def explain(self) -> str:
-        """The map in a few lines: kind of difference, counts, what is dropped and what gets no mass."""
+        """Return a few lines of text: the difference, counts, dropped tokens and classes without mass."""
         c = self.coverage()
         lines = [
             compare(self.teacher, self.student, WHICH).what,
@@ -220,56 +226,34 @@ class VocabMap:
 
     @property
     def _filler_id(self) -> int | None:
-        """The class that dropped tokens become; None where they go to the tail or none is dropped."""
+        """Class of dropped tokens; None where they go to the tail or none is dropped."""
         rest = self.to[~self.named]
         return int(rest[0]) if len(rest) and rest[0] >= 0 else None
 
 
-@dataclass(frozen=True)
-class Mapped:
-    """Rows of one stream, over a student's classes.
-
-    Attributes:
-        rows: as they are stored, over the teacher's classes.
-        map: from those to the student's.
-    """
-
-    rows: Rows
-    map: VocabMap
-
-    @property
-    def classes(self) -> int:
-        return len(self.map.student)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def take(self, index: NDArray[np.int64]) -> Mapped:
-        return Mapped(self.rows.take(index), self.map)
-
-    def at(self, temperature: float = 1.0) -> Tempered:
-        return self.map.apply(self.rows.at(temperature))
-
-
 def _require_mappable(names: Sequence[str], teacher: TokenTable, student: TokenTable) -> None:
+    """Raise ``VocabError`` unless enough of the spelt names of the teacher's tokens are in the student's table."""
     spelt = tuple(dict.fromkeys(names))
     members = (*student.tokens, *(t for t, i in student.also if i >= 0))
-    found = compare(_Names(spelt, spelt.index(names[teacher.blank])), _Names(members, student.blank), WHICH)
-    if not found.mappable:
+    difference = compare(_Names(spelt, spelt.index(names[teacher.blank])), _Names(members, student.blank), WHICH)
+    if not difference.mappable:
         raise VocabError(
-            found.what,
-            why="A map by name would leave next to nothing of what the teacher said.",
-            do=found.do,
+            difference.what,
+            why="A map by name would drop nearly all of the teacher's mass.",
+            do=difference.do,
         )
 
 
 @dataclass(frozen=True)
 class _Names:
+    """Names of tokens and the id of the blank, which is all that two tables are compared by."""
+
     tokens: tuple[str, ...]
     blank: int
 
 
 def _filler(student: TokenTable) -> int:
+    """Return the id of the student's filler; raises ``VocabError`` where it has none."""
     for name in FILLERS:
         if name in student and student.id(name) != student.blank:
             return student.id(name)
@@ -280,20 +264,21 @@ def _filler(student: TokenTable) -> int:
 
 
 def _some(tokens: Sequence[str], most: int = 8) -> str:
+    """Return the first tokens, quoted."""
     text = ", ".join(map(repr, tokens[:most]))
     return f"{text}, ..." if len(tokens) > most else text
 
 
-BLOCK = 1 << 22  # numbers at a time
+BLOCK = 1 << 22  # float64 numbers held at a time
 
 
 def regroup_dense(rows: Tempered, to: NDArray[np.int64], classes: int) -> Tempered:
-    """(N, V) rows over ``classes`` groups.
+    """Return (N, V) rows with their classes merged into groups, as (N, G) rows.
 
     Args:
-        rows: ``ids`` is None.
+        rows: rows of every class (``ids`` None).
         to: (V,) group of each class; -1 for the tail.
-        classes: number of groups. One that nothing becomes has a log-probability of -1e4.
+        classes: number of groups, G. A group without classes gets a log-probability of -1e4.
     """
     n = len(rows.logp)
     logp = np.full((n, classes), NOTHING, np.float32)
@@ -309,25 +294,25 @@ def regroup_dense(rows: Tempered, to: NDArray[np.int64], classes: int) -> Temper
         )
         ends = np.cumsum(sizes[several])
         sums = _log_sums(rows.logp[:, members], ends - sizes[several])
-        found = groups[several]
-        logp[:, found[found >= 0]] = sums[:, found >= 0]
-        if found[0] < 0:  # groups are sorted
+        merged = groups[several]
+        logp[:, merged[merged >= 0]] = sums[:, merged >= 0]
+        if merged[0] < 0:  # groups are sorted: the tail comes first
             tail = _total(tail, sums[:, 0])
     return Tempered(classes, rows.temperature, logp, None, tail)
 
 
 def regroup_pruned(rows: Tempered, to: NDArray[np.int64], classes: int, filler: int | None) -> Tempered:
-    """(N, K) entries over ``classes`` groups: mapped, merged, best first, ties by lower id.
+    """Return (N, K) entries with their classes merged into groups, best first, ties by lower id.
 
     Args:
-        rows: ``ids`` is not None.
+        rows: pruned rows (``ids`` not None).
         to: (V,) group of each class; -1 for the tail.
-        classes: number of groups.
-        filler: group that takes its share of the tail, or None.
+        classes: number of groups, G.
+        filler: group that takes its share of the tail; None for no group.
     """
     assert rows.ids is not None
     real = rows.logp > NOTHING
-    ids = np.where(real, to[rows.ids], classes)  # what is not there, and what has no group, sorts last
+    ids = np.where(real, to[rows.ids], classes)  # the id ``classes``, no group, sorts last
     tail = rows.tail
     logp = rows.logp.astype(np.float64)
     lost = np.where(real & (ids < 0), logp, NOTHING)
@@ -347,7 +332,7 @@ def regroup_pruned(rows: Tempered, to: NDArray[np.int64], classes: int, filler: 
 
 
 def _merge(ids: NDArray[np.int64], logp: NDArray[np.float64], none: int) -> tuple[Float, NDArray[np.int32]]:
-    """(N, K') log-probabilities and ids, where equal ids of a row are one entry; id ``none`` is no entry."""
+    """Return (N, K') log-probabilities and ids with equal ids of a row added up; id ``none`` is no entry."""
     n, k = ids.shape
     order = np.argsort(ids, axis=1, kind="stable")
     ids, logp = np.take_along_axis(ids, order, axis=1), np.take_along_axis(logp, order, axis=1)
@@ -366,11 +351,11 @@ def _merge(ids: NDArray[np.int64], logp: NDArray[np.float64], none: int) -> tupl
 
 
 def _log_sums(x: NDArray[np.floating], starts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(N, G) log Σ exp over runs of columns that begin at ``starts``; no run is empty."""
+    """Return (N, G) log Σ exp over runs of columns that begin at ``starts``; no run is empty."""
     sizes = np.diff(starts, append=x.shape[1])
     out = np.empty((len(x), len(starts)))
     step = max(BLOCK // max(x.shape[1], 1), 1)
-    for row in range(0, len(x), step):  # a lattice has too many nodes to hold all of it in float64
+    for row in range(0, len(x), step):  # a whole lattice in float64 would not fit in memory
         part = x[row : row + step].astype(np.float64)
         peak = np.maximum.reduceat(part, starts, axis=1)
         e = np.exp(part - np.repeat(peak, sizes, axis=1))
@@ -379,5 +364,5 @@ def _log_sums(x: NDArray[np.floating], starts: NDArray[np.int64]) -> NDArray[np.
 
 
 def _total(a: NDArray[np.floating], b: NDArray[np.floating]) -> Float:
-    """log(exp a + exp b), not below the log of no mass."""
+    """Return log(exp a + exp b), at least -1e4."""
     return np.asarray(np.maximum(np.logaddexp(a.astype(np.float64), b), NOTHING), np.float32)
