@@ -27,8 +27,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.size import asked, cases, own_logits
 from logitstore.corpus.manifest import read_manifest
-from logitstore.encodings import Encoding, parse_encoding
-from logitstore.encodings.base import KeepsAlways
+from logitstore.encodings import Encoding, encode_logits, parse_encoding
 from logitstore.encodings.rows import logsumexp
 
 GRID = (1.0, 1.05, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.75, 1.9, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 7.0, 8.0)
@@ -71,10 +70,7 @@ def tail_errors(
         grid: temperatures.
     """
     rows = torch.from_numpy(np.ascontiguousarray(logits, np.float32))
-    if isinstance(encoding, KeepsAlways):
-        arrays = encoding.encode(rows, torch.full((len(rows), 1), blank))
-    else:
-        arrays = encoding.encode(rows)
+    arrays = encode_logits(encoding, rows, lambda: torch.full((len(rows), 1), blank))
     columns = encoding.columns(logits.shape[1])
     stored = encoding.decode(
         {c.name: arrays[c.name].numpy().astype(c.dtype, copy=False) for c in columns}, logits.shape[1]

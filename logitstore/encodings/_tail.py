@@ -1,8 +1,8 @@
 """The tail of pruned rows: mass of the classes left out, stored at a few temperatures and served at any.
 
-For every row the logarithm of (left-out mass / kept mass) is stored as a 16-bit integer at temperatures 1, 2, 4,
-8 and, since SPEC E20, 4/3. The tail is summed over the left-out classes themselves, never as one minus the kept
-mass, and stored relative to the kept mass: both masses stay exact, whichever of the two is tiny.
+For every row the logarithm of (left-out mass / kept mass) is stored as a 16-bit integer at temperatures 1, 2,
+4, 8 and, since SPEC E20, 4/3. The tail is summed over the left-out classes themselves, never as one minus the
+kept mass, and stored relative to the kept mass: both masses stay exact, whichever of the two is tiny.
 """
 
 from __future__ import annotations
@@ -117,8 +117,9 @@ def stored_at(points: int) -> tuple[float, ...]:
 def tail_weights(temperature: float, known: tuple[float, ...]) -> NDArray[np.float64]:
     """Return the weights of the stored points, and of the one at 1/τ = 0, in the value of their polynomial.
 
-    Through four stored points the polynomial is one in 1/τ (SPEC E7). Through five it is one in ln(1 + 4/τ), in
-    which the curve is nearly straight; in 1/τ it misses the mass by a tenth below temperature 2 (SPEC E20).
+    Through four stored points the polynomial is one in 1/τ (SPEC E7). Through five it is one in ln(1 + 4/τ),
+    in which the curve is nearly straight; in 1/τ it misses the mass by a tenth below temperature 2 (SPEC
+    E20).
     """
     beta = np.array([1 / t for t in (*known, np.inf, temperature)])
     *at, x = beta if len(known) == 4 else np.log1p(4 * beta)

@@ -1,7 +1,9 @@
 """Base classes of encodings: rows of one stream to named arrays, and back.
 
-An encoding may lose information, unlike a compressor. One module of this package, or of a user's own, holds one
-encoding: a frozen dataclass that derives from :class:`Encoding` or :class:`HeadEncoding`, its rows, and a function
+An encoding may lose information, unlike a compressor. One module of this package, or of a user's own, holds
+one
+encoding: a frozen dataclass that derives from :class:`Encoding` or :class:`HeadEncoding`, its rows, and a
+    function
 ``parse(setting)``. ``logitstore.testing`` has the conformance suites.
 """
 
@@ -10,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +26,7 @@ from .rows import DecodedRows, Rows
 
 if TYPE_CHECKING:  # only encoding needs torch; reading a store never loads it
     import torch
+    from typing_extensions import TypeIs
 
 
 LOSS = "kl"  # the array that encode() may return besides the columns: (N,) nats lost by each row
@@ -39,10 +42,11 @@ class StreamEncoding(ABC):
 
     Attributes:
         numbers: True where rows are the numbers of a layer, not logits of classes.
-        keeps_always: True where ``encode`` takes classes to keep in every row: the blank, and in a lattice the
-            next label.
+        keeps_always: True where ``encode`` takes classes to keep in every row: the blank, and in a lattice
+            the next label.
         requires: features that a reader must know to read such a stream (SPEC F5).
-        tail_points: temperatures at which the mass of the tail is stored; 0 without a tail, or with older ones.
+        tail_points: temperatures at which the mass of the tail is stored; 0 without a tail, or with older
+            ones.
     """
 
     numbers: ClassVar[bool] = False
@@ -75,22 +79,22 @@ class Encoding(StreamEncoding):
     """Rows (N, V) of float32 logits, or (N, D) numbers of a layer, to named arrays and back.
 
     Attributes:
-        ragged: names of the arrays that hold any number of items per row, row after row. The first axis of all
-            others is N.
+        ragged: names of the arrays that hold any number of items per row, row after row. The first axis of
+            all others is N.
     """
 
     ragged: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def columns(self, classes: int) -> tuple[Column, ...]:
-        """Return the arrays for V classes (or D numbers); raises ``UsageError`` where settings do not fit V."""
+        """Return the arrays for V classes, or D numbers; raises ``UsageError`` where settings do not fit."""
 
     @abstractmethod
     def encode(self, logits: torch.Tensor) -> dict[str, torch.Tensor]:
         """Encode (N, V) float32 logits at once, on their device; the logits are not changed.
 
-        With :attr:`keeps_always` there is a second parameter ``always``, (N, F) int64 classes to keep, or None.
-        The result may hold ``kl`` beside the columns: (N,) nats that each row loses.
+        With :attr:`keeps_always` there is a second parameter ``always``, (N, F) int64 classes to keep, or
+        None. The result may hold ``kl`` beside the columns: (N,) nats that each row loses.
         """
 
     @abstractmethod
@@ -156,7 +160,7 @@ class HeadRowsEncoding(Encoding):
 
     @abstractmethod
     def encode(self, rows: torch.Tensor, own: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-        """Encode (N, D) float32 inputs; with ``own``, their (N, V) logits, ``kl`` says what each row loses."""
+        """Encode (N, D) float32 inputs; given their (N, V) logits ``own``, ``kl`` is the loss of each row."""
 
 
 class LatticeSides(ABC):
@@ -168,7 +172,7 @@ class LatticeSides(ABC):
 
     @abstractmethod
     def encode_sides(self, enc: torch.Tensor, dec: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Encode (T, J) and (U+1, J) float32; the logits of node (t, u) are head(activation(enc[t] + dec[u]))."""
+        """Encode (T, J) and (U+1, J) float32, with node (t, u) = head(activation(enc[t] + dec[u]))."""
 
     @abstractmethod
     def decode(self, arrays: Mapping[str, NDArray[Any]], classes: int) -> Rows:
@@ -192,17 +196,17 @@ def parse_encoding(text: str) -> Encoding | HeadEncoding:
     return encoding
 
 
-def stores_head(encoding: StreamEncoding) -> TypeGuard[HeadEncoding]:
+def stores_head(encoding: object) -> TypeIs[HeadEncoding]:
     """Tell whether an encoding stores the input of a linear head and needs that head."""
     return isinstance(encoding, HeadEncoding)
 
 
-def stores_sides(encoding: object) -> TypeGuard[LatticeSides]:
+def stores_sides(encoding: object) -> TypeIs[LatticeSides]:
     """Tell whether a bound encoding stores both sides of a lattice."""
     return isinstance(encoding, LatticeSides)
 
 
-def takes_head_inputs(encoding: object) -> TypeGuard[HeadRowsEncoding]:
+def takes_head_inputs(encoding: object) -> TypeIs[HeadRowsEncoding]:
     """Tell whether a bound encoding stores the inputs of a linear head."""
     return isinstance(encoding, HeadRowsEncoding)
 

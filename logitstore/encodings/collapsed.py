@@ -59,9 +59,9 @@ class Collapsed(Rows):
 class CollapsedEncoding(Encoding):
     """Two float16 log-probabilities and tail odds at five temperatures: 14 bytes a node.
 
-    The rest is summed over the other classes themselves, so that its mass is exact. Training against blank, next
-    label and rest is proposed by Panchapagesan et al., "Efficient knowledge distillation for RNN-transducer
-    models" (ICASSP 2021).
+    The rest is summed over the other classes themselves, so that its mass is exact. Training against blank,
+    next label and rest is proposed by Panchapagesan et al., "Efficient knowledge distillation for
+    RNN-transducer models" (ICASSP 2021).
 
     Attributes:
         tail_points: temperatures at which the tail is stored; 4 in older stores.
@@ -86,7 +86,9 @@ class CollapsedEncoding(Encoding):
             )
 
     def bound(self, stream: StreamSpec, constants: Mapping[str, NDArray[Any]]) -> CollapsedEncoding:
-        return replace(self, tail_points=stream.tail_points or 4)  # a stream without a number has 4 (SPEC E20)
+        return replace(
+            self, tail_points=stream.tail_points or 4
+        )  # a stream without a number has 4 (SPEC E20)
 
     def columns(self, classes: int) -> tuple[Column, ...]:
         if classes < 2:

@@ -83,8 +83,8 @@ class DenseInt8(Encoding):
     """(N, V) uint8 log-probabilities: square roots in equal steps, so that they are finest where the mass is.
 
     A log-probability of -d, with d up to 256 nats, is off by at most √(depth · d) / 255 + depth / 260100 nats
-    before the row is normalised again; depth is that of the row's least probable class. Lower ones are clipped
-    at -256 nats.
+    before the row is normalised again; depth is that of the row's least probable class. Lower ones are
+    clipped at -256 nats.
     """
 
     def __str__(self) -> str:

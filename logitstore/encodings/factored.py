@@ -150,6 +150,10 @@ class FactoredEncoding(HeadEncoding):
                 "factored keeps the two sides of the whole lattice",
                 do="Leave the form out, or choose another encoding for it.",
             )
+        self._require_lattice_setting()
+
+    def _require_lattice_setting(self) -> None:
+        """Raise ``UsageError`` unless the setting is one that a lattice can have: none."""
         if self.setting:
             raise UsageError(
                 f"{self} of a lattice",
@@ -181,6 +185,7 @@ class FactoredEncoding(HeadEncoding):
 
     def bound(self, stream: StreamSpec, constants: Constants) -> Encoding | LatticeSides:
         if stream.kind == "rnnt":
+            self._require_lattice_setting()
             return FactoredSides(stream.width, stream.activation, constants)
         if self.budget is not None:
             return FactoredCodes(constants)
@@ -204,7 +209,7 @@ class _LinearRows(HeadRowsEncoding):
         return self._on[name]
 
     def loss(self, own: torch.Tensor | None, code: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return ``kl``, the nats that rows lose at temperature 1; empty without the teacher's logits ``own``."""
+        """Return ``kl``, the nats that rows lose at temperature 1; empty without the teacher's logits."""
         if own is None:
             return {}
         return {LOSS: row_loss(own, code @ self.on("weight", code).T + self.on("bias", code))}
@@ -299,9 +304,9 @@ class FactoredCodes(_LinearRows):
 class FactoredSides(LatticeSides):
     """Both sides of a lattice: (T, J) as 16-bit integers with a scale per row, (U+1, J) as float32.
 
-    The logits of node (t, u) are head(activation(enc[t] + dec[u])), as in the additive joiner of an RNN transducer
-    (Graves 2012; Graves, Mohamed and Hinton 2013). A lattice has many frames per label, so that exact label
-    positions cost little and halve the error.
+    The logits of node (t, u) are head(activation(enc[t] + dec[u])), as in the additive joiner of an RNN
+    transducer (Graves 2012; Graves, Mohamed and Hinton 2013). A lattice has many frames per label, so that
+    exact label positions cost little and halve the error.
     """
 
     width: int
@@ -337,7 +342,7 @@ def parse(setting: str | None) -> FactoredEncoding:
     if not SMALLEST <= budget <= LARGEST:
         raise UsageError(
             f"factored:{setting} is neither a width nor a budget",
-            do=f"Write factored, {', '.join(f'factored:{n}' for n in NARROW)}, or nats per row: factored:1e-3.",
+            do=f"Write factored, {', '.join(f'factored:{n}' for n in NARROW)}, or the nats: factored:1e-3.",
         )
     return FactoredEncoding(f"{budget:g}")
 

@@ -53,7 +53,8 @@ def gap(head: LinearHead, inputs: torch.Tensor, logits: torch.Tensor) -> float:
 def additive(parent: nn.Module | None, output: nn.Module) -> str:
     """Return a description of an additive joiner, logits = output(activation(enc + dec)), or an empty string.
 
-    It has two Linears beside the output one, both as wide as its input: ``enc_proj 512 + dec_proj 320 -> 640``.
+    It has two Linears beside the output one, both as wide as its input: ``enc_proj 512 + dec_proj 320 ->
+    640``.
 
     Args:
         parent: the module that holds the joiner's layers.

@@ -151,7 +151,8 @@ class Nucleus(Encoding):
                 f"of {len(counts)} rows (SPEC E10)"
             )
         odds = decode_odds(arrays["tail"])
-        # The kept classes have a mass of 1 / (1 + odds); the best entry's share follows from the other entries.
+        # The kept classes have a mass of 1 / (1 + odds); the best entry's share follows from the other
+        # entries.
         row = np.repeat(np.arange(len(counts)), counts - 1)
         best_share = -np.log1p(np.bincount(row, np.exp(below), len(counts)))
         first = (best_share - np.logaddexp(0.0, odds[:, 0])).astype(np.float32)

@@ -1,8 +1,8 @@
 """Decoded rows of one stream, in numpy, and the protocol that the rows of every encoding follow.
 
-A stream has N rows: frames, lattice nodes or label positions. Rows of classes (:class:`Rows`) are distributions
-over V classes and serve every temperature; rows of numbers (:class:`NumberRows`) are a layer's activations.
-Log-probabilities are natural logarithms.
+A stream has N rows: frames, lattice nodes or label positions. Rows of classes (:class:`Rows`) are
+distributions over V classes and serve every temperature; rows of numbers (:class:`NumberRows`) are a layer's
+activations. Log-probabilities are natural logarithms.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeGuard
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CorruptError, UsageError
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
 
 Float = NDArray[np.float32]
 
@@ -47,7 +50,7 @@ class Tempered:
     tail: Float
 
     def has_tail(self) -> NDArray[np.bool_]:
-        """Return (N,) booleans: True where the tail has mass. Rounding leaves it near -1e4 where it has none."""
+        """Return (N,) bool, True where the tail has mass; rounding leaves others near -1e4."""
         return self.tail > NOTHING / 2
 
     def dense(self) -> Float:
@@ -165,8 +168,8 @@ class DecodedRows(ABC):
 class Rows(DecodedRows):
     """N distributions over V classes.
 
-    A subclass has ``classes`` (V, a dataclass field or a property), ``__len__``, ``take`` and ``at``. All other
-    methods follow from these; a subclass overrides them where its stored form allows something better.
+    A subclass has ``classes`` (V, a dataclass field or a property), ``__len__``, ``take`` and ``at``. All
+    other methods follow from these; a subclass overrides them where its stored form allows something better.
     """
 
     numbers: ClassVar[bool] = False
@@ -312,12 +315,12 @@ class MappedRows(Rows):
         )
 
 
-def has_classes(rows: DecodedRows) -> TypeGuard[Rows]:
+def has_classes(rows: DecodedRows) -> TypeIs[Rows]:
     """Tell whether rows are distributions over classes."""
     return not rows.numbers
 
 
-def has_numbers(rows: DecodedRows) -> TypeGuard[NumberRows]:
+def has_numbers(rows: DecodedRows) -> TypeIs[NumberRows]:
     """Tell whether rows are the numbers of a layer."""
     return rows.numbers
 
@@ -366,9 +369,7 @@ def mix(a: Tempered, b: Tempered, weight: Float) -> Tempered:
     return _mix_pruned(a, b, log_a, log_b)
 
 
-def _mix_pruned(
-    a: Tempered, b: Tempered, log_a: NDArray[np.float64], log_b: NDArray[np.float64]
-) -> Tempered:
+def _mix_pruned(a: Tempered, b: Tempered, log_a: NDArray[np.float64], log_b: NDArray[np.float64]) -> Tempered:
     """Return the mixture of pruned rows; ``log_a`` and ``log_b`` are the (N, 1) logs of the two shares."""
     assert a.ids is not None
     assert b.ids is not None
@@ -441,7 +442,7 @@ def concatenate(parts: Sequence[Tempered]) -> Tempered:
 
 
 def _widened(values: NDArray[Any], k: int, fill: float | None) -> NDArray[Any]:
-    """Return (N, K) values as (N, k), filled with a number, or with each row's first value where it is None."""
+    """Return (N, K) values as (N, k), filled with a number, or with each row's first value."""
     missing = k - values.shape[1]
     if not missing:
         return values

@@ -63,7 +63,9 @@ class TopK(Encoding):
         return f"topk:{self.k}"
 
     def bound(self, stream: StreamSpec, constants: Mapping[str, NDArray[Any]]) -> TopK:
-        return replace(self, tail_points=stream.tail_points or 4)  # a stream without a number has 4 (SPEC E20)
+        return replace(
+            self, tail_points=stream.tail_points or 4
+        )  # a stream without a number has 4 (SPEC E20)
 
     def columns(self, classes: int) -> tuple[Column, ...]:
         if self.k > classes:

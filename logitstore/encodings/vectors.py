@@ -1,4 +1,4 @@
-"""``vectors``: the numbers of a layer, for ``hidden`` streams, in float16; ``vectors:int8``: in a byte each."""
+"""``vectors``: the numbers of a layer in float16, for ``hidden`` streams; ``vectors:int8``: in a byte."""
 
 from __future__ import annotations
 

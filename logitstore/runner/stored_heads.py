@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 
 from ..corpus.manifest import Manifest, Utterance
-from ..encodings import HeadEncoding, parse_encoding
+from ..encodings import FOR_LOGITS, HeadEncoding, parse_encoding, stores_head
 from ..encodings.linear_head import SAME, gap
 from ..errors import LogitStoreError, TeacherError
 from ..schema.spec import StoreSpec
@@ -28,7 +28,7 @@ ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu}
 def factored(spec: StoreSpec) -> dict[str, HeadEncoding]:
     """The encodings that store a head, by stream."""
     found = {s.name: parse_encoding(s.encoding) for s in spec.streams if s.stream_kind.axes}
-    return {name: e for name, e in found.items() if isinstance(e, HeadEncoding)}
+    return {name: e for name, e in found.items() if stores_head(e)}
 
 
 def once_per_store(
@@ -178,7 +178,7 @@ def activation_of(driver: TeacherDriver, output: TeacherOutput) -> str:
         f"what goes into the joiner's head is not {' or '.join(ACTIVATIONS)} of enc + dec",
         where=output.loaded.utt.id,
         why="A joiner that multiplies, gates or normalises does not come back from its two sides.",
-        do="Store the lattice as topk or nucleus.",
+        do=f"Store the lattice as {FOR_LOGITS}.",
     )
 
 
@@ -199,7 +199,7 @@ def require_lattice_factors(driver: TeacherDriver, outputs: Sequence[TeacherOutp
                     f"weight and bias of the joiner's head miss what {what} says by {missed:.3g}",
                     where=item.loaded.utt.id,
                     why="Something follows the layer or lies in it: a blank apart (HAT), dropout, a scale.",
-                    do="Store the lattice as topk or nucleus.",
+                    do=f"Store the lattice as {FOR_LOGITS}.",
                 )
     return f"the joiner's two sides and its head give its own log-probabilities, within {worst:.1e}"
 
@@ -223,6 +223,6 @@ def require_factors(driver: TeacherDriver, outputs: Sequence[TeacherOutput], str
                 where=item.loaded.utt.id,
                 why="The layer does more than it says (dropout live, a scale, quantised weights): "
                 "what goes into it does not tell what comes out.",
-                do="Store dense, topk or nucleus.",
+                do=f"Store {FOR_LOGITS}.",
             )
     return f"weight and bias of the {stream} head give its own log-probabilities, within {worst:.1e}"

@@ -65,7 +65,7 @@ class TargetDataset(Dataset[Target | Clipped]):
     def __getitem__(self, index: int) -> Target | Clipped:
         """Read one target, or a clip's targets; raises what :meth:`Store.__getitem__` raises."""
         chosen = self.ids[index]
-        return self.store.heard(chosen) if isinstance(chosen, Clip) else self.store[chosen]
+        return self.store.read_clip(chosen) if isinstance(chosen, Clip) else self.store[chosen]
 
 
 def _utterances(chosen: str | Clip) -> Sequence[str]:

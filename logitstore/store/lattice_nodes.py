@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 
 from ..encodings import parse_encoding
-from ..encodings.base import KeepsAlways
 from ..schema.lattice import Form, Nodes, band_size, full, path, ranges, sample
 from ..schema.spec import StreamSpec
 from .record_encoder import require_finite
@@ -139,7 +138,7 @@ def picked_by_caller(
 
 
 def _keeps_always(stream: StreamSpec) -> bool:
-    return isinstance(parse_encoding(stream.encoding), KeepsAlways)
+    return parse_encoding(stream.encoding).keeps_always
 
 
 def _blank_and_next(stream: StreamSpec, nodes: Nodes, labels: Sequence[int]) -> NDArray[np.int64]:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 from numpy.typing import NDArray
 
-from ..encodings import Encoding, HeadEncoding, parse_encoding
-from ..encodings.base import KeepsTail, LatticeSides
+from ..encodings import Encoding, LatticeSides, parse_encoding
 from ..errors import UsageError, VocabError
 from ..schema.kinds import StreamKind, kind_of
 from ..schema.lattice import Form
@@ -85,32 +83,21 @@ def _stream(name: str, kind: StreamKind, asked: str, tokens: TokenTable) -> Stre
             raise UsageError(f"{name}={asked}: a transcript has no rows to encode", do=f"--stream {name}")
         return StreamSpec(name, kind.name, len(tokens), tokens.blank, "")
     parsed = parse_encoding(how)
-    numbers = getattr(parsed, "of_numbers", False)
-    if numbers == kind.classes:
-        known = "dense, topk, nucleus or factored" if kind.classes else "vectors or vectors:int8"
-        raise UsageError(f"{name}={asked}: {how} is not for rows of {kind.axes[-1]}", do=f"Use {known}.")
     width = 0
-    if numbers and found:
+    if parsed.numbers and found:
         if not re.fullmatch(r"[1-9][0-9]{0,6}", form):
             raise UsageError(f"{name}={asked}: {form!r} is no width", do="Say D, e.g. vectors/256.")
         width, form = int(form), ""
     elif name == "rnnt":
         form = str(Form.parse(form if found else "full"))
-    elif found or how == "collapsed":
+    elif found:
         raise UsageError(f"{name}={asked}: only an rnnt stream has lattice nodes to choose from")
-    if how == "collapsed" and Form.parse(form).framewise:
-        raise UsageError(
-            f"{name}={asked}: the mean over label positions has no next label",
-            do="Choose dense, topk or nucleus for it.",
-        )
-    if name == "rnnt" and how.startswith("factored") and form != "full":
-        raise UsageError(
-            f"{name}={asked}: factored keeps the two sides of the whole lattice",
-            do="Leave the form out, or choose another encoding for it.",
-        )
-    points = parsed.tail_points if isinstance(parsed, KeepsTail) else 0
+    try:
+        parsed.check_stream(kind, Form.parse(form) if form else None)
+    except UsageError as e:
+        raise UsageError(f"{name}={asked}: {e.what}", why=e.why, do=e.do) from None
     return StreamSpec(
-        name, kind.name, len(tokens), tokens.blank, str(parsed), form, width, tail_points=points
+        name, kind.name, len(tokens), tokens.blank, str(parsed), form, width, tail_points=parsed.tail_points
     )
 
 
@@ -118,8 +105,10 @@ def _requires(stream: StreamSpec) -> Iterator[str]:
     """What a reader of version 1.0's first rules would misread (SPEC F5)."""
     if stream.tail_points:
         yield TAIL_POINTS
-    if stream.kind == "rnnt" and (stream.encoding == "collapsed" or not Form.parse(stream.form).whole):
+    if stream.kind == "rnnt" and not Form.parse(stream.form).whole:
         yield LATTICE_FORMS
+    if stream.encoding:
+        yield from parse_encoding(stream.encoding).requires
     if stream.kind in LATER_KINDS:
         yield stream.kind
 
@@ -138,13 +127,7 @@ def encoding_of(
     constants to do more than name its columns."""
     if not stream.stream_kind.axes:
         return None
-    encoding = parse_encoding(stream.encoding)
-    if isinstance(encoding, HeadEncoding):
-        return encoding.bound(stream, constants or {})
-    if isinstance(encoding, KeepsTail):
-        older: Any = encoding  # a dataclass; what says nothing has four (SPEC E20)
-        return replace(older, tail_points=stream.tail_points or 4)  # type: ignore[no-any-return]
-    return encoding
+    return parse_encoding(stream.encoding).bound(stream, constants or {})
 
 
 def columns_of(spec: StoreSpec) -> tuple[Column, ...]:

@@ -11,8 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ..encodings import HeadEncoding, parse_encoding
-from ..encodings.base import LinearHead
+from ..encodings import FOR_LOGITS, LinearHead, parse_encoding, stores_head
 from ..encodings.linear_head import SAME, gap, linear_head
 from ..errors import IdentityError, LengthError, TeacherError, UsageError, VocabError
 from ..schema.spec import StoreSpec, StreamSpec
@@ -21,8 +20,6 @@ from ..storage.entries import shard_names
 from ..storage.places import Place
 from ..storage.spec_file import is_store, read_spec
 from .record_encoder import require_finite
-
-CLOSE = 1e-4  # between constants made twice, on two machines say
 
 
 class LoopHeads:
@@ -41,13 +38,13 @@ class LoopHeads:
     def __init__(self, spec: StoreSpec, given: Mapping[str, Any]) -> None:
         streams = {s.name: s for s in spec.streams if s.stream_kind.axes}
         parsed = {name: parse_encoding(s.encoding) for name, s in streams.items()}
-        self._encodings = {n: e for n, e in parsed.items() if isinstance(e, HeadEncoding)}
+        self._encodings = {n: e for n, e in parsed.items() if stores_head(e)}
         for name in self._encodings:
             _require_possible(streams[name], name in given)
         if spare := [name for name in given if name not in self._encodings]:
             raise UsageError(
                 f"a head for {spare[0]!r}, which does not store what goes into one",
-                do=f'Store it so, streams={{"{spare[0]}": "factored"}}, or leave the head out.',
+                do="Choose an encoding that stores it, or leave the head out.",
             )
         found = {name: _parsed(given[name], name) for name in self._encodings}
         self._heads = {name: head for name, (head, _) in found.items()}
@@ -101,14 +98,7 @@ class LoopHeads:
     def require_stored(self, constants: Constants) -> None:
         """Raise ``IdentityError`` unless a store's constants were made from these heads."""
         for name, head in self._heads.items():
-            kept, same = constants[name], True
-            if "mean" in kept:  # axes come from a sample, but not what the mean row says (SPEC E16)
-                said = head.weight.astype(np.float64) @ kept["mean"] + head.bias
-                same = np.allclose(said, kept["bias"], CLOSE, CLOSE)
-            else:
-                made = self._encodings[name].prepare(head, None)
-                same = all(np.allclose(array, kept[n], CLOSE, CLOSE) for n, array in made.items())
-            if not same:
+            if not self._encodings[name].made_from(head, constants[name]):
                 raise IdentityError(
                     f"the {name} head is not the one that this store keeps",
                     why="Rows of two heads in one store cannot be told apart by a student.",
@@ -166,13 +156,13 @@ def _require_possible(stream: StreamSpec, given: bool) -> None:
             f"{stream.name}={stream.encoding} from one's own loop",
             why="It stores two sides, whose sum goes through an activation into the head: who drives the "
             "joiner alone can prove that.",
-            do="Let logitstore dump drive the teacher, or store the lattice as topk or nucleus.",
+            do=f"Let logitstore dump drive the teacher, or store the lattice as {FOR_LOGITS}.",
         )
     if not given:
         raise UsageError(
             f"{stream.encoding} stores what goes into the {stream.name} head, and no head was given",
             do=f'Give it: StoreWriter.open(..., heads={{"{stream.name}": linear}}), and '
-            f'add(..., inputs={{"{stream.name}": h}}); or store dense, topk or nucleus.',
+            f'add(..., inputs={{"{stream.name}": h}}); or store {FOR_LOGITS}.',
         )
 
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..encodings.collapsed import Collapsed
-from ..encodings.rows import Rows, Vectors
+from ..encodings.rows import DecodedRows, has_classes
 from ..errors import FormatError, MissingUtterance, StoreError, VocabError
 from ..schema.checksums import sha256
 from ..schema.lattice import Form, Nodes, restored
@@ -154,7 +153,7 @@ class Store(Mapping[str, Target]):
     def decode(self, row: EncodedRecord) -> Target:
         """The target of a stored row, over the student's classes where the store maps to them."""
         t, u = _lengths(row)
-        streams: dict[str, Rows | Vectors] = {}
+        streams: dict[str, DecodedRows] = {}
         shapes: dict[str, tuple[int, ...]] = {}
         nodes: dict[str, Nodes] = {}
         driven: dict[str, Any] = {}
@@ -177,8 +176,8 @@ class Store(Mapping[str, Target]):
                 axes = kept.axes
                 if not form.whole:
                     nodes[spec.name] = kept
-                if isinstance(rows, Collapsed):
-                    rows = rows.between(spec.blank, kept.next_labels(labels, spec.blank))
+                if rows.needs_next_labels and has_classes(rows):
+                    rows = rows.with_next_labels(spec.blank, kept.next_labels(labels, spec.blank))
             else:
                 axes = (t if form else spec.stream_kind.rows(t, len(labels)),)
                 if len(rows) != axes[0]:
@@ -222,8 +221,14 @@ class Store(Mapping[str, Target]):
         chosen = Where(where, self.spec.transcript_streams)
         return [meta["id"] for meta in self.metas() if chosen(meta)]
 
-    def heard(self, clip: Clip) -> Clipped:
-        """A clip with its targets: for ``collate_targets``, or ``Store.batch`` at once."""
+    def read_clip(self, clip: Clip) -> Clipped:
+        """Return a clip with the targets of its utterances, for ``collate_targets``.
+
+        Raises:
+            MissingUtterance: an utterance that the store does not hold.
+            LengthError: a crop beyond the end, or an utterance without a stored length.
+            UsageError: a clip of silence only.
+        """
         return Clipped.of(clip, self.__getitem__)
 
     @checked_keywords({'a clip, Clip(id).at_speed("1.1").crop(0, 2).pad(1, 1)': Clip.__init__})
@@ -262,7 +267,7 @@ class Store(Mapping[str, Target]):
         from ..targets.batch import collate_targets
 
         return collate_targets(
-            [self.heard(i) if isinstance(i, Clip) else self[i] for i in ids],
+            [self.read_clip(i) if isinstance(i, Clip) else self[i] for i in ids],
             frames=frames,
             method=method,
             temperature=temperature,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..encodings.base import LOSS, HeadRows, KeepsAlways, LatticeSides
+from ..encodings import FOR_LOGITS, LOSS, LatticeSides, encode_logits, stores_sides, takes_head_inputs
 from ..errors import LengthError, NonFinite, UsageError, VocabError
 from ..schema.lattice import Form, Nodes, check_nodes, stored
 from ..schema.spec import StoreSpec, StreamSpec
@@ -122,7 +122,7 @@ class RecordEncoder:
                 held.append(array)
             return
         spec, encoding = self._streams[piece.stream]
-        if isinstance(encoding, LatticeSides):
+        if stores_sides(encoding):
             return self._take_sides(spec, encoding, piece, utt_id)
         assert encoding is not None, piece.stream
         _check_width(spec, piece.rows, utt_id)
@@ -130,17 +130,14 @@ class RecordEncoder:
         if not len(flat):
             return
         require_finite(flat, spec.name, utt_id)
-        if isinstance(encoding, HeadRows):
+        if takes_head_inputs(encoding):
             if piece.inputs is None or not encoding.constants:
                 raise _wants_inputs(spec, utt_id)
             inputs = piece.inputs.reshape(len(flat), -1).float()
             require_finite(inputs, f"the input of the {spec.name} head", utt_id)
             arrays = encoding.encode(inputs, flat)
-        elif isinstance(encoding, KeepsAlways):
-            always = _always(spec, flat, piece.labels) if piece.always is None else piece.always
-            arrays = encoding.encode(flat, always)
         else:
-            arrays = encoding.encode(flat)
+            arrays = encode_logits(encoding, flat, lambda: _always(spec, flat, piece))
         self._keep(spec.name, arrays)
         self._rows[spec.name] += len(flat)
 
@@ -262,16 +259,19 @@ def _wants_inputs(spec: StreamSpec, where: str) -> UsageError:
         f"{spec.encoding} stores the input of the {spec.name} head, but only logits were given",
         where=where,
         do=f'Give the input too, inputs={{"{spec.name}": h}}; let a dump drive the teacher; or choose an '
-        "encoding of logits, e.g. dense.",
+        f"encoding of logits: {FOR_LOGITS}.",
     )
 
 
-def _always(spec: StreamSpec, rows: torch.Tensor, labels: Sequence[int] | None) -> torch.Tensor:
+def _always(spec: StreamSpec, rows: torch.Tensor, piece: StreamPiece) -> torch.Tensor:
     """Return (N, F) classes that every row keeps.
 
     These are the blank, and at a lattice node the label that comes next; of a decoder, which has no blank, the
     label of the row.
     """
+    if piece.always is not None:
+        return piece.always
+    labels = piece.labels
     if spec.kind == "seq2seq" and labels is not None and len(labels) == len(rows):
         return rows.new_tensor(list(labels)).long()[:, None]
     blank = rows.new_full((len(rows), 1), spec.blank).long()

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from ..encodings.rows import Vectors
 from ..errors import CorruptError, LogitStoreError, StoreError
 from ..storage.base import check_file
 from ..storage.commit import skipped_lines
@@ -140,16 +139,10 @@ def check_row(store: Store, shard: str, number: int) -> None:
     """Read and decode one row; raises ``CorruptError`` or ``FormatError``."""
     target = store.decode(store.row_at(shard, number))
     for name, rows in target.streams.items():
-        if isinstance(rows, Vectors):
-            if not np.isfinite(rows.values()).all():
-                raise CorruptError(
-                    f"{name} holds NaN or infinity (SPEC S14)", where=f"shard {shard} row {number}"
-                )
-            continue
-        if not (rows.at(1.0).logp <= 1e-3).all():
-            raise CorruptError(
-                f"a log-probability of {name} above 0 (SPEC E2)", where=f"shard {shard} row {number}"
-            )
+        try:
+            rows.check(name)
+        except CorruptError as e:
+            raise CorruptError(e.what, where=f"shard {shard} row {number}") from None
 
 
 def _orphans(place: Place, sealed: set[str]) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ from functools import lru_cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from ..encodings import HeadEncoding, parse_encoding
+from ..encodings import parse_encoding, stores_head
 from ..errors import LengthError, LogitStoreError, ManifestError, UsageError, Vanished, VocabError
 from ..registry import suggest
 from ..schema.ids import check_id
@@ -380,7 +380,7 @@ class StoreWriter:
 
 
 def _keeps_head(stream: StreamSpec) -> bool:
-    return bool(stream.encoding) and isinstance(parse_encoding(stream.encoding), HeadEncoding)
+    return bool(stream.encoding) and stores_head(parse_encoding(stream.encoding))
 
 
 def _tensors(kind: str, value: Any, u: int, utt_id: str) -> Iterator[torch.Tensor]:

@@ -43,14 +43,15 @@ class TargetBatch:
         temperature: temperature of the probabilities.
         lengths: (B,) int64 frames, after resampling.
         mask: (B, T) bool, True on valid frames.
-        labels: (B, U) int64 token ids, 0 in padding; joined utterances have theirs one after the other. None, as
-            the next two, where an utterance with labels is cropped: the labels within the crop are not known.
+        labels: (B, U) int64 token ids, 0 in padding; joined utterances have theirs one after the other. None,
+            as the next two, where an utterance with labels is cropped: the labels within the crop are not
+            known.
         label_lengths: (B,) int64.
         label_mask: (B, U) bool, True on labels.
         streams: by stream name a :class:`StreamBatch` or :class:`FactoredBatch` of rows of classes, or a
             :class:`VectorBatch` of a ``hidden`` stream.
-        driven: (B, U) int64 token ids, 0 in padding, by stream that has labels of its own: an attention decoder's
-            end with the end token. Their mask is that of the stream's rows.
+        driven: (B, U) int64 token ids, 0 in padding, by stream that has labels of its own: an attention
+            decoder's end with the end token. Their mask is that of the stream's rows.
     """
 
     utt_ids: tuple[str, ...]
@@ -106,12 +107,12 @@ def collate_targets(
         frames: (B,) valid frames of the student; None keeps the teacher's.
         method: resampling method: ``linear``, ``nearest``, ... (:data:`logitstore.targets.frames.METHODS`).
         temperature: temperature of the probabilities, 1 or more.
-        ratio: student frames per teacher frame as (p, q), or the student's own ``FrameClock``. Frames that do not
-            fit it are refused, and it gives the exact times of a clip's frames.
+        ratio: student frames per teacher frame as (p, q), or the student's own ``FrameClock``. Frames that do
+            not fit it are refused, and it gives the exact times of a clip's frames.
         tolerance: student frames by which ``frames`` may differ from the ratio.
         streams: names of the streams to put into the batch; None for all.
-        vocab: map to a student's token table, for targets of a store that was opened without it. Rows are mapped
-            after resampling, at the temperature.
+        vocab: map to a student's token table, for targets of a store that was opened without it. Rows are
+            mapped after resampling, at the temperature.
 
     Raises:
         TokenError: a label that the student's table lacks.
@@ -177,7 +178,9 @@ def _mapped(source: Source, vocab: VocabMap) -> Source:
     return replace(source, targets=targets)
 
 
-def _lengths(sources: Sequence[Source], frames: Sequence[int] | torch.Tensor | None, how: Method) -> list[int]:
+def _lengths(
+    sources: Sequence[Source], frames: Sequence[int] | torch.Tensor | None, how: Method
+) -> list[int]:
     """Return B frame counts: the student's, or those that the teacher's frames make."""
     if frames is None:
         stack = max(how.size, 1)
@@ -202,7 +205,7 @@ def _labels(source: Source) -> NDArray[np.int64] | None:
 
 
 def _driven(source: Source, stream: str) -> NDArray[Any] | None:
-    """Return the label ids of a stream; None where it has none, or where a clip is not one whole utterance."""
+    """Return the label ids of a stream; None where it has none, or of a clip that is cropped or joined."""
     if isinstance(source, Target):
         return source.driven.get(stream)
     first, *others = source.utterances
@@ -263,7 +266,7 @@ def _shared_heads(
     name: str, sources: Sequence[Source], lengths: Sequence[int], how: Method
 ) -> list[ResampledHead] | None:
     """Return the rows of all utterances before their linear head; None unless all have the same one."""
-    heads = []
+    heads: list[ResampledHead] = []
     for source, length in zip(sources, lengths, strict=True):
         head = resample_head(source, name, length, how) if isinstance(source, Target) else None
         if head is None or (heads and not head.inputs.same_head(heads[0].inputs)):
@@ -345,7 +348,9 @@ def _pad(sampled: Sequence[Resampled]) -> StreamBatch:
         tail[at] = np.where(valid, row.tail.reshape(one.axes), np.float32(NOTHING))
         mask[at] = valid
         if ids is not None and row.ids is not None:
-            ids[at] = row.ids[:, :1].reshape(*one.axes, 1)  # entries that a row does not have repeat its first
+            ids[at] = row.ids[:, :1].reshape(
+                *one.axes, 1
+            )  # entries that a row does not have repeat its first
             ids[(*at, slice(width))] = row.ids.reshape(*one.axes, width)
         for name, array in of_nodes.items():
             array[at] = getattr(one, name).reshape(one.axes)
@@ -372,7 +377,7 @@ def _with_ids(row: Tempered) -> Tempered:
 
 
 def _pad_heads(heads: Sequence[ResampledHead], lengths: Sequence[int], temperature: float) -> FactoredBatch:
-    """Return the (S, D) inputs of each utterance, and the label sides of its lattice, padded; and their head."""
+    """Return the (S, D) inputs, and the label sides of lattices, of all utterances padded; and the head."""
     first = heads[0].inputs
     order = None if first.map is None else first.map.order
     if order is None:

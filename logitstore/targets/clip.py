@@ -24,7 +24,8 @@ class Piece:
         start: seconds from the beginning of the utterance.
         duration: seconds of the utterance, at its own speed.
         speed: speed relative to the utterance's own: 1.1 is 1.1 times as fast.
-        blank: for silence: True where its frames have a target of only blank, False where they have no target.
+        blank: for silence: True where its frames have a target of only blank, False where they have no
+            target.
     """
 
     id: str
@@ -39,7 +40,7 @@ class Piece:
         return self.duration / self.speed
 
     def part(self, begin: Fraction, end: Fraction) -> Piece:
-        """Return the part from ``begin`` to ``end``, in seconds of the clip from the beginning of the piece."""
+        """Return the part from ``begin`` to ``end``, seconds of the clip from the piece's beginning on."""
         start, duration = self.start + begin * self.speed, (end - begin) * self.speed
         return replace(self, start=start, duration=duration)
 
@@ -235,7 +236,7 @@ class Clipped:
 
 
 def seconds_of(target: Target) -> Fraction:
-    """Return the exact length of an utterance, samples over rate; raises ``LengthError`` where none is stored."""
+    """Return the exact length of an utterance in seconds; raises ``LengthError`` where none is stored."""
     seconds: Any = target.meta.get("seconds") or 0.0
     if seconds <= 0:
         raise LengthError(

@@ -48,8 +48,8 @@ class Stretch:
 def frames_of(source: Target | Clipped) -> int:
     """Return the number of frames at the teacher's rate.
 
-    For an utterance that is T. For a clip the teacher's frames are counted whose centres lie within its seconds;
-    where the centres are not known, one frame per shift. A clip has at least one.
+    For an utterance that is T. For a clip the teacher's frames are counted whose centres lie within its
+    seconds; where the centres are not known, one frame per shift. A clip has at least one.
     """
     if isinstance(source, Target):
         return source.T
@@ -71,7 +71,8 @@ def stretches(
         clip: a clip with its targets.
         student: number of student frames, S.
         method: resampling method, of which stack size and lag matter here.
-        ratio: student frames per teacher frame, or the student's clock, where the exact times are to follow it.
+        ratio: student frames per teacher frame, or the student's clock, where the exact times are to follow
+            it.
         at_teacher_rate: True where the student has the teacher's frames.
 
     Raises:
@@ -107,7 +108,9 @@ def stretches(
         if next_first > first:
             frames = next_first - first
             if piece.id:
-                shift = teacher.shift if own and teacher else clip.seconds[piece.id] / clip.targets[piece.id].T
+                shift = (
+                    teacher.shift if own and teacher else clip.seconds[piece.id] / clip.targets[piece.id].T
+                )
                 at = (first_centre + step * (first - lag) - begin) * piece.speed + piece.start
                 yield Stretch(piece, Ramp(at / shift - teacher_centre, step * piece.speed / shift, frames))
             else:
@@ -282,10 +285,10 @@ def check_frames(source: Target | Clipped, student: int, ratio: Ratio, tolerance
     Args:
         source: an utterance or a clip.
         student: number of student frames, S.
-        ratio: student frames per teacher frame, against which T is checked; or the student's clock, against which
-            the stored seconds are checked.
-        tolerance: student frames by which S may differ. T may differ from the stored seconds by what subsampling
-            and padding cost.
+        ratio: student frames per teacher frame, against which T is checked; or the student's clock, against
+            which the stored seconds are checked.
+        tolerance: student frames by which S may differ. T may differ from the stored seconds by what
+            subsampling and padding cost.
     """
     targets = [source] if isinstance(source, Target) else list(source.targets.values())
     for target in targets:

@@ -49,9 +49,10 @@ def greedy_ctc(best: NDArray[np.int64], blank: int) -> list[int]:
 def forced_rnnt(best: NDArray[np.int64], blank: int) -> LatticeWalk:
     """Return the greedy walk through a lattice under teacher forcing: its label context is the reference's.
 
-    A token other than the blank is emitted and leads to the next label position, whether or not it is the label
-    at that position; at the last position it leads to the next frame. At a node that is not kept, the walk goes to
-    the next label position where a kept node of the frame is above it, else to the next frame, and emits nothing.
+    A token other than the blank is emitted and leads to the next label position, whether or not it is the
+    label at that position; at the last position it leads to the next frame. At a node that is not kept, the
+    walk goes to the next label position where a kept node of the frame is above it, else to the next frame,
+    and emits nothing.
 
     Args:
         best: (T, U+1) most probable class of every node; -1 where the node is not kept.

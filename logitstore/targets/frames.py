@@ -1,9 +1,9 @@
 """Resampling methods: the teacher frames that each student frame takes or mixes.
 
-All positions are exact rational numbers of frames, never seconds in floating point. Student frame i of S covers
-the share [i/S, (i+1)/S) of the utterance; its centre is at teacher frame (2i + 1) · T / 2S - 1/2. T and S are the
-utterance's **own** valid lengths: resampling a padded batch would shift every shorter utterance. For a clip that is
-cropped, sped up or joined, a :class:`Ramp` holds the positions.
+All positions are exact rational numbers of frames, never seconds in floating point. Student frame i of S
+covers the share [i/S, (i+1)/S) of the utterance; its centre is at teacher frame (2i + 1) · T / 2S - 1/2. T
+and S are the utterance's **own** valid lengths: resampling a padded batch would shift every shorter
+utterance. For a clip that is cropped, sped up or joined, a :class:`Ramp` holds the positions.
 
 To add a method, write one function and register it in :data:`METHODS`.
 """
@@ -200,7 +200,8 @@ class Method:
     Attributes:
         name: one of :data:`METHODS`.
         size: teacher frames per student frame of ``stack``; 0 for the others.
-        shift: student frames by which a streaming student lags: its frame i + shift has the target of frame i.
+        shift: student frames by which a streaming student lags: its frame i + shift has the target of frame
+            i.
     """
 
     name: str = "linear"
@@ -214,7 +215,7 @@ class Method:
 
     @classmethod
     def parse(cls, text: str) -> Method:
-        """Return the method written ``linear``, ``stack:4``, ``nearest+shift=2``, ...; raises ``UsageError``."""
+        """Return the method written ``linear``, ``stack:4``, ``nearest+shift=2``; raises ``UsageError``."""
         match = re.fullmatch(r"([a-z-]+)(?::([1-9][0-9]{0,3}))?(?:\+shift=([0-9]{1,4}))?", text)
         if match is None or match[1] not in METHODS or METHODS[match[1]].sized != bool(match[2]):
             raise UsageError(
@@ -241,8 +242,8 @@ def plan(
 
     Args:
         teacher: valid frames of the teacher, T.
-        student: valid frames of the student, S, which share the utterance evenly; or their positions in it, to
-            which neither stacks nor lag apply any more.
+        student: valid frames of the student, S, which share the utterance evenly; or their positions in it,
+            to which neither stacks nor lag apply any more.
         method: resampling method.
         evidence: the teacher's distributions, where the method needs them.
 

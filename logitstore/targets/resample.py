@@ -1,7 +1,7 @@
 """Streams of one utterance at a student's frames: rows of the teacher, taken or mixed.
 
-:mod:`logitstore.targets.frames` says which teacher frames each student frame needs; here their rows are put together,
-per kind of stream: frames, lattices, paths, layers, and inputs of a linear head.
+:mod:`logitstore.targets.frames` says which teacher frames each student frame needs; here their rows are put
+together, per kind of stream: frames, lattices, paths, layers, and inputs of a linear head.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Resampled:
 
     Attributes:
         rows: N rows; N is the product of ``axes``.
-        axes: (S,) of frames, (S, n) of stacked frames, (S, U+1) or (S, W) of a lattice, (N,) of a path, (U,) of an
-            attention decoder.
+        axes: (S,) of frames, (S, n) of stacked frames, (S, U+1) or (S, W) of a lattice, (N,) of a path, (U,)
+            of an attention decoder.
         valid: (N,) bool; False where there is no target.
         position: (N,) int64 label position of lattice nodes; None where all U + 1 of each frame are present.
         frame: (N,) int64 frame of a path's nodes; None for other streams.
@@ -115,7 +115,9 @@ def resample_stream(
     plan = frames.plan(target.T, student, method, evidence)
     if lattice:
         return _resample_lattice(rows, axes[1], nodes, plan, method, temperature)
-    mixed = _mix(rows, plan.low.reshape(-1), plan.high.reshape(-1), plan.weight.reshape(-1), method, temperature)
+    mixed = _mix(
+        rows, plan.low.reshape(-1), plan.high.reshape(-1), plan.weight.reshape(-1), method, temperature
+    )
     return Resampled(mixed, plan.low.shape, plan.valid.reshape(-1))
 
 
@@ -129,8 +131,8 @@ def _resample_lattice(
 ) -> Resampled:
     """Return a lattice at a student's frames; label positions are never mixed with each other.
 
-    The ranges of a banded lattice are those of the frame with the larger weight. Where only one of the two mixed
-    frames holds a node, that frame's row is taken.
+    The ranges of a banded lattice are those of the frame with the larger weight. Where only one of the two
+    mixed frames holds a node, that frame's row is taken.
 
     Args:
         rows: T · W rows.
@@ -207,9 +209,10 @@ def _mix(
 def resample_vectors(
     target: Target, stream: str, student: int | frames.Ramp, method: frames.Method
 ) -> tuple[Float, NDArray[np.bool_]]:
-    """Return the numbers of a layer at a student's frames: (S, D) or (S, n, D) float32, and (S,) or (S, n) valid.
+    """Return the numbers of a layer at a student's frames; ``linear`` mixes the numbers themselves.
 
-    ``linear`` mixes the numbers themselves.
+    Returns:
+        (S, D) or (S, n, D) float32 numbers, and (S,) or (S, n) bool, True where there is a target.
 
     Raises:
         UsageError: a method that needs classes.
@@ -245,7 +248,7 @@ class ResampledHead:
 
 
 def resample_head(target: Target, stream: str, student: int, method: frames.Method) -> ResampledHead | None:
-    """Return rows at S student frames before their linear head; None where only their logits can be resampled."""
+    """Return rows at S student frames before their linear head; None where that is not possible."""
     inputs = target[stream].head()
     if inputs is None:
         return None

@@ -1,4 +1,4 @@
-"""One stream of a batch as padded tensors: rows of classes, inputs of a linear head, or numbers of a layer."""
+"""One stream of a batch as padded tensors: rows of classes, inputs of a head, or numbers of a layer."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class StreamBatch:
 
     Attributes:
         classes: V.
-        logp: float32 log-probabilities (nats): (B, T, K) of frames, (B, T, n, K) of stacked frames, (B, T, U+1, K)
-            or (B, T, S, K) of a lattice, (B, N, K) of a path, (B, U, K) of an attention decoder; K = V where
-            ``ids`` is None. -1e4 in padding and for entries that a row does not have.
+        logp: float32 log-probabilities (nats): (B, T, K) of frames, (B, T, n, K) of stacked frames, (B, T,
+            U+1, K) or (B, T, S, K) of a lattice, (B, N, K) of a path, (B, U, K) of an attention decoder; K =
+            V where ``ids`` is None. -1e4 in padding and for entries that a row does not have.
         ids: int64 class of each entry, as ``logp``; None where all V classes are present in order.
-        tail: float32 log of the total mass of all other classes, as ``logp`` without K; -1e4 where there is none.
-            Where ``ids`` is None, the mass of teacher tokens that the student's table lacks.
+        tail: float32 log of the total mass of all other classes, as ``logp`` without K; -1e4 where there is
+            none. Where ``ids`` is None, the mass of teacher tokens that the student's table lacks.
         mask: bool, as ``tail``; True where there is a target.
         temperature: temperature of the probabilities.
         positions: int64 label position of each node, as ``tail``, where a lattice keeps some of its nodes:
@@ -47,8 +47,8 @@ class StreamBatch:
     def dense(self) -> torch.Tensor:
         """Return (B, T[, U+1], V) float32 log-probabilities.
 
-        The tail's mass is spread equally over the classes that were not kept; where every class was kept, the row
-        is normalised without it (:meth:`logitstore.encodings.rows.Tempered.dense`).
+        The tail's mass is spread equally over the classes that were not kept; where every class was kept, the
+        row is normalised without it (:meth:`logitstore.encodings.rows.Tempered.dense`).
         """
         has_tail = self.tail > NOTHING / 2
         if self.ids is None:
@@ -71,8 +71,9 @@ class StreamBatch:
 class FactoredBatch:
     """One stream of a batch before its linear head, for the device of the student.
 
-    Nothing V wide is copied to the device: ``dense()`` and ``top()`` multiply with the weight there. The batch has
-    the attributes of a :class:`StreamBatch` that holds every class: ``logp``, ``ids``, ``tail``, ...
+    Nothing V wide is copied to the device: ``dense()`` and ``top()`` multiply with the weight there. The
+    batch has the attributes of a :class:`StreamBatch` that holds every class: ``logp``, ``ids``, ``tail``,
+    ...
 
     Attributes:
         h: (B, T, D) float32 inputs of the head, 0 in padding.
@@ -80,10 +81,11 @@ class FactoredBatch:
         bias: (V,) float32.
         mask: bool, (B, T) or of a lattice (B, T, U+1); True where there is a target.
         temperature: temperature of the probabilities.
-        dec: (B, U+1, D) float32 label sides of a lattice, whose nodes are activation(h[t] + dec[u]); else None.
+        dec: (B, U+1, D) float32 label sides of a lattice, whose nodes are activation(h[t] + dec[u]); else
+            None.
         activation: ``tanh`` or ``relu``, with ``dec``.
-        to: (V,) int64 student class of each class of the head, -1 for the tail; applied after the product. None
-            where the tables differ by their order at most.
+        to: (V,) int64 student class of each class of the head, -1 for the tail; applied after the product.
+            None where the tables differ by their order at most.
         student: number of the student's classes, with ``to``.
         later: (B, T, D) inputs of the frames that ``linear`` resampling mixes with those of ``h``; else None.
         share: (B, T) float32 share of the later frames' probabilities, with ``later``.
@@ -118,7 +120,7 @@ class FactoredBatch:
         return (logits / self.temperature).log_softmax(-1)
 
     def _masses(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (B, T[, U+1], V) log-masses of the classes and (B, T[, U+1]) of the tail; not -1e4 in padding."""
+        """Return (B, T[, U+1], V) log-masses of classes and (B, T[, U+1]) of the tail; finite in padding."""
         logp = self._head(self.h)
         if self.later is not None and self.share is not None:
             share = self.share.view(*self.share.shape, *(1,) * (logp.dim() - 2))

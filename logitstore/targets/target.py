@@ -29,7 +29,8 @@ class Target:
             ``(N, V)`` where a lattice keeps some of its nodes; ``(U, V)`` of ``seq2seq``; ``(T, D)`` of
             ``hidden``.
         meta: record metadata: ``seconds``, ``text``, ``hyp``, ...
-        nodes: lattice nodes of the rows, by stream; absent for lattices that keep all nodes without occupancy.
+        nodes: lattice nodes of the rows, by stream; absent for lattices that keep all nodes without
+            occupancy.
         blank: id of the blank among the classes.
         clock: times of the teacher's frames; None where they are not known.
         driven: label ids of each stream that has labels; an attention decoder's include the end token.
@@ -99,7 +100,7 @@ class Target:
             ) from None
 
     def grid(self, stream: str) -> NDArray[np.int64] | None:
-        """Return the (T, U+1) row index of each lattice node, -1 where it is not kept; None for other streams."""
+        """Return the (T, U+1) row index of each lattice node, -1 where not kept; None for other streams."""
         if stream in self.nodes:
             return self.nodes[stream].grid()
         axes = self.shapes[stream][:-1]

@@ -46,8 +46,8 @@ class Coverage:
 class VocabMap:
     """A map that gives every teacher token a class of the student, or none.
 
-    Tempering and merging do not commute (the sum of two squares is not the square of the sum), so the map is always
-    applied to rows at the training temperature, after resampling.
+    Tempering and merging do not commute (the sum of two squares is not the square of the sum), so the map is
+    always applied to rows at the training temperature, after resampling.
 
     Attributes:
         teacher: token table of the store.
@@ -75,8 +75,8 @@ class VocabMap:
         Args:
             teacher: the store's table.
             student: the student's table; several teacher tokens may share one of its classes.
-            missing: destination of the mass of tokens that the student lacks: ``tail`` (no class), or ``filler``,
-                the student's ``<filler>``, ``<GBG>`` or ``<unk>``.
+            missing: destination of the mass of tokens that the student lacks: ``tail`` (no class), or
+                ``filler``, the student's ``<filler>``, ``<GBG>`` or ``<unk>``.
             spell: function from a teacher token to the student's spelling, e.g. ``str.lower``.
 
         Raises:
@@ -114,10 +114,10 @@ class VocabMap:
     def apply(self, rows: Tempered) -> Tempered:
         """Return N rows of teacher classes as N rows of student classes; every row still sums to one.
 
-        Masses of tokens that share a class are added in log space, and the mass of tokens without a class goes to
-        the tail. A dense row stays dense (``ids`` None), beside a finite tail. The kept entries of a pruned row are
-        mapped and merged; the mass that it left out stays in the tail, except a filler's share, in proportion to
-        the number of left-out classes that map to the filler.
+        Masses of tokens that share a class are added in log space, and the mass of tokens without a class
+        goes to the tail. A dense row stays dense (``ids`` None), beside a finite tail. The kept entries of a
+        pruned row are mapped and merged; the mass that it left out stays in the tail, except a filler's
+        share, in proportion to the number of left-out classes that map to the filler.
 
         Raises ``VocabError`` for rows of another number of classes.
         """
@@ -155,7 +155,7 @@ class VocabMap:
         return mapped.astype(np.int32)
 
     def target(self, target: Target) -> Target:
-        """Return a target over the student's classes: its streams, shapes and labels; layers stay as they are.
+        """Return a target over the student's classes: streams, shapes and labels; layers stay as they are.
 
         Raises:
             TokenError: a label that the student lacks.
@@ -232,10 +232,12 @@ class VocabMap:
 
 
 def _require_mappable(names: Sequence[str], teacher: TokenTable, student: TokenTable) -> None:
-    """Raise ``VocabError`` unless enough of the spelt names of the teacher's tokens are in the student's table."""
+    """Raise ``VocabError`` unless the student's table has enough of the teacher's tokens as spelt."""
     spelt = tuple(dict.fromkeys(names))
     members = (*student.tokens, *(t for t, i in student.also if i >= 0))
-    difference = compare(_Names(spelt, spelt.index(names[teacher.blank])), _Names(members, student.blank), WHICH)
+    difference = compare(
+        _Names(spelt, spelt.index(names[teacher.blank])), _Names(members, student.blank), WHICH
+    )
     if not difference.mappable:
         raise VocabError(
             difference.what,

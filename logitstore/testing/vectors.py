@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..encodings import Encoding
-from ..encodings.rows import Vectors
+from ..encodings.rows import NumberRows
 from ..errors import NonFinite
 from ..storage.base import DTYPES
 from . import expect
@@ -40,17 +40,17 @@ def stored(encoding: Encoding, rows: torch.Tensor) -> dict[str, NDArray[Any]]:
     return {n: a.numpy().astype(dtypes[n]) for n, a in encoding.encode(rows).items()}
 
 
-def decoded(encoding: Encoding, rows: torch.Tensor) -> Vectors:
+def decoded(encoding: Encoding, rows: torch.Tensor) -> NumberRows:
     """Encode, store, decode."""
     found: Any = encoding.decode(stored(encoding, rows), rows.shape[1])
-    expect(isinstance(found, Vectors), f"decode gives {type(found).__name__}, not Vectors")
-    vectors: Vectors = found
+    expect(isinstance(found, NumberRows), f"decode gives {type(found).__name__}, which is no NumberRows")
+    vectors: NumberRows = found
     return vectors
 
 
 def check_columns(encoding: Encoding, most: float) -> None:
     """Arrays have the names and trailing axes of the columns, and dtypes that storages know."""
-    expect(getattr(encoding, "of_numbers", False), "of_numbers is not True: it would be taken for classes")
+    expect(encoding.numbers, "numbers is not True: rows would be taken for classes")
     for n in (1, ROWS):
         arrays = encoding.encode(samples()[:n])
         columns = encoding.columns(WIDTH)

@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 from logitstore import registry
 from logitstore.encodings import _rice, parse_encoding
 from logitstore.encodings.factored import narrow, widen
-from logitstore.encodings.rows import TEMPERATURES, logsumexp
+from logitstore.encodings.rows import TEMPERATURES, logsumexp, mix
 from logitstore.encodings.topk import _best_on_cpu, _best_on_device, best
 from logitstore.errors import FormatError, NonFinite, UnknownName, UsageError
-from logitstore.targets.resample import mix
 from logitstore.testing import encoding as suite
 from logitstore.testing import head as head_suite
 from logitstore.testing.encoding import Bounds, decoded, stored

@@ -194,7 +194,7 @@ def test_time_is_kept_by_what_does_not_touch_it(world):
     assert clips(world["demo-00"].perturb_tempo(1.1)) == Clip("demo-00", speed=F(11, 10))
     assert clips(world["demo-00"].mix(world["hiss"].truncate(duration=1), snr=10)).ids == ["demo-00"]
     longer = world["demo-00"].mix(world["hiss"].truncate(duration=4), snr=10)
-    assert sum(p.heard for p in clips(longer).pieces(lambda i: F(30425, 10000))) == 4
+    assert sum(p.length for p in clips(longer).pieces(lambda i: F(30425, 10000))) == 4
 
 
 def test_names_do_not_matter_where_the_recording_is_known(world):

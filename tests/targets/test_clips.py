@@ -201,7 +201,7 @@ def only_ctc(targets):
 
 def test_what_is_heard_as_it_is_stored_is_the_target_itself(store):
     for same in (Clip("demo-00"), Clip("demo-00").crop(0).at_speed(1).pad(), Clip("demo-00").pad(0, 0)):
-        assert store.heard(same).plain.id == "demo-00"
+        assert store.read_clip(same).plain.id == "demo-00"
         a, b = store.batch([same], frames=[30])["rnnt"], store.batch(["demo-00"], frames=[30])["rnnt"]
         assert torch.equal(a.logp, b.logp)
 
@@ -318,7 +318,7 @@ def test_every_frame_looks_where_its_centre_is_heard(start, length, s, speed, cl
     ratio = (s, 10 * s) if clocked else None
     found = list(stretches(clip, s, Method(), ratio))
     assert sum(x.ramp.count for x in found) == s
-    step = 10 * FRAME if clocked else clip.heard / s
+    step = 10 * FRAME if clocked else clip.length / s
     i = 0
     for x in found:
         for k in range(x.ramp.count):
@@ -361,7 +361,7 @@ def test_clips_of_clips(parts, speed, a, b):
     a, b = sorted((a, b))
     cut = whole.crop(a * total, (b - a) * total) if a < b else whole
     pieces = cut.pieces(lambda i: F(20))
-    assert sum(p.heard for p in pieces) == ((b - a) * total if a < b else total)
+    assert sum(p.length for p in pieces) == ((b - a) * total if a < b else total)
     assert all(p.start >= 0 and p.start + p.duration <= 20 for p in pieces)
 
 
@@ -372,7 +372,7 @@ def test_clips_have_as_many_frames_as_the_teacher_would_give(store):
         (Clip("demo-00").crop(0, 10 * FRAME), audio("demo-00")[: 10 * SHIFT]),
         (Clip("demo-00").at_speed("0.9"), faster(audio("demo-00"), F(9, 10))),
     ):
-        assert frames_of(store.heard(clip)) == len(heard(samples))
+        assert frames_of(store.read_clip(clip)) == len(heard(samples))
     unknown = Clipped.of(Clip("u").crop(0, "0.42"), lambda i: fake(38, 1.5, FrameClock(FRAME)))
     assert frames_of(unknown) == 10
 
@@ -394,7 +394,7 @@ def test_what_is_no_clip_is_refused(store):
             store.batch([clip], streams=["ctc"])
     assert Clip("demo-00").crop(0, "3.043").pieces(lambda i: F(30425, 10000))[0].duration == F(30425, 10000)
     unknown = Target("u", 3, np.zeros(0, np.int32), {}, {})
-    with pytest.raises(LengthError, match="how many seconds"):
+    with pytest.raises(LengthError, match="length in seconds"):
         Clipped.of(Clip("u").at_speed(2), lambda i: unknown)
 
 
@@ -412,7 +412,7 @@ def test_audio_frames_and_students_are_checked_against_each_other():
 
 def test_a_piece_of_a_piece():
     piece = Piece("u", F(1), F(2), F(2)).part(F(1, 4), F(1, 2))
-    assert (piece.start, piece.duration, piece.heard) == (F(3, 2), F(1, 2), F(1, 4))
+    assert (piece.start, piece.duration, piece.length) == (F(3, 2), F(1, 2), F(1, 4))
 
 
 def test_rows_still_sum_to_one(store):

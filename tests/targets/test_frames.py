@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logitstore.encodings.rows import NOTHING, Dense, Sparse, Tempered, logsumexp
+from logitstore.encodings.dense import Dense
+from logitstore.encodings.rows import NOTHING, Tempered, logsumexp, mix
+from logitstore.encodings.topk import Sparse
 from logitstore.errors import LengthError, UsageError
 from logitstore.targets.frames import Method, check_ratio, linear, nearest
-from logitstore.targets.resample import mix, resample
+from logitstore.targets.resample import resample
 
 lengths = st.integers(1, 300)
 

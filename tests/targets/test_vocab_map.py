@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logitstore import StoreWriter, TokenTable, VocabMap, collate_targets, open_store, read_table
-from logitstore.encodings.rows import NOTHING, Dense, Sparse, Tempered, logsumexp
+from logitstore.encodings.dense import Dense
+from logitstore.encodings.rows import NOTHING, Rows, Tempered, logsumexp
+from logitstore.encodings.topk import Sparse
 from logitstore.errors import TokenError, UsageError, VocabError
 from logitstore.targets.batch import _pad
 from logitstore.targets.resample import Resampled, resample
@@ -255,11 +257,14 @@ def test_mapping_and_resampling_dense_rows_commute(student, method):
     after = there.apply(resample(rows, (11, V), 7, method=method, temperature=2.0))
     merged = there.apply(rows.at(2.0))  # dense rows of the student's own, mixed once they are mapped
 
-    class First:
+    class First(Rows):
         classes = len(student)
 
         def __init__(self, rows):
             self.rows = rows
+
+        def __len__(self):
+            return len(self.rows.logp)
 
         def take(self, i):
             return First(Tempered(self.classes, 2.0, self.rows.logp[i], None, self.rows.tail[i]))
@@ -376,7 +381,7 @@ def test_nothing_is_mapped_twice(tmp_path):
     """Between tables of one size, a second mapping would fit and turn every token into another."""
     there = VocabMap.by_token(TEACHER, RESORTED)
     store = open_store(make(tmp_path / "s", "dense", labels=()), vocab=there)
-    with pytest.raises(UsageError, match="u0: its rows are mapped already"):
+    with pytest.raises(UsageError, match="u0: these rows are already mapped"):
         collate_targets([store["u0"]], vocab=there)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from ...corpus.audio import header, seconds_of
 from ...corpus.manifest import Manifest
-from ...encodings import HeadEncoding, parse_encoding
+from ...encodings import parse_encoding, stores_head
 from ...errors import AudioError
 from ...runner.gpu import Cuda, look
 from ...schema.kinds import kind_of
@@ -169,7 +169,7 @@ def _row_bytes(name: str, asked: str, table: TokenTable) -> int:
     if not kind.axes:
         return 0
     parsed = parse_encoding(encoding)
-    if isinstance(parsed, HeadEncoding):
+    if stores_head(parsed):
         return 2 * len(table)  # an upper bound: the width of the head's input is not known here
     size = len(table) if kind.classes else int(form) if form.isdigit() else LAYER_WIDTH
     columns = parsed.columns(size)
