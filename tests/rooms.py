@@ -26,7 +26,7 @@ ARROWS = {
     "dump": "runner",
     "capture": "runner",
     "cli": "dump capture losses",
-    "testing": "store teachers",
+    "testing": "runner losses",
     "__init__": "cli testing",
     "__main__": "cli",
 }

@@ -1,4 +1,4 @@
-"""What a student minimises: its distance from the stored teacher, on the stored form, on its own device."""
+"""Losses between a student and stored targets, on the stored form, on the student's device."""
 
 from .joint import JointLoss, joint_kd
 from .kd import blank_weights, ctc_kd, hidden_kd, mean_u, rnnt_kd, seq2seq_kd

@@ -1,4 +1,4 @@
-"""The sum a student of two branches is trained with: soft and hard losses, each with its λ."""
+"""The weighted sum of distillation losses and the user's own losses on labels."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import torch
 from ..errors import UsageError
 from ..schema.kinds import kind_of
 from ..targets.batch import TargetBatch
+from ..targets.keywords import checked_keywords
 from .kd import ctc_kd, hidden_kd, rnnt_kd, seq2seq_kd
 
-Hard = torch.Tensor | Callable[[], torch.Tensor]
-SOFT: dict[str, Callable[..., torch.Tensor]] = {
+HardLoss = torch.Tensor | Callable[[], torch.Tensor]
+SOFT_LOSSES: dict[str, Callable[..., torch.Tensor]] = {
     "ctc": ctc_kd,
     "rnnt": rnnt_kd,
     "seq2seq": seq2seq_kd,
@@ -24,32 +25,36 @@ SOFT: dict[str, Callable[..., torch.Tensor]] = {
 
 @dataclass(frozen=True)
 class JointLoss:
-    """What :func:`joint_kd` gives.
+    """The result of :func:`joint_kd`.
 
     Attributes:
-        total: Σ λ·part, with gradients.
-        parts: each part without its λ, detached, for a log: ``ctc_kd``, ``rnnt_kd``, ``seq2seq_kd``,
-            ``hidden_kd``, ``ctc``, ``rnnt``.
+        total: scalar Σ λ · part, with gradients.
+        parts: scalar of each part without its λ, detached, for a log: ``ctc_kd``, ``rnnt_kd``,
+            ``seq2seq_kd``, ``hidden_kd``, and the hard losses by their names.
     """
 
     total: torch.Tensor
     parts: dict[str, torch.Tensor]
 
     def backward(self) -> None:
-        """Of the total."""
+        """Compute the gradients of the total."""
         self.total.backward()  # type: ignore[no-untyped-call]
 
 
+@checked_keywords()
 def joint_kd(
     batch: TargetBatch,
     *,
     logits: Mapping[str, Any],
-    hard: Mapping[str, Hard] | None = None,
+    hard: Mapping[str, HardLoss] | None = None,
     lambdas: Mapping[str, float] | None = None,
     weights: Mapping[str, torch.Tensor] | None = None,
-    **options: Any,
+    temperature: float | None = None,
+    direction: str = "forward",
+    tail: str = "class",
+    scale: bool = True,
 ) -> JointLoss:
-    """λ·KD of every branch plus the user's own CTC and RNN-T losses on hard labels.
+    """Return the sum of λ · distillation loss of every stream and λ · the user's own losses on labels.
 
     ::
 
@@ -62,47 +67,71 @@ def joint_kd(
         loss.total.backward()
 
     Args:
-        batch: of :func:`logitstore.targets.batch.collate_targets`.
-        logits: by stream: what :func:`ctc_kd`, :func:`rnnt_kd` and :func:`seq2seq_kd` take; of a ``hidden``
-            stream the student's own (B, T, D), for :func:`hidden_kd`.
-        hard: by any name: a scalar, or what computes it, called only where its λ is not 0.
-        lambdas: by part, ``STREAM_kd`` for the soft ones; 1 where it is not named.
-        weights: by stream, of rows.
-        options: of soft losses over classes: ``temperature``, ``direction``, ``tail``, ``scale``.
+        batch: targets of :func:`logitstore.targets.batch.collate_targets`.
+        logits: student logits by stream, as :func:`ctc_kd`, :func:`rnnt_kd` and :func:`seq2seq_kd` take them;
+            for a ``hidden`` stream the student's (B, T, D), as :func:`hidden_kd` takes them.
+        hard: losses on labels by name: a scalar, or a function that returns one and is called only where its
+            λ is not 0.
+        lambdas: factors by part; distillation losses are named ``STREAM_kd``. 1 for parts without one.
+        weights: weights of rows, by stream.
+        temperature: temperature that the targets must have; None for any.
+        direction: ``forward`` or ``reverse``, of all distillation losses over classes; as the next two.
+        tail: ``class``, ``spread`` or ``ignore``.
+        scale: True to multiply by the square of the temperature.
 
     Raises:
-        UsageError: a λ or weights of a part that is not given, or a stream that has no such loss.
+        UsageError: a λ or weights of a part that is not given, a stream without a loss, no part at all, or
+            only parts with a λ of 0.
+        VocabError, LengthError: as the losses of the streams.
     """
     hard, lambdas, weights = dict(hard or {}), dict(lambdas or {}), dict(weights or {})
-    kinds = {stream: kind_of(stream).name for stream in logits}
-    if unknown := [stream for stream, kind in kinds.items() if kind not in SOFT]:
-        raise UsageError(f"no loss for {', '.join(sorted(unknown))}", do=f"Known: {', '.join(SOFT)}.")
-    soft = {f"{stream}_kd": stream for stream in logits}
-    if twice := soft.keys() & hard.keys():
-        raise UsageError(
-            f"{', '.join(sorted(twice))} names a soft loss", do="Give the hard one another name."
-        )
-    names = [*soft, *hard]
-    for given, known in ((lambdas, names), (weights, list(logits))):
-        if absent := sorted(set(given) - set(known)):
-            raise UsageError(f"{', '.join(absent)}: no such part", do=f"There are: {', '.join(known)}.")
-    if not names:
-        raise UsageError("a joint loss of no parts")
+    _check_parts(list(logits), list(hard), list(lambdas), list(weights))
+    losses: dict[str, Callable[[], torch.Tensor]] = {}
+    settings = {"temperature": temperature, "direction": direction, "tail": tail, "scale": scale}
+    for stream, given in logits.items():
+        losses[f"{stream}_kd"] = _soft_loss(stream, given, batch, weights.get(stream), settings)
+    losses |= {name: _hard_loss(value) for name, value in hard.items()}
+
     total: torch.Tensor | None = None
     parts: dict[str, torch.Tensor] = {}
-    for name in names:
-        scale = float(lambdas.get(name, 1.0))
-        if scale == 0:
+    for name, loss in losses.items():
+        factor = float(lambdas.get(name, 1.0))
+        if factor == 0:
             continue
-        if name in hard:
-            value = hard[name]
-            part = value if isinstance(value, torch.Tensor) else value()
-        else:
-            stream = soft[name]
-            given = options if kind_of(stream).classes else {}
-            part = SOFT[kinds[stream]](logits[stream], batch[stream], weights=weights.get(stream), **given)
+        part = loss()
         parts[name] = part.detach()
-        total = scale * part if total is None else total + scale * part
+        total = factor * part if total is None else total + factor * part
     if total is None:
-        raise UsageError("every λ is 0")
+        raise UsageError("every λ is 0", do="Give one of the parts a λ above 0.")
     return JointLoss(total, parts)
+
+
+def _soft_loss(
+    stream: str, logits: Any, batch: TargetBatch, weights: torch.Tensor | None, settings: Mapping[str, Any]
+) -> Callable[[], torch.Tensor]:
+    """Return a function that computes the distillation loss of one stream."""
+    kind = kind_of(stream)
+    loss, options = SOFT_LOSSES[kind.name], settings if kind.classes else {}
+    return lambda: loss(logits, batch[stream], weights=weights, **options)
+
+
+def _hard_loss(value: HardLoss) -> Callable[[], torch.Tensor]:
+    """Return a function that computes a loss on labels."""
+    return (lambda: value) if isinstance(value, torch.Tensor) else value
+
+
+def _check_parts(streams: list[str], hard: list[str], lambdas: list[str], weights: list[str]) -> None:
+    """Raise ``UsageError`` for streams without a loss, names that are used twice, and unknown parts."""
+    if unknown := [stream for stream in streams if kind_of(stream).name not in SOFT_LOSSES]:
+        raise UsageError(f"no loss for {', '.join(sorted(unknown))}", do=f"Known: {', '.join(SOFT_LOSSES)}.")
+    soft = [f"{stream}_kd" for stream in streams]
+    if twice := set(soft) & set(hard):
+        raise UsageError(
+            f"{', '.join(sorted(twice))} names a distillation loss", do="Give the hard one another name."
+        )
+    parts = [*soft, *hard]
+    for given, known in ((lambdas, parts), (weights, streams)):
+        if absent := sorted(set(given) - set(known)):
+            raise UsageError(f"no such part: {', '.join(absent)}", do=f"There are: {', '.join(known)}.")
+    if not parts:
+        raise UsageError("a joint loss of no parts", do="Give logits by stream, or hard losses.")

@@ -47,7 +47,7 @@ class Bounds:
 
     Attributes:
         logp: largest error in nats of a stored log-probability above -8, at temperatures 1, 2, 4 and 8.
-        tail: largest error in nats of the log of the left-out mass where that is above -8, at these temperatures.
+        tail: largest error in nats of the log of the left-out mass above -8, at these temperatures.
         between: largest error of the left-out mass, from 0 to 1, at other temperatures.
     """
 
@@ -266,7 +266,7 @@ def tables(classes: int) -> tuple[TokenTable, TokenTable]:
 
 
 def check_mapped(encoding: Encoding, classes: int, bounds: Bounds) -> None:
-    """``mapped`` gives rows over a student's table, whose mixtures are mapped last; a second map is refused."""
+    """``mapped`` gives rows over a student's table, mapped last; a second map is refused."""
     vocab = VocabMap.by_token(*tables(classes))
     rows = decoded(encoding, samples(classes))
     mapped = rows.mapped(vocab)

@@ -314,7 +314,7 @@ def test_clips_keep_all_labels_or_are_refused(stores, own):
     assert rows.mask.sum(1).tolist() == [len(own[utt_id][1])] * 2
     assert torch.equal(rows.logp[0], rows.logp[1])
     assert torch.equal(batch.driven["seq2seq"][0], batch.driven["seq2seq"][1])
-    with pytest.raises(UsageError, match="which of its labels a part holds"):
+    with pytest.raises(UsageError, match="labels within a part are not known"):
         opened.batch([Clip(utt_id).crop(0, 1)])
 
 
