@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from .. import registry
 from ..errors import UsageError
-from ..schema.kinds import Kind
+from ..schema.kinds import StreamKind
 from ..schema.lattice import Form
 from ..schema.spec import Column, StreamSpec
 from .rows import DecodedRows, Rows
@@ -54,7 +54,7 @@ class StreamEncoding(ABC):
     requires: ClassVar[tuple[str, ...]] = ()
     tail_points: int = 0
 
-    def check_stream(self, kind: Kind, form: Form | None) -> None:
+    def check_stream(self, kind: StreamKind, form: Form | None) -> None:
         """Raise ``UsageError`` where the encoding cannot store a stream.
 
         Args:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UsageError
-from ..schema.kinds import Kind
+from ..schema.kinds import StreamKind
 from ..schema.lattice import Form
 from ..schema.spec import LATTICE_FORMS, Column, StreamSpec
 from ._tail import LOGP_FLOOR, POINTS, decode_odds, describe, encode_odds, pruned, stored_at
@@ -75,7 +75,7 @@ class CollapsedEncoding(Encoding):
     def __str__(self) -> str:
         return "collapsed"
 
-    def check_stream(self, kind: Kind, form: Form | None) -> None:
+    def check_stream(self, kind: StreamKind, form: Form | None) -> None:
         super().check_stream(kind, form)
         if form is None:
             raise UsageError("only an rnnt stream has lattice nodes, which collapsed stores")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import NonFinite, UsageError
-from ..schema.kinds import Kind
+from ..schema.kinds import StreamKind
 from ..schema.lattice import Form
 from ..schema.spec import Column, StreamSpec
 from . import _rice, _transform
@@ -141,7 +141,7 @@ class FactoredEncoding(HeadEncoding):
     def needs_sample(self) -> bool:
         return self.budget is not None
 
-    def check_stream(self, kind: Kind, form: Form | None) -> None:
+    def check_stream(self, kind: StreamKind, form: Form | None) -> None:
         super().check_stream(kind, form)
         if form is None:
             return
