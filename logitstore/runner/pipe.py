@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from ..corpus.manifest import Problem, Utterance
-from ..encodings.base import LatticeSides
+from ..encodings import stores_sides
 from ..errors import LengthError, LogitStoreError
 from ..schema.spec import StreamSpec
 from ..storage.commit import UnsealedShard
@@ -66,7 +66,7 @@ def stream_output(stream: StreamSpec, output: TeacherOutput, driver: TeacherDriv
     if stream.kind == "seq2seq":
         rows, inputs = driver.decoded(output, name)
         return StreamOutput(output.T, labels, rows=rows, inputs=inputs)
-    if isinstance(encoding_of(stream), LatticeSides):
+    if stores_sides(encoding_of(stream)):
         return StreamOutput(output.T, labels, sides=driver.sides(output))
     return StreamOutput(output.T, labels, slices=partial(driver.lattice, output))
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 
 from ..errors import CorruptError, LogitStoreError, StoreError
 from ..storage.base import check_file

@@ -10,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from logitstore import VocabMap, collate_targets, open_store, registry
-from logitstore.dump.job import DumpOptions, dump
-from logitstore.dump.plan.options import PlanOptions, Wish
-from logitstore.dump.plan.run import plan
+from logitstore.dump.job import dump_logits
+from logitstore.dump.options import DumpOptions
+from logitstore.dump.plan.options import AutoEncoding, PlanOptions
+from logitstore.dump.plan.run import plan_encodings
 from logitstore.encodings import Encoding, Rows, Tempered, parse_encoding
 from logitstore.encodings.rows import every_class
 from logitstore.errors import UsageError
@@ -82,7 +83,9 @@ def registered():
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     made = tmp_path_factory.mktemp("own") / "s"
-    dump(demo.teacher(), demo.manifest(3), made, DumpOptions(streams={"ctc": "raw", "rnnt": "raw/banded:3"}))
+    dump_logits(
+        demo.teacher(), demo.manifest(3), made, DumpOptions(streams={"ctc": "raw", "rnnt": "raw/banded:3"})
+    )
     return made
 
 
@@ -92,8 +95,9 @@ def test_it_passes_the_suite(check):
 
 
 def test_it_is_planned(tmp_path):
-    options = PlanOptions({"ctc": Wish()}, storages=("zarr",), sample=2)
-    tried = {m.encoding: m for m in plan(demo.teacher(), demo.manifest(2), tmp_path, options).measured}
+    options = PlanOptions({"ctc": AutoEncoding()}, storages=("zarr",), sample=2)
+    plan = plan_encodings(demo.teacher(), demo.manifest(2), options, folder=tmp_path)
+    tried = {m.encoding: m for m in plan.measured}
     assert tried["raw"].bytes_per_frame > tried["dense"].bytes_per_frame
 
 
