@@ -27,7 +27,7 @@ overlap=            # seconds of a chunk with the next
 transcripts=ctc     # none | ctc | all: streams whose greedy decode rows keep
 manifest_format=    # jsonl, nemo, kaldi, lhotse, huggingface; recognised when empty
 max_wer=50          # percent of the first words that the teacher may get wrong
-skip_gate=          # why a teacher that a gate would stop is right; stored
+skip_checks=          # reason why a teacher that a check would refuse is right; it is stored
 tokens=
 audio_root=
 threads=2
@@ -42,7 +42,7 @@ while [ $# -gt 0 ]; do
     -h|--help) usage; exit 0 ;;
     --*)
       name=$(printf %s "${1#--}" | tr - _)
-      case " stage stop_stage nj teacher manifest out streams hidden storage batch_seconds shard_size device on_error max_skipped limit chunk overlap transcripts manifest_format max_wer skip_gate tokens audio_root threads logdir python " in
+      case " stage stop_stage nj teacher manifest out streams hidden storage batch_seconds shard_size device on_error max_skipped limit chunk overlap transcripts manifest_format max_wer skip_checks tokens audio_root threads logdir python " in
         *" $name "*) ;;
         *) echo "$0: no option $1 (try --help)" >&2; exit 2 ;;
       esac
@@ -76,7 +76,7 @@ if [ "$stage" -le 1 ] && [ "$stop_stage" -ge 1 ]; then
   [ -z "$chunk" ] || args+=(--chunk "$chunk")
   [ -z "$overlap" ] || args+=(--overlap "$overlap")
   [ -z "$manifest_format" ] || args+=(--manifest-format "$manifest_format")
-  [ -z "$skip_gate" ] || args+=(--skip-checks "$skip_gate")
+  [ -z "$skip_checks" ] || args+=(--skip-checks "$skip_checks")
   [ -z "$tokens" ] || args+=(--tokens "$tokens")
   [ -z "$audio_root" ] || args+=(--audio-root "$audio_root")
   gpus=0

@@ -169,7 +169,7 @@ def test_one_encoding_for_all_streams_and_positions_of_a_lattice(tmp_path):
     assert told == {"ctc": ("dense", ""), "rnnt": ("topk:4", "sample:2")}
     for more in (["--stream", "ctc=dense"], ["--stream", "rnnt=topk:4/path"]):
         refused = logitstore(*args, tmp_path / "t", *more, "--u-sample", 2)
-        assert (refused.returncode, "--u-sample 2 of rnnt=" in refused.stderr) == (2, True)
+        assert (refused.returncode, "u_sample=2 with rnnt=" in refused.stderr) == (2, True)
     assert not (tmp_path / "t").exists()
 
 

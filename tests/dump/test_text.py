@@ -9,7 +9,7 @@ from logitstore.cli import main
 from logitstore.corpus.manifest import read_manifest
 from logitstore.dump.against import against_teacher
 from logitstore.dump.blocks import JobPart
-from logitstore.dump.doctor.facts import plan
+from logitstore.dump.doctor.facts import planned_work
 from logitstore.dump.job import dump_logits
 from logitstore.dump.options import DumpOptions
 from logitstore.errors import (
@@ -314,7 +314,7 @@ def test_what_cannot_be_asked_for(text, tmp_path):
 
 def test_what_a_dump_of_any_stream_weighs():
     table = demo.teacher().tokens()
-    weighs = {n: plan(demo.manifest(), {n: e}, table, 0.04).bytes for n, e in STREAMS.items()}
+    weighs = {n: planned_work(demo.manifest(), {n: e}, table, 0.04).bytes for n, e in STREAMS.items()}
     seconds, labels = 44.27, sum(-(-len(x["text"]) // 4) for x in demo.lines())
     assert weighs["text"] == 0
     assert weighs["hidden"] == pytest.approx(seconds / 0.04 * 2 * 128, rel=0.02)
