@@ -1,4 +1,4 @@
-"""The command line: one file a command, loaded when it is called."""
+"""The command line: a module for each command, imported when it is called."""
 
 from __future__ import annotations
 
@@ -13,29 +13,31 @@ from .. import __version__
 from ..errors import LogitStoreError
 
 COMMANDS = {
-    "probe": "find the logits in a recipe or a teacher, and say what to run next",
-    "plan": "say what every encoding would cost and keep, and which one to take",
-    "dump": "run a teacher over a manifest and store what it says",
-    "capture": "run a recipe, unmodified, and store what its model says",
-    "doctor": "say what would bite later, before a long job",
+    "probe": "find the logits in a program or a teacher, and print the command to run next",
+    "plan": "measure what every encoding costs and keeps, and choose one",
+    "dump": "run a teacher over a manifest and store its logits",
+    "capture": "run a program, unmodified, and store its model's logits",
+    "doctor": "check this machine and a planned dump for what would fail later",
     "manifest": "check a manifest of any format, and write it as JSON lines",
     "inspect": "show a store, or one utterance of it",
     "verify": "read every byte of a store and check it; --repair drops what is damaged",
     "transcripts": "write the teacher's own transcripts as JSON lines",
-    "convert": "copy a store into another storage, bit for bit",
-    "diff": "say in what two stores differ",
+    "convert": "copy a store into another storage backend, bit for bit",
+    "diff": "compare two stores",
     "compact": "merge small shards into large ones",
     "index": "bring the index and skipped.jsonl up to date with the sealed shards",
 }
 
 
-class _Commands(click.Group):
-    """Loads a command's module when it is called, so that --help stays quick."""
+class LazyCommands(click.Group):
+    """A group that imports the module of a command when it is called, so that ``--help`` stays fast."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands, in the order of a user's work."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Import and return a command; None if there is none of that name."""
         if name not in COMMANDS:
             return None
         command = import_module(f"{__package__}.{name}").command
@@ -45,6 +47,7 @@ class _Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that is called; an unknown name is an error that lists the known ones."""
         if args and args[0] not in COMMANDS:
             from ..registry import suggest
 
@@ -52,26 +55,31 @@ class _Commands(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyCommands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="logitstore")
 def cli() -> None:
     """Offline teacher logits for speech recognition.
 
-    Run a trained teacher once, keep what it said, train any number of students from it.
+    Run a trained teacher once, store its logits, and distil any number of students from them.
 
-    Exit status: 0 good, 1 something given is wrong, 2 wrong usage, 3 done, but some utterances were
-    skipped (see skipped.jsonl), 130 or 143 stopped by Ctrl-C or SIGTERM.
+    Exit status: 0 success; 1 wrong data; 2 wrong usage; 3 success, but some utterances were skipped and are
+    listed in skipped.jsonl; 130 or 143 stopped by Ctrl-C or SIGTERM.
     """
 
 
 def main(args: list[str] | None = None) -> None:
-    """The console script; everything it reads and writes is UTF-8, whatever the locale."""
+    """Run the command line and exit; all input and output is UTF-8 in any locale.
+
+    Args:
+        args: arguments of the command line; None for those of this process.
+    """
     if args is None and sys.getfilesystemencoding() != "utf-8":
-        # Under LANG=C file names and arguments would be ASCII: begin again in Python's UTF-8 mode.
+        # Under LANG=C file names and arguments would be ASCII; Python's UTF-8 mode needs a new process.
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     for stream in (sys.stdout, sys.stderr):
         reconfigure: Any = getattr(stream, "reconfigure", None)
@@ -90,9 +98,12 @@ def main(args: list[str] | None = None) -> None:
         click.echo(printable(f"logitstore: {type(e).__name__}: {e}", keep="\n"), err=True)
         status = e.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("logitstore: interrupted; what was sealed stays, run it again to go on", err=True)
+        click.echo(
+            "logitstore: interrupted; sealed shards are kept, and the same command goes on from there",
+            err=True,
+        )
         status = 130
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output left, e.g. head
+        sys.stderr.close()  # the process that reads the output, such as head, has ended
         status = 0
     sys.exit(status if isinstance(status, int) else 0)

@@ -20,7 +20,12 @@ TEACHER = """\
 The teacher, as SOURCE or SOURCE,NAME=VALUE,...  A framework's trained model: icefall:EXP, nemo:FILE.nemo,
 espnet:DIR, wenet:DIR, speechbrain:DIR or huggingface:DIR. A factory function in a Python file of your own:
 FILE.py:NAME. Finished transcripts of any recogniser: text:FILE."""
-MANIFEST_FORMATS = "jsonl, nemo, kaldi, lhotse or huggingface"
+AUDIO_ROOT = """\
+Folder that relative audio paths start from. Default: the folder of a JSON lines or NeMo manifest, else the
+current folder."""
+MANIFEST_FORMAT = """\
+Format of the manifest: jsonl, nemo, kaldi, lhotse or huggingface. Recognised from the files if not given."""
+ALLOW_PIPES = "Run the shell commands that a Kaldi or lhotse manifest gives in place of recordings."
 STORAGES = "zarr, zarr:zstd, zarr:blosc or webdataset"
 SHARD_SIZE = "a number of utterances (500) or a length of audio (90s, 30m, 2h)"
 
@@ -76,20 +81,19 @@ RUN_OPTIONS = (
         "--manifest-format",
         section=INPUT,
         metavar="FORMAT",
-        help=f"The manifest's format: {MANIFEST_FORMATS}. Recognised from the files if not given.",
+        help=MANIFEST_FORMAT,
     ),
     option(
         "--audio-root",
         section=INPUT,
         type=click.Path(),
-        help="Folder that relative audio paths start from. Default: the folder of a JSON lines or "
-        "NeMo manifest, else the current folder.",
+        help=AUDIO_ROOT,
     ),
     option(
         "--allow-pipes",
         section=INPUT,
         is_flag=True,
-        help="Run the shell commands that a Kaldi or lhotse manifest gives in place of recordings.",
+        help=ALLOW_PIPES,
     ),
     option(
         "--limit",
@@ -143,7 +147,7 @@ def run_options(function: Decorated) -> Decorated:
 
 
 def json_option(what: str) -> Callable[[Decorated], Decorated]:
-    """Return the option ``--json``, passed as ``as_json``; ``what`` names the data that is printed."""
+    """Return the option ``--json`` (the argument ``as_json``) of a command that prints ``what``."""
     return option("--json", "as_json", is_flag=True, help=f"Print {what} as JSON.")
 
 

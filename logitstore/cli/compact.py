@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import click
 
+from ._options import SHARD_SIZE, option, sectioned_command
 
-@click.command("compact")
+
+@sectioned_command("compact")
 @click.argument("store", type=click.Path())
-@click.option("--shard-size", default="5000", show_default=True, help="utterances, or audio: 30m, 2h")
+@option(
+    "--shard-size",
+    default="5000",
+    show_default=True,
+    metavar="SIZE",
+    help=f"Largest size of a merged shard: {SHARD_SIZE}.",
+)
 def command(store: str, shard_size: str) -> None:
-    """Merge small shards of STORE into large ones; rows and ids stay as they are.
+    """Merge small shards of STORE into large ones; its records and ids stay the same.
 
-    Readers may go on meanwhile. Stopped half-way, the store is whole, and the same command goes on.
+    Readers may stay open meanwhile. If the command is interrupted, the store is still complete, and the same
+    command goes on from there.
     """
-    from ..store.reader import Store
-    from ..store.rewrite import compact
+    from ..store.rewrite import compact_store
 
-    merged = compact(store, shard_size, report=lambda n: click.echo(f"{n} shards merged", err=True))
-    opened = Store(store)
-    click.echo(f"{store}: {merged} shards merged, {len(opened)} utterances in {len(opened.shards)} shards")
+    done = compact_store(store, shard_size, report=lambda n: click.echo(f"{n} shards merged", err=True))
+    click.echo(f"{store}: {done.merged} shards merged, {done.utterances} utterances in {done.shards} shards")

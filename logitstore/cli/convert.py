@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import click
 
+from ._options import STORAGES, option, sectioned_command
 
-@click.command("convert")
+
+@sectioned_command("convert")
 @click.argument("source", type=click.Path())
 @click.argument("destination", type=click.Path())
-@click.option("--storage", required=True, help="zarr, zarr:zstd, zarr:blosc, webdataset")
+@option("--storage", required=True, metavar="BACKEND", help=f"Storage backend of the copy: {STORAGES}.")
 def command(source: str, destination: str, storage: str) -> None:
-    """Copy the store SOURCE to DESTINATION in another storage, row for row and bit for bit."""
-    from ..store.rewrite import convert
+    """Copy the store SOURCE to DESTINATION in another storage backend, record for record and bit for bit.
 
-    rows = convert(source, destination, storage, report=lambda n: click.echo(f"{n} utterances", err=True))
-    click.echo(f"{destination}: {rows} utterances as {storage}")
+    Running the same command again writes only the shards that are missing.
+    """
+    from ..store.rewrite import convert_store
+
+    done = convert_store(
+        source, destination, storage, report=lambda n: click.echo(f"{n} utterances", err=True)
+    )
+    click.echo(f"{destination}: {done.written} utterances written as {storage}, {done.utterances} in all")

@@ -8,14 +8,14 @@ from typing import Any
 
 import click
 
-from ._options import MANIFEST_FORMATS, json_option
+from ._options import MANIFEST_FORMAT, json_option
 from ._terminal import printable
 
 
 @click.command("doctor")
 @click.option("--device", default="cpu", show_default=True, help="Device to run on: cpu, cuda, cuda:1, ...")
 @click.option("--manifest", type=click.Path(), help="Manifest of the planned dump.")
-@click.option("--manifest-format", metavar="FORMAT", help=f"The manifest's format: {MANIFEST_FORMATS}.")
+@click.option("--manifest-format", metavar="FORMAT", help=MANIFEST_FORMAT)
 @click.option("--audio-root", type=click.Path(), help="Folder that relative audio paths start from.")
 @click.option("--out", type=click.Path(), help="Store of the planned dump: its disk is tried.")
 @click.option(

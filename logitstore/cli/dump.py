@@ -166,7 +166,7 @@ def command(**given: Any) -> None:
     from ..dump.blocks import JobPart
     from ..runner.gpu import require_device
     from ..tokens.table import TokenTable
-    from ._terminal import Meter, Signals, Stopped
+    from ._terminal import ProgressMeter, StoppedBySignal, StopSignals
 
     require_device(given["device"])  # before a long manifest is read
     part = JobPart.parse(given["job"])
@@ -194,7 +194,7 @@ def command(**given: Any) -> None:
     )
     manifest = manifest_from(given)
     teacher = load_teacher(given["teacher"])
-    with Signals() as signals, Meter(-(-manifest.utterances // part.count)) as meter:
+    with StopSignals() as signals, ProgressMeter(-(-manifest.utterances // part.count)) as meter:
 
         def report(progress: DumpProgress) -> None:
             meter(progress)
@@ -202,7 +202,7 @@ def command(**given: Any) -> None:
 
         try:
             done = dump_logits(teacher, manifest, given["out"], options, report=report)
-        except Stopped as stopped:
+        except StoppedBySignal as stopped:
             click.echo(_sealed(given["out"]), err=True)
             raise click.exceptions.Exit(stopped.exit_code) from None
     if given["as_json"]:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import click
 
+from ._options import sectioned_command
 
-@click.command("index")
+
+@sectioned_command("index")
 @click.argument("store", type=click.Path())
 def command(store: str) -> None:
-    """Bring STORE's index and skipped.jsonl up to date with its sealed shards.
+    """Bring the index and skipped.jsonl of STORE up to date with its sealed shards.
 
-    Every dump does it when it ends; after several jobs on one store, once more makes them final.
+    Every dump does this when it ends. After several jobs wrote into one store at the same time, one more run
+    makes both files final.
     """
-    from ..storage.commit import finish_store
-    from ..store.reader import Store
+    from ..store.rewrite import index_store
 
-    opened = Store(store)
-    finish_store(opened.place)
-    click.echo(f"{store}: {len(opened)} utterances in {len(opened.shards)} shards")
+    done = index_store(store)
+    click.echo(f"{store}: {done.utterances} utterances in {done.shards} shards")

@@ -2,173 +2,202 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ._terminal import printable, table
+from ._options import AUDIO_ROOT, json_option, option, sectioned_command
+from ._terminal import json_text, printable, size, table
+
+if TYPE_CHECKING:
+    from ..store.inspect import RowSummary, StoreSummary, StreamSummary, UtteranceStream, UtteranceSummary
+
+STATISTICS = "Statistics of a store"
 
 
-@click.command("inspect")
+@sectioned_command("inspect")
 @click.argument("store", type=click.Path())
 @click.argument("utterance", required=False)
-@click.option("--manifest", type=click.Path(), help="list what it asks for and the store lacks")
-@click.option("--audio-root", type=click.Path(), help="what the manifest's audio paths are relative to")
-@click.option(
-    "--sample", default=200, show_default=True, type=click.IntRange(1), help="utterances for statistics"
+@option(
+    "--sample",
+    section=STATISTICS,
+    default=200,
+    show_default=True,
+    metavar="N",
+    type=click.IntRange(1),
+    help="Measure statistics on at most N utterances, spread evenly over the store.",
 )
-@click.option("--top", default=5, show_default=True, type=click.IntRange(1), help="classes shown a frame")
-@click.option("--json", "as_json", is_flag=True, help="print everything as JSON")
+@option(
+    "--manifest",
+    section=STATISTICS,
+    type=click.Path(),
+    help="List the utterances of this manifest that the store lacks, and those that only the store has.",
+)
+@option("--audio-root", section=STATISTICS, type=click.Path(), help=AUDIO_ROOT)
+@option(
+    "--top",
+    section="One utterance",
+    default=5,
+    show_default=True,
+    metavar="N",
+    type=click.IntRange(1),
+    help="Show the N most probable classes of every row.",
+)
+@json_option("everything")
 def command(
     store: str,
     utterance: str | None,
+    sample: int,
     manifest: str | None,
     audio_root: str | None,
-    sample: int,
     top: int,
     as_json: bool,
 ) -> None:
-    """Show STORE as a whole, or one UTTERANCE of it frame by frame."""
+    """Show STORE as a whole, or one UTTERANCE of it row by row."""
     from ..corpus.manifest import read_manifest
-    from ..store.inspect import against_manifest, summary
-    from ..store.inspect import utterance as one
-    from ..store.reader import open_store
+    from ..store.inspect import inspect_store, inspect_utterance
 
-    opened = open_store(store)
     if utterance is not None:
-        data = one(opened, utterance, top=top)
-        return click.echo(_json(data) if as_json else _utterance(data))
-    data = summary(opened, sample=sample)
-    if manifest is not None:
-        data["manifest"] = against_manifest(opened, read_manifest(manifest, audio_root=audio_root))
-    click.echo(_json(data) if as_json else _summary(data))
+        one = inspect_utterance(store, utterance, top=top)
+        lines = [json_text(one.to_json())] if as_json else list(_utterance_lines(one))
+    else:
+        asked = None if manifest is None else read_manifest(manifest, audio_root=audio_root)
+        whole = inspect_store(store, sample=sample, manifest=asked)
+        lines = [json_text(whole.to_json())] if as_json else list(_store_lines(whole))
+    for line in lines:
+        click.echo(line)
 
 
-def _json(data: Any) -> str:
-    return json.dumps(data, ensure_ascii=False, indent=1)
-
-
-def _summary(d: dict[str, Any]) -> str:
-    from ._terminal import size
-
-    teacher, tokens = d["teacher"], d["tokens"]
+def _store_lines(s: StoreSummary) -> Iterator[str]:
+    """Yield the lines that are printed of a store."""
+    teacher, tokens = s.teacher, s.tokens
     modules = ", ".join(f"{h['stream']} at {h['module']}" for h in teacher["heads"])
-    shift = 1000 * teacher["frame_shift"] / teacher["sample_rate"]
-    lines = [
-        f"store      {printable(d['store'])} (format {d['format']}, {d['storage']})",
-        f"teacher    {printable(teacher['name'])}, weights {teacher['weights'] or 'not recorded'}",
-        f"tapped     {printable(modules) or 'one’s own loop'}",
-        f"audio      {teacher['sample_rate']} Hz, one frame every {shift:g} ms",
-        f"tokens     {tokens['size']}, blank {tokens['blank']}, {tokens['sha256']}",
-        f"made with  {', '.join(f'{k} {v}' for k, v in d['made_with'].items())}",
-        f"size       {d['utterances']} utterances, {d['hours']:.3f} h, {d['frames']} frames, "
-        f"{d['shards']} shards",
-        f"on disk    {size(d['bytes'])}: {d['bytes_per_frame']:.1f} bytes a frame, all included, and "
-        f"{size(d['bytes_once'])} once",
-    ]
-    lines += [f"allowed    {a['field']}: {a['was']} → {a['now']}" for a in d["allowed"]]
-    lines += [f"skipped    gate {g['gate']}: {printable(g['reason'])}" for g in d["gates"]]
-    if d["skipped"]:
-        lines.append(f"skipped    {d['skipped']}: see skipped.jsonl")
-    head = [
-        "stream",
-        "shape",
-        "encoding",
-        "bytes/row",
-        "of fp16",
-        "entropy",
-        "blank",
-        "top-1",
-        "kept",
-        "errors",
-    ]
+    milliseconds = 1000 * teacher["frame_shift"] / teacher["sample_rate"]
+    versions = ", ".join(f"{name} {version}" for name, version in s.made_with.items())
+    weights = printable(str(teacher["weights"] or "not recorded"))
+    yield f"store      {printable(s.store)} (format {s.format}, {printable(s.storage)})"
+    yield f"teacher    {printable(teacher['name'])}, weights {weights}"
+    yield f"tapped     {printable(modules) or 'nothing: written by a loop of its own'}"
+    yield f"audio      {teacher['sample_rate']} Hz, one frame every {milliseconds:g} ms"
+    yield f"tokens     {tokens['size']}, blank {tokens['blank']}, {printable(tokens['sha256'])}"
+    yield f"made with  {printable(versions)}"
+    yield f"size       {s.utterances} utterances, {s.hours:.3f} h, {s.frames} frames, {s.shards} shards"
+    yield (
+        f"on disk    {size(s.bytes)}: {s.bytes_per_frame:.1f} bytes a frame, all included, and "
+        f"{size(s.bytes_once)} once"
+    )
+    for change in s.allowed:
+        yield printable(f"allowed    {change['field']}: {change['was']} → {change['now']}")
+    for check in s.gates:
+        yield f"skipped    check {printable(check['gate'])}: {printable(check['reason'])}"
+    if s.skipped:
+        yield f"skipped    {s.skipped} utterances: see skipped.jsonl"
+    yield ""
+    yield from _stream_table(s.streams)
+    yield ""
+    yield from _notes(s)
+    if s.manifest is not None:
+        m = s.manifest
+        yield ""
+        yield f"manifest   {m.asked} utterances, {len(m.missing)} missing, {len(m.extra)} extra"
+        yield from (f"  missing  {printable(utt_id)}" for utt_id in m.missing)
+        yield from (f"  extra    {printable(utt_id)}" for utt_id in m.extra)
+        yield from (f"  bad line {printable(problem['what'])}" for problem in m.bad_lines)
+
+
+def _stream_table(streams: dict[str, StreamSummary]) -> list[str]:
+    """Return the table of all streams."""
+    head = ["stream", "shape", "encoding", "bytes/row", "of fp16", "entropy", "blank", "top-1", "kept"]
     rows = [
         [
             name,
-            s["shape"].replace("V", str(s["classes"])),
-            (s["encoding"] or "-") if s["form"] in ("", "full") else f"{s['encoding']}/{s['form']}",
-            _known(s["bytes_per_row"], "{:.1f}"),
-            _known(s["of_dense_fp16"], "{:.1%}"),
-            _known(s["entropy"], "{:.3f}"),
-            _known(s["blank_share"], "{:.1%}"),
-            _known(s["top1_share"], "{:.1%}"),
-            _known(s["kept_mass"], "{:.3%}"),
-            _known(s["error_rate"], "{:.2%}"),
+            s.shape.replace("V", str(s.classes)),
+            _encoding(s),
+            _number(s.bytes_per_row, "{:.1f}"),
+            _number(s.of_dense_fp16, "{:.1%}"),
+            _number(s.entropy, "{:.3f}"),
+            _number(s.blank_share, "{:.1%}"),
+            _number(s.top1_share, "{:.1%}"),
+            _number(s.kept_mass, "{:.3%}"),
+            "-" if s.error_rate is None else f"{100 * s.error_rate:.2f} % of {s.error_unit}s",
         ]
-        for name, s in d["streams"].items()
+        for name, s in streams.items()
     ]
-    lines += ["", *table(head, rows), ""]
-    for name, s in d["streams"].items():
-        if lost := s["lost"]:
-            lines.append(
-                f"{name} loses {lost['mean']:.2e} nats a row on average, {lost['p99']:.2e} in 99 of 100, "
-                f"{lost['max']:.2e} at most (measured by the dump)"
-            )
-        if s["rms"] is not None:
-            lines.append(f"{name}: root mean square of its numbers {s['rms']:.3g}")
-    units = {name: s["error_unit"] for name, s in d["streams"].items() if s["error_reference"]}
-    unit = next(iter(units.values()), "token")
-    unit = unit if len({*units.values(), unit}) == 1 else ", ".join(f"{n} {u}" for n, u in units.items())
-    lines += [
-        "entropy: in nats; blank: rows whose best class is the blank; top-1, kept: mean probability;",
-        f"errors: {unit} errors of the stored logits' greedy decode (rnnt, seq2seq under teacher forcing);",
-        f"all over {d['sampled']} of {d['utterances']} utterances.",
-    ]
-    if d["heard"]:
-        rates = ", ".join(f"{name} {100 * rate:.2f} %" for name, rate in d["heard"].items())
-        lines.append(f"The teacher's own transcripts, decoded as it would by itself: {rates} token errors.")
-    if "manifest" in d:
-        m = d["manifest"]
-        lines += [
-            "",
-            f"manifest   {m['asked']} utterances, {len(m['missing'])} missing, {len(m['extra'])} extra",
-        ]
-        lines += [f"  missing  {printable(i)}" for i in m["missing"]]
-        lines += [f"  extra    {printable(i)}" for i in m["extra"]]
-        lines += [f"  bad line {printable(p['what'])}" for p in m["bad_lines"]]
-    return "\n".join(lines)
+    return table([*head, "errors"], rows)
 
 
-def _known(value: float | None, how: str) -> str:
-    """A number as it is shown; a dash where there is none. Shares are parted from their sign."""
+def _encoding(s: StreamSummary) -> str:
+    """Return an encoding, with the lattice form unless all nodes are kept."""
+    if s.form in ("", "full"):
+        return printable(s.encoding) or "-"
+    return printable(f"{s.encoding}/{s.form}")
+
+
+def _number(value: float | None, how: str) -> str:
+    """Return a formatted number, a percent sign set off by a space; a dash where there is none."""
     return "-" if value is None else how.format(value).replace("%", " %")
 
 
-def _utterance(d: dict[str, Any]) -> str:
+def _notes(s: StoreSummary) -> Iterator[str]:
+    """Yield losses, and what the columns of the table mean."""
+    for name, stream in s.streams.items():
+        if lost := stream.lost:
+            yield (
+                f"{name} loses {lost.mean:.2e} nats a row on average, up to {lost.p99:.2e} in "
+                f"99 of 100 rows and {lost.max:.2e} at most (measured by the dump)"
+            )
+        if stream.rms is not None:
+            yield f"{name}: root mean square of the numbers {stream.rms:.3g}"
+    yield "entropy: nats; blank: share of rows whose best class is the blank; top-1, kept: mean probability;"
+    yield "errors: of the greedy decode of the stored rows (lattices and decoders under teacher forcing);"
+    yield f"all measured on {s.sampled} of {s.utterances} utterances."
+    if s.transcript_error_rates:
+        rates = ", ".join(f"{name} {100 * rate:.2f} %" for name, rate in s.transcript_error_rates.items())
+        yield f"Token errors of the teacher's own transcripts, decoded without teacher forcing: {rates}"
+
+
+def _utterance_lines(u: UtteranceSummary) -> Iterator[str]:
+    """Yield the lines that are printed of one utterance."""
     width = shutil.get_terminal_size((100, 24)).columns
-    lines = [
-        f"utterance  {printable(d['id'])}",
-        f"length     T = {d['T']} frames, U = {d['U']} labels, {d['seconds']} s",
-        f"reference  {printable(d['text'] if d['text'] is not None else '-')}",
-        f"labels     {printable(' '.join(d['labels'])) or '-'}",
-    ]
-    for name, s in d["streams"].items():
-        axes = "×".join(map(str, s["shape"]))
-        lines += ["", f"{name:<10} {axes} {s['encoding']}".rstrip()]
-        if "labels" in s and s["labels"] != d["labels"]:
-            lines.append(f"labels     {printable(' '.join(s['labels']))}")
-        if "text" in s:
-            lines.append(f"decoded    {printable(s['text'])}")
-        if "decoded" in s:
-            lines.append(f"           {printable(' '.join(s['decoded']))}")
-        if "errors" in s:
-            lines.append(f"           {s['errors']} errors in {s['reference']}")
-        if s["heard"] and "decoded" in s:
-            lines.append(f"heard      {printable(s['heard']['text'])}")
-        if "rms" in s:
-            lines.append(f"size       {' '.join(f'{x:.3g}' for x in s['rms'])}")
-        if "frames" not in s:
-            continue
-        lines.append("")
-        rows = []
-        for frame in s["frames"]:
-            at = ",".join(str(frame[axis]) for axis in ("t", "u") if axis in frame)
-            best = [f"{printable(token)} {p:.3f}" if p >= 5e-4 else "·" for token, p in frame["best"]]
-            rows.append([at, *best, f"{frame['tail']:.1e}"])
-        count = max((len(r) - 2 for r in rows), default=0)
-        place = ",".join(axis for axis in ("t", "u") if s["frames"] and axis in s["frames"][0])
-        head = [place, *[f"best {i + 1}" for i in range(count)], "rest"]
-        lines += table(head, rows, width)
-    return "\n".join(lines)
+    yield f"utterance  {printable(u.id)}"
+    yield f"length     T = {u.T} frames, U = {u.U} labels, {u.seconds} s"
+    yield f"reference  {printable(u.text if u.text is not None else '-')}"
+    yield f"labels     {printable(' '.join(u.labels)) or '-'}"
+    for name, s in u.streams.items():
+        yield ""
+        yield f"{printable(name):<10} {'×'.join(map(str, s.shape))} {printable(s.encoding)}".rstrip()
+        yield from _utterance_stream_lines(u, s)
+        if s.frames is not None:
+            yield ""
+            yield from _row_table(s.frames, width)
+
+
+def _utterance_stream_lines(u: UtteranceSummary, s: UtteranceStream) -> Iterator[str]:
+    """Yield labels, decode, errors and transcript of one stream."""
+    if s.labels is not None and s.labels != u.labels:
+        yield f"labels     {printable(' '.join(s.labels))}"
+    if s.text is not None:
+        yield f"decoded    {printable(s.text)}"
+    if s.decoded is not None:
+        yield f"           {printable(' '.join(s.decoded))}"
+    if s.errors is not None:
+        yield f"           {s.errors} errors in {s.reference}"
+    if s.transcript is not None and s.decoded is not None:
+        yield f"transcript {printable(s.transcript['text'])}"
+    if s.rms is not None:
+        yield f"rms        {' '.join(f'{x:.3g}' for x in s.rms)}"
+
+
+def _row_table(rows: list[RowSummary], width: int) -> list[str]:
+    """Return the table of the best classes of every row; as many columns as fit into the terminal."""
+    lines: list[list[Any]] = []
+    for row in rows:
+        place = ",".join(str(axis) for axis in (row.t, row.u) if axis is not None)
+        best = [f"{printable(token)} {p:.3f}" if p >= 5e-4 else "·" for token, p in row.best]
+        lines.append([place, *best, f"{row.tail:.1e}"])
+    axes = [axis for axis in ("t", "u") if rows and getattr(rows[0], axis) is not None]
+    count = max((len(row.best) for row in rows), default=0)
+    head = [",".join(axes), *(f"best {i + 1}" for i in range(count)), "rest"]
+    return table(head, lines, width)

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from ._terminal import printable
+from ._options import ALLOW_PIPES, AUDIO_ROOT, MANIFEST_FORMAT, json_option, option, sectioned_command
+from ._terminal import clock, json_text, printable
 
-SHOWN = 20
+if TYPE_CHECKING:
+    from ..corpus.survey import Survey
+
+SHOWN = 20  # problems that are listed
 
 
-@click.command("manifest")
+@sectioned_command("manifest")
 @click.argument("source", type=click.Path())
 @click.argument("to", type=click.Path(), required=False)
-@click.option("--manifest-format", metavar="FORMAT", help="jsonl, nemo, kaldi, lhotse, huggingface")
-@click.option("--audio-root", type=click.Path(), help="what relative audio paths are relative to")
-@click.option("--audio-dir", type=click.Path(), help="write recordings inside the manifest to files there")
-@click.option("--allow-pipes", is_flag=True, help="run shell commands that stand for recordings")
-@click.option("--json", "as_json", is_flag=True, help="print everything as JSON")
+@option("--manifest-format", metavar="FORMAT", help=MANIFEST_FORMAT)
+@option("--audio-root", type=click.Path(), help=AUDIO_ROOT)
+@option(
+    "--audio-dir",
+    type=click.Path(),
+    help="Folder that recordings are written to that lie inside the manifest, as in Hugging Face datasets.",
+)
+@option("--allow-pipes", is_flag=True, help=ALLOW_PIPES)
+@json_option("counts and all problems")
 def command(
     source: str,
     to: str | None,
@@ -32,11 +41,10 @@ def command(
     """Check the manifest SOURCE with its recordings, and write it as JSON lines to TO.
 
     SOURCE is JSON lines, a NeMo manifest, a Kaldi data folder, lhotse cuts or a folder of Hugging Face
-    datasets. What cannot be used is left out of TO and listed; the exit status is then 1.
+    datasets. Utterances that cannot be used are left out of TO and listed; the exit status is then 1.
     """
     from ..corpus.manifest import check, open_source
     from ..corpus.survey import Survey, survey, write_lines
-    from ._terminal import clock
 
     opened = open_source(
         source, audio_root=audio_root, format=manifest_format, allow_pipes=allow_pipes, unpack=audio_dir
@@ -49,20 +57,24 @@ def command(
         for _ in good:
             pass
     if as_json:
-        click.echo(json.dumps({"to": to, **found.to_json()}, ensure_ascii=False, indent=1))
+        click.echo(json_text({"to": to, **found.to_json()}))
     else:
-        rates = ", ".join(f"{n} at {r} Hz" for r, n in sorted(found.rates.items()))
-        click.echo(
-            f"{printable(source)}: {found.format}, {found.utterances} utterances, {clock(found.seconds)}"
-        )
-        click.echo(f"  recordings   {rates or 'none'}")
-        click.echo(f"  references   {found.texts} with text, {found.tokens} with token ids")
-        if to is not None:
-            click.echo(f"  written to   {printable(to)}")
-        for problem in found.problems[:SHOWN]:
-            click.echo(f"  {printable(problem.id)}: {printable(problem.what.splitlines()[0])}")
-        if found.problems:
-            more = f", {SHOWN} of them above" if len(found.problems) > SHOWN else ""
-            click.echo(f"{len(found.problems)} cannot be used{more} (--json lists all)")
+        for line in _lines(source, to, found):
+            click.echo(line)
     if found.problems:
         raise click.exceptions.Exit(1)
+
+
+def _lines(source: str, to: str | None, found: Survey) -> Iterator[str]:
+    """Yield the lines that are printed."""
+    rates = ", ".join(f"{count} at {rate} Hz" for rate, count in sorted(found.rates.items()))
+    yield f"{printable(source)}: {found.format}, {found.utterances} utterances, {clock(found.seconds)}"
+    yield f"  recordings   {rates or 'none'}"
+    yield f"  references   {found.texts} with text, {found.tokens} with token ids"
+    if to is not None:
+        yield f"  written to   {printable(to)}"
+    for problem in found.problems[:SHOWN]:
+        yield f"  {printable(problem.id)}: {printable(problem.what.splitlines()[0])}"
+    if found.problems:
+        shown = f", {SHOWN} of them above" if len(found.problems) > SHOWN else ""
+        yield f"{len(found.problems)} cannot be used{shown} (--json lists all)"

@@ -2,38 +2,47 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import click
 
+from ._options import AUDIO_ROOT, option, sectioned_command
 
-@click.command("transcripts")
+
+@sectioned_command("transcripts")
 @click.argument("store", type=click.Path())
-@click.option("--where", default="", metavar="EXPR", help="which rows, e.g. 'wer <= 0.1 and seconds < 20'")
-@click.option("--stream", default="", help="whose transcript [default: the store's first stream]")
-@click.option("--manifest", type=click.Path(), help="where the recordings are: writes a whole manifest")
-@click.option("--audio-root", type=click.Path(), help="what the manifest's audio paths are relative to")
-@click.option("--out", type=click.Path(), help="file to write [default: standard output]")
+@option(
+    "--where",
+    default="",
+    metavar="CONDITION",
+    help="Write only records that meet a condition, e.g. 'wer <= 0.1 and seconds < 20'.",
+)
+@option(
+    "--stream",
+    default="",
+    metavar="NAME",
+    help="Stream whose transcripts are written. Default: the first stream of the store that has any.",
+)
+@option(
+    "--manifest",
+    type=click.Path(),
+    help="Manifest of the recordings; the output then has its order and audio paths, and is a manifest.",
+)
+@option("--audio-root", type=click.Path(), help=AUDIO_ROOT)
+@option("--out", type=click.Path(), help="File to write. Default: standard output.")
 def command(
     store: str, where: str, stream: str, manifest: str | None, audio_root: str | None, out: str | None
 ) -> None:
-    """Write the teacher's own transcripts of STORE as JSON lines, to train on as hard targets.
+    """Write the teacher's own transcripts in STORE as JSON lines: pseudo-labels to train on.
 
-    EXPR knows id, T, U, seconds, text, labels_from; wer, ter, score and hyp of the first stream, and of any
-    as in rnnt.wer; hours of the rows chosen so far.
+    A CONDITION compares id, T, U, seconds, text, labels_from, hours (of audio chosen so far), and wer, ter,
+    score and hyp of the first stream with transcripts; those of another stream are rnnt.wer and so on.
     """
     from ..corpus.manifest import read_manifest
-    from ..corpus.survey import write_bytes
-    from ..store.reader import open_store
-    from ..store.transcripts import transcripts
+    from ..store.transcripts import transcript_lines, write_transcripts
 
     known = None if manifest is None else read_manifest(manifest, audio_root=audio_root)
-    beside = Path(out).parent if out is not None else Path()
-    lines = transcripts(open_store(store), where, stream=stream, manifest=known, beside=beside)
-    if out is None:
-        for line in lines:
-            click.echo(line, nl=False)
+    if out is not None:
+        count = write_transcripts(store, out, where, stream=stream, manifest=known)
+        click.echo(f"{out}: {count} transcripts")
     else:
-        count = write_bytes(lines, Path(out))
-        click.echo(f"{os.fspath(out)}: {count} transcripts")
+        for line in transcript_lines(store, where, stream=stream, manifest=known):
+            click.echo(line, nl=False)

@@ -2,34 +2,52 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
 from ..errors import UsageError
 from ..schema.kinds import KINDS, kind_of
-from ._terminal import printable
+from ._options import AUDIO_ROOT, json_option, option, sectioned_command
+from ._terminal import json_text, printable, size
 
-MEASURES = dict.fromkeys(KINDS, "KL in nats a row") | {
+AGAINST = "Comparison with the teacher"
+MEASURES = dict.fromkeys(KINDS, "KL of a row in nats") | {
     "hidden": "relative squared error",
     "text": "difference",
 }
 
 
-@click.command("verify")
+@sectioned_command("verify")
 @click.argument("store", type=click.Path())
-@click.option("--repair", is_flag=True, help="drop what is damaged, and say what the next dump makes again")
-@click.option(
+@option(
+    "--repair",
+    is_flag=True,
+    help="Drop what is damaged, and list the utterances that the next dump makes again.",
+)
+@option(
     "--against-teacher",
+    section=AGAINST,
     nargs=2,
     type=(str, click.IntRange(1)),
-    metavar="FILE.py:NAME N",
-    help="run N utterances through the teacher again",
+    metavar="SOURCE N",
+    help="Run N utterances through a teacher again and compare; SOURCE is as in logitstore dump --teacher.",
 )
-@click.option("--manifest", type=click.Path(), help="where --against-teacher finds their audio")
-@click.option("--audio-root", type=click.Path(), help="what relative audio paths are relative to")
-@click.option("--max-kl", default=1e-3, show_default=True, help="nats a row that --against-teacher allows")
-@click.option("--json", "as_json", is_flag=True, help="print what was found as JSON")
+@option(
+    "--manifest",
+    section=AGAINST,
+    type=click.Path(),
+    help="Manifest of the recordings; --against-teacher needs it.",
+)
+@option("--audio-root", section=AGAINST, type=click.Path(), help=AUDIO_ROOT)
+@option(
+    "--max-kl",
+    section=AGAINST,
+    default=1e-3,
+    show_default=True,
+    metavar="NATS",
+    help="Largest mean KL of an utterance's rows, in nats, between what the teacher gives now, encoded in "
+    "the same way, and what is stored.",
+)
+@json_option("everything that was found")
 def command(
     store: str,
     repair: bool,
@@ -39,63 +57,64 @@ def command(
     max_kl: float,
     as_json: bool,
 ) -> None:
-    """Read every byte of STORE, check every checksum and rule; exit 1 and name what is wrong."""
-    if against_teacher is not None:
-        if manifest is None or repair:
-            raise UsageError("--against-teacher needs --manifest, and goes without --repair")
-        return _against(store, against_teacher, (manifest, audio_root), max_kl, as_json)
-    if manifest is not None or audio_root is not None:
-        raise UsageError("--manifest and --audio-root belong to --against-teacher")
-    if repair:
-        return _repair(store, as_json)
-    from ..store.verify import verify
-    from ._terminal import size
+    """Read every byte of STORE and check it against its checksums and the rules of SPEC.md.
 
-    verdict = verify(store)
-    if as_json:
-        found = [f.to_json() for f in verdict.findings]
-        data = {
-            "shards": verdict.shards,
-            "rows": verdict.rows,
-            "bytes": verdict.bytes,
-            "findings": found,
-        }
-        click.echo(json.dumps(data, ensure_ascii=False, indent=1))
+    The exit status is 1, and the place is named, if anything is wrong.
+    """
+    if against_teacher is not None:
+        if manifest is None:
+            raise UsageError("--against-teacher needs --manifest, to find the recordings")
+        if repair:
+            raise UsageError("--against-teacher and --repair exclude each other")
+        _compare_with_teacher(store, *against_teacher, (manifest, audio_root), max_kl, as_json)
+    elif manifest is not None or audio_root is not None:
+        raise UsageError("--manifest and --audio-root belong to --against-teacher")
+    elif repair:
+        _repair(store, as_json)
     else:
-        for finding in verdict.findings:
+        _verify(store, as_json)
+
+
+def _verify(store: str, as_json: bool) -> None:
+    from ..store.verify import verify_store
+
+    report = verify_store(store)
+    if as_json:
+        click.echo(json_text(report.to_json()))
+    else:
+        for finding in report.findings:
             click.echo(printable(f"{finding.where}: {finding.what}", keep="\n"))
-        read = f"{verdict.shards} shards, {verdict.rows} utterances, {size(verdict.bytes)} read"
-        judgement = f"{len(verdict.findings)} things are wrong" if verdict.findings else "good"
-        click.echo(f"{store}: {read}: {judgement}")
-    if verdict.findings:
+        read = f"{report.shards} shards, {report.records} utterances, {size(report.bytes)} read"
+        click.echo(f"{store}: {read}: {'good' if report.good else _count(len(report.findings), 'finding')}")
+    if not report.good:
         raise click.exceptions.Exit(1)
 
 
 def _repair(store: str, as_json: bool) -> None:
-    from ..store.rewrite import repair
+    from ..store.rewrite import repair_store
 
-    done = repair(store)
+    report = repair_store(store)
     if as_json:
-        data = {
-            "findings": [f.to_json() for f in done.findings],
-            "dropped": done.dropped,
-            "shards": done.shards,
-        }
-        return click.echo(json.dumps(data, ensure_ascii=False, indent=1))
-    for utt_id in done.dropped:
+        click.echo(json_text(report.to_json()))
+        return
+    for utt_id in report.dropped:
         click.echo(f"dropped {printable(utt_id)}")
-    for shard in done.shards:
+    for shard in report.shards:
         click.echo(
-            f"dropped shard {printable(shard)}: no entry of it can be read, its utterances are unknown"
+            f"dropped shard {printable(shard)}: no entry of it can be read, so its utterances are unknown"
         )
-    again = "; the same dump makes them again" if done.dropped or done.shards else ""
-    click.echo(
-        f"{store}: {len(done.findings)} things were wrong, {len(done.dropped)} utterances dropped{again}"
-    )
+    again = "; the same dump makes them again" if report.dropped or report.shards else ""
+    findings = _count(len(report.findings), "finding")
+    click.echo(f"{store}: {findings}, {_count(len(report.dropped), 'utterance')} dropped{again}")
 
 
-def _against(
-    location: str, asked: tuple[str, int], files: tuple[str, str | None], max_kl: float, as_json: bool
+def _compare_with_teacher(
+    location: str,
+    source: str,
+    count: int,
+    files: tuple[str, str | None],
+    max_kl: float,
+    as_json: bool,
 ) -> None:
     from ..corpus.manifest import read_manifest
     from ..dump.against import against_teacher
@@ -103,20 +122,25 @@ def _against(
     from ..teachers import load_teacher
 
     store, manifest = open_store(location), read_manifest(files[0], audio_root=files[1])
-    found = against_teacher(store, load_teacher(asked[0]), manifest, asked[1])
+    found = against_teacher(store, load_teacher(source), manifest, count)
     bad = [c for c in found if c.note or not c.kl <= max_kl]
     if as_json:
-        click.echo(json.dumps([vars(c) for c in found], ensure_ascii=False, indent=1))
+        click.echo(json_text([vars(c) for c in found]))
     else:
         for c in bad:
             why = c.note or f"{MEASURES[kind_of(c.stream).name]} {c.kl:.3g}, more than {max_kl:g}"
-            click.echo(f"{printable(c.id)} {c.stream}: {why}")
-        for name in dict.fromkeys(c.stream for c in found):
-            mine = [c for c in found if c.stream == name]
+            click.echo(f"{printable(c.id)} {c.stream}: {printable(why)}")
+        for stream in dict.fromkeys(c.stream for c in found):
+            of_stream = [c for c in found if c.stream == stream]
             click.echo(
-                f"{name}: {len(mine)} utterances again: {MEASURES[kind_of(name).name]} to what is stored "
-                f"{max(c.kl for c in mine):.3g} at most; with what the encoding leaves out "
-                f"{max(c.lost for c in mine):.3g}"
+                f"{stream}: {len(of_stream)} utterances again: {MEASURES[kind_of(stream).name]} at most "
+                f"{max(c.kl for c in of_stream):.3g} from what is stored, "
+                f"{max(c.lost for c in of_stream):.3g} with what the encoding leaves out"
             )
     if bad:
         raise click.exceptions.Exit(1)
+
+
+def _count(number: int, noun: str) -> str:
+    """Return a number with its noun."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,4 +1,4 @@
-"""Says in what two stores differ: what they say of themselves, their ids, their targets."""
+"""Differences between two stores: in their descriptions, their ids and their targets."""
 
 from __future__ import annotations
 
@@ -9,24 +9,27 @@ import numpy as np
 
 from ..schema.kinds import kind_of
 from ..schema.spec import differences
-from .reader import Store
+from ..targets.target import Target
+from .reader import as_store
 
-_NONE = np.zeros(0, np.int32)
+FLOOR = -20.0  # log-probabilities below this count as equal: less than 2.1e-9
+_NO_LABELS = np.zeros(0, np.int32)
+_IGNORED = ("storage", "made_with")  # fields of a description that say nothing about the targets
 
 
 @dataclass
-class Difference:
-    """What :func:`compare` saw.
+class StoreDiff:
+    """The result of :func:`diff_stores`.
 
     Attributes:
-        fields: (field, in A, in B) where the stores' descriptions differ.
-        only_a: ids that B lacks.
-        only_b: ids that A lacks.
-        compared: utterances whose targets were compared.
-        differing: those of them with other shapes, labels or numbers.
-        largest: the largest difference of a log-probability, by stream, in nats; where both are above -20. Of
-            a layer's numbers themselves.
-        kl: mean KL(A ‖ B) a row, by stream of classes, in nats.
+        fields: (field, value in A, value in B) for every field in which the descriptions differ.
+        only_a: ids that only A holds.
+        only_b: ids that only B holds.
+        compared: number of utterances whose targets were compared.
+        differing: ids of the compared utterances whose text, labels, shapes or numbers differ.
+        largest: by stream, the largest difference of a log-probability in nats (log-probabilities below -20
+            count as -20), or of a number of a ``hidden`` stream.
+        kl: by stream of classes, the mean KL(A ‖ B) of a row in nats.
     """
 
     fields: list[tuple[str, Any, Any]]
@@ -39,64 +42,93 @@ class Difference:
 
     @property
     def same(self) -> bool:
-        """Whether nothing differs but where and with what libraries they were made, and the storage."""
-        fields = [f for f, _, _ in self.fields if not f.startswith(("storage", "made_with"))]
+        """True if nothing differs but the storage backend and the versions of the libraries."""
+        fields = [name for name, _, _ in self.fields if not name.startswith(_IGNORED)]
         return not (fields or self.only_a or self.only_b or self.differing)
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the verdict and all differences as JSON values."""
+        return {"same": self.same, **vars(self)}
 
-def compare(a: Store, b: Store, *, sample: int = 0, tolerance: float = 0.0) -> Difference:
+
+def diff_stores(a: Any, b: Any, *, sample: int = 0, tolerance: float = 0.0) -> StoreDiff:
     """Compare two stores.
 
     Args:
-        a: one store.
-        b: the other.
-        sample: compare the targets of at most so many utterances, spread evenly; 0 for all they share.
-        tolerance: differences of a log-probability (in nats) or of a layer's number up to this are none.
+        a: one store, opened or its folder or URL.
+        b: the other store.
+        sample: largest number of utterances whose targets are compared, spread evenly; 0 compares all that
+            both stores hold.
+        tolerance: largest difference of a log-probability (in nats) or of a ``hidden`` number that does not
+            count.
 
     Raises:
-        CorruptError: a row of either cannot be read.
+        NotAStore: one of them is no store.
+        CorruptError, FormatError: a record of either cannot be read.
     """
-    ours, theirs = list(a), set(b)
-    own = set(ours)
-    found = Difference(
-        differences(a.spec, b.spec), [i for i in ours if i not in theirs], sorted(theirs - own)
-    )
+    a, b = as_store(a), as_store(b)
+    in_a, in_b = list(a), set(b)
+    only_b = sorted(in_b.difference(in_a))
+    found = StoreDiff(differences(a.spec, b.spec), [i for i in in_a if i not in in_b], only_b)
     for key in sorted({*a.spec.made_with, *b.spec.made_with}):
-        one, two = a.spec.made_with.get(key), b.spec.made_with.get(key)
-        if one != two:
-            found.fields.append((f"made_with.{key}", one, two))
-    shared = [i for i in ours if i in theirs]
-    shared = shared[:: max(1, -(-len(shared) // sample))] if sample and shared else shared
-    streams = [s.name for s in a.spec.streams if any(t.name == s.name for t in b.spec.streams)]
-    sums: dict[str, float] = dict.fromkeys(streams, 0.0)
-    rows: dict[str, int] = dict.fromkeys(streams, 0)
-    found.largest = {n: 0.0 for n in streams if kind_of(n).axes}
+        ours, theirs = a.spec.made_with.get(key), b.spec.made_with.get(key)
+        if ours != theirs:
+            found.fields.append((f"made_with.{key}", ours, theirs))
+    shared = [i for i in in_a if i in in_b]
+    if sample and shared:
+        shared = shared[:: -(-len(shared) // sample)]
+    others = {s.name for s in b.spec.streams}
+    comparison = _TargetComparison([s.name for s in a.spec.streams if s.name in others], tolerance)
     for utt_id in shared:
-        x, y = a[utt_id], b[utt_id]
-        differs = x.text != y.text or any(
-            x.driven.get(s, _NONE).tolist() != y.driven.get(s, _NONE).tolist() for s in streams
-        )
-        for name in streams:
-            if not kind_of(name).axes:
-                differs |= x.meta["hyp"][name]["text"] != y.meta["hyp"][name]["text"]
-                continue
-            if x.shapes[name] != y.shapes[name]:
-                differs = True
-                continue
-            if not kind_of(name).classes:
-                far = float(np.abs(x.vectors(name) - y.vectors(name)).max(initial=0.0))
-                differs |= far > tolerance
-                found.largest[name] = max(found.largest[name], far)
-                continue
-            p, q = (t.log_probs(name).reshape(-1, t.shapes[name][-1]).astype(np.float64) for t in (x, y))
-            e = np.exp(p)
-            far = float(np.abs(np.maximum(p, -20) - np.maximum(q, -20)).max(initial=0.0))
-            differs |= far > tolerance
-            found.largest[name] = max(found.largest[name], far)
-            sums[name] += float(np.where(e > 0, e * (p - q), 0.0).sum())
-            rows[name] += len(p)
-        found.compared += 1
-        if differs:
+        if comparison.differ(a[utt_id], b[utt_id]):
             found.differing.append(utt_id)
-    found.kl = {n: sums[n] / max(rows[n], 1) for n in streams if kind_of(n).classes}
+    found.compared = len(shared)
+    found.largest = comparison.largest
+    found.kl = comparison.mean_kl()
     return found
+
+
+class _TargetComparison:
+    """Comparison of targets two by two, with the largest difference and the mean KL of every stream.
+
+    Args:
+        streams: names of the streams that both stores have.
+        tolerance: largest difference that does not count.
+    """
+
+    def __init__(self, streams: list[str], tolerance: float) -> None:
+        self._streams, self._tolerance = streams, tolerance
+        self.largest = {name: 0.0 for name in streams if kind_of(name).axes}
+        self._kl = {name: 0.0 for name in streams if kind_of(name).classes}
+        self._rows = dict.fromkeys(self._kl, 0)
+
+    def differ(self, a: Target, b: Target) -> bool:
+        """Return whether two targets of one utterance differ, and count by how much."""
+        found = [self._stream_differs(name, a, b) for name in self._streams]
+        return a.text != b.text or any(found)
+
+    def mean_kl(self) -> dict[str, float]:
+        """Return the mean KL(A ‖ B) of a row in nats, by stream of classes."""
+        return {name: total / max(self._rows[name], 1) for name, total in self._kl.items()}
+
+    def _stream_differs(self, name: str, a: Target, b: Target) -> bool:
+        kind = kind_of(name)
+        if not kind.axes:
+            return bool(a.meta["hyp"][name]["text"] != b.meta["hyp"][name]["text"])
+        other_labels = not np.array_equal(a.driven.get(name, _NO_LABELS), b.driven.get(name, _NO_LABELS))
+        if a.shapes[name] != b.shapes[name]:
+            return True
+        if kind.classes:
+            far = self._compare_rows(name, a, b)
+        else:
+            far = float(np.abs(a.vectors(name) - b.vectors(name)).max(initial=0.0))
+        self.largest[name] = max(self.largest[name], far)
+        return other_labels or far > self._tolerance
+
+    def _compare_rows(self, name: str, a: Target, b: Target) -> float:
+        """Return the largest difference of a log-probability; add up the KL of all rows."""
+        p, q = (t.log_probs(name).reshape(-1, t.shapes[name][-1]).astype(np.float64) for t in (a, b))
+        probability = np.exp(p)
+        self._kl[name] += float(np.where(probability > 0, probability * (p - q), 0.0).sum())
+        self._rows[name] += len(p)
+        return float(np.abs(np.maximum(p, FLOOR) - np.maximum(q, FLOOR)).max(initial=0.0))

@@ -48,8 +48,8 @@ def make_spec(
         teacher: who speaks; a stream without a head of its own takes the table's blank.
         tokens: the token table of all streams.
         streams: encoding by stream name, e.g. ``{"ctc": "dense", "rnnt": "topk:16"}``; of a lattice with its
-            form, e.g. ``topk:16/banded:5`` (:class:`logitstore.schema.lattice.Form`); of a ``hidden`` stream with
-            its width, e.g. ``vectors/256``, where no driver finds it out; of ``text`` empty.
+            form, e.g. ``topk:16/banded:5`` (:class:`logitstore.schema.lattice.Form`); of a ``hidden``
+            stream with its width, e.g. ``vectors/256``, where no driver finds it out; of ``text`` empty.
         storage: ``zarr``, ``zarr:zstd``, ``webdataset``, ...
         manifest: what to keep of the manifest.
     """

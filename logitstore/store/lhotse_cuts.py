@@ -72,7 +72,7 @@ class CutClips:
     def __init__(self, store: Store, *, blank: bool = False) -> None:
         self._store, self._blank = store, blank
         self._recordings: dict[str, list[_Known]] = {}
-        for meta in store.metas():
+        for meta in store.metadata():
             recording = meta.get("recording")
             if isinstance(recording, Mapping) and isinstance(recording.get("id"), str):
                 self._recordings.setdefault(recording["id"], []).append(_known(meta, recording))
@@ -184,7 +184,7 @@ class CutClips:
         """Utterances of such ids, less what transforms appended, that last exactly so long."""
         for name in dict.fromkeys(b for n in names for b in _bases(n, affixes)):
             if name in self._store:
-                lasts = exact(self._store.row(name, only=()).meta.get("seconds") or 0.0, "a length")
+                lasts = exact(self._store.record(name, only=()).meta.get("seconds") or 0.0, "a length")
                 if abs(lasts - seconds) <= ROUNDING:
                     yield _Known(name, start, lasts)
 

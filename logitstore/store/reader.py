@@ -1,18 +1,22 @@
-"""Reads a store: a read-only mapping from utterance id to target, free of torch until asked for tensors."""
+"""The reader: a store as a read-only mapping from utterance id to target, in numpy until ``batch``."""
 
 from __future__ import annotations
 
+import os
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..encodings.rows import DecodedRows, has_classes
-from ..errors import FormatError, MissingUtterance, StoreError, VocabError
+from ..errors import FormatError, MissingUtterance, StoreError, UsageError, VocabError
 from ..schema.checksums import sha256
 from ..schema.lattice import Form, Nodes, restored
-from ..schema.spec import StoreSpec
+from ..schema.spec import StoreSpec, StreamSpec
 from ..storage import Shard, constants, open_storage
 from ..storage.base import EncodedRecord
 from ..storage.entries import Entry, OnDamaged, current_index, read_entry, shard_names
@@ -33,19 +37,47 @@ if TYPE_CHECKING:
     from ..schema.clock import FrameClock
     from ..targets.batch import TargetBatch
 
-OPEN_SHARDS = 64
+OPEN_SHARDS = 64  # shards that stay open, the most recently read ones
+LOOK_SHARE = 0.05  # share of its time that a reader may spend looking for new shards after ids it misses
+DECODE_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+_NO_LABELS = np.zeros(0, np.int32)
 
 
 class Store(Mapping[str, Target]):
-    """An opened store.
+    """A store, opened for reading: a mapping from utterance id to :class:`~logitstore.targets.target.Target`.
 
-    Pickles as its location and opens again on the other side, so dataloader workers share no file handle.
+    Open one with :func:`open_store`::
+
+        store = open_store("exp/logits")
+        len(store), list(store)                       # number of utterances, their ids in stored order
+        target = store["utt1"]                        # one utterance, in numpy
+        target.log_probs("ctc", temperature=2.0)      # (T, V) float32 log-probabilities
+        batch = store.batch(["utt1", "utt2"])         # padded torch tensors
+
+    Records are found by id through a memory-mapped index, so opening a store takes as long for ten million
+    utterances as for a thousand. A reader finds shards that are sealed, merged or repaired while it is open.
+
+    A store pickles as its location and opens again in the other process, so that the workers of a DataLoader
+    share no file handle. Equality is identity: two readers of one place differ.
+
+    Args:
+        location: folder or URL of the store.
+        vocab_map: map from the store's token table to the student's, applied to every target.
+        verify: check the checksum of every array as it is read.
+        damaged: function that is called with shard name and error for a sealed entry that cannot be read
+            while the index is made again, instead of raising the error; such a shard has no records then.
 
     Attributes:
-        spec: what the store says about itself.
-        tokens: its token table, the teacher's.
-        constants: what its streams store once, by stream and name.
-        vocab_map: how every target is mapped to a student's table; None where it is not.
+        place: the place where the store lives.
+        spec: the store's description: teacher, token table, streams, storage backend, versions.
+        tokens: the teacher's token table.
+        constants: arrays that a stream stores once, by stream and name: the head of ``factored``, for one.
+        vocab_map: map to a student's token table; None if targets keep the teacher's classes.
+
+    Raises:
+        NotAStore: the location holds no store.
+        FormatError, CorruptError: the description, the token table, a constant or an entry cannot be read.
+        VocabError: ``vocab_map`` starts from another token table.
     """
 
     def __init__(
@@ -59,13 +91,7 @@ class Store(Mapping[str, Target]):
         self.place: Place = open_place(location)
         self._args = (location, vocab_map, verify)
         self.spec = read_spec(self.place)
-        self.tokens = _tokens(self.place, self.spec)
-        odd = [s.name for s in self.spec.streams if s.classes != len(self.tokens)]
-        if odd or self.spec.tokens["size"] != len(self.tokens):
-            raise FormatError(
-                f"{', '.join(odd) or 'it'} has not the {len(self.tokens)} classes of tokens.txt (SPEC F4)",
-                where=f"{self.place}/{SPEC_FILE}",
-            )
+        self.tokens = _read_tokens(self.place, self.spec)
         if vocab_map is not None:
             vocab_map.require_teacher(self.tokens, str(self.place))
         self.vocab_map = vocab_map
@@ -77,32 +103,53 @@ class Store(Mapping[str, Target]):
         self._forms = {s.name: Form.parse(s.form) for s in self.spec.streams if s.kind == "rnnt"}
         self._index: Index = current_index(self.place, damaged=damaged)
         self._shards: OrderedDict[str, tuple[Entry, Shard | None]] = OrderedDict()
+        self._look_again = 0.0  # time.monotonic() from which a missed id is worth a look for new shards
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, self._args
 
-    __eq__ = object.__eq__  # a Mapping would decode every target to compare
+    __eq__ = object.__eq__  # Mapping would decode every target to compare
     __hash__ = object.__hash__
 
     def __repr__(self) -> str:
-        streams = ", ".join(f"{s.name}={s.encoding}" for s in self.spec.streams)
+        streams = ", ".join(f"{s.name}={s.encoding}" if s.encoding else s.name for s in self.spec.streams)
         return f"<Store {self.place}: {len(self)} utterances, {streams}>"
 
     def __len__(self) -> int:
+        """Return the number of utterances."""
+        self._refresh()
         return self._index.rows
 
     def __contains__(self, utt_id: object) -> bool:
+        """Return whether the store holds an utterance; its record is not read."""
         return isinstance(utt_id, str) and self._find(utt_id) is not None
 
     def __iter__(self) -> Iterator[str]:
-        """Ids in stored order, shard after shard; raises ``Vanished`` where shards are merged meanwhile."""
-        self._moved()
+        """Yield the ids in stored order, shard after shard.
+
+        Raises:
+            Vanished: shards were merged or removed during the iteration.
+            FormatError, CorruptError: a sealed entry cannot be read.
+        """
+        self._refresh()
         for name in self.shards:
             yield from self.entry(name).ids
 
     def __getitem__(self, utt_id: str) -> Target:
-        """Raises ``MissingUtterance``, or ``CorruptError`` where stored bytes fail their checksum."""
-        return self.decode(self.row(utt_id))
+        """Read and decode the target of an utterance.
+
+        Raises:
+            MissingUtterance: the store has no record of that id (also a ``KeyError``).
+            CorruptError: stored bytes do not match their checksum.
+            FormatError: the record breaks a rule of SPEC.md.
+        """
+        if not isinstance(utt_id, str):
+            raise UsageError(
+                f"store[{utt_id!r}]: records are found by utterance id, which is a string",
+                where=str(self.place),
+                do="Iterate over the store for its ids; TargetDataset(store)[0] is the first target.",
+            )
+        return self.decode(self.record(utt_id))
 
     @property
     def shards(self) -> tuple[str, ...]:
@@ -110,116 +157,152 @@ class Store(Mapping[str, Target]):
         return self._index.shards
 
     def entry(self, shard: str) -> Entry:
-        """The sealed entry of a shard."""
+        """Return the sealed entry of a shard: ids, audio seconds, frames, files and skipped utterances."""
         return self._open(shard)[0]
 
-    def row(self, utt_id: str, only: Sequence[str] | None = None) -> EncodedRecord:
-        """The stored arrays of an utterance, undecoded; ``only`` names the columns wanted."""
+    def record(self, utt_id: str, only: Sequence[str] | None = None) -> EncodedRecord:
+        """Read the record of an utterance: its metadata and its stored arrays, not decoded.
+
+        Args:
+            utt_id: id of the utterance.
+            only: names of the columns to read, e.g. ``["rnnt.labels"]``; None for all, empty for none.
+
+        Raises:
+            MissingUtterance: the store has no record of that id.
+            CorruptError, FormatError: the record cannot be read.
+        """
         found = self._find(utt_id)
         if found is None:
             raise MissingUtterance(
                 f"no utterance {utt_id!r}",
                 where=str(self.place),
-                do="logitstore inspect STORE --manifest FILE lists what is missing.",
+                do="inspect_store(store, manifest=...), or logitstore inspect STORE --manifest FILE, lists "
+                "what is missing.",
             )
         shard, number = found
-        return self._checked(shard, number, utt_id, only)
+        return self._read(shard, number, utt_id, only)
 
-    def rows(self, shard: str) -> Iterator[EncodedRecord]:
-        """Every row of a shard, in order."""
+    def records(self, shard: str) -> Iterator[EncodedRecord]:
+        """Yield every record of a shard, in stored order."""
         for number in range(len(self.entry(shard).ids)):
-            yield self.row_at(shard, number)
+            yield self.record_at(shard, number)
 
-    def row_at(self, shard: str, number: int) -> EncodedRecord:
-        """One row of a shard, by its number."""
+    def record_at(self, shard: str, number: int) -> EncodedRecord:
+        """Read a record by its shard and its number in that shard, from 0."""
         entry, opened = self._open(shard)
-        assert opened is not None
-        return self._checked(opened, number, entry.ids[number])
+        if opened is None:
+            raise IndexError(f"shard {shard} has no records")
+        return self._read(opened, number, entry.ids[number])
 
-    def _checked(
+    def _read(
         self, shard: Shard, number: int, utt_id: str, only: Sequence[str] | None = None
     ) -> EncodedRecord:
+        """Read a record, and check that it is the utterance's that its entry names."""
         try:
-            row = shard.record(number, verify=self._verify, only=only)
-        except StoreError as e:
-            raise _named(e, shard.name, number, utt_id) from None
-        if row.id != utt_id:
+            record = shard.record(number, verify=self._verify, only=only)
+        except StoreError as error:
+            raise _placed(error, shard.name, number, utt_id) from None
+        if record.id != utt_id:
             raise FormatError(
-                f"its row says {row.id!r}, its entry {utt_id!r} (SPEC C2)",
-                where=f"shard {shard.name} row {number} ({utt_id!r})",
+                f"the record is of {record.id!r}, its entry says {utt_id!r} (SPEC C2)",
+                where=_place_of(shard.name, number, utt_id),
             )
-        return row
+        return record
 
-    def decode(self, row: EncodedRecord) -> Target:
-        """The target of a stored row, over the student's classes where the store maps to them."""
-        t, u = _lengths(row)
+    def decode(self, record: EncodedRecord) -> Target:
+        """Return the target of a record; its classes are the student's if the store has a ``vocab_map``.
+
+        Raises ``FormatError`` where the record's columns do not agree with each other or with SPEC.md.
+        """
+        t, u = _lengths(record)
         streams: dict[str, DecodedRows] = {}
         shapes: dict[str, tuple[int, ...]] = {}
         nodes: dict[str, Nodes] = {}
-        driven: dict[str, Any] = {}
+        labels: dict[str, NDArray[np.int32]] = {}
         for spec in self.spec.streams:
-            prefix, encoding = f"{spec.name}.", self._encodings[spec.name]
-            if encoding is None:
-                _require_transcript(row, spec.name)
+            if not spec.stream_kind.axes:
+                _require_transcript(record, spec.name)
                 continue
-            arrays = {n.removeprefix(prefix): a for n, a in row.arrays.items() if n.startswith(prefix)}
+            prefix = f"{spec.name}."
+            arrays = {n.removeprefix(prefix): a for n, a in record.arrays.items() if n.startswith(prefix)}
             if spec.stream_kind.labels:
-                driven[spec.name] = self._labels(arrays.pop(LABELS), row.id)
-            rows = encoding.decode(arrays, spec.size)
-            axes: tuple[int, ...] = (t,)
-            form = self._forms.get(spec.name)
-            labels = driven.get(spec.name, ())
-            if spec.kind == "rnnt" and len(labels) != u:
-                raise FormatError(f"{len(labels)} labels, U = {u} (SPEC S7)", where=row.id)
-            if form and not form.framewise:
-                kept = restored(form, t, u, len(rows), arrays, row.id)
-                axes = kept.axes
-                if not form.whole:
-                    nodes[spec.name] = kept
-                if rows.needs_next_labels and has_classes(rows):
-                    rows = rows.with_next_labels(spec.blank, kept.next_labels(labels, spec.blank))
-            else:
-                axes = (t if form else spec.stream_kind.rows(t, len(labels)),)
-                if len(rows) != axes[0]:
-                    unit = f"T = {t} (SPEC S7)" if spec.stream_kind.frames else f"{axes[0]} labels (SPEC S13)"
-                    raise FormatError(f"{spec.name} has {len(rows)} rows, {unit}", where=row.id)
+                labels[spec.name] = self._labels(arrays.pop(LABELS), record.id)
+            own = labels.get(spec.name, _NO_LABELS)
+            if spec.kind == "rnnt" and len(own) != u:
+                raise FormatError(f"{len(own)} labels where U = {u} (SPEC S7)", where=record.id)
+            try:
+                rows, axes, kept = self._decode_stream(spec, arrays, t, u, own, record.id)
+            except DECODE_ERRORS as error:
+                raise FormatError(
+                    f"the columns of {spec.name} do not agree with each other: {error}",
+                    where=record.id,
+                    why="Their checksums are right, so that they were written so.",
+                    do="Dump this utterance again; repair_store(), or verify --repair, drops such records.",
+                ) from error
             streams[spec.name], shapes[spec.name] = rows, (*axes, spec.size)
-        first = next(iter(driven.values()), np.zeros(0, np.int32))
+            if kept is not None:
+                nodes[spec.name] = kept
         target = Target(
-            row.id,
+            record.id,
             t,
-            driven.get("rnnt", first),
+            labels["rnnt"] if "rnnt" in labels else next(iter(labels.values()), _NO_LABELS),
             streams,
             shapes,
-            row.meta,
+            record.meta,
             nodes,
             self.tokens.blank,
             self.spec.teacher.clock,
-            driven,
+            labels,
         )
         return target if self.vocab_map is None else self.vocab_map.target(target)
 
-    def _labels(self, labels: Any, where: str) -> Any:
+    def _decode_stream(
+        self, spec: StreamSpec, arrays: dict[str, NDArray[Any]], t: int, u: int, labels: Any, utt_id: str
+    ) -> tuple[DecodedRows, tuple[int, ...], Nodes | None]:
+        """Return the rows of a stream, the axes that they fill, and the lattice nodes if not all are kept."""
+        encoding, form = self._encodings[spec.name], self._forms.get(spec.name)
+        assert encoding is not None  # only streams without rows have none
+        rows = encoding.decode(arrays, spec.size)
+        if form is not None and not form.framewise:
+            kept = restored(form, t, u, len(rows), arrays, utt_id)
+            if rows.needs_next_labels and has_classes(rows):
+                rows = rows.with_next_labels(spec.blank, kept.next_labels(labels, spec.blank))
+            return rows, kept.axes, None if form.whole else kept
+        count = t if form is not None else spec.stream_kind.rows(t, len(labels))
+        if len(rows) != count:
+            wanted = f"T = {t} (SPEC S7)" if spec.stream_kind.frames else f"{count} labels (SPEC S13)"
+            raise FormatError(f"{spec.name} has {len(rows)} rows, {wanted}", where=utt_id)
+        return rows, (count,), None
+
+    def _labels(self, labels: NDArray[np.int32], utt_id: str) -> NDArray[np.int32]:
+        """Return labels; raises ``FormatError`` for one outside the token table."""
         if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < len(self.tokens)):
-            raise FormatError(f"a label outside of {len(self.tokens)} tokens (SPEC S7)", where=where)
+            raise FormatError(f"a label outside the {len(self.tokens)} tokens (SPEC S7)", where=utt_id)
         return labels
 
-    def metas(self) -> Iterator[Mapping[str, Any]]:
-        """What every row says about itself, in stored order: ``id``, ``seconds``, ``text``, ``hyp``, ..."""
+    def metadata(self) -> Iterator[Mapping[str, Any]]:
+        """Yield the metadata of every record in stored order: ``id``, ``seconds``, ``text``, ``hyp``, ...
+
+        No target is read or decoded.
+        """
         for name in self.shards:
             shard = self._open(name)[1]
-            for number in range(len(shard) if shard else 0):
-                assert shard is not None
-                yield shard.meta(number, self._verify)
+            if shard is not None:
+                for number in range(len(shard)):
+                    yield shard.meta(number, self._verify)
 
     def select(self, where: str) -> list[str]:
-        """Ids of the rows that a condition holds for, in stored order; no target is decoded.
+        """Return the ids of the records that meet a condition, in stored order; no target is decoded.
 
-        E.g. ``wer <= 0.1 and seconds < 20``, ``rnnt.wer == 0 and hours < 100``; see :mod:`logitstore.store.select`.
-        Raises ``UsageError`` for what is no condition.
+        Args:
+            where: a condition, e.g. ``wer <= 0.1 and seconds < 20`` or ``rnnt.wer == 0 and hours < 100``; see
+                :mod:`logitstore.store.select`.
+
+        Raises:
+            UsageError: ``where`` is no condition.
         """
         chosen = Where(where, self.spec.transcript_streams)
-        return [meta["id"] for meta in self.metas() if chosen(meta)]
+        return [meta["id"] for meta in self.metadata() if chosen(meta)]
 
     def read_clip(self, clip: Clip) -> Clipped:
         """Return a clip with the targets of its utterances, for ``collate_targets``.
@@ -278,10 +361,11 @@ class Store(Mapping[str, Target]):
         )
 
     def require_vocab(self, table: TokenTable) -> None:
-        """Raise ``VocabError`` naming the first differing token unless a student has the store's table."""
+        """Raise ``VocabError`` naming the first token that differs between the store's table and another."""
         require_same(self.tokens, table, where=str(self.place), which=("the store", "the student"))
 
     def _find(self, utt_id: str) -> tuple[Shard, int] | None:
+        """Return the opened shard and the number of a record, or None if the store does not hold it."""
         while True:
             hits = self._index.find(utt_id)
             name, number = "", -1
@@ -290,15 +374,33 @@ class Store(Mapping[str, Target]):
                     entry, shard = self._open(name)
                     if shard is not None and entry.ids[number : number + 1] == (utt_id,):
                         return shard, number
-            except StoreError as e:
-                if not self._moved():
-                    raise _named(e, name, number, utt_id) from None
+            except StoreError as error:
+                if not self._refresh():
+                    raise _placed(error, name, number, utt_id) from None
                 continue
-            if not hits or not self._moved():
+            if hits:
+                found_more = self._refresh()
+            else:
+                found_more = self._refresh_now_and_then()
+            if not found_more:
                 return None
 
-    def _moved(self) -> bool:
-        """Whether shards were merged, repaired or removed since the index was read; reads it again then."""
+    def _refresh_now_and_then(self) -> bool:
+        """Refresh, unless that would take more than ``LOOK_SHARE`` of the time since the last look.
+
+        Reading the names of all shards takes milliseconds in a large store, and a caller may ask for many ids
+        that the store does not hold.
+        """
+        begin = time.monotonic()
+        if begin < self._look_again:
+            return False
+        changed = self._refresh()
+        now = time.monotonic()
+        self._look_again = now + (now - begin) / LOOK_SHARE
+        return changed
+
+    def _refresh(self) -> bool:
+        """Read the index again if shards were sealed, merged or removed since; return whether they were."""
         if self._index.digest == entries_digest(shard_names(self.place)):
             return False
         self._index = current_index(self.place)
@@ -306,6 +408,7 @@ class Store(Mapping[str, Target]):
         return True
 
     def _open(self, name: str) -> tuple[Entry, Shard | None]:
+        """Return the entry of a shard, and the opened shard unless it holds no records."""
         if name in self._shards:
             self._shards.move_to_end(name)
             return self._shards[name]
@@ -315,7 +418,7 @@ class Store(Mapping[str, Target]):
             shard = self._storage.open(self.place, name, entry.contents, self._columns)
             if len(shard) != len(entry.ids):
                 raise FormatError(
-                    f"{len(shard)} rows where its entry says {len(entry.ids)} (SPEC C2)",
+                    f"{len(shard)} records where the entry names {len(entry.ids)} (SPEC C2)",
                     where=f"shard {name}",
                 )
         self._shards[name] = entry, shard
@@ -325,72 +428,119 @@ class Store(Mapping[str, Target]):
 
 
 def _reopen(location: Any, vocab_map: VocabMap | None, verify: bool) -> Store:
+    """Open a store again in another process."""
     return Store(location, vocab_map=vocab_map, verify=verify)
 
 
-def _tokens(place: Place, spec: StoreSpec) -> TokenTable:
-    """The token table; its bytes are compared before they are read. Raises ``FormatError``."""
+def _read_tokens(place: Place, spec: StoreSpec) -> TokenTable:
+    """Return the token table of a store.
+
+    Raises ``FormatError`` unless its bytes are those that the store was made with, and all streams have its
+    size.
+    """
     where = f"{place}/tokens.txt"
     try:
-        table = place.read("tokens.txt")
+        data = place.read("tokens.txt")
     except FileNotFoundError:
         raise FormatError("there is no tokens.txt (SPEC F6)", where=str(place)) from None
-    if sha256(table) != spec.tokens["sha256"]:
+    if sha256(data) != spec.tokens["sha256"]:
         raise FormatError(
-            "it is not the token table this store was made with (SPEC F6)",
+            "this is not the token table that the store was made with (SPEC F6)",
             where=where,
             why="Every id would mean another token.",
             do="Restore the file from a copy.",
         )
     try:
-        return TokenTable.parse(table, blank=spec.tokens["blank"], where=where)
-    except VocabError as e:
-        raise FormatError(f"{e.what} (SPEC F6)", where=e.where) from None
+        table = TokenTable.parse(data, blank=spec.tokens["blank"], where=where)
+    except VocabError as error:
+        raise FormatError(f"{error.what} (SPEC F6)", where=error.where) from None
+    if spec.tokens["size"] != len(table):
+        raise FormatError(
+            f"the store is said to have {spec.tokens['size']} tokens, tokens.txt has {len(table)} (SPEC F4)",
+            where=f"{place}/{SPEC_FILE}",
+        )
+    for stream in spec.streams:
+        if stream.classes != len(table):
+            raise FormatError(
+                f"{stream.name} has {stream.classes} classes, tokens.txt has {len(table)} tokens (SPEC F4)",
+                where=f"{place}/{SPEC_FILE}",
+            )
+    return table
 
 
-def _lengths(row: EncodedRecord) -> tuple[int, int]:
-    """T and U; raises ``FormatError`` where a row says anything else of itself than it may."""
-    meta = row.meta
+def _lengths(record: EncodedRecord) -> tuple[int, int]:
+    """Return T and U of a record; raises ``FormatError`` for metadata of another type than SPEC.md says."""
+    meta = record.meta
     t, u, text, seconds = meta.get("T"), meta.get("U", 0), meta.get("text"), meta.get("seconds", 0.0)
     if not (type(t) is int and type(u) is int and 1 <= t < 1 << 31 and 0 <= u < 1 << 31):
-        raise FormatError(f"T = {t!r} and U = {u!r} (SPEC S3, S7)", where=row.id)
-    if not (text is None or isinstance(text, str)) or type(seconds) not in (int, float):
-        raise FormatError(f"text {text!r:.50}, {seconds!r:.50} seconds (SPEC S3)", where=row.id)
+        raise FormatError(f"T = {t!r} and U = {u!r} (SPEC S3, S7)", where=record.id)
+    if not (text is None or isinstance(text, str)):
+        raise FormatError(f"the text is {text!r:.50} (SPEC S3)", where=record.id)
+    if type(seconds) not in (int, float):
+        raise FormatError(f"the audio lasts {seconds!r:.50} seconds (SPEC S3)", where=record.id)
     return t, u
 
 
-def _require_transcript(row: EncodedRecord, stream: str) -> None:
-    """Raise ``FormatError`` unless a row holds what its teacher wrote down."""
-    hyp = row.meta.get("hyp")
-    said = hyp.get(stream) if isinstance(hyp, dict) else None
-    if not (isinstance(said, dict) and isinstance(said.get("text"), str)):
-        raise FormatError(f"no transcript of the {stream} stream (SPEC S15)", where=row.id)
+def _require_transcript(record: EncodedRecord, stream: str) -> None:
+    """Raise ``FormatError`` unless a record holds the transcript of a ``text`` stream."""
+    transcripts = record.meta.get("hyp")
+    transcript = transcripts.get(stream) if isinstance(transcripts, dict) else None
+    if not (isinstance(transcript, dict) and isinstance(transcript.get("text"), str)):
+        raise FormatError(f"no transcript of the {stream} stream (SPEC S15)", where=record.id)
 
 
-def _named(error: StoreError, shard: str, number: int, utt_id: str) -> StoreError:
-    """The same error, naming the shard, the row and the utterance it was met with."""
-    here = f"shard {shard} row {number} ({utt_id!r})"
-    if here not in error.where:
-        error.where = f"{here}: {error.where}" if error.where else here
+def _place_of(shard: str, number: int, utt_id: str) -> str:
+    """Return how errors name a record."""
+    return f"shard {shard} record {number} ({utt_id!r})"
+
+
+def _placed(error: StoreError, shard: str, number: int, utt_id: str) -> StoreError:
+    """Return an error with the record in its place: shard, number and utterance."""
+    place = _place_of(shard, number, utt_id)
+    if not error.where or error.where.startswith(f"shard {shard}"):
+        error.where = place
+    else:
+        error.where = f"{place}: {error.where}"
     return error
 
 
-def open_store(location: Any, *, vocab: TokenTable | VocabMap | None = None, verify: bool = True) -> Store:
+def open_store(
+    location: Any,
+    *,
+    vocab: TokenTable | VocabMap | str | os.PathLike[str] | None = None,
+    verify: bool = True,
+) -> Store:
     """Open a store for reading.
 
+    ::
+
+        store = open_store("exp/logits")
+        store = open_store("exp/logits", vocab="student/tokens.txt")   # refused unless the tables agree
+
     Args:
-        location: the folder, or a URL.
-        vocab: the student's token table, refused with ``VocabError`` unless it is the store's own; or a
-            ``VocabMap`` from the store's table to the student's, by which every target is mapped.
-        verify: check every row's checksum as it is read.
+        location: folder or URL of the store.
+        vocab: the student's token table or the path of one, which must equal the store's; or a
+            :class:`~logitstore.targets.vocab_map.VocabMap` from the store's table to the student's, by which
+            every target is mapped.
+        verify: check the checksum of every array as it is read; without it, damage goes unnoticed.
 
     Raises:
-        NotAStore, FormatError, CorruptError: something there cannot be read.
-        VocabError: the student's table differs, or the map does not start at the store's.
+        NotAStore: the location holds no store.
+        FormatError, CorruptError: something in the store cannot be read.
+        VocabError: the student's table differs, or the map does not start from the store's table.
     """
     if isinstance(vocab, VocabMap):
         return Store(location, vocab_map=vocab, verify=verify)
     store = Store(location, verify=verify)
+    if isinstance(vocab, str | os.PathLike):
+        from ..tokens.formats import read_table
+
+        vocab = read_table(Path(vocab))
     if vocab is not None:
         store.require_vocab(vocab)
     return store
+
+
+def as_store(store: Any) -> Store:
+    """Return a store that is opened already as it is; open a folder or URL."""
+    return store if isinstance(store, Store) else open_store(store)

@@ -1,10 +1,10 @@
-"""Drops what is damaged, so that readers see only what is whole and a dump makes just the rest again."""
+"""Rewriting of stores: repair, compact and convert, and the index over the shards that exist."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ..errors import StoreError, UsageError
@@ -13,97 +13,187 @@ from ..storage.commit import drop_shard, finish_replacements, finish_store
 from ..storage.entries import Entry, ShardSize, shard_names
 from ..storage.places import open_place
 from .reader import Store
-from .verify import Finding, check_row, verify
+from .verify import VerifyFinding, check_record, verify_store
 from .writer import StoreWriter
+
+Keep = Callable[[str, int], bool]
 
 
 @dataclass
-class Repaired:
-    """What :func:`repair` did.
+class RepairReport:
+    """The result of :func:`repair_store`.
 
     Attributes:
-        findings: what was wrong.
-        dropped: utterances that are not in the store any more.
-        shards: dropped as a whole, with utterances nobody can name: without an entry that can be read.
+        findings: everything that was wrong.
+        dropped: ids of the utterances that are no longer in the store.
+        shards: names of the shards that were dropped as a whole because no entry names their utterances.
     """
 
-    findings: list[Finding]
+    findings: list[VerifyFinding]
     dropped: list[str] = field(default_factory=list)
     shards: list[str] = field(default_factory=list)
 
+    def to_json(self) -> dict[str, Any]:
+        """Return findings, utterances and shards as JSON values."""
+        return {
+            "findings": [finding.to_json() for finding in self.findings],
+            "dropped": self.dropped,
+            "shards": self.shards,
+        }
 
-def repair(location: Any) -> Repaired:
-    """Verify a store, then drop what is damaged; whole rows of a damaged shard go into a new one (SPEC C6).
 
-    A crash leaves every whole row readable, and repairing again goes on. The store's own logitstore.json
-    and tokens.txt cannot be repaired.
+@dataclass(frozen=True)
+class CompactReport:
+    """The result of :func:`compact_store`.
+
+    Attributes:
+        merged: number of shards that were merged into others.
+        shards: number of shards in the store now.
+        utterances: number of utterances in the store.
     """
-    verdict = verify(location)
-    done = Repaired(verdict.findings)
+
+    merged: int
+    shards: int
+    utterances: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the counts as JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class ConvertReport:
+    """The result of :func:`convert_store`.
+
+    Attributes:
+        written: number of utterances that this run wrote.
+        utterances: number of utterances in the destination now.
+        shards: number of shards in the destination now.
+    """
+
+    written: int
+    utterances: int
+    shards: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the counts as JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class IndexReport:
+    """The result of :func:`index_store`.
+
+    Attributes:
+        utterances: number of utterances in the store.
+        shards: number of shards in the store.
+    """
+
+    utterances: int
+    shards: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the counts as JSON values."""
+        return asdict(self)
+
+
+def repair_store(location: Any) -> RepairReport:
+    """Verify a store, then drop what is damaged, so that the next dump writes just that again.
+
+    Whole records of a damaged shard move into a new shard (SPEC C6). A crash leaves every whole record
+    readable, and a second repair goes on from there. ``logitstore.json`` and ``tokens.txt`` cannot be
+    repaired.
+
+    Args:
+        location: folder or URL of the store.
+
+    Raises:
+        NotAStore, FormatError, CorruptError: as :func:`verify_store`.
+        StoreBusy: another process repairs this store.
+    """
+    found = verify_store(location)
+    report = RepairReport(found.findings)
     place = open_place(location)
-    bad: dict[str, set[int]] = defaultdict(set)
-    for finding in verdict.findings:
+    damaged: dict[str, set[int]] = defaultdict(set)
+    for finding in found.findings:
         if finding.shard:
-            bad[finding.shard].add(finding.row)
+            damaged[finding.shard].add(finding.record)
     store = Store(location, damaged=lambda name, error: None)
     with place.lock("repair"), place.lock("store", wait=True):
-        for name in list(bad):
+        for name in list(damaged):
             try:
                 store.entry(name)
             except StoreError:
                 drop_shard(place, name)
-                done.shards.append(name)
-                del bad[name]
+                report.shards.append(name)
+                del damaged[name]
         finish_replacements(place)
-        for finding in verdict.findings:
-            if finding.where == "index.bin":
-                place.remove("index.bin")
+        if any(finding.where == "index.bin" for finding in found.findings):
+            place.remove("index.bin")
     with StoreWriter(place, store.spec, writer="repair").begin(store.tokens) as writer:
         store = Store(location)
-        for name, rows in bad.items():
-            good = [n for n in range(len(store.entry(name).ids)) if n not in rows and _whole(store, name, n)]
-            done.dropped += [i for n, i in enumerate(store.entry(name).ids) if n not in good]
-            if good or store.entry(name).skipped:
-                rewrite(store, writer, [name], lambda _, number, good=good: number in good)  # type: ignore[misc]
-            else:
-                with place.lock("store", wait=True):
-                    drop_shard(place, name)
+        for name, bad in damaged.items():
+            _rewrite_whole_records(store, writer, name, bad, report)
         with place.lock("store", wait=True):
-            done.shards += _sweep(store)
+            report.shards += _remove_orphans(store)
     finish_store(place)
-    return done
+    return report
 
 
-def _whole(store: Store, shard: str, number: int) -> bool:
+def _rewrite_whole_records(
+    store: Store, writer: StoreWriter, shard: str, bad: set[int], report: RepairReport
+) -> None:
+    """Replace a damaged shard by one of its whole records, or drop it where nothing is left to keep."""
+    entry = store.entry(shard)
+    good = {n for n in range(len(entry.ids)) if n not in bad and _is_whole(store, shard, n)}
+    report.dropped += [utt_id for n, utt_id in enumerate(entry.ids) if n not in good]
+    if good or entry.skipped:
+        merge_shards(store, writer, [shard], lambda _, number: number in good)
+    else:
+        with store.place.lock("store", wait=True):
+            drop_shard(store.place, shard)
+
+
+def _is_whole(store: Store, shard: str, number: int) -> bool:
+    """Return whether a record can be read and decoded."""
     try:
-        check_row(store, shard, number)
-    except StoreError:
+        check_record(store, shard, number)
+    except Exception:  # a damaged record may fail in any way
         return False
     return True
 
 
-def _sweep(store: Store) -> list[str]:
-    """Remove shards without an entry; the caller holds the store's lock, so nobody is about to write one."""
-    gone = []
+def _remove_orphans(store: Store) -> list[str]:
+    """Remove shards without an entry and return their names.
+
+    The caller holds the store's lock, under which alone entries are written.
+    """
+    removed = []
     storage = open_storage(store.spec.storage)
-    known = {storage.path(n) for n in shard_names(store.place)} | {"shards/zarr.json"}
+    known = {storage.path(name) for name in shard_names(store.place)} | {"shards/zarr.json"}
     for name in store.place.names("shards"):
         if f"shards/{name}" not in known and not name.startswith("."):
             store.place.remove(f"shards/{name}")
-            gone.append(name.removesuffix(".tar"))
-    return gone
+            removed.append(name.removesuffix(".tar"))
+    return removed
 
 
-def compact(location: Any, shard_size: str, *, report: Callable[[int], None] = lambda shards: None) -> int:
-    """Merge neighbouring shards as long as they fit into one; gives the shards that went into others.
+def compact_store(
+    location: Any, shard_size: str, *, report: Callable[[int], None] = lambda merged: None
+) -> CompactReport:
+    """Merge neighbouring shards as long as they fit into one.
 
-    A reader sees every row once at any moment, and so does one after a crash (SPEC C6). Merging again does
+    A reader finds every record exactly once at any moment, also after a crash (SPEC C6). A second run does
     only what is left.
 
     Args:
-        location: of the store.
-        shard_size: what a shard may hold: utterances (``5000``) or audio (``2h``).
-        report: called with the shards merged so far, after every group.
+        location: folder or URL of the store.
+        shard_size: size of a merged shard: a number of utterances (``5000``) or an amount of audio (``2h``).
+        report: function called with the number of shards merged so far, after every group.
+
+    Raises:
+        UsageError: ``shard_size`` is no size.
+        StoreBusy: another process compacts this store.
     """
     size = ShardSize.parse(shard_size)
     store = Store(location)
@@ -111,25 +201,25 @@ def compact(location: Any, shard_size: str, *, report: Callable[[int], None] = l
     with StoreWriter(store.place, store.spec, writer="compact").begin(store.tokens) as writer:
         store = Store(location)
         for group in _groups(store, size):
-            rewrite(store, writer, group)
+            merge_shards(store, writer, group)
             merged += len(group)
             report(merged)
-    return merged
+    store = Store(location)
+    return CompactReport(merged, len(store.shards), len(store))
 
 
-def rewrite(
-    store: Store,
-    writer: StoreWriter,
-    shards: list[str],
-    keep: Callable[[str, int], bool] = lambda shard, number: True,
+def merge_shards(
+    store: Store, writer: StoreWriter, shards: list[str], keep: Keep = lambda shard, number: True
 ) -> Entry | None:
-    """One new shard of the rows of others, which it replaces.
+    """Write one shard of the records of others, which it replaces.
 
     Args:
-        store: to read from.
-        writer: into the same place.
-        shards: to merge, in order.
-        keep: whether to keep a row of a shard.
+        store: the store to read from.
+        writer: an open writer of the same place.
+        shards: names of the shards to merge, in order.
+        keep: predicate of shard and record number; records for which it is false are dropped.
+
+    Returns the new shard's entry, or None if another writer sealed a shard of that name meanwhile.
     """
     shard = writer.shard(shards[0])
     skipped = []
@@ -139,7 +229,7 @@ def rewrite(
             skipped += [s for s in entry.skipped if s not in skipped]
             for number in range(len(entry.ids)):
                 if keep(name, number):
-                    shard.add(store.row_at(name, number))
+                    shard.add(store.record_at(name, number))
     except BaseException:
         shard.discard()
         raise
@@ -147,41 +237,52 @@ def rewrite(
 
 
 def _groups(store: Store, size: ShardSize) -> Iterator[list[str]]:
-    """Runs of two shards and more that fit into one."""
+    """Yield runs of two or more neighbouring shards that fit into one of a size."""
     group: list[str] = []
-    rows, seconds = 0, 0.0
+    utterances, seconds = 0, 0.0
     for name in store.shards:
         entry = store.entry(name)
-        full = 0 < size.utterances < rows + len(entry.ids) or 0 < size.seconds < seconds + entry.seconds
-        if group and full:
+        too_many = 0 < size.utterances < utterances + len(entry.ids)
+        too_long = 0 < size.seconds < seconds + entry.seconds
+        if group and (too_many or too_long):
             if len(group) > 1:
                 yield group
-            group, rows, seconds = [], 0, 0.0
+            group, utterances, seconds = [], 0, 0.0
         group.append(name)
-        rows, seconds = rows + len(entry.ids), seconds + entry.seconds
+        utterances += len(entry.ids)
+        seconds += entry.seconds
     if len(group) > 1:
         yield group
 
 
-def convert(
-    source: Any, destination: Any, storage: str, *, report: Callable[[int], None] = lambda rows: None
-) -> int:
-    """Write every shard of a store again in another storage; gives the rows written.
+def convert_store(
+    source: Any, destination: Any, storage: str, *, report: Callable[[int], None] = lambda written: None
+) -> ConvertReport:
+    """Copy a store into another storage backend, record for record and bit for bit.
 
-    Shards keep their names, rows their order, arrays their bits. Converting again does only what is missing.
+    Shards keep their names and records their order. A second run writes only the shards that are missing.
 
     Args:
-        source: the store to read.
-        destination: the store to write; must not be the source.
-        storage: ``zarr``, ``zarr:zstd``, ``webdataset``, ...
-        report: called with the rows written so far, after every shard.
+        source: folder or URL of the store to read.
+        destination: folder or URL of the store to write; it must not be the source.
+        storage: storage backend with its setting: ``zarr``, ``zarr:zstd``, ``webdataset``, ...
+        report: function called with the number of utterances written so far, after every shard.
+
+    Raises:
+        UsageError: source and destination are one place, or there is no such storage backend.
+        IdentityError: the destination holds another store.
+        StoreBusy: another process converts into the destination.
     """
     store = Store(source)
     place = open_place(destination)
     if str(place) == str(store.place):
-        raise UsageError("a store cannot be converted onto itself", where=str(place))
+        raise UsageError(
+            "a store cannot be converted onto itself",
+            where=str(place),
+            do="Give another destination; the source can be removed afterwards.",
+        )
     spec = replace(store.spec, storage={"name": str(parse_storage(storage))})
-    rows = 0
+    written = 0
     with StoreWriter(place, spec, writer="convert").begin(store.tokens, constants=store.constants) as writer:
         done = set(shard_names(place))
         for name in store.shards:
@@ -189,12 +290,27 @@ def convert(
                 continue
             shard = writer.shard(name)
             try:
-                for row in store.rows(name):
-                    shard.add(row)
-                    rows += 1
+                for record in store.records(name):
+                    shard.add(record)
+                    written += 1
             except BaseException:
                 shard.discard()
                 raise
             shard.seal(store.entry(name).skipped)
-            report(rows)
-    return rows
+            report(written)
+    copy = Store(destination)
+    return ConvertReport(written, len(copy), len(copy.shards))
+
+
+def index_store(location: Any) -> IndexReport:
+    """Bring the index and ``skipped.jsonl`` up to date with the shards that exist.
+
+    Every dump and every writer does this when it ends. After several jobs wrote into one store at the same
+    time, one more call makes both files final.
+
+    Args:
+        location: folder or URL of the store.
+    """
+    finish_store(Store(location).place)
+    store = Store(location)
+    return IndexReport(len(store), len(store.shards))

@@ -1,11 +1,10 @@
-"""Reads every byte of a store and says everything that is wrong with it."""
+"""Verification of a store: every file, every record and every rule that a reader relies on."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
-
 
 from ..errors import CorruptError, LogitStoreError, StoreError
 from ..storage.base import check_file
@@ -15,139 +14,190 @@ from ..storage.index import open_index
 from ..storage.places import Place, open_place
 from .reader import Store
 
+LOGP_ROUNDING = 1e-3  # how far above 0 a stored log-probability may lie by rounding (SPEC E2)
+
 
 @dataclass(frozen=True)
-class Finding:
-    """Something wrong.
+class VerifyFinding:
+    """One thing that is wrong in a store.
 
     Attributes:
-        where: file, shard, row, utterance.
-        what: is wrong there.
-        utterances: that cannot be read because of it.
-        shard: its name; empty where it is about no shard.
-        row: its number; -1 where it is about no single row.
+        where: the file, shard, record or utterance.
+        what: a sentence that says what is wrong there.
+        utterances: ids of the utterances that cannot be read because of it.
+        shard: name of the shard; empty if the finding concerns no shard.
+        record: number of the record in its shard; -1 if the finding concerns no single record.
     """
 
     where: str
     what: str
     utterances: tuple[str, ...] = ()
     shard: str = ""
-    row: int = -1
+    record: int = -1
 
     def to_json(self) -> dict[str, Any]:
+        """Return place, sentence and utterances as JSON values."""
         return {"where": self.where, "what": self.what, "utterances": list(self.utterances)}
 
 
 @dataclass
-class Verdict:
-    """What :func:`verify` saw.
+class VerifyReport:
+    """The result of :func:`verify_store`.
 
     Attributes:
-        findings: what is wrong; a store is good when there are none.
-        shards: looked at.
-        rows: read.
-        bytes: read.
+        findings: everything that is wrong; empty for a good store.
+        shards: number of shards in the store.
+        records: number of records that were read and are good.
+        bytes: bytes of the shard files that match their checksums.
     """
 
-    findings: list[Finding]
+    findings: list[VerifyFinding] = field(default_factory=list)
     shards: int = 0
-    rows: int = 0
+    records: int = 0
     bytes: int = 0
 
+    @property
+    def good(self) -> bool:
+        """True if nothing is wrong."""
+        return not self.findings
 
-def verify(location: Any) -> Verdict:
-    """Check every file's checksum, every row's, and every rule a reader relies on.
+    def to_json(self) -> dict[str, Any]:
+        """Return counts and findings as JSON values."""
+        return {
+            "shards": self.shards,
+            "records": self.records,
+            "bytes": self.bytes,
+            "findings": [finding.to_json() for finding in self.findings],
+        }
 
-    Raises an error of the tree only when the store cannot be opened at all.
+
+def verify_store(location: Any) -> VerifyReport:
+    """Read every byte of a store and check it against its checksums and the rules of SPEC.md.
+
+    The check goes on after a finding: one damaged record, entry or file hides no other.
+
+    Args:
+        location: folder or URL of the store.
+
+    Raises:
+        NotAStore: the location holds no store.
+        FormatError, CorruptError: ``logitstore.json``, the token table or a constant cannot be read.
     """
-    findings: list[Finding] = []
+    report = VerifyReport()
+    findings = report.findings
 
-    def damaged(name: str, error: StoreError) -> None:
-        findings.append(Finding(f"shard {name}", str(error), shard=name))
+    def entry_is_damaged(shard: str, error: StoreError) -> None:
+        findings.append(_finding(error, f"shard {shard}", shard=shard))
 
     place = open_place(location)
-    findings += _index(place)
-    store = Store(location, damaged=damaged)
-    verdict, seen = Verdict(findings), dict[str, str]()
-    unreadable = {f.shard for f in findings}
+    findings += _check_index(place)
+    store = Store(location, damaged=entry_is_damaged)
+    unreadable = {finding.shard for finding in findings}
+    shard_of: dict[str, str] = {}
     for name in store.shards:
-        verdict.shards += 1
+        report.shards += 1
         if name in unreadable:
             continue
         try:
             entry = read_entry(place, name)
-        except StoreError as e:
-            damaged(name, e)
+        except StoreError as error:
+            entry_is_damaged(name, error)
             continue
-        findings += _files(place, name, entry, verdict)
-        findings += _rows(store, name, entry, verdict)
+        findings += _check_files(place, name, entry, report)
+        findings += _check_records(store, name, entry, report)
         for number, utt_id in enumerate(entry.ids):
-            if utt_id in seen:
-                what = f"{utt_id!r} stands in shard {seen[utt_id]} as well (SPEC S3)"
-                findings.append(Finding(f"shard {name} row {number}", what, (utt_id,), name, number))
-            seen[utt_id] = name
-    findings += _orphans(place, set(shard_names(place)))
-    findings += _skipped(place, bool(unreadable))
-    return verdict
+            if utt_id in shard_of:
+                what = f"{utt_id!r} is also in shard {shard_of[utt_id]} (SPEC S3)"
+                findings.append(VerifyFinding(f"shard {name} record {number}", what, (utt_id,), name, number))
+            shard_of[utt_id] = name
+    findings += _check_orphans(place)
+    if not unreadable:
+        findings += _check_skipped(place)
+    return report
 
 
-def _index(place: Place) -> Iterator[Finding]:
-    """A missing or stale index is made anew; a damaged one says that the disk rots."""
-    try:
-        if place.exists("index.bin") and not open_index(place.map("index.bin")).intact():
-            yield Finding("index.bin", "a bucket does not match its checksum (SPEC I4)")
-    except StoreError as e:
-        yield Finding("index.bin", str(e))
+def check_record(store: Store, shard: str, number: int) -> None:
+    """Read and decode one record; raises ``CorruptError`` or ``FormatError`` if that fails.
 
-
-def _skipped(place: Place, unreadable: bool) -> Iterator[Finding]:
-    """What skipped.jsonl says comes from the entries, so it can be checked against them."""
-    if place.exists("skipped.jsonl") and not unreadable:
-        try:
-            if place.read("skipped.jsonl") != skipped_lines(place):
-                yield Finding("skipped.jsonl", "not what the entries say; logitstore index makes it anew")
-        except StoreError as e:
-            yield Finding("skipped.jsonl", str(e))
-
-
-def _files(place: Place, name: str, entry: Entry, verdict: Verdict) -> Iterator[Finding]:
-    for file in entry.contents.files:
-        try:
-            check_file(place.map(file.path), file)
-            verdict.bytes += file.bytes
-        except StoreError as e:
-            yield Finding(f"shard {name}", str(e), shard=name)
-        except OSError as e:
-            yield Finding(f"shard {name}", f"{file.path}: {e.strerror} (SPEC S6)", shard=name)
-
-
-def _rows(store: Store, name: str, entry: Entry, verdict: Verdict) -> Iterator[Finding]:
-    """Read each row as a student would, and find it through the index."""
-    for number, utt_id in enumerate(entry.ids):
-        where = f"shard {name} row {number} ({utt_id!r})"
-        try:
-            check_row(store, name, number)
-            if utt_id not in store:
-                raise CorruptError("the index does not find it (SPEC I4)", where=where)
-            verdict.rows += 1
-        except LogitStoreError as e:
-            yield Finding(where, str(e), (utt_id,), name, number)
-
-
-def check_row(store: Store, shard: str, number: int) -> None:
-    """Read and decode one row; raises ``CorruptError`` or ``FormatError``."""
-    target = store.decode(store.row_at(shard, number))
+    Args:
+        store: the store.
+        shard: name of the shard.
+        number: number of the record in its shard, from 0.
+    """
+    where = f"shard {shard} record {number}"
+    target = store.decode(store.record_at(shard, number))
     for name, rows in target.streams.items():
         try:
             rows.check(name)
-        except CorruptError as e:
-            raise CorruptError(e.what, where=f"shard {shard} row {number}") from None
+        except CorruptError as error:
+            raise CorruptError(error.what, where=where) from None
 
 
-def _orphans(place: Place, sealed: set[str]) -> Iterator[Finding]:
-    """Shards without an entry are invisible to readers; a finished dump leaves none."""
+def _finding(
+    error: Exception, where: str, utterances: tuple[str, ...] = (), shard: str = "", record: int = -1
+) -> VerifyFinding:
+    """Return the finding of an error, which says its place once and leaves advice out."""
+    if not isinstance(error, LogitStoreError):
+        return VerifyFinding(where, f"it cannot be decoded: {error!r}", utterances, shard, record)
+    if error.where.startswith(where):
+        where = error.where
+    elif error.where not in where and not error.where.startswith(f"shard {shard} "):
+        where = f"{where}: {error.where}"
+    what = f"{error.what}\n  {error.why}" if error.why else error.what
+    return VerifyFinding(where, what, utterances, shard, record)
+
+
+def _check_index(place: Place) -> Iterator[VerifyFinding]:
+    """Check the index's own checksums; a missing or stale index is no finding, since readers rebuild it."""
+    try:
+        if place.exists("index.bin") and not open_index(place.map("index.bin")).intact():
+            yield VerifyFinding("index.bin", "a bucket does not match its checksum (SPEC I4)")
+    except StoreError as error:
+        yield _finding(error, "index.bin")
+
+
+def _check_files(place: Place, name: str, entry: Entry, report: VerifyReport) -> Iterator[VerifyFinding]:
+    """Check size and checksum of every file of a shard."""
+    for file in entry.contents.files:
+        try:
+            check_file(place.map(file.path), file)
+            report.bytes += file.bytes
+        except StoreError as error:
+            yield _finding(error, f"shard {name}", shard=name)
+        except OSError as error:
+            what = f"the file cannot be read: {error.strerror} (SPEC S6)"
+            yield VerifyFinding(f"shard {name}: {file.path}", what, shard=name)
+
+
+def _check_records(store: Store, name: str, entry: Entry, report: VerifyReport) -> Iterator[VerifyFinding]:
+    """Read every record of a shard as a student would, and find it through the index."""
+    for number, utt_id in enumerate(entry.ids):
+        where = f"shard {name} record {number} ({utt_id!r})"
+        try:
+            check_record(store, name, number)
+            if utt_id not in store:
+                raise CorruptError("the index does not find this utterance (SPEC I4)", where=where)
+            report.records += 1
+        except Exception as error:  # a record may hold anything, and every other one must still be read
+            yield _finding(error, where, (utt_id,), name, number)
+
+
+def _check_orphans(place: Place) -> Iterator[VerifyFinding]:
+    """Look for shards without an entry: readers ignore them, and a finished dump leaves none."""
+    sealed = set(shard_names(place))
     for name in place.names("shards"):
-        shard = name.removesuffix(".tar")
-        if name != "zarr.json" and shard not in sealed:
-            what = "it has no sealed entry: left by a crash, and read by nobody (SPEC C1)"
-            yield Finding(f"shards/{name}", what)
+        if name != "zarr.json" and name.removesuffix(".tar") not in sealed:
+            what = "this shard has no sealed entry: a crash left it, and readers ignore it (SPEC C1)"
+            yield VerifyFinding(f"shards/{name}", what)
+
+
+def _check_skipped(place: Place) -> Iterator[VerifyFinding]:
+    """Compare ``skipped.jsonl`` with the entries that it is made from."""
+    if not place.exists("skipped.jsonl"):
+        return
+    try:
+        if place.read("skipped.jsonl") != skipped_lines(place):
+            what = "the file differs from the entries; logitstore index, or index_store(), writes it again"
+            yield VerifyFinding("skipped.jsonl", what)
+    except StoreError as error:
+        yield _finding(error, "skipped.jsonl")

@@ -98,7 +98,7 @@ def test_texts_of_a_batch_that_is_not_sure_are_left_out(session, model, utteranc
             assert len(mine) == len(program(feats, lens)[1])
     store = run.store()
     assert len(store) == 6
-    assert all("text" not in store.row(i).meta for i in store)
+    assert all("text" not in store.record(i).meta for i in store)
 
 
 def test_what_waits_is_bounded():
@@ -202,7 +202,7 @@ def test_chunks_keep_their_own_texts(session, model, utterances):
         run.inside._loader_yielded(batch, run, None, None)
         in_chunks(program, [batch], 16)
     store = run.store()
-    assert {i: store.row(i).meta["text"] for i in store} == {u.id: f"text of {u.id}" for u in utterances}
+    assert {i: store.record(i).meta["text"] for i in store} == {u.id: f"text of {u.id}" for u in utterances}
 
 
 @pytest.mark.parametrize("size", [1, 2])

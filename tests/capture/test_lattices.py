@@ -176,7 +176,7 @@ def test_without_texts_labels_are_the_teachers_own(session, model, utterances):
     said = search(model, loader(utterances))
     store = run.store()
     check(store, model, utterances, said)
-    meta = store.row(utterances[0].id).meta
+    meta = store.record(utterances[0].id).meta
     assert meta["labels_from"] == "rnnt"
     assert meta["labels_score"] < 0
 

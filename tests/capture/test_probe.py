@@ -71,7 +71,7 @@ def test_the_printed_command_makes_the_store_of_a_hand_made_dump(probed, home):
     assert set(opened) == set(own)
     for utt_id, logits in own.items():
         logp = (logits - logits.logsumexp(-1, keepdim=True)).half().numpy()
-        assert (opened.row(utt_id).arrays["ctc.logp"] == logp).all()
+        assert (opened.record(utt_id).arrays["ctc.logp"] == logp).all()
 
 
 LOOP = """
@@ -112,7 +112,7 @@ def test_a_loop_without_any_dataloader(tmp_path, home):
     for utt_id in opened:
         logits = alone[utt_id]
         logp = (logits - logits.logsumexp(-1, keepdim=True)).half().numpy()
-        assert (opened.row(utt_id).arrays["ctc.logp"] == logp).all()
+        assert (opened.record(utt_id).arrays["ctc.logp"] == logp).all()
 
 
 SCORE = """

@@ -128,7 +128,7 @@ def test_the_command_that_probe_prints_takes_the_right_one(tmp_path, head, said)
     assert set(opened) == set(own)
     for utt_id, logits in own.items():
         logp = (logits - logits.logsumexp(-1, keepdim=True)).half().numpy()
-        assert (opened.row(utt_id).arrays["ctc.logp"] == logp).all()
+        assert (opened.record(utt_id).arrays["ctc.logp"] == logp).all()
 
 
 class Inter(nn.Module):

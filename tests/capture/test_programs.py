@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from logitstore import open_store
-from logitstore.store.verify import verify
+from logitstore.store.verify import verify_store
 from tests.support import demo, recipe
 
 PROGRAM = """
@@ -80,7 +80,7 @@ def check(place, ran, *, atol=2e-2):
     assert ran.returncode == 0, ran.stderr
     opened, alone = open_store(place), recipe.own(size=1)
     assert sorted(opened) == sorted(line["id"] for line in demo.lines())[:19]
-    assert not verify(place).findings
+    assert not verify_store(place).findings
     for utt_id in opened:
         stored = torch.from_numpy(opened[utt_id]["ctc"].logits())
         assert stored.shape == alone[utt_id].shape

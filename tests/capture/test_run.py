@@ -11,7 +11,7 @@ import pytest
 from logitstore import StoreWriter, TokenTable, open_store
 from logitstore.capture.expression import Expression
 from logitstore.errors import UsageError
-from logitstore.store.verify import verify
+from logitstore.store.verify import verify_store
 from tests.support import demo, recipe
 
 CTC = ["--ctc", "ctc_output.1", "--tokens", demo.TOKENS]
@@ -45,7 +45,7 @@ def test_the_store_equals_a_hand_made_dump_bit_for_bit(captured, by_hand):
     place, ran = captured
     assert ran.returncode == 0, ran.stderr
     assert recipe.rows(place) == by_hand
-    assert not verify(place).findings
+    assert not verify_store(place).findings
     assert not (place / "partial").exists()
 
 
@@ -116,7 +116,7 @@ def test_every_process_of_a_launcher_is_a_writer_of_its_own(tmp_path, by_hand, m
     assert ran.returncode == 0, ran.stderr
     assert {i: x[1] for i, x in recipe.rows(tmp_path / "s").items()} == {i: x[1] for i, x in by_hand.items()}
     assert len(list((tmp_path / "s" / "sealed").iterdir())) == 2
-    assert not verify(tmp_path / "s").findings
+    assert not verify_store(tmp_path / "s").findings
 
 
 def test_torchrun(tmp_path, by_hand):
@@ -147,7 +147,7 @@ def test_a_recipe_that_dies_seals_nothing_half_done_and_can_go_on(tmp_path):
     assert again.returncode == 0
     assert b"10 utterances (10 were there already)" in again.stderr
     assert len(open_store(tmp_path / "s")) == 20
-    assert not verify(tmp_path / "s").findings
+    assert not verify_store(tmp_path / "s").findings
 
 
 @pytest.mark.parametrize(("ending", "status"), [("exit 3", 3), ("kill -TERM $$", 143)])

@@ -1,9 +1,9 @@
-"""Progress as people and log files see it."""
+"""The progress of a dump, on a terminal and in a log file."""
 
 import pytest
 
-from logitstore.cli import _terminal as progress
-from logitstore.cli._terminal import Meter, clock, line, size
+from logitstore.cli import _terminal
+from logitstore.cli._terminal import ProgressMeter, clock, progress_line, size
 from logitstore.dump.options import DumpProgress
 
 HALF = DumpProgress(
@@ -11,10 +11,13 @@ HALF = DumpProgress(
 )
 
 
-def test_a_line_says_all_that_matters_and_fits_a_terminal():
-    assert line(HALF, 100) == "40/100 utterances (10 skipped), 1.000 h, 60 × real time, 1.5 MB, ETA 0:01:15"
-    assert len(line(HALF, 100)) < 80
-    assert line(DumpProgress(total=5), 5).endswith("ETA -:--:--")
+def test_a_line_holds_all_counts_and_fits_a_terminal():
+    assert (
+        progress_line(HALF, 100)
+        == "40/100 utterances (10 skipped), 1.000 h, 60 × real time, 1.5 MB, ETA 0:01:15"
+    )
+    assert len(progress_line(HALF, 100)) < 80
+    assert progress_line(DumpProgress(total=5), 5).endswith("ETA -:--:--")
 
 
 @pytest.mark.parametrize(
@@ -28,20 +31,20 @@ def test_clock():
     assert clock(3725.4) == "1:02:05"
 
 
-def test_without_a_terminal_there_are_plain_lines_now_and_then(capsys, monkeypatch):
+def test_without_a_terminal_a_plain_line_is_printed_every_ten_seconds(capsys, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    with Meter(100) as meter:
+    monkeypatch.setattr(_terminal.time, "monotonic", lambda: now[0])
+    with ProgressMeter(100) as meter:
         for second in range(0, 31, 5):
             now[0] = float(second)
             meter(HALF)
     err = capsys.readouterr().err
-    assert err.splitlines() == [line(HALF, 100)] * 3
+    assert err.splitlines() == [progress_line(HALF, 100)] * 3
     assert "\x1b" not in err
 
 
-def test_findings_of_the_self_check_are_said_once(capsys):
-    with Meter(100) as meter:
+def test_findings_of_the_self_check_are_printed_once(capsys):
+    with ProgressMeter(100) as meter:
         for _ in range(3):
             meter(DumpProgress(total=100, findings=("one", "two")))
     assert capsys.readouterr().err.splitlines() == ["self-check: one", "self-check: two"]

@@ -413,7 +413,7 @@ def test_the_dump_takes_a_kaldi_folder_as_it_takes_json_lines(tmp_path):
     one, two = stores
     assert list(one) == list(two)
     for utt_id in one:
-        a, b = one.row(utt_id), two.row(utt_id)
+        a, b = one.record(utt_id), two.record(utt_id)
         assert a.meta == b.meta
         assert all(np.array_equal(a.arrays[n], b.arrays[n]) for n in a.arrays)
 

@@ -26,10 +26,10 @@ from logitstore.losses import hidden_kd, joint_kd
 from logitstore.runner.driver import TeacherDriver
 from logitstore.runner.loader import by_length, load
 from logitstore.schema.spec import Head
-from logitstore.store.diff import compare
-from logitstore.store.inspect import summary, utterance
-from logitstore.store.rewrite import compact, convert
-from logitstore.store.verify import check_row, verify
+from logitstore.store.diff import diff_stores
+from logitstore.store.inspect import inspect_store, inspect_utterance
+from logitstore.store.rewrite import compact_store, convert_store
+from logitstore.store.verify import check_record, verify_store
 from logitstore.targets.clip import Clip
 from logitstore.teachers.layers import layered, parse_layer
 from logitstore.testing import vectors
@@ -152,19 +152,19 @@ def test_another_layer_or_width_is_another_store(store, tmp_path):
 
 
 def test_stories(store, tmp_path):
-    assert not verify(store).findings
-    convert(store, tmp_path / "tar", "webdataset")
-    convert(tmp_path / "tar", tmp_path / "zarr", "zarr")
+    assert not verify_store(store).findings
+    convert_store(store, tmp_path / "tar", "webdataset")
+    convert_store(tmp_path / "tar", tmp_path / "zarr", "zarr")
     assert same_tree(store, tmp_path / "zarr")
-    assert compact(tmp_path / "tar", "100") == 4
-    assert compare(open_store(store), open_store(tmp_path / "tar")).same
+    assert compact_store(tmp_path / "tar", "100").merged == 4
+    assert diff_stores(open_store(store), open_store(tmp_path / "tar")).same
     run(tmp_path / "half", streams={**BOTH, "hidden": "vectors:int8"})
-    found = compare(open_store(store), open_store(tmp_path / "half"))
+    found = diff_stores(open_store(store), open_store(tmp_path / "half"))
     assert not found.same
     assert 0 < found.largest["hidden"] < 0.05
     assert found.largest["hidden_2"] == 0
     assert set(found.kl) == {"ctc"}
-    close = compare(open_store(store), open_store(tmp_path / "half"), tolerance=0.05)
+    close = diff_stores(open_store(store), open_store(tmp_path / "half"), tolerance=0.05)
     assert not close.differing
     for c in against_teacher(open_store(store), demo.teacher(), demo.manifest(), 3):
         assert not c.note
@@ -272,14 +272,14 @@ def test_losses_take_the_batch(store):
 
 
 def test_inspect(store, own):
-    about = summary(open_store(store))["streams"]["hidden_2"]
+    about = inspect_store(open_store(store)).streams["hidden_2"]
     every = np.concatenate([x["encoder.blocks.1"] for x in own.values()])
-    assert about["shape"] == "(T, 128)"
-    assert about["rms"] == pytest.approx(np.sqrt((every.astype(float) ** 2).mean()), rel=1e-2)
-    assert about["bytes_per_row"] == 132
-    assert about["entropy"] is about["error_rate"] is None
-    shown = utterance(open_store(store), "demo-00")["streams"]["hidden"]
-    assert len(shown["rms"]) == shown["shape"][0] == len(own["demo-00"]["encoder.norm"])
+    assert about.shape == "(T, 128)"
+    assert about.rms == pytest.approx(np.sqrt((every.astype(float) ** 2).mean()), rel=1e-2)
+    assert about.bytes_per_row == 132
+    assert about.entropy is about.error_rate is None
+    shown = inspect_utterance(open_store(store), "demo-00").streams["hidden"]
+    assert len(shown.rms) == shown.shape[0] == len(own["demo-00"]["encoder.norm"])
 
 
 def test_in_ones_own_loop(own, tmp_path):
@@ -408,12 +408,12 @@ def test_how_a_layer_is_named():
 
 def test_damage_is_named(store):
     opened = open_store(store)
-    row = opened.row_at(opened.shards[0], 0)
+    row = opened.record_at(opened.shards[0], 0)
     cut = replace(row, arrays={**row.arrays, "hidden.h": row.arrays["hidden.h"][1:]})
     with pytest.raises(FormatError, match=r"hidden has \d+ rows, T = \d+ \(SPEC S7\)"):
         opened.decode(cut)
     h = row.arrays["hidden.h"].copy()
     h[0, 0] = np.nan
-    opened.row_at = lambda *_: replace(row, arrays={**row.arrays, "hidden.h": h})
+    opened.record_at = lambda *_: replace(row, arrays={**row.arrays, "hidden.h": h})
     with pytest.raises(CorruptError, match="S14"):
-        check_row(opened, opened.shards[0], 0)
+        check_record(opened, opened.shards[0], 0)

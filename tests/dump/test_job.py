@@ -14,8 +14,8 @@ from logitstore.dump.blocks import JobPart
 from logitstore.errors import IdentityError, LogitStoreError, StoreBusy
 from logitstore.runner.loader import by_length, load
 from logitstore.storage.places import open_place
-from logitstore.store.rewrite import convert
-from logitstore.store.verify import verify
+from logitstore.store.rewrite import convert_store
+from logitstore.store.verify import verify_store
 from tests.support import demo
 from tests.support.dumping import SMALL, run, same_tree
 
@@ -88,7 +88,7 @@ def test_both_storages_give_identical_targets(store, tmp_path):
     for other in (open_store(tmp_path / "tar"), open_store(tmp_path / "zarr")):
         assert list(one) == list(other)
         for utt_id in one:
-            a, b = one.row(utt_id), other.row(utt_id)
+            a, b = one.record(utt_id), other.record(utt_id)
             assert a.meta == b.meta
             assert all(np.array_equal(a.arrays[n], b.arrays[n]) for n in a.arrays)
 
@@ -97,10 +97,10 @@ def test_both_storages_give_identical_targets(store, tmp_path):
 def test_convert_there_and_back_gives_the_same_bytes(way, tmp_path):
     here, there = way
     run(tmp_path / "a", limit=8, storage=here)
-    assert convert(tmp_path / "a", tmp_path / "b", there) == 8
-    assert convert(tmp_path / "b", tmp_path / "c", here) == 8
-    assert convert(tmp_path / "b", tmp_path / "c", here) == 0
-    assert not verify(tmp_path / "b").findings
+    assert convert_store(tmp_path / "a", tmp_path / "b", there).written == 8
+    assert convert_store(tmp_path / "b", tmp_path / "c", here).written == 8
+    assert convert_store(tmp_path / "b", tmp_path / "c", here).written == 0
+    assert not verify_store(tmp_path / "b").findings
     assert same_tree(tmp_path / "a", tmp_path / "c")
 
 
@@ -120,7 +120,7 @@ def test_running_again_does_only_what_is_missing(tmp_path):
     assert all(p.stat().st_mtime_ns == t for p, t in before.items())
     third = run(tmp_path / "s")
     assert (third.done, third.present, third.shards) == (0, 20, 0)
-    assert not verify(tmp_path / "s").findings
+    assert not verify_store(tmp_path / "s").findings
     assert len(open_store(tmp_path / "s")) == 20
 
 
@@ -140,7 +140,7 @@ def test_an_error_in_the_middle_keeps_what_was_sealed_and_nothing_else(tmp_path)
         run(tmp_path / "s", teacher=demo.Spoiled(forward=forward))
     sealed = len(open_store(tmp_path / "s"))
     assert 0 < sealed < 20
-    assert not verify(tmp_path / "s").findings
+    assert not verify_store(tmp_path / "s").findings
     run(tmp_path / "s")
     run(tmp_path / "whole")
     assert same_tree(tmp_path / "s", tmp_path / "whole")
@@ -228,7 +228,7 @@ def test_bad_input_can_be_skipped_and_is_listed(tmp_path, jobs):
     assert sorted(x["reason"] for x in listed) == sorted(reason for _, reason, _ in BAD.values())
     assert all(BAD[x["id"]][1:] == (x["reason"], BAD[x["id"]][2]) for x in listed if x["id"] in BAD)
     assert all(BAD[x["id"]][2] in x["what"] for x in listed if x["id"] in BAD)
-    assert not verify(tmp_path / "s").findings
+    assert not verify_store(tmp_path / "s").findings
     again = run(tmp_path / "s", manifest=manifest, on_error="skip")
     assert (again.done, again.shards) == (0, 0)
 

@@ -25,7 +25,7 @@ from logitstore.errors import IdentityError, ManifestError, NotLogits, TeacherEr
 from logitstore.runner.driver import TeacherDriver
 from logitstore.runner.loader import load
 from logitstore.schema.spec import Head
-from logitstore.store.inspect import summary
+from logitstore.store.inspect import inspect_store
 from logitstore.teachers.layers import layered
 from tests.support import attention_teacher
 from tests.support.demo import FACTORY, MANIFEST, ROOT, Spoiled, lines, manifest, teacher, write_manifest
@@ -72,7 +72,7 @@ def test_the_recommended_store_keeps_its_budget_and_weighs_what_was_said(planned
             found = float(np.concatenate(lost).mean())
             assert found <= 1e-3
             assert found == pytest.approx(mean, rel=0.05, abs=1e-9)
-    assert planned.choice.bytes == pytest.approx(summary(store)["bytes"], rel=0.03)
+    assert planned.choice.bytes == pytest.approx(inspect_store(store).bytes, rel=0.03)
 
 
 def test_the_smallest_that_keeps_the_budget_is_taken(planned):
@@ -104,10 +104,10 @@ def test_a_fraction_of_the_manifest_tells_the_bytes_of_all_of_it(tmp_path, encod
             store,
             DumpOptions(streams={"ctc": encoding}, storage=m.storage, shard_size="10"),
         )
-        truth = summary(open_store(store))
-        assert m.bytes == pytest.approx(truth["bytes"], rel=0.15)
-        assert m.bytes_per_frame == pytest.approx(truth["bytes_per_frame"], rel=0.15)
-        assert m.once == pytest.approx(truth["bytes_once"], rel=0.03)
+        truth = inspect_store(open_store(store))
+        assert m.bytes == pytest.approx(truth.bytes, rel=0.15)
+        assert m.bytes_per_frame == pytest.approx(truth.bytes_per_frame, rel=0.15)
+        assert m.once == pytest.approx(truth.bytes_once, rel=0.03)
 
 
 def test_lattices_too_large_to_hold_and_shards_weighed_on_the_way_change_nothing(tmp_path, monkeypatch):
@@ -270,9 +270,9 @@ def test_a_decoder_is_planned_as_its_dump_then_turns_out(decoders_plan, told, ow
         store = open_store(at)
         for t, (mean, _) in m.kl.items():
             assert lost_of(store, own_of_decoder, t, store) == pytest.approx(mean, rel=0.01, abs=1e-8)
-        truth = summary(store)
-        assert m.bytes == pytest.approx(truth["bytes"], rel=0.01)
-        assert m.bytes_per_frame == pytest.approx(truth["bytes_per_frame"], rel=0.05)
+        truth = inspect_store(store)
+        assert m.bytes == pytest.approx(truth.bytes, rel=0.01)
+        assert m.bytes_per_frame == pytest.approx(truth.bytes_per_frame, rel=0.05)
 
 
 def test_a_decoders_constants_come_from_more_than_the_sample(told, own_of_decoder, tmp_path, monkeypatch):
@@ -295,7 +295,7 @@ def test_a_decoders_nucleus_keeps_the_label_and_no_blank(told, tmp_path, monkeyp
         attention_teacher.load(), told, PlanOptions(DECODER, storages=("zarr",)), folder=tmp_path
     )
     dump_logits(attention_teacher.load(), told, tmp_path / "s", DumpOptions(streams={"seq2seq": "nucleus:1"}))
-    assert found.measured[0].bytes == pytest.approx(summary(open_store(tmp_path / "s"))["bytes"], abs=150)
+    assert found.measured[0].bytes == pytest.approx(inspect_store(open_store(tmp_path / "s")).bytes, abs=150)
 
 
 def test_the_decoder_runs_once_an_utterance_for_all_that_is_tried(decoders_plan, told, tmp_path, monkeypatch):
@@ -372,7 +372,7 @@ def test_a_layer_is_judged_by_how_far_its_rows_are(tmp_path):
         m = measured_of(found, "hidden", encoding)
         assert list(m.kl) == [1.0]
         assert m.kl[1.0] == pytest.approx((np.mean(far), np.quantile(far, 0.99)), rel=0.01)
-        assert m.bytes == pytest.approx(summary(store)["bytes"], rel=0.01)
+        assert m.bytes == pytest.approx(inspect_store(store).bytes, rel=0.01)
         assert m.to_json()["relative_error"]["mean"] == m.kl[1.0][0]
         assert "kl" not in m.to_json()
 
@@ -566,7 +566,7 @@ def test_the_command_prints_json_of_a_known_shape_and_a_command_that_runs(tmp_pa
     assert logitstore(*command[1:], cwd=ROOT).returncode == 0
     store = open_store(tmp_path / "store")
     assert len(store) == 6
-    assert summary(store)["bytes"] / 1e9 == pytest.approx(d["gigabytes"], rel=0.15)
+    assert inspect_store(store).bytes / 1e9 == pytest.approx(d["gigabytes"], rel=0.15)
 
 
 def test_the_table_is_plain_text_where_there_is_no_terminal(tmp_path):

@@ -28,11 +28,11 @@ from logitstore.losses import joint_kd, seq2seq_kd
 from logitstore.runner.driver import TeacherDriver
 from logitstore.runner.loader import by_length, load
 from logitstore.schema.spec import StoreSpec
-from logitstore.store.diff import compare
-from logitstore.store.inspect import summary, utterance
-from logitstore.store.rewrite import compact, convert
-from logitstore.store.transcripts import transcripts
-from logitstore.store.verify import verify
+from logitstore.store.diff import diff_stores
+from logitstore.store.inspect import inspect_store, inspect_utterance
+from logitstore.store.rewrite import compact_store, convert_store
+from logitstore.store.transcripts import transcript_lines
+from logitstore.store.verify import verify_store
 from logitstore.targets.clip import Clip
 from tests.support import attention_teacher, demo
 from tests.support.dumping import run as run_dump
@@ -123,7 +123,7 @@ def test_a_dense_store_holds_the_decoders_own_logits(stores, own):
 def test_every_encoding_of_rows(encoding, own, tmp_path):
     done = run(tmp_path / "s", 8, {"seq2seq": encoding})
     assert ("weight and bias" in " ".join(done.findings)) == encoding.startswith("factored")
-    assert not verify(tmp_path / "s").findings
+    assert not verify_store(tmp_path / "s").findings
     opened = open_store(tmp_path / "s")
     for temperature in (1.0, 2.0, 4.0):
         lost = []
@@ -214,13 +214,13 @@ def test_transcripts_and_selection(stores, own):
         said = opened[utt_id].meta["hyp"]["seq2seq"]
         assert said["text"] == opened.tokens.text(slow_search(utt_id)[0])
         assert 0 <= said["ter"] <= 1
-    right = [m["id"] for m in opened.metas() if m["hyp"]["seq2seq"]["wer"] == 0]
+    right = [m["id"] for m in opened.metadata() if m["hyp"]["seq2seq"]["wer"] == 0]
     assert opened.select("seq2seq.wer == 0") == right
     assert len(right) > 10
-    lines = [json.loads(x) for x in transcripts(opened, stream="seq2seq")]
-    assert [x["text"] for x in lines] == [m["hyp"]["seq2seq"]["text"] for m in opened.metas()]
-    assert "hyp" not in next(iter(open_store(stores / "alone").metas()))  # --transcripts ctc
-    assert summary(opened)["heard"]["seq2seq"] < 0.05
+    lines = [json.loads(x) for x in transcript_lines(opened, stream="seq2seq")]
+    assert [x["text"] for x in lines] == [m["hyp"]["seq2seq"]["text"] for m in opened.metadata()]
+    assert "hyp" not in next(iter(open_store(stores / "alone").metadata()))  # --transcripts ctc
+    assert inspect_store(opened).transcript_error_rates["seq2seq"] < 0.05
 
 
 @pytest.mark.parametrize("most", [attention_teacher.LONGEST - 2, 9])
@@ -243,15 +243,15 @@ def test_a_decoder_that_never_ends_is_stopped(most, tmp_path):
 def test_inspect(stores, own, capsys):
     opened = open_store(stores / "hybrid")
     utt_id = next(iter(own))
-    shown = utterance(opened, utt_id)["streams"]["seq2seq"]
-    assert shown["shape"] == [len(own[utt_id][1]), 151]
-    assert [f["u"] for f in shown["frames"]] == list(range(len(own[utt_id][1])))
-    assert shown["labels"][-1] == attention_teacher.END_TOKEN
-    assert attention_teacher.END_TOKEN not in shown["text"]
-    assert shown["errors"] == int((own[utt_id][0].argmax(-1) != torch.tensor(own[utt_id][1])).sum())
-    about = summary(opened)["streams"]
-    assert (about["seq2seq"]["shape"], about["seq2seq"]["error_unit"]) == ("(U, V)", "token")
-    assert about["seq2seq"]["rows"] == sum(len(labels) for _, labels in own.values())
+    shown = inspect_utterance(opened, utt_id).streams["seq2seq"]
+    assert shown.shape == [len(own[utt_id][1]), 151]
+    assert [f.u for f in shown.frames] == list(range(len(own[utt_id][1])))
+    assert shown.labels[-1] == attention_teacher.END_TOKEN
+    assert attention_teacher.END_TOKEN not in shown.text
+    assert shown.errors == int((own[utt_id][0].argmax(-1) != torch.tensor(own[utt_id][1])).sum())
+    about = inspect_store(opened).streams
+    assert (about["seq2seq"].shape, about["seq2seq"].error_unit) == ("(U, V)", "token")
+    assert about["seq2seq"].rows == sum(len(labels) for _, labels in own.values())
     for args in ((stores / "hybrid",), (stores / "hybrid", utt_id), (stores / "alone",)):
         with pytest.raises(SystemExit) as e:
             main(["inspect", *map(str, args)])
@@ -262,24 +262,24 @@ def test_inspect(stores, own, capsys):
 def test_word_errors_where_labels_are_not_the_streams_own(tmp_path):
     """Of ctc beside seq2seq the labels are the decoder's: its own errors are counted in words."""
     run(tmp_path / "s", 4, {"ctc": "dense", "seq2seq": "dense"})
-    about = summary(open_store(tmp_path / "s"))["streams"]
-    assert [about[s]["error_unit"] for s in ("ctc", "seq2seq")] == ["word", "token"]
-    assert about["ctc"]["error_rate"] < 0.2
+    about = inspect_store(open_store(tmp_path / "s")).streams
+    assert [about[s].error_unit for s in ("ctc", "seq2seq")] == ["word", "token"]
+    assert about["ctc"].error_rate < 0.2
 
 
 def test_stories(stores, tmp_path, capsys):
-    assert not verify(stores / "hybrid").findings
-    assert convert(stores / "hybrid", tmp_path / "tar", "webdataset") == 20
-    assert convert(tmp_path / "tar", tmp_path / "zarr", "zarr") == 20
+    assert not verify_store(stores / "hybrid").findings
+    assert convert_store(stores / "hybrid", tmp_path / "tar", "webdataset").written == 20
+    assert convert_store(tmp_path / "tar", tmp_path / "zarr", "zarr").written == 20
     assert same_tree(stores / "hybrid", tmp_path / "zarr")
-    assert compact(tmp_path / "tar", "100") == 4
-    assert not verify(tmp_path / "tar").findings
-    assert compare(open_store(stores / "hybrid"), open_store(tmp_path / "tar")).same
+    assert compact_store(tmp_path / "tar", "100").merged == 4
+    assert not verify_store(tmp_path / "tar").findings
+    assert diff_stores(open_store(stores / "hybrid"), open_store(tmp_path / "tar")).same
     for part in (1, 0):
         run(tmp_path / "jobs", part=JobPart(part, 2))
     assert same_tree(stores / "alone", tmp_path / "jobs")
     run(tmp_path / "topk", 4, {"seq2seq": "topk:4"})
-    found = compare(open_store(stores / "alone"), open_store(tmp_path / "topk"))
+    found = diff_stores(open_store(stores / "alone"), open_store(tmp_path / "topk"))
     assert found.kl["seq2seq"] > 0
     assert not found.same
     args = ["verify", tmp_path / "topk", "--against-teacher", FACTORY, "2", "--manifest", demo.MANIFEST]
@@ -461,7 +461,7 @@ def test_an_older_reader_refuses_it(stores, monkeypatch):
 
 def test_a_row_that_breaks_the_rule_is_named(stores):
     opened = open_store(stores / "alone")
-    row = opened.row(next(iter(opened)))
+    row = opened.record(next(iter(opened)))
     fewer = replace(row, arrays={**row.arrays, "seq2seq.labels": row.arrays["seq2seq.labels"][1:]})
     with pytest.raises(FormatError, match="SPEC S13"):
         opened.decode(fewer)

@@ -98,12 +98,12 @@ def test_the_variable_kills_a_process_of_its_own(folder):
 
 
 def test_a_second_signal_ends_it_at_once():
-    with signals.Signals() as caught:
+    with signals.StopSignals() as caught:
         caught.check()
         os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(signals.Stopped):
+        with pytest.raises(signals.StoppedBySignal):
             caught.check()
-        with pytest.raises(signals.Stopped):
+        with pytest.raises(signals.StoppedBySignal):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(1)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

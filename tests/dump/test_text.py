@@ -21,12 +21,12 @@ from logitstore.errors import (
     UsageError,
 )
 from logitstore.schema.spec import TeacherSpec
-from logitstore.store.diff import compare
-from logitstore.store.inspect import summary
+from logitstore.store.diff import diff_stores
+from logitstore.store.inspect import inspect_store
 from logitstore.store.record_encoder import RecordEncoder
-from logitstore.store.rewrite import compact, convert
-from logitstore.store.transcripts import transcripts
-from logitstore.store.verify import verify
+from logitstore.store.rewrite import compact_store, convert_store
+from logitstore.store.transcripts import transcript_lines
+from logitstore.store.verify import verify_store
 from logitstore.teachers import load_teacher
 from tests.support import demo
 from tests.support.dumping import run as run_dump
@@ -94,7 +94,7 @@ def test_hypotheses_of_every_form(form, tmp_path):
     assert any("words wrong" in f for f in done.findings)
     opened = open_store(tmp_path / "s")
     assert (opened.spec.requires, opened.spec.teacher.name) == (("text",), "somebody")
-    assert not verify(tmp_path / "s").findings
+    assert not verify_store(tmp_path / "s").findings
     for line in demo.lines():
         target = opened[line["id"]]
         said = target.meta["hyp"]["text"]
@@ -120,12 +120,12 @@ def test_recordings_of_a_file_of_hypotheses_need_not_be_there(text, tmp_path):
 def test_stories(text, tmp_path, capsys):
     run(tmp_path / "s", text)
     for storage in ("webdataset", "zarr:zstd"):
-        convert(tmp_path / "s", tmp_path / storage, storage)
-        assert not verify(tmp_path / storage).findings
-    convert(tmp_path / "webdataset", tmp_path / "back", "zarr")
+        convert_store(tmp_path / "s", tmp_path / storage, storage)
+        assert not verify_store(tmp_path / storage).findings
+    convert_store(tmp_path / "webdataset", tmp_path / "back", "zarr")
     assert same_tree(tmp_path / "s", tmp_path / "back")
-    assert compact(tmp_path / "webdataset", "100") == 4
-    assert compare(open_store(tmp_path / "s"), open_store(tmp_path / "webdataset")).same
+    assert compact_store(tmp_path / "webdataset", "100").merged == 4
+    assert diff_stores(open_store(tmp_path / "s"), open_store(tmp_path / "webdataset")).same
     for part in (1, 0):
         run(tmp_path / "jobs", text, part=JobPart(part, 2))
     assert same_tree(tmp_path / "s", tmp_path / "jobs")
@@ -137,11 +137,11 @@ def test_stories(text, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert f"decoded    {SAID['demo-00']}" in shown
     assert "errors in" in shown
-    rate = summary(open_store(tmp_path / "s"))["streams"]["text"]
+    rate = inspect_store(open_store(tmp_path / "s")).streams["text"]
     words = [(line["text"].split(), SAID[line["id"]].split()) for line in demo.lines()]
     wrong = sum(a != b for x in words for a, b in zip(*x, strict=True))
-    assert rate["error_rate"] == wrong / sum(len(x) for x, _ in words)
-    assert rate["error_unit"] == "word"
+    assert rate.error_rate == wrong / sum(len(x) for x, _ in words)
+    assert rate.error_unit == "word"
     verifying = ["verify", tmp_path / "s", "--against-teacher", text, "3", "--manifest", demo.MANIFEST]
     with pytest.raises(SystemExit) as e:
         main(list(map(str, verifying)))
@@ -157,14 +157,14 @@ def test_stories(text, tmp_path, capsys):
     with pytest.raises(IdentityError, match="hypotheses"):
         run(tmp_path / "s", other)
     run(tmp_path / "t", other)
-    assert compare(open_store(tmp_path / "s"), open_store(tmp_path / "t")).differing == ["demo-00"]
+    assert diff_stores(open_store(tmp_path / "s"), open_store(tmp_path / "t")).differing == ["demo-00"]
 
 
 def test_transcripts_are_the_way_out(text, tmp_path):
     run(tmp_path / "s", text)
     opened = open_store(tmp_path / "s")
-    assert {x["id"]: x["text"] for x in map(json.loads, transcripts(opened))} == SAID
-    lines = list(transcripts(opened, "wer == 0", manifest=demo.manifest(), beside=tmp_path))
+    assert {x["id"]: x["text"] for x in map(json.loads, transcript_lines(opened))} == SAID
+    lines = list(transcript_lines(opened, "wer == 0", manifest=demo.manifest(), beside=tmp_path))
     (tmp_path / "m.jsonl").write_bytes(b"".join(lines))
     chosen = read_manifest(tmp_path / "m.jsonl")
     assert [u.text for u in chosen] == [SAID[u.id] for u in chosen]
@@ -253,7 +253,7 @@ def test_beside_logits_it_is_the_greedy_transcript(tmp_path):
     run_dump(tmp_path / "s", 6, both, transcripts="none")
     run_dump(tmp_path / "t", 6, both)
     run_dump(tmp_path / "ctc", 6, {"ctc": "dense"})
-    for one in map(open_store(tmp_path / "s").row, known := open_store(tmp_path / "ctc")):
+    for one in map(open_store(tmp_path / "s").record, known := open_store(tmp_path / "ctc")):
         greedy = known[one.id].meta["hyp"]["ctc"]
         assert {k: one.meta["hyp"]["text"][k] for k in ("text", "score", "wer")} == {
             k: greedy[k] for k in ("text", "score", "wer")
@@ -304,7 +304,7 @@ def test_what_cannot_be_asked_for(text, tmp_path):
         run_dump(tmp_path / "s", 4, TEXT)
     run(tmp_path / "t", text, 4)
     opened = open_store(tmp_path / "t")
-    row = opened.row("demo-00")
+    row = opened.record("demo-00")
     row.meta["hyp"]["text"]["text"] = 5
     with pytest.raises(FormatError, match="SPEC S15"):
         opened.decode(row)

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from logitstore import TargetDataset, collate_targets, open_store
 from logitstore.errors import TeacherError
-from logitstore.store.verify import verify
+from logitstore.store.verify import verify_store
 from tests.support import demo
 from tests.support.dumping import run, same_tree
 
@@ -38,7 +38,7 @@ def test_a_loader_thread_that_dies_names_its_utterance(tmp_path):
     ):
         run(tmp_path / "s", teacher=demo.Spoiled(features=features), batch_seconds=0.0)
     assert 0 < len(open_store(tmp_path / "s")) < 20
-    assert not verify(tmp_path / "s").findings
+    assert not verify_store(tmp_path / "s").findings
     run(tmp_path / "s", batch_seconds=0.0)
     run(tmp_path / "whole", batch_seconds=0.0)
     assert same_tree(tmp_path / "s", tmp_path / "whole")
@@ -70,6 +70,6 @@ def test_a_dataloader_worker_that_is_killed_harms_no_store(tmp_path):
     loader = DataLoader(Deadly(tmp_path / "s"), batch_size=2, num_workers=2, collate_fn=collate_targets)
     with pytest.raises(RuntimeError, match="worker"):
         list(loader)
-    assert not verify(tmp_path / "s").findings
+    assert not verify_store(tmp_path / "s").findings
     whole = DataLoader(TargetDataset(tmp_path / "s"), batch_size=2, num_workers=2, collate_fn=collate_targets)
     assert sum(map(len, whole)) == 8

@@ -15,9 +15,9 @@ from logitstore.dump.options import DumpOptions
 from logitstore.encodings.linear_head import linear_head
 from logitstore.errors import CorruptError, TapError, TeacherError, UsageError
 from logitstore.runner.loader import load
-from logitstore.store.inspect import summary
-from logitstore.store.rewrite import convert
-from logitstore.store.verify import verify
+from logitstore.store.inspect import inspect_store
+from logitstore.store.rewrite import convert_store
+from logitstore.store.verify import verify_store
 from logitstore.targets.batch import FactoredBatch
 from logitstore.targets.vocab_map import VocabMap
 from logitstore.tokens.table import TokenTable
@@ -64,12 +64,12 @@ def test_nucleus_keeps_its_budget_and_says_what_it_lost(dense, nucleus, stream, 
         assert p99 == pytest.approx(np.quantile(found, 0.99, method="higher"), abs=2e-5)
         assert most == pytest.approx(found.max(), abs=2e-5)
         everything.append(found)
-    said = summary(nucleus)["streams"][stream]["lost"]
+    said = inspect_store(nucleus).streams[stream].lost
     everything = np.concatenate(everything)
-    assert said["mean"] == pytest.approx(everything.mean(), abs=1e-5)
-    assert np.quantile(everything, 0.99) <= said["p99"] + 2e-5
-    assert said["max"] <= budget * 1.001
-    assert summary(dense)["streams"][stream]["lost"] is None
+    assert said.mean == pytest.approx(everything.mean(), abs=1e-5)
+    assert np.quantile(everything, 0.99) <= said.p99 + 2e-5
+    assert said.max <= budget * 1.001
+    assert inspect_store(dense).streams[stream].lost is None
 
 
 def test_nucleus_always_keeps_the_blank_and_the_next_label(nucleus):
@@ -117,9 +117,9 @@ def test_ragged_rows_map_to_a_students_table(dense, nucleus):
 
 @pytest.mark.parametrize("storage", ["webdataset", "zarr:zstd"])
 def test_nucleus_survives_conversion(nucleus, storage, tmp_path):
-    assert convert(nucleus.place, tmp_path / "b", storage) == UTTERANCES
-    assert convert(tmp_path / "b", tmp_path / "c", "zarr") == UTTERANCES
-    assert not verify(tmp_path / "b").findings
+    assert convert_store(nucleus.place, tmp_path / "b", storage).written == UTTERANCES
+    assert convert_store(tmp_path / "b", tmp_path / "c", "zarr").written == UTTERANCES
+    assert not verify_store(tmp_path / "b").findings
     assert same_tree(str(nucleus.place), tmp_path / "c")
 
 
@@ -158,9 +158,9 @@ def test_factored_rows_are_the_teachers_at_every_temperature(own_logits, factore
     encoding = factored.spec.stream("ctc").encoding
     assert np.concatenate(lost).mean() < FACTORED[encoding]
     if temperature == 1:
-        said = summary(factored)["streams"]["ctc"]["lost"]
-        assert said["mean"] == pytest.approx(np.concatenate(lost).mean(), rel=0.02, abs=5e-7)
-        assert said["max"] == pytest.approx(np.concatenate(lost).max(), rel=0.02, abs=2e-6)
+        said = inspect_store(factored).streams["ctc"].lost
+        assert said.mean == pytest.approx(np.concatenate(lost).mean(), rel=0.02, abs=5e-7)
+        assert said.max == pytest.approx(np.concatenate(lost).max(), rel=0.02, abs=2e-6)
 
 
 @pytest.fixture(scope="module")
@@ -180,9 +180,9 @@ def test_factored_stores_are_the_same_for_any_number_of_jobs_and_after_conversio
     for index in (2, 0, 1):
         run(tmp_path / "s", streams, part=JobPart(index, 3))
     assert same_tree(str(factored.place), tmp_path / "s")
-    assert convert(factored.place, tmp_path / "b", "webdataset") == UTTERANCES
-    assert convert(tmp_path / "b", tmp_path / "c", "zarr") == UTTERANCES
-    assert not verify(tmp_path / "b").findings
+    assert convert_store(factored.place, tmp_path / "b", "webdataset").written == UTTERANCES
+    assert convert_store(tmp_path / "b", tmp_path / "c", "zarr").written == UTTERANCES
+    assert not verify_store(tmp_path / "b").findings
     assert same_tree(str(factored.place), tmp_path / "c")
 
 
@@ -318,7 +318,7 @@ def test_a_factored_lattice_is_the_models_full_joint(lattice):
 def test_a_factored_lattice_is_small(lattice):
     stored = dense = 0
     for utt_id in lattice:
-        row, target = lattice.row(utt_id), lattice[utt_id]
+        row, target = lattice.record(utt_id), lattice[utt_id]
         size = sum(a.nbytes for n, a in row.arrays.items() if n.startswith("rnnt."))
         assert size == (2 * 112 + 4) * target.T + 4 * 112 * (target.U + 1) + 4 * target.U
         stored += size
@@ -361,10 +361,10 @@ def test_factored_lattices_survive_jobs_and_conversion(lattice, tmp_path):
     for index in (1, 0):
         run(tmp_path / "s", {"ctc": "factored:int8", "rnnt": "factored"}, part=JobPart(index, 2))
     assert same_tree(str(lattice.place), tmp_path / "s")
-    assert convert(lattice.place, tmp_path / "b", "webdataset") == UTTERANCES
-    assert not verify(tmp_path / "b").findings
-    assert verify(tmp_path / "b").rows == UTTERANCES
-    summary(lattice)
+    assert convert_store(lattice.place, tmp_path / "b", "webdataset").written == UTTERANCES
+    assert not verify_store(tmp_path / "b").findings
+    assert verify_store(tmp_path / "b").records == UTTERANCES
+    inspect_store(lattice)
 
 
 def test_losses_take_factored_rows_as_dense_ones(dense, lattice):
@@ -468,7 +468,7 @@ def test_a_factored_lattice_of_600_classes_is_a_fiftieth_of_dense(tmp_path):
     ours = store[item.utt.id].log_probs("rnnt")
     assert np.abs(ours - joint)[joint > -20].max() < 1e-3
     sizes = [
-        sum(store.row(i).arrays[n].nbytes for i in store for n in ("rnnt.enc", "rnnt.scale", "rnnt.dec"))
+        sum(store.record(i).arrays[n].nbytes for i in store for n in ("rnnt.enc", "rnnt.scale", "rnnt.dec"))
     ]
-    sizes.append(sum(exact.row(i).arrays["rnnt.logp"].nbytes for i in exact))
+    sizes.append(sum(exact.record(i).arrays["rnnt.logp"].nbytes for i in exact))
     assert sizes[0] <= 0.03 * sizes[1]

@@ -19,7 +19,7 @@ from logitstore.encodings.rows import every_class
 from logitstore.errors import UsageError
 from logitstore.losses import ctc_kd, rnnt_kd
 from logitstore.schema.spec import Column
-from logitstore.store.verify import verify
+from logitstore.store.verify import verify_store
 from logitstore.targets.clip import Clip
 from logitstore.testing import encoding as suite
 from logitstore.tokens.table import TokenTable
@@ -102,7 +102,7 @@ def test_it_is_planned(tmp_path):
 
 
 def test_it_is_dumped_verified_and_read(place):
-    assert not verify(place).findings
+    assert not verify_store(place).findings
     store = open_store(place)
     assert isinstance(store["demo-00"]["ctc"], RawRows)
     np.testing.assert_allclose(np.exp(store["demo-00"].log_probs("ctc")).sum(1), 1, atol=1e-5)

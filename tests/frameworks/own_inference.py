@@ -63,4 +63,4 @@ def check_lattices(store: Any, wanted: Any) -> None:
         logp = torch.from_numpy(said.logp)
         assert own.shape[:2] == (row.T, row.U + 1)
         torch.testing.assert_close(logp, own.flatten(0, 1), atol=1e-2, rtol=2e-3)
-        assert store.row(Path(wav).stem).meta["labels_from"] == "rnnt"
+        assert store.record(Path(wav).stem).meta["labels_from"] == "rnnt"

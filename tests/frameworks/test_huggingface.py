@@ -20,7 +20,7 @@ from logitstore.errors import LengthError, TeacherError, UsageError
 from logitstore.runner.driver import TeacherDriver, TeacherOutput
 from logitstore.runner.loader import LoadedUtterance
 from logitstore.schema.spec import Head
-from logitstore.store.verify import verify
+from logitstore.store.verify import verify_store
 from logitstore.teachers import load_teacher
 from logitstore.teachers.layers import layered
 from logitstore.teachers.tap import Tap
@@ -441,7 +441,7 @@ def test_a_store_of_a_whisper_and_its_encoder(encoding: str, tmp_path: Path) -> 
     options = DumpOptions(streams=streams, skip_checks="it is not trained", transcripts="all")
     done = dump_logits(layered(teacher, layers), manifest, tmp_path / "s", options)
     assert done.done == 3
-    assert not verify(tmp_path / "s").findings
+    assert not verify_store(tmp_path / "s").findings
     store = open_store(tmp_path / "s")
     extractor = transformers.WhisperFeatureExtractor()
     for line, audio in zip(lines, recordings(), strict=True):

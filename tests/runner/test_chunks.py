@@ -136,7 +136,7 @@ def test_short_recordings_are_not_touched(long, tmp_path):
     whole, joined = open_store(tmp_path / "a"), open_store(tmp_path / "b")
     assert joined.spec.teacher.features["chunks"] == {"frames": 100, "overlap": 64}
     for utt in whole:
-        a, b = whole.row(utt), joined.row(utt)
+        a, b = whole.record(utt), joined.record(utt)
         if utt != "talk":
             assert a.meta == b.meta
             assert all(np.array_equal(a.arrays[n], b.arrays[n]) for n in a.arrays)

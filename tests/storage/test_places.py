@@ -15,8 +15,8 @@ from logitstore import StoreWriter, TokenTable, open_store, registry
 from logitstore.errors import DiskError, StoreBusy, UnknownName, UsageError
 from logitstore.storage.places import local as module
 from logitstore.storage.places import open_place
-from logitstore.store.rewrite import compact, convert, repair
-from logitstore.store.verify import verify
+from logitstore.store.rewrite import compact_store, convert_store, repair_store
+from logitstore.store.verify import verify_store
 from logitstore.testing import places as suite
 from tests.support.memory_place import MemoryPlaces
 
@@ -94,14 +94,14 @@ def test_a_store_at_a_registered_scheme(memory, storage, tmp_path, monkeypatch):
     write_store("memory://a", 3, storage=storage)
     logits = write_store("memory://a", storage=storage)  # resumed
     assert sorted(open_store("memory://a")) == sorted(logits)
-    assert not verify("memory://a").findings
-    compact("memory://a", "4")
+    assert not verify_store("memory://a").findings
+    compact_store("memory://a", "4")
     del memory.opened["memory://a"].files["index.bin"]
-    convert("memory://a", "memory://b", storage="webdataset" if storage == "zarr" else "zarr")
+    convert_store("memory://a", "memory://b", storage="webdataset" if storage == "zarr" else "zarr")
     name = next(n for n in memory.opened["memory://a"].files if n.startswith("shards/") and n[-1] in "r0")
     memory.opened["memory://a"].files[name] = memory.opened["memory://a"].files[name][:-1]
-    assert repair("memory://a").findings
-    assert not verify("memory://a").findings
+    assert repair_store("memory://a").findings
+    assert not verify_store("memory://a").findings
     store = open_store("memory://b")
     for utt_id, rows in logits.items():
         expected = rows - np.log(np.exp(rows).sum(-1, keepdims=True))
@@ -112,7 +112,7 @@ def test_a_store_at_a_registered_scheme(memory, storage, tmp_path, monkeypatch):
 @pytest.mark.parametrize("make", [str, Path])
 def test_an_unknown_scheme_makes_no_folder(make, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for opens in (open_place, open_store, verify, lambda at: write_store(at)):
+    for opens in (open_place, open_store, verify_store, lambda at: write_store(at)):
         with pytest.raises(UnknownName, match="'s4'") as e:
             opens(make("s4://bucket/x"))
         assert "local" in str(e.value)

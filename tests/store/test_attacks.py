@@ -21,7 +21,7 @@ from logitstore.errors import CorruptError, FormatError, LogitStoreError, StoreE
 from logitstore.schema.checksums import canonical, crc32c, seal_json
 from logitstore.storage.places import open_place
 from logitstore.store.reader import Store
-from logitstore.store.verify import verify
+from logitstore.store.verify import verify_store
 from logitstore.store.writer import StoreWriter
 from tests.torture.store import IDS, TABLE, row, same, work
 from tests.torture.store import spec as spec_of
@@ -81,14 +81,14 @@ def refused(store, kind=StoreError, match=""):
         ids = []
     for i in ids:
         try:
-            found = opened.row(i)
+            found = opened.record(i)
             opened.decode(found)
             assert i in IDS
             assert same(found, row(i)), f"{i} reads back wrong"
         except LogitStoreError as e:
             errors.append(e)
     try:
-        found = [f.what for f in verify(store).findings]
+        found = [f.what for f in verify_store(store).findings]
     except LogitStoreError as e:
         found = [str(e)]
     assert time.process_time() - begin < SECONDS
@@ -430,7 +430,7 @@ def test_rows_that_lie(tmp_path, meta):
     s = Store(tmp_path)
     with pytest.raises(FormatError):
         s[IDS[0]]
-    assert verify(tmp_path).findings
+    assert verify_store(tmp_path).findings
 
 
 @pytest.mark.parametrize(("column", "value"), [("rnnt.ids", 60000), ("rnnt.labels", 99), ("rnnt.labels", -1)])
@@ -455,7 +455,7 @@ def test_names_that_are_not_utf8(store):
         with open(os.fsencode(s / folder) + b"/\xff\xfe.json", "wb") as f:
             f.write(b"{}")
     assert len(Store(s)) == 3
-    assert any("shards/" in f.where for f in verify(s).findings)
+    assert any("shards/" in f.where for f in verify_store(s).findings)
 
 
 def test_escape_sequences_never_reach_a_terminal(tmp_path, capsys):

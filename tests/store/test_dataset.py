@@ -75,7 +75,7 @@ def test_an_error_in_a_worker_says_what_it_is(path, tmp_path):
     broken = tmp_path / "s"
     shutil.copytree(path, broken)
     s = open_store(broken)
-    whole = s.row("utt-2").arrays["ctc.logz"].tobytes()
+    whole = s.record("utt-2").arrays["ctc.logz"].tobytes()
     for file in (broken / "shards").rglob("*"):
         if file.is_file() and whole in (data := file.read_bytes()):
             file.write_bytes(data.replace(whole, bytes(len(whole))))

@@ -11,7 +11,7 @@ from logitstore import open_store
 from logitstore.encodings.rows import NOTHING
 from logitstore.schema.lattice import sample
 from logitstore.store.lattice_nodes import occupancy
-from logitstore.store.verify import verify
+from logitstore.store.verify import verify_store
 from tests.support.lattices import means
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -37,7 +37,7 @@ def test_what_they_say_of_themselves(golden):
     assert said == [("ctc", ctc, ""), ("rnnt", encoding, form or "full")]
     assert store.spec.storage == {"name": storage}
     assert {u: t.labels.tolist() for u, t in store.items()} == LABELS
-    assert not verify(GOLDEN / f"v1.0-{name}").findings
+    assert not verify_store(GOLDEN / f"v1.0-{name}").findings
 
 
 def test_numbers_are_those_of_that_day(golden):

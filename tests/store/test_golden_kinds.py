@@ -12,7 +12,7 @@ from logitstore.encodings.rows import NOTHING
 from logitstore.errors import MissingUtterance
 from logitstore.schema.clock import FrameClock
 from logitstore.store.lhotse_cuts import CutClips
-from logitstore.store.verify import verify
+from logitstore.store.verify import verify_store
 from logitstore.targets.clip import Clip
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -57,7 +57,7 @@ def test_what_they_say_of_themselves(golden):
     assert store.spec.storage == {"name": storage}
     assert store.spec.teacher.head("seq2seq").end == 8
     assert store.spec.teacher.head("ctc").end is None
-    assert not verify(GOLDEN / f"v1.0-{name}").findings
+    assert not verify_store(GOLDEN / f"v1.0-{name}").findings
     for utt, target in store.items():
         assert FRAMES[utt] == target.T
         assert len(LABELS[utt]) == target.U

@@ -18,10 +18,10 @@ from logitstore.encodings.rows import NOTHING
 from logitstore.errors import FormatError, LengthError, NonFinite, UsageError
 from logitstore.losses import ctc_kd, mean_u, rnnt_kd
 from logitstore.schema.lattice import Form, band_size, path, ranges, restored, sample, stored
-from logitstore.store.inspect import summary, utterance
+from logitstore.store.inspect import inspect_store, inspect_utterance
 from logitstore.store.lattice_nodes import band, best_path, occupancy
-from logitstore.store.rewrite import convert
-from logitstore.store.verify import verify
+from logitstore.store.rewrite import convert_store
+from logitstore.store.verify import verify_store
 from logitstore.targets.frames import nearest
 from tests.support import demo
 from tests.support.dumping import same_tree
@@ -237,10 +237,10 @@ def test_rows_are_the_chosen_nodes(tmp_path, encoding, form):
             label = torch.stack([dense[:, u, follow[u]] for u in range(len(follow))], 1).numpy()
             occupied = occupancy(dense[..., 0].numpy(), label)
             np.testing.assert_allclose(target.nodes["rnnt"].occupancy, occupied[grid >= 0], atol=2e-3)
-    assert not verify(tmp_path / "s").findings
-    line = summary(store)["streams"]["rnnt"]
-    assert line["form"] == form
-    assert utterance(store, "u0")["streams"]["rnnt"]["frames"]
+    assert not verify_store(tmp_path / "s").findings
+    line = inspect_store(store).streams["rnnt"]
+    assert line.form == form
+    assert inspect_utterance(store, "u0").streams["rnnt"].frames
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 8.0, 3.0])
@@ -418,12 +418,12 @@ def test_means_over_label_positions(tmp_path, form, encoding):
             assert (at.ids == 0).any(1).all()  # the blank
     batch = collate_targets([store[i] for i in said], temperature=2.0)
     assert torch.equal(batch["rnnt"].mask, batch.mask)
-    assert not verify(tmp_path / "s").findings
-    assert summary(store)["streams"]["rnnt"]["shape"] == "(T, V)"
-    assert summary(store)["streams"]["rnnt"]["error_rate"] is None
-    shown = utterance(store, "u0")["streams"]["rnnt"]
-    assert [frame["t"] for frame in shown["frames"]] == list(range(6))
-    assert shown["decoded"] == []
+    assert not verify_store(tmp_path / "s").findings
+    assert inspect_store(store).streams["rnnt"].shape == "(T, V)"
+    assert inspect_store(store).streams["rnnt"].error_rate is None
+    shown = inspect_utterance(store, "u0").streams["rnnt"]
+    assert [frame.t for frame in shown.frames] == list(range(6))
+    assert shown.decoded == []
 
 
 @pytest.mark.parametrize("form", MEANS)
@@ -468,7 +468,7 @@ def test_means_of_what_cannot_be(tmp_path):
                 w.add("a", rnnt=bad, labels=[1, 2, 3, 4])
             w.add("a", rnnt=lattice(2, 1, 0), labels=[1])
     store = open_store(tmp_path / "mean-u")
-    row = store.row("a")
+    row = store.record("a")
     row.arrays["rnnt.logp"], row.arrays["rnnt.logz"] = (row.arrays[f"rnnt.{n}"][:1] for n in ("logp", "logz"))
     with pytest.raises(FormatError, match="T = 2"):
         store.decode(row)
@@ -519,10 +519,12 @@ def test_the_trained_teachers_own_alignment(tmp_path, how):
             assert len(nodes) == 3 * target.T
         else:
             assert len(nodes) == target.T + target.U
-    assert "sample" in how or summary(store)["streams"]["rnnt"]["error_rate"] < 0.2
-    convert(tmp_path / "one", tmp_path / "tar", "webdataset")
-    assert not verify(tmp_path / "tar").findings
+    assert "sample" in how or inspect_store(store).streams["rnnt"].error_rate < 0.2
+    convert_store(tmp_path / "one", tmp_path / "tar", "webdataset")
+    assert not verify_store(tmp_path / "tar").findings
     other = open_store(tmp_path / "tar")
     for utt in store:
         np.testing.assert_array_equal(other[utt].grid("rnnt"), store[utt].grid("rnnt"))
-        np.testing.assert_array_equal(other.row(utt).arrays["rnnt.logp"], store.row(utt).arrays["rnnt.logp"])
+        np.testing.assert_array_equal(
+            other.record(utt).arrays["rnnt.logp"], store.record(utt).arrays["rnnt.logp"]
+        )

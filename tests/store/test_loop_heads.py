@@ -17,7 +17,7 @@ from logitstore.errors import (
     VocabError,
 )
 from logitstore.runner.loader import load
-from logitstore.store.verify import verify
+from logitstore.store.verify import verify_store
 from tests.support import demo
 
 HEAD = "ctc_output.1"
@@ -64,7 +64,7 @@ def test_the_store_is_that_of_a_dump(tmp_path, said, how):
         rows = [s[utt_id]["ctc"] for s in (one, two)]
         assert np.array_equal(*[np.asarray(r.h) for r in rows])
         assert one[utt_id].meta["kl"] == two[utt_id].meta["kl"]
-    assert not verify(tmp_path / "own").findings
+    assert not verify_store(tmp_path / "own").findings
 
 
 def test_transform_coding_chooses_its_axes_by_rows_behind_the_head(tmp_path, said):

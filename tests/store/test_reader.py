@@ -66,14 +66,14 @@ def test_a_mapping_of_ids(path):
     assert s.get("none") is None
     assert [t.id for t in s.values()] == IDS
     assert len(s.shards) == 2
-    assert [r.id for n in s.shards for r in s.rows(n)] == IDS
+    assert [r.id for n in s.shards for r in s.records(n)] == IDS
     assert f"{path}: 4 utterances, ctc=topk:4" in repr(s)
     with pytest.raises(MissingUtterance, match="'none'") as caught:
         s["none"]
     assert isinstance(caught.value, KeyError)
     with pytest.raises(MissingUtterance, match="ctc, rnnt"):
         s["last"]["seq2seq"]
-    assert set(s.row("last", only=["rnnt.labels"]).arrays) == {"rnnt.labels"}
+    assert set(s.record("last", only=["rnnt.labels"]).arrays) == {"rnnt.labels"}
 
 
 def test_values(path):
@@ -213,9 +213,9 @@ def flip(path, needle):
 def test_damage_names_the_row_and_can_be_read_on_request(tmp_path):
     path = fill(tmp_path / "s", "webdataset")
     s = open_store(path)
-    flip(path / "shards" / f"{s.shards[0]}.tar", s.row("dir/b 2").arrays["rnnt.logp"].tobytes())
+    flip(path / "shards" / f"{s.shards[0]}.tar", s.record("dir/b 2").arrays["rnnt.logp"].tobytes())
     s = open_store(path)
-    with pytest.raises(CorruptError, match=r"row 1 \('dir/b 2'\)"):
+    with pytest.raises(CorruptError, match=r"record 1 \('dir/b 2'\)"):
         s["dir/b 2"]
     assert s["a.1"].T == 2
     assert open_store(path, verify=False)["dir/b 2"].T == 3
@@ -240,17 +240,17 @@ def test_an_entry_that_disagrees_with_its_rows_is_refused(tmp_path):
 
 def test_labels_that_disagree_with_u_are_refused(stores):
     s = open_store(stores["zarr"])
-    row = s.row("last")
+    row = s.record("last")
     row.arrays["rnnt.labels"] = row.arrays["rnnt.labels"][:-1]
-    with pytest.raises(FormatError, match="2 labels, U = 3"):
+    with pytest.raises(FormatError, match="2 labels where U = 3"):
         s.decode(row)
-    row = s.row("last")
+    row = s.record("last")
     row.meta["T"] = 4
     with pytest.raises(FormatError, match="S7"):
         s.decode(row)
     for meta in ({"T": "5", "U": 3}, {"U": 3}, {"T": 5, "U": None}):
         with pytest.raises(FormatError, match="S3"):
-            s.decode(EncodedRecord("last", meta, s.row("last").arrays))
+            s.decode(EncodedRecord("last", meta, s.record("last").arrays))
 
 
 # ---- other readers
@@ -314,7 +314,7 @@ def test_a_store_needs_no_logitstore_to_be_read(stores, tmp_path, storage, scrip
     s = open_store(stores[storage])
     assert list(found) == IDS
     for utt in IDS:
-        assert found[utt] == {n: a.tobytes().hex() for n, a in s.row(utt).arrays.items()}
+        assert found[utt] == {n: a.tobytes().hex() for n, a in s.record(utt).arrays.items()}
 
 
 # ---- what is loaded
@@ -371,4 +371,4 @@ def test_names_of_the_package():
 def test_canonical_rows_are_what_the_specification_says(stores):
     s = open_store(stores["zarr"])
     opened = s._open(s.shards[0])[1]
-    assert opened.array(0, "row").tobytes() == canonical(s.row("a.1").meta)
+    assert opened.array(0, "row").tobytes() == canonical(s.record("a.1").meta)

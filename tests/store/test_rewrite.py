@@ -12,9 +12,9 @@ from logitstore.dump.job import dump_logits
 from logitstore.dump.options import DumpOptions
 from logitstore.errors import CorruptError, UsageError
 from logitstore.storage.entries import read_entry
-from logitstore.store.diff import compare
-from logitstore.store.rewrite import compact, repair
-from logitstore.store.verify import verify
+from logitstore.store.diff import diff_stores
+from logitstore.store.rewrite import compact_store, repair_store
+from logitstore.store.verify import verify_store
 from tests.support import demo
 
 
@@ -48,7 +48,7 @@ def spoil(store, shard, row):
     data = bytearray(path.read_bytes())
     opened = open_store(store)
     utt_id = opened.entry(shard).ids[row]
-    at = bytes(data).find(opened.row(utt_id).arrays["ctc.logp"].tobytes())
+    at = bytes(data).find(opened.record(utt_id).arrays["ctc.logp"].tobytes())
     data[at + 5] ^= 16
     path.write_bytes(data)
     return utt_id
@@ -56,14 +56,14 @@ def spoil(store, shard, row):
 
 def test_repair_drops_the_row_and_a_dump_makes_just_that_again(store, capsys):
     utt_id = spoil(store, "000001", 1)
-    with pytest.raises(CorruptError, match=rf"shard 000001 row 1 \('{utt_id}'\)"):
+    with pytest.raises(CorruptError, match=rf"shard 000001 record 1 \('{utt_id}'\)"):
         open_store(store)[utt_id]
     assert command("verify", store) == 1
     assert utt_id in capsys.readouterr().out
     assert command("verify", store, "--repair") == 0
     out = capsys.readouterr().out
     assert f"dropped {utt_id}" in out
-    assert "1 utterances dropped; the same dump makes them again" in out
+    assert "1 utterance dropped; the same dump makes them again" in out
     opened = open_store(store)
     assert utt_id not in opened
     assert len(opened) == 5
@@ -71,12 +71,12 @@ def test_repair_drops_the_row_and_a_dump_makes_just_that_again(store, capsys):
     assert command("verify", store) == 0
     again = run(store)
     assert (again.done, again.present) == (1, 5)
-    assert not verify(store).findings
+    assert not verify_store(store).findings
 
 
 def test_repairing_a_good_store_changes_nothing(store):
     before = sorted((p, p.stat().st_mtime_ns) for p in (store / "shards").rglob("*") if p.is_file())
-    done = repair(store)
+    done = repair_store(store)
     assert (done.findings, done.dropped, done.shards) == ([], [], [])
     assert before == sorted((p, p.stat().st_mtime_ns) for p in (store / "shards").rglob("*") if p.is_file())
 
@@ -87,10 +87,10 @@ def test_a_shard_whose_entry_is_damaged_is_dropped(store):
     (store / "index.bin").unlink()
     with pytest.raises(CorruptError, match="--repair"):
         open_store(store)
-    assert repair(store).shards == ["000002"]
+    assert repair_store(store).shards == ["000002"]
     assert len(open_store(store)) == 4
     assert run(store).done == 2
-    assert not verify(store).findings
+    assert not verify_store(store).findings
 
 
 def test_against_teacher(store, capsys):
@@ -124,7 +124,7 @@ def test_nothing_in_common_with_the_manifest(store, tmp_path):
 def test_diff_of_the_same(store, whole, capsys):
     assert command("diff", store, whole) == 0
     assert "6 utterances compared: the same" in capsys.readouterr().out
-    compact(store, "100")
+    compact_store(store, "100")
     assert command("diff", store, whole) == 0
 
 
@@ -142,25 +142,25 @@ def test_diff_says_what_differs(store, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "only in B" in out
     assert "they differ" in out
-    assert not compare(open_store(other), open_store(other)).fields
+    assert not diff_stores(open_store(other), open_store(other)).fields
 
 
 def test_compact_merges_neighbours_and_a_reader_may_stay_open(store, capsys):
     reader = open_store(store)
     ids = list(reader)
-    rows = {i: reader.row(i) for i in ids}
+    rows = {i: reader.record(i) for i in ids}
     fresh = open_store(store)  # has opened no shard yet
     assert command("compact", store, "--shard-size", "4") == 0
     assert "2 shards merged, 6 utterances in 2 shards" in capsys.readouterr().out
     for s in (fresh, open_store(store)):
         assert list(s) == ids
         for i in ids:
-            assert all((s.row(i).arrays[n] == a).all() for n, a in rows[i].arrays.items())
+            assert all((s.record(i).arrays[n] == a).all() for n, a in rows[i].arrays.items())
     assert all(i in reader for i in ids)
-    assert compact(store, "4") == 0
-    assert compact(store, "100") == 2
+    assert compact_store(store, "4").merged == 0
+    assert compact_store(store, "100").merged == 2
     assert list(open_store(store)) == ids
-    assert not verify(store).findings
+    assert not verify_store(store).findings
     assert run(store).done == 0
     assert not any(read_entry(open_store(store).place, n).replaces for n in open_store(store).shards)
 
@@ -174,6 +174,6 @@ def test_compact_keeps_what_was_skipped(tmp_path):
     options = DumpOptions({"ctc": "dense"}, shard_size="1", on_error="skip", batch_seconds=10.0)
     dump_logits(demo.teacher(), manifest, tmp_path / "s", options)
     before = (tmp_path / "s" / "skipped.jsonl").read_bytes()
-    assert compact(tmp_path / "s", "100") == 4
+    assert compact_store(tmp_path / "s", "100").merged == 4
     assert (tmp_path / "s" / "skipped.jsonl").read_bytes() == before
     assert len(open_store(tmp_path / "s")) == 3

@@ -17,7 +17,7 @@ from logitstore.runner.driver import TeacherDriver
 from logitstore.runner.loader import load
 from logitstore.runner.transcribe import MAX_SYMBOLS, TeacherTranscriber
 from logitstore.store.select import Where
-from logitstore.store.transcripts import transcripts
+from logitstore.store.transcripts import transcript_lines
 from logitstore.tokens.table import TokenTable
 from logitstore.tokens.transcript import edit_distance, plain, words
 from tests.support import demo
@@ -142,7 +142,7 @@ def test_rows_without_transcripts_when_they_are_not_wanted(tmp_path):
     assert all("hyp" not in opened[i].meta for i in opened)
     assert any("greedy ctc" in f for f in done.findings)  # the gate still looks
     with pytest.raises(UsageError, match="no transcript of ctc"):
-        list(transcripts(opened))
+        list(transcript_lines(opened))
     lines = [{k: v for k, v in x.items() if k != "text"} for x in demo.lines(3)]
     run(
         tmp_path / "t", manifest=read_manifest(demo.write_manifest(tmp_path / "m", lines)), transcripts="none"

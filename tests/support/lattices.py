@@ -8,7 +8,7 @@ from logitstore.store.lattice_nodes import occupancy
 
 
 def means(logits, labels, form):
-    """Return (T, V) probabilities: each frame's mean over its nodes, weighted alike or by occupancy, in float64."""
+    """Return (T, V) probabilities: the mean of each frame's nodes, plain or by occupancy, in float64."""
     p = torch.softmax(logits.double(), -1)
     share = torch.full(p.shape[:2], 1 / p.shape[1], dtype=torch.float64)
     if form.endswith("occupancy"):

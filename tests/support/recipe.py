@@ -62,5 +62,6 @@ def rows(store):
     """Return everything that a store holds by id, comparable."""
     opened = open_store(store)
     return {
-        i: (opened.row(i).meta, {n: a.tobytes() for n, a in opened.row(i).arrays.items()}) for i in opened
+        i: (opened.record(i).meta, {n: a.tobytes() for n, a in opened.record(i).arrays.items()})
+        for i in opened
     }

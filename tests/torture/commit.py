@@ -8,7 +8,7 @@ from collections import Counter
 
 from logitstore.storage import faults
 from logitstore.store.reader import Store
-from logitstore.store.rewrite import compact
+from logitstore.store.rewrite import compact_store
 
 from .store import BLOCKS, IDS, STORAGES, Child, look, row, same, same_tree, work
 
@@ -109,7 +109,7 @@ def merging(family, root, times=99):
         shutil.copytree(whole, merged)
         faults.install(lambda step, counts=counts: counts.update([step]))
         try:
-            compact(merged, "100")
+            compact_store(merged, "100")
         finally:
             faults.install(None)
         with family.case(f"{storage}: rows and ids unchanged"):
@@ -123,13 +123,13 @@ def merging(family, root, times=99):
                     shutil.rmtree(folder, ignore_errors=True)
                     shutil.copytree(whole, folder)
                     hook = faults.killer(f"{step}@{nth}")
-                    _, status = Child(lambda told, f=folder: compact(f, "100"), hook).wait()
+                    _, status = Child(lambda told, f=folder: compact_store(f, "100"), hook).wait()
                     assert os.WIFSIGNALED(status), f"it was not killed: {status}"
                     _unchanged(family, folder)
                     if nth % 2:  # a dump comes first: it must neither lose nor double anything
                         work(folder, storage)
                         _unchanged(family, folder)
-                    compact(folder, "100")
+                    compact_store(folder, "100")
                     _unchanged(family, folder)
                     assert same_tree(folder, merged), "not the store of a merge never killed"
 
@@ -141,6 +141,6 @@ def _unchanged(family, folder):
         family.lost += len(set(IDS) - set(ids))
         raise AssertionError(f"rows are {ids}")
     for i in IDS:
-        if not same(store.row(i), row(i)):
+        if not same(store.record(i), row(i)):
             family.silent += 1
             raise AssertionError(f"{i} reads back wrong")

@@ -7,8 +7,8 @@ import time
 
 from logitstore.errors import LogitStoreError, StoreError
 from logitstore.store.reader import Store
-from logitstore.store.rewrite import repair
-from logitstore.store.verify import verify
+from logitstore.store.rewrite import repair_store
+from logitstore.store.verify import verify_store
 
 from .store import BLOCKS, IDS, row, same, same_tree, work
 
@@ -84,7 +84,7 @@ def rot(family, root, cases, seconds=600, seed=0):
 def _noticed(family, folder, name, changed):
     errors = _read_all(family, folder)
     try:
-        found = [f.where + f.what for f in verify(folder).findings]
+        found = [f.where + f.what for f in verify_store(folder).findings]
     except StoreError as e:
         found = [str(e)]
     if name in FOR_OTHERS or (name in DERIVED and changed is None):
@@ -101,7 +101,7 @@ def _noticed(family, folder, name, changed):
         if name.startswith("shards/"):
             for i, said in errors.items():
                 assert i in said, f"the utterance is not named: {said}"
-                assert "row" in said, f"the row is not named: {said}"
+                assert "record" in said, f"the record is not named: {said}"
             assert all(i in BLOCKS[block] for i in errors), "a neighbour's utterance cannot be read"
 
 
@@ -114,7 +114,7 @@ def _read_all(family, folder):
         return {i: str(e) for i in IDS}
     for i in IDS:
         try:
-            found = store.row(i)
+            found = store.record(i)
             store.decode(found)
         except LogitStoreError as e:
             errors[i] = str(e)
@@ -148,8 +148,8 @@ def mending(family, root, cases, seconds=600, seed=1):
             path.write_bytes(changed)
         with family.case(f"{storage}: {harm.__name__} {name} mended, case {family.cases} of seed {seed}"):
             lost = _read_all(family, folder)
-            done = repair(folder)
-            assert not verify(folder).findings, verify(folder).findings
+            done = repair_store(folder)
+            assert not verify_store(folder).findings, verify_store(folder).findings
             left = set(Store(folder))
             gone = set(IDS) - left
             assert gone == set(done.dropped) or done.shards, f"{gone} gone, {done.dropped} said"
@@ -157,6 +157,6 @@ def mending(family, root, cases, seconds=600, seed=1):
             work(folder, storage)
             assert set(Store(folder)) == set(IDS)
             assert not _read_all(family, folder)
-            assert not verify(folder).findings
+            assert not verify_store(folder).findings
             if not gone and not done.findings:
                 assert same_tree(folder, whole[storage]) or name in FOR_OTHERS

@@ -131,7 +131,7 @@ def forbidden(family, root):
 
             def job(told, f=folder, s=storage):
                 os.setuid(65534)
-                assert all(same(Store(f).row(i), row(i)) for i in IDS[:3])
+                assert all(same(Store(f).record(i), row(i)) for i in IDS[:3])
                 status_of(lambda: work(f, s, told))
 
             _, status = Child(job).wait()

@@ -15,7 +15,7 @@ from logitstore.dump.job import dump_logits
 from logitstore.dump.options import DumpOptions
 from logitstore.errors import TooManySkipped
 from logitstore.store.reader import Store
-from logitstore.store.verify import verify
+from logitstore.store.verify import verify_store
 from logitstore.teachers import load_teacher
 
 ROOT = Path(__file__).parents[2]
@@ -115,7 +115,7 @@ def many(family, root, utterances, seed=0):
     with family.case("--max-skipped 1% stops it"):
         with pytest.raises(TooManySkipped, match="--max-skipped 1%"):
             dump_logits(teacher, manifest, out, DumpOptions(**given, max_skipped="1%"))
-        assert not verify(out).findings
+        assert not verify_store(out).findings
     with family.case("the whole manifest"):
         done = dump_logits(teacher, manifest, out, DumpOptions(**given))
         listed = [json.loads(x) for x in (out / "skipped.jsonl").read_text("utf-8").splitlines()]
@@ -127,7 +127,7 @@ def many(family, root, utterances, seed=0):
         family.lost += good - len(ids)
         assert len(ids) == good, f"{len(ids)} of {good}"
         assert not {x["id"] for x in listed if x["reason"] != "ManifestError"} & ids
-        assert not verify(out).findings
+        assert not verify_store(out).findings
     with family.case("again: nothing to do"):
         again = dump_logits(teacher, manifest, out, DumpOptions(**given))
         assert (again.done, again.shards) == (0, 0)

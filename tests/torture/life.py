@@ -37,7 +37,7 @@ class Reporting:
 
     def __getitem__(self, i):
         target = self.inner[i]
-        wrong = not same(self.inner.store.row(target.id), row(target.id))
+        wrong = not same(self.inner.store.record(target.id), row(target.id))
         return target.id, wrong, _handles(), _memory()
 
 
@@ -51,7 +51,7 @@ def epochs(family, root, count, storages=("zarr", "webdataset")):
             store = Store(root / storage)
             for epoch in range(count):
                 for i in IDS:
-                    family.silent += not same(store.row(i), row(i))
+                    family.silent += not same(store.record(i), row(i))
                 store = pickle.loads(pickle.dumps(store))
                 if epoch == count // 4:
                     gc.collect()

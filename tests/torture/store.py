@@ -15,7 +15,7 @@ from logitstore.storage.base import EncodedRecord
 from logitstore.storage.places import open_place
 from logitstore.store.layout import columns_of, make_spec
 from logitstore.store.reader import Store
-from logitstore.store.verify import verify
+from logitstore.store.verify import verify_store
 from logitstore.store.writer import StoreWriter
 
 TABLE = TokenTable(("<blk>", "a", "b", "c", "d"), 0)
@@ -138,7 +138,7 @@ def look(family, location, acknowledged, blocks=BLOCKS):
     known = {i for b in blocks.values() for i in b}
     assert set(ids) <= known, "a row nobody wrote"
     for i in ids:
-        if not same(store.row(i), row(i)):
+        if not same(store.record(i), row(i)):
             family.silent += 1
             raise AssertionError(f"{i} reads back wrong")
     missing = {i for b in acknowledged for i in blocks[b]} - set(ids)
@@ -146,5 +146,5 @@ def look(family, location, acknowledged, blocks=BLOCKS):
     assert not missing, f"acknowledged, but gone: {sorted(missing)}"
     for i in known - set(ids):
         assert i not in store, f"{i} is visible, but not listed"
-    for finding in verify(location).findings:
+    for finding in verify_store(location).findings:
         assert "no sealed entry" in finding.what, finding
