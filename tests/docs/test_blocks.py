@@ -46,6 +46,7 @@ def folder(store, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHON", sys.executable)
+    monkeypatch.setenv("PWD", str(tmp_path))
     return tmp_path
 
 

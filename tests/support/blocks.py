@@ -4,6 +4,7 @@ A block that follows the comment ``<!-- not run: reason -->`` is checked as far 
 compiled, and the options of ``logitstore`` commands are parsed.
 """
 
+import os
 import re
 import shlex
 from dataclasses import dataclass
@@ -32,8 +33,8 @@ class Block:
     reason: str
 
     def commands(self):
-        """Return the commands of a shell block as lists of words, continued lines joined."""
-        joined = re.sub(r"\\\n\s*", " ", self.code)
+        """Return the commands of a shell block as lists of words, continued lines joined and variables replaced."""
+        joined = os.path.expandvars(re.sub(r"\\\n\s*", " ", self.code))
         split = (shlex.split(line, comments=True) for line in joined.splitlines())
         return [words for words in split if words]
 
