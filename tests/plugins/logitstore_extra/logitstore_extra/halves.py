@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from logitstore.encodings.base import no_setting
-from logitstore.encodings.rows import Dense, logsumexp
+from logitstore.encodings.base import Encoding, no_setting
+from logitstore.encodings.dense import Dense
+from logitstore.encodings.rows import logsumexp
 from logitstore.schema.spec import Column
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ PLANNED = ("halves",)  # spellings that ``logitstore plan`` measures
 
 
 @dataclass(frozen=True)
-class Halves:
+class Halves(Encoding):
     """(N, V) bfloat16 log-probabilities at temperature 1, each within one part in 256 of its value."""
 
     def __str__(self) -> str:
