@@ -1,8 +1,8 @@
-"""Small integers as bits: Rice codes for axes that are seldom 0, gaps between what is not 0 for the others.
+"""Small integers as bits (SPEC E16): Rice codes for axes that are seldom 0, coded gaps between nonzeros for others.
 
-Golomb-Rice codes (Rice 1979; Golomb 1966) with one fixed parameter an axis come within a few percent of an
-arithmetic coder, need no tables, and numpy codes a whole utterance at once: the places of the ones that end
-unary numbers are all that has to be found. SPEC E16 lays the bits out.
+Golomb-Rice codes (Golomb 1966; Rice 1979) with one fixed parameter per axis come within a few percent of an
+arithmetic coder and need no tables. numpy codes a whole utterance at once: decoding only has to find the
+positions of the ones that end unary numbers.
 """
 
 from __future__ import annotations
@@ -14,13 +14,17 @@ from ..errors import FormatError
 
 Codes = NDArray[np.int64]
 Bits = NDArray[np.uint8]
-MOST = 32767  # what a code is clipped to: bounds the length of a unary number
-LARGEST = 1 << 27  # numbers of one piece
+MOST = 32767  # codes are clipped to ± MOST, which bounds the length of a unary number
+LARGEST = 1 << 27  # most numbers in one piece
 PARAMETERS = range(8)
 
 
 def choose(codes: Codes) -> NDArray[np.int8]:
-    """(r,) parameter of each axis that codes a sample (N, r) in the fewest bits: k ≥ 0 Rice, -1 - k gaps."""
+    """Return the (r,) int8 parameters that code a sample in the fewest bits: k ≥ 0 for Rice, -1 - k for gaps.
+
+    Args:
+        codes: (N, r) integers.
+    """
     chosen = np.zeros(codes.shape[1], np.int8)
     for axis, column in enumerate(codes.T):
         z = _zigzag(column)
@@ -34,7 +38,12 @@ def choose(codes: Codes) -> NDArray[np.int8]:
 
 
 def pack(codes: Codes, parameters: NDArray[np.int8]) -> Bits:
-    """(N, r) integers as bytes that say their own length; such pieces may follow one another."""
+    """Return (N, r) integers as one piece: bytes that begin with their own length, so that pieces may be joined.
+
+    Args:
+        codes: (N, r) integers, clipped to ± 32767.
+        parameters: (r,) of :func:`choose`.
+    """
     codes = np.clip(codes, -MOST, MOST)
     bits: list[Bits] = []
     dense = np.flatnonzero(parameters >= 0)
@@ -56,24 +65,24 @@ def pack(codes: Codes, parameters: NDArray[np.int8]) -> Bits:
 
 
 def unpack(data: Bits, parameters: NDArray[np.int8]) -> Codes:
-    """(N, r) integers of all pieces; raises ``FormatError``."""
+    """Return the (N, r) integers of all pieces; raises ``FormatError`` for bytes that are no pieces."""
     found, at = [], 0
     data = np.ascontiguousarray(data)
     while at < len(data):
         head = data[at : at + 8]
         if len(head) < 8:
-            raise FormatError("a piece of codes ends in its own length (SPEC E16)")
+            raise FormatError("a piece of codes is shorter than its header (SPEC E16)")
         frames, size = (int(n) for n in head.view("<u4"))
         body = data[at + 8 : at + 8 + size]
         if len(body) < size or frames * len(parameters) > LARGEST:
-            raise FormatError(f"{len(body)} bytes of codes, where {size} were to come (SPEC E16)")
+            raise FormatError(f"{len(body)} bytes of codes, where {size} are announced (SPEC E16)")
         found.append(_piece(_Reader(body), frames, parameters))
         at += 8 + size
     return np.concatenate(found) if found else np.zeros((0, len(parameters)), np.int64)
 
 
 class _Reader:
-    """Takes bits off the front."""
+    """A reader of bits, from the first to the last."""
 
     def __init__(self, body: Bits) -> None:
         self._bits, self._at = np.unpackbits(body), 0
@@ -123,12 +132,12 @@ def _piece(bits: _Reader, frames: int, parameters: NDArray[np.int8]) -> Codes:
 
 
 def _zigzag(codes: Codes) -> Codes:
-    """0, -1, 1, -2, 2, ... as 0, 1, 2, 3, 4, ..."""
+    """Return 0, -1, 1, -2, 2, ... as 0, 1, 2, 3, 4, ..."""
     return np.asarray((codes << 1) ^ (codes >> 63))
 
 
 def _unary(numbers: Codes) -> Bits:
-    """Each number as so many zeros and a one."""
+    """Return the bits of unary numbers: as many zeros as the number says, and a one."""
     ends = np.cumsum(numbers + 1)
     bits = np.zeros(int(ends[-1]) if len(ends) else 0, np.uint8)
     bits[ends - 1] = 1

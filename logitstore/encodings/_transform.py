@@ -1,8 +1,8 @@
-"""Which axes and which step to spend the bits on: transform coding of what goes into a head.
+"""Transform coding of the inputs of a linear head: the axes and the step that keep a budget in nats.
 
-Rows h are turned so that a unit of error along any axis costs the same divergence, then to the principal axes
-of what a sample shows there, and rounded to whole numbers: reverse water-filling (Kolmogorov 1956) says that
-one step for all axes is best, and axes that vary less than that cost next to nothing.
+Rows h are transformed so that a unit of error along any axis costs the same divergence, then rotated to the
+principal axes of a sample, and rounded to whole numbers. By reverse water-filling (Kolmogorov 1956) one step
+for all axes is best; axes that vary less than the step cost next to nothing.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from ._rice import choose
 if TYPE_CHECKING:
     import torch
 
-TEMPERATURES = (1.0, 2.0, 4.0)  # at each of these the sample's mean divergence keeps the budget
-FLAT = 0.02  # how much all classes count alike, whatever the sample's probabilities: for what it did not show
-LOOKED_AT = 8192  # rows of the sample that divergences are measured on
-AIM = 0.85  # of the budget: the rows of a corpus differ from a sample's
-HALVINGS = 14
+TEMPERATURES = (1.0, 2.0, 4.0)  # the sample's mean divergence keeps the budget at each of these
+FLAT = 0.02  # weight of equal shares for all classes, for those that are improbable in the sample
+MEASURED_ROWS = 8192  # most rows of the sample that divergences are measured on
+AIM = 0.85  # share of the budget to aim at: the rows of a corpus differ from a sample's
+HALVINGS = 14  # of the interval that the step is searched in
 
 
 def fit(
     weight: torch.Tensor, bias: torch.Tensor, sample: torch.Tensor, budget: float
 ) -> dict[str, NDArray[Any]]:
-    """The constants of one head; all that depends on a sample.
+    """Return the constants of a head that a sample determines.
 
     Args:
         weight: (V, D) float64.
         bias: (V,) float64.
         sample: (N, D) float64 rows.
-        budget: nats that a row may lose on average.
+        budget: nats per row that may be lost on average.
 
     Returns:
         ``mean`` (D,), ``axes`` (D, r): codes are round((h - mean) @ axes); ``weight`` (V, r), ``bias`` (V,):
@@ -41,7 +41,7 @@ def fit(
     """
     mean = sample.mean(0)
     centred = sample - mean
-    some = sample[:: -(-len(sample) // LOOKED_AT)]
+    some = sample[:: -(-len(sample) // MEASURED_ROWS)]
     root = _root(_curvature(weight, bias, some))
     spread, turn = _eigen(root @ (centred.T @ centred) @ root)
     turn = turn[:, spread > 1e-10 * spread[0]]
@@ -67,7 +67,7 @@ def fit(
 
 
 def _curvature(weight: torch.Tensor, bias: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
-    """(D, D) mean Fisher information of h: half of it is what a small error of h costs, in nats."""
+    """Return the (D, D) mean Fisher information of h: a small error e of h costs eᵀ F e / 2 nats."""
     even = weight - weight.mean(0)
     total = FLAT * (even.T @ even) / len(weight)
     for temperature in TEMPERATURES:
@@ -79,13 +79,13 @@ def _curvature(weight: torch.Tensor, bias: torch.Tensor, sample: torch.Tensor) -
 
 
 def _root(square: torch.Tensor) -> torch.Tensor:
-    """Symmetric root of a positive matrix, directions that cost nothing raised to next to nothing."""
+    """Return the symmetric root of a positive matrix, with eigenvalues of at least 1e-9 of the largest."""
     values, vectors = _eigen(square)
     return (vectors * values.clamp(min=1e-9 * float(values[0])).sqrt()) @ vectors.T
 
 
 def _eigen(square: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Eigenvalues, largest first, and their vectors, each with its largest part positive."""
+    """Return the eigenvalues, largest first, and their vectors, each with its largest entry positive."""
     import torch
 
     values, vectors = torch.linalg.eigh((square + square.T) / 2)
@@ -95,7 +95,7 @@ def _eigen(square: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _lost(own: torch.Tensor, served: torch.Tensor) -> float:
-    """Mean divergence of two sets of logits, in nats, at the temperature where it is largest."""
+    """Return the mean divergence of two sets of logits in nats, at the temperature where it is largest."""
     worst = 0.0
     for temperature in TEMPERATURES:
         p, q = ((x / temperature).float().log_softmax(-1) for x in (own, served))

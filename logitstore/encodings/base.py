@@ -1,10 +1,9 @@
 """Base classes of encodings: rows of one stream to named arrays, and back.
 
 An encoding may lose information, unlike a compressor. One module of this package, or of a user's own, holds
-one
-encoding: a frozen dataclass that derives from :class:`Encoding` or :class:`HeadEncoding`, its rows, and a
-    function
-``parse(setting)``. ``logitstore.testing`` has the conformance suites.
+one encoding: a frozen dataclass that derives from :class:`Encoding` or :class:`HeadEncoding`, its rows, and a
+function ``parse(setting)``. It may also have ``PLANNED``, texts of encodings that ``logitstore plan`` is to
+try. ``logitstore.testing`` has the conformance suites.
 """
 
 from __future__ import annotations

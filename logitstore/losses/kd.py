@@ -115,8 +115,7 @@ def rnnt_kd(
 
     Raises:
         VocabError, LengthError, UsageError: as :func:`ctc_kd`; also slices that are not T frames in all, and
-        slices
-            for a path.
+        slices for a path.
     """
     rows = as_stream_batch(target)
     divergence = Divergence(temperature, direction, tail, scale)

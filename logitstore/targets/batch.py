@@ -303,7 +303,7 @@ def _pad_labels(
 
 
 def _driven_labels(sources: Sequence[Source], names: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Return (B, U) label ids of every stream whose labels are known for all utterances."""
+    """Return (B, U) label ids of every stream with known labels for all utterances."""
     padded: dict[str, torch.Tensor] = {}
     for name in names:
         known = [ids for ids in (_driven(source, name) for source in sources) if ids is not None]

@@ -209,7 +209,7 @@ class Clipped:
 
     @property
     def first(self) -> Target:
-        """Target of the first utterance, of whose kind all others are."""
+        """Target of the first utterance; all others have the same streams."""
         return next(iter(self.targets.values()))
 
     @property

@@ -48,7 +48,7 @@ class Stretch:
 def frames_of(source: Target | Clipped) -> int:
     """Return the number of frames at the teacher's rate.
 
-    For an utterance that is T. For a clip the teacher's frames are counted whose centres lie within its
+    For an utterance that is T. For a clip it counts the teacher's frames with their centres within its
     seconds; where the centres are not known, one frame per shift. A clip has at least one.
     """
     if isinstance(source, Target):
@@ -221,7 +221,7 @@ def _silence(part: Stretch, like: Resampled, blank: int, *, before: bool) -> Res
 
     Args:
         part: frames without an utterance; valid where their silence has a target of blank.
-        like: frames of an utterance of the clip, whose form and label positions the silence takes.
+        like: frames of an utterance of the clip, to copy the form and label positions of.
         blank: id of the blank.
         before: True before the first utterance, False after it.
     """

@@ -231,7 +231,7 @@ class Method:
 
     @property
     def single(self) -> Method:
-        """The method for one frame: without stacks, whose frames are taken one by one, and without lag."""
+        """The method for single frames: without stacks and without lag."""
         return Method("nearest" if self.size else self.name)
 
 

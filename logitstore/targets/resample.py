@@ -1,6 +1,6 @@
 """Streams of one utterance at a student's frames: rows of the teacher, taken or mixed.
 
-:mod:`logitstore.targets.frames` says which teacher frames each student frame needs; here their rows are put
+:mod:`logitstore.targets.frames` plans which teacher frames each student frame needs; here their rows are put
 together, per kind of stream: frames, lattices, paths, layers, and inputs of a linear head.
 """
 

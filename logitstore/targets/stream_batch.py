@@ -81,7 +81,7 @@ class FactoredBatch:
         bias: (V,) float32.
         mask: bool, (B, T) or of a lattice (B, T, U+1); True where there is a target.
         temperature: temperature of the probabilities.
-        dec: (B, U+1, D) float32 label sides of a lattice, whose nodes are activation(h[t] + dec[u]); else
+        dec: (B, U+1, D) float32 label sides of a lattice with nodes activation(h[t] + dec[u]); else
             None.
         activation: ``tanh`` or ``relu``, with ``dec``.
         to: (V,) int64 student class of each class of the head, -1 for the tail; applied after the product.

@@ -22,11 +22,11 @@ WHICH = ("the teacher", "the student")
 
 @dataclass(frozen=True)
 class Coverage:
-    """How much of a teacher's table a student has.
+    """Counts of the tokens of two tables that a map connects.
 
     Attributes:
         teacher: number of the teacher's tokens.
-        mapped: number of the teacher's tokens whose name the student's table has, the blank included.
+        mapped: number of the teacher's tokens that the student's table has by name, with the blank.
         student: number of the student's classes.
         fed: number of the student's classes that some token of the teacher maps to.
     """

@@ -1,4 +1,4 @@
-"""Conformance suites for authors of encodings, storage backends and teachers.
+"""Conformance suites for authors of encodings, storage backends, places and teachers.
 
 Each module holds one suite: a tuple ``CHECKS`` of functions, each of which raises ``AssertionError`` with the
 reason. The suites need no test framework, and run under ``python -O`` too; with pytest, parametrize over
@@ -8,6 +8,7 @@ reason. The suites need no test framework, and run under ``python -O`` too; with
 * :mod:`logitstore.testing.head`: encodings of the input of a linear head.
 * :mod:`logitstore.testing.vectors`: encodings of the numbers of a layer.
 * :mod:`logitstore.testing.storage`: storage backends.
+* :mod:`logitstore.testing.places`: places.
 * :mod:`logitstore.testing.teacher`: teachers.
 """
 

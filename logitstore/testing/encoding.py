@@ -78,7 +78,7 @@ def stored(encoding: Encoding, logits: torch.Tensor) -> dict[str, NDArray[Any]]:
 def decoded(encoding: Encoding, logits: torch.Tensor) -> Rows:
     """Return (N, V) logits encoded and decoded."""
     rows = encoding.decode(stored(encoding, logits), logits.shape[1])
-    expect(has_classes(rows), f"decode gives a {type(rows).__name__}, whose rows have no classes")
+    expect(has_classes(rows), f"decode gives a {type(rows).__name__}, which has no classes")
     assert has_classes(rows)
     return rows
 
@@ -89,7 +89,7 @@ def probabilities(at: Tempered) -> NDArray[np.float64]:
 
 
 def check_encoding(encoding: Encoding, classes: int, bounds: Bounds) -> None:
-    """The encoding and its rows derive from the base classes, which readers and writers rely on."""
+    """Check that the encoding and its rows derive from the base classes."""
     expect(isinstance(encoding, Encoding), f"{type(encoding).__name__} is no logitstore.encodings.Encoding")
     expect(not encoding.numbers, "numbers is True: rows would be taken for the numbers of a layer")
     rows = encoding.decode(stored(encoding, samples(classes)), classes)
@@ -97,7 +97,7 @@ def check_encoding(encoding: Encoding, classes: int, bounds: Bounds) -> None:
 
 
 def check_columns(encoding: Encoding, classes: int, bounds: Bounds) -> None:
-    """Arrays have the names and trailing axes of the columns, and fit their dtypes."""
+    """Check names, trailing axes and dtypes of the arrays against the columns."""
     for n in (1, COUNT):
         arrays = encoding.encode(samples(classes)[:n])
         columns = encoding.columns(classes)
@@ -113,7 +113,7 @@ def check_columns(encoding: Encoding, classes: int, bounds: Bounds) -> None:
 
 
 def check_input_is_left_alone(encoding: Encoding, classes: int, bounds: Bounds) -> None:
-    """Encoding does not write to the caller's logits, and takes a view of them."""
+    """Check that encoding does not write to the caller's logits, and takes a view of them."""
     logits = samples(classes)
     before = logits.clone()
     encoding.encode(logits[3:9])
@@ -121,13 +121,14 @@ def check_input_is_left_alone(encoding: Encoding, classes: int, bounds: Bounds) 
 
 
 def check_masses(encoding: Encoding, classes: int, bounds: Bounds) -> None:
-    """At every temperature the kept classes and the tail sum to one, and so does the dense row."""
+    """Check that kept classes and tail sum to one at every temperature, and so does the dense row."""
     rows = decoded(encoding, samples(classes))
     for temperature in TEMPERATURES:
         _expect_masses(rows.at(temperature), len(rows), classes, f"at temperature {temperature}")
 
 
 def _expect_masses(at: Tempered, count: int, classes: int, when: str) -> None:
+    """Raise ``AssertionError`` unless ``count`` rows over V classes each have a mass of one."""
     mass = np.exp(logsumexp(np.concatenate([at.logp, at.tail[:, None]], 1).astype(np.float64)))
     expect(bool((np.abs(mass - 1) < SUM).all()), f"masses {mass} {when}")
     total = probabilities(at).sum(1)
@@ -136,7 +137,7 @@ def _expect_masses(at: Tempered, count: int, classes: int, when: str) -> None:
 
 
 def check_bounds(encoding: Encoding, classes: int, bounds: Bounds) -> None:
-    """Stored log-probabilities and tails are as exact as promised, at every temperature."""
+    """Check log-probabilities and tails against the bounds, at every temperature."""
     logits = samples(classes)
     rows = decoded(encoding, logits)
     for temperature in TEMPERATURES:
@@ -158,7 +159,7 @@ def check_bounds(encoding: Encoding, classes: int, bounds: Bounds) -> None:
 
 
 def check_order(encoding: Encoding, classes: int, bounds: Bounds) -> None:
-    """Kept classes are the best ones, best first, ties by lower id, none twice."""
+    """Check that kept classes are the best ones, best first, ties by lower id, none twice."""
     logits = samples(classes)
     at = decoded(encoding, logits).at(1.0)
     if at.ids is None:
@@ -170,7 +171,7 @@ def check_order(encoding: Encoding, classes: int, bounds: Bounds) -> None:
 
 
 def check_zeros(encoding: Encoding, classes: int, bounds: Bounds) -> None:
-    """Logits of -0.0 and 0.0 give the same arrays."""
+    """Check that logits of -0.0 and 0.0 give the same arrays."""
     zeros = torch.zeros(3, classes)
     mixed = zeros.clone()
     mixed[:, ::2] = -0.0
@@ -180,7 +181,7 @@ def check_zeros(encoding: Encoding, classes: int, bounds: Bounds) -> None:
 
 
 def check_rows_alone(encoding: Encoding, classes: int, bounds: Bounds) -> None:
-    """A row depends neither on its neighbours nor on how an utterance was sliced."""
+    """Check that a row depends neither on its neighbours nor on how an utterance was sliced."""
     logits = samples(classes)
     together = decoded(encoding, logits).at(1.0).dense()
     for n in (0, 5, 9, COUNT - 1):
@@ -189,7 +190,7 @@ def check_rows_alone(encoding: Encoding, classes: int, bounds: Bounds) -> None:
 
 
 def check_take(encoding: Encoding, classes: int, bounds: Bounds) -> None:
-    """``take`` gives the rows asked for, in that order, repeated where asked."""
+    """Check that ``take`` gives the rows asked for, in that order, repeated where asked."""
     rows = decoded(encoding, samples(classes))
     index = np.array([3, 3, 0, COUNT - 1], np.int64)
     expect(len(rows) == COUNT, f"{len(rows)} rows of {COUNT}")
@@ -202,7 +203,7 @@ def check_take(encoding: Encoding, classes: int, bounds: Bounds) -> None:
 
 
 def check_temperature(encoding: Encoding, classes: int, bounds: Bounds) -> None:
-    """Temperatures below one, NaN and infinity are refused."""
+    """Check that temperatures below one, NaN and infinity are refused."""
     rows = decoded(encoding, samples(classes))
     for temperature in (0.5, 0.0, -1.0, float("nan"), float("inf")):
         try:
@@ -213,7 +214,7 @@ def check_temperature(encoding: Encoding, classes: int, bounds: Bounds) -> None:
 
 
 def check_loss(encoding: Encoding, classes: int, bounds: Bounds) -> None:
-    """The loss that ``encode`` reports for each row is that of its dense row, and within its budget."""
+    """Check the loss that ``encode`` reports for each row against its dense row and the budget."""
     logits = samples(classes)
     reported = encoding.encode(logits).get(LOSS)
     if reported is None:
@@ -231,7 +232,7 @@ def check_loss(encoding: Encoding, classes: int, bounds: Bounds) -> None:
 
 
 def check_mix(encoding: Encoding, classes: int, bounds: Bounds) -> None:
-    """``mix`` gives the mixtures of two rows each that resampling takes; ``check`` finds no fault."""
+    """Check mixtures of two rows each, as resampling takes them, and that ``check`` finds no fault."""
     rows = decoded(encoding, samples(classes))
     rows.check("ctc")
     low, high = np.array([0, 3, 5, 8, 20], np.int64), np.array([1, 3, 6, 9, 23], np.int64)
@@ -266,7 +267,7 @@ def tables(classes: int) -> tuple[TokenTable, TokenTable]:
 
 
 def check_mapped(encoding: Encoding, classes: int, bounds: Bounds) -> None:
-    """``mapped`` gives rows over a student's table, mapped last; a second map is refused."""
+    """Check rows over a student's table: mixtures are mapped last, a second map is refused."""
     vocab = VocabMap.by_token(*tables(classes))
     rows = decoded(encoding, samples(classes))
     mapped = rows.mapped(vocab)
@@ -293,7 +294,7 @@ def check_mapped(encoding: Encoding, classes: int, bounds: Bounds) -> None:
 
 
 def check_head(encoding: Encoding, classes: int, bounds: Bounds) -> None:
-    """``head`` gives None, or a head and its inputs that make the rows."""
+    """Check that ``head`` gives None, or a head and its inputs that make the rows."""
     rows = decoded(encoding, samples(classes))
     head = rows.head()
     if head is None:
@@ -305,7 +306,7 @@ def check_head(encoding: Encoding, classes: int, bounds: Bounds) -> None:
 
 
 def check_batches(encoding: Encoding, classes: int, bounds: Bounds) -> None:
-    """A student's batch, at other frames and with another token table, holds the rows; losses are finite."""
+    """Check batches at other frames and over another token table, and that losses are finite."""
     rows = decoded(encoding, samples(classes))
     teacher, student = tables(classes)
     target = Target("u", COUNT, np.zeros(0, np.int32), {"ctc": rows}, {"ctc": (COUNT, classes)}, blank=0)

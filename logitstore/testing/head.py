@@ -1,8 +1,13 @@
-"""What every encoding of a head's input must do. For one's own::
+"""Conformance suite of encodings of the input of a linear head (:class:`logitstore.encodings.HeadEncoding`).
 
-@pytest.mark.parametrize("check", head.CHECKS, ids=lambda c: c.__name__)
-def test_mine(check):
-    check(MyHeadEncoding(), 1e-4)  # nats that a row may lose on average
+Run every check on one's own encoding, with the nats per row that it may lose on average::
+
+    import pytest
+    from logitstore.testing import head as suite
+
+    @pytest.mark.parametrize("check", suite.CHECKS, ids=lambda check: check.__name__)
+    def test_my_encoding(check):
+        check(MyHeadEncoding(), 1e-4)
 """
 
 from __future__ import annotations
@@ -26,14 +31,14 @@ WIDTH, CLASSES, ROWS = 24, 60, 400
 
 
 def a_head(seed: int = 0) -> LinearHead:
-    """A head of 60 classes over 24 numbers."""
+    """Return a linear head of 60 classes over 24 numbers."""
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(CLASSES, WIDTH, generator=generator)
     return LinearHead(weight.numpy(), torch.randn(CLASSES, generator=generator).numpy())
 
 
 def rows(seed: int = 1) -> torch.Tensor:
-    """(N, D) rows as a trained encoder gives them: few directions matter, some rows are certain, one is 0."""
+    """Return (N, D) inputs as of a trained encoder: few directions matter, some rows are certain, one is 0."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(ROWS, WIDTH, generator=generator) * torch.logspace(0.3, -2, WIDTH)
     x[::5] *= 4
@@ -42,7 +47,7 @@ def rows(seed: int = 1) -> torch.Tensor:
 
 
 def bound(encoding: HeadEncoding) -> Any:
-    """The encoding of rows, its constants as a store gives them back."""
+    """Return the encoding of rows, with its constants as a store gives them back."""
     made = encoding.prepare(a_head(), rows(2) if encoding.needs_sample else None)
     return encoding.bound(_stream(encoding), {n: np.array(a) for n, a in made.items()})
 
@@ -61,7 +66,7 @@ def _encode(encoding: Any, x: torch.Tensor) -> tuple[dict[str, NDArray[Any]], ND
 
 
 def check_columns(encoding: HeadEncoding, most: float) -> None:
-    """Arrays have the names, dtypes and trailing axes of the columns, with constants or without."""
+    """Check names, dtypes and trailing axes of the arrays against the columns, with and without constants."""
     ready = bound(encoding)
     expect(
         ready.columns(CLASSES) == encoding.bound(_stream(encoding), {}).columns(CLASSES),
@@ -72,15 +77,15 @@ def check_columns(encoding: HeadEncoding, most: float) -> None:
         expect(set(given) - {LOSS} == {c.name for c in ready.columns(CLASSES)}, f"arrays {set(given)}")
         for c in ready.columns(CLASSES):
             array = given[c.name].numpy()
-            items = len(array) if c.name in getattr(ready, "ragged", ()) else n
+            items = len(array) if c.name in ready.ragged else n
             expect(array.shape == (items, *c.shape), f"{c.name} is {array.shape}, not {(items, *c.shape)}")
             expect(array.dtype == c.dtype and c.dtype in DTYPES, f"{c.name} is {array.dtype}, not {c.dtype}")
 
 
 def check_loss(encoding: HeadEncoding, most: float) -> None:
-    """A row loses what its encoding says, and on average no more than is promised, at every temperature."""
+    """Check the reported loss of each row, and the mean loss against ``most``, at every temperature."""
     x, head, ready = rows(), a_head(), bound(encoding)
-    arrays, said = _encode(ready, x)
+    arrays, reported = _encode(ready, x)
     logits = (x.double() @ torch.from_numpy(head.weight).double().T + torch.from_numpy(head.bias)).numpy()
     for temperature in (1.0, 2.0, 4.0):
         own = logits / temperature
@@ -89,12 +94,12 @@ def check_loss(encoding: HeadEncoding, most: float) -> None:
         lost = (np.exp(own) * (own - served)).sum(1)
         expect(lost.mean() <= most, f"{lost.mean()} nats lost on average at {temperature}, not {most}")
         if temperature == 1:
-            wrong = np.abs(lost - said).max()
-            expect(wrong < 1e-5, f"a row loses {wrong} nats more or less than its encoding says")
+            wrong = np.abs(lost - reported).max()
+            expect(wrong < 1e-5, f"a row loses {wrong} nats more or less than its encoding reports")
 
 
 def check_slices(encoding: HeadEncoding, most: float) -> None:
-    """Slices encoded one by one, one behind the other, are the whole; and a row needs no neighbours."""
+    """Check that slices encoded one by one and joined are the whole."""
     ready = bound(encoding)
     whole = ready.decode(_encode(ready, rows())[0], CLASSES).at(1.0).logp
     pieces = [_encode(ready, x)[0] for x in torch.split(rows(), [1, 150, 49, 200])]
@@ -103,7 +108,7 @@ def check_slices(encoding: HeadEncoding, most: float) -> None:
 
 
 def check_rows(encoding: HeadEncoding, most: float) -> None:
-    """``take`` gives the rows asked for; masses are one; temperatures below one are refused."""
+    """Check ``take``, masses of one, and that temperatures below one are refused."""
     ready = bound(encoding)
     got = ready.decode(_encode(ready, rows())[0], CLASSES)
     expect((len(got), got.classes) == (ROWS, CLASSES), f"{len(got)} rows of {got.classes} classes")
@@ -120,9 +125,37 @@ def check_rows(encoding: HeadEncoding, most: float) -> None:
     raise AssertionError("a temperature of 0.5 was served")
 
 
+def check_head(encoding: HeadEncoding, most: float) -> None:
+    """Check that decoded rows give their head, that it makes their logits, and that it is recognised again."""
+    ready, x = bound(encoding), rows()
+    got = ready.decode(_encode(ready, x)[0], CLASSES)
+    inputs = got.head()
+    if inputs is not None:
+        logits = inputs.h.astype(np.float32) @ inputs.weight.T + inputs.bias
+        made = logits - logsumexp(logits)[:, None]
+        expect(bool(np.allclose(made, got.at(1.0).logp, atol=1e-3)), "the head makes other rows")
+        expect(inputs.same_head(inputs), "a head is not the same as itself")
+    expect(encoding.made_from(a_head(), ready.constants), "made_from() does not know its own head")
+    expect(not encoding.made_from(a_head(5), ready.constants), "made_from() takes another head for its own")
+
+
+def check_mix(encoding: HeadEncoding, most: float) -> None:
+    """Check mixtures of two rows each, as resampling takes them."""
+    got = bound(encoding).decode(_encode(bound(encoding), rows())[0], CLASSES)
+    low, high = np.array([0, 3, 8], np.int64), np.array([1, 4, 9], np.int64)
+    weight = np.array([0.25, 0.5, 0.75], np.float32)
+    p = np.exp(got.at(2.0).dense())
+    wanted = (1 - weight[:, None]) * p[low] + weight[:, None] * p[high]
+    expect(
+        bool(np.allclose(np.exp(got.mix(low, high, weight, 2.0).dense()), wanted, atol=1e-5)), "mix differs"
+    )
+
+
 CHECKS: tuple[Callable[[HeadEncoding, float], None], ...] = (
     check_columns,
     check_loss,
     check_slices,
     check_rows,
+    check_head,
+    check_mix,
 )

@@ -26,7 +26,7 @@ from ..storage.spec_file import read_spec, write_spec
 from ..store.layout import columns_of, make_spec
 from ..tokens.table import TokenTable
 from . import expect
-from .storage import rows, same
+from .storage import records, same
 
 OpenPlace = Callable[[], Place]
 WAIT_SECONDS = 30.0
@@ -219,7 +219,7 @@ def _check_shards(open_again: OpenPlace, backend: str) -> None:
     place, storage = open_again(), parse_storage(backend)
     columns = columns_of(read_spec(place))
     storage.describe(place, {"format": "logitstore"})
-    given = rows(6, columns)
+    given = records(6, columns)
     for number, part in enumerate((given[:2], given[2:4], given[4:])):
         with place.lock("job"):
             making = UnsealedShard(place, storage, columns, f"s-{number}", "job")

@@ -1,8 +1,15 @@
-"""What every storage must do. For one's own::
+"""Conformance suite of storage backends (:class:`logitstore.storage.base.StorageBackend`).
 
-@pytest.mark.parametrize("check", storage.CHECKS, ids=lambda c: c.__name__)
-def test_mine(check, tmp_path):
-    check(MyStorage(), tmp_path)
+Run every check on one's own backend, with an empty folder::
+
+    import pytest
+    from logitstore.testing import storage as suite
+
+    @pytest.mark.parametrize("check", suite.CHECKS, ids=lambda check: check.__name__)
+    def test_my_backend(check, tmp_path):
+        check(MyBackend(), tmp_path)
+
+The checks cover round trips of records, hostile ids, reproducible bytes, and damage to files.
 """
 
 from __future__ import annotations
@@ -48,8 +55,16 @@ IDS = (
 FLIPS = 60
 
 
-def rows(count: int, columns: Sequence[Column] = COLUMNS, *, ids: Sequence[str] = ()) -> list[EncodedRecord]:
-    """Rows of different lengths, some of them empty, with every bit pattern of their dtypes."""
+def records(
+    count: int, columns: Sequence[Column] = COLUMNS, *, ids: Sequence[str] = ()
+) -> list[EncodedRecord]:
+    """Return records of different lengths, some columns empty, with any bit pattern of their dtypes.
+
+    Args:
+        count: number of records.
+        columns: columns of the records.
+        ids: their ids; ``utt-0000``, ... where there are none.
+    """
     random = np.random.default_rng(count)
     made = []
     for i in range(count):
@@ -65,97 +80,98 @@ def rows(count: int, columns: Sequence[Column] = COLUMNS, *, ids: Sequence[str] 
 
 
 def write(
-    storage: StorageBackend, folder: Path, given: Sequence[EncodedRecord], columns: Sequence[Column] = COLUMNS
+    backend: StorageBackend, folder: Path, given: Sequence[EncodedRecord], columns: Sequence[Column] = COLUMNS
 ) -> tuple[Place, ShardContents]:
-    """Write rows as shard ``s-0`` of a place at ``folder`` and publish it."""
+    """Write records as shard ``s-0`` of a place at ``folder`` and publish it."""
     place = open_place(folder)
     staged = place.stage("w") / "s-0"
-    writer = storage.create(staged, "s-0", columns)
+    writer = backend.create(staged, "s-0", columns)
     try:
-        for row in given:
-            writer.add(row)
+        for record in given:
+            writer.add(record)
         contents = writer.finish()
     finally:
         writer.close()
-    place.publish(staged, storage.path("s-0"))
+    place.publish(staged, backend.path("s-0"))
     return place, contents
 
 
 def same(a: NDArray[Any], b: NDArray[Any]) -> bool:
-    """Equal dtypes, shapes and bits; NaN equals the same NaN."""
+    """Tell whether arrays have equal dtypes, shapes and bits; NaN equals the same NaN."""
     return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
-def _agree(shard: Shard, given: Sequence[EncodedRecord], columns: Sequence[Column] = COLUMNS) -> None:
-    expect(len(shard) == len(given), f"{len(shard)} rows of {len(given)} written")
+def _expect_same(shard: Shard, given: Sequence[EncodedRecord], columns: Sequence[Column] = COLUMNS) -> None:
+    expect(len(shard) == len(given), f"{len(shard)} records of {len(given)} written")
     for i in reversed(range(len(given))):  # not in stored order
-        row, was = shard.record(i), given[i]
-        expect(row.id == was.id, f"row {i} is {row.id!r}, not {was.id!r}")
-        expect(row.meta == {**was.meta, "id": was.id}, f"row {i} says {row.meta}")
+        record, was = shard.record(i), given[i]
+        expect(record.id == was.id, f"record {i} is {record.id!r}, not {was.id!r}")
+        expect(record.meta == {**was.meta, "id": was.id}, f"record {i} has the metadata {record.meta}")
         for c in columns:
-            expect(same(row.arrays[c.name], was.arrays[c.name]), f"row {i}: {c.name} differs")
-            expect(not row.arrays[c.name].flags.writeable or not row.arrays[c.name].size, "a writable view")
+            array = record.arrays[c.name]
+            expect(same(array, was.arrays[c.name]), f"record {i}: {c.name} differs")
+            expect(not array.flags.writeable or not array.size, f"record {i}: {c.name} is a writable view")
 
 
-def _round_trip(storage: StorageBackend, folder: Path, given: Sequence[EncodedRecord]) -> None:
-    place, contents = write(storage, folder, given)
-    _agree(storage.open(place, "s-0", contents, COLUMNS), given)
+def _round_trip(backend: StorageBackend, folder: Path, given: Sequence[EncodedRecord]) -> None:
+    place, contents = write(backend, folder, given)
+    _expect_same(backend.open(place, "s-0", contents, COLUMNS), given)
 
 
-def check_one_row(storage: StorageBackend, folder: Path) -> None:
-    """One row comes back bit for bit."""
-    _round_trip(storage, folder, rows(1))
+def check_one_record(backend: StorageBackend, folder: Path) -> None:
+    """Check that one record comes back bit for bit."""
+    _round_trip(backend, folder, records(1))
 
 
-def check_many_rows(storage: StorageBackend, folder: Path) -> None:
-    """Many rows come back bit for bit, in any order."""
-    _round_trip(storage, folder, rows(150))
+def check_many_records(backend: StorageBackend, folder: Path) -> None:
+    """Check that many records come back bit for bit, in any order."""
+    _round_trip(backend, folder, records(150))
 
 
-def check_no_rows(storage: StorageBackend, folder: Path) -> None:
-    """A shard of no rows can be written and opened."""
-    _round_trip(storage, folder, [])
+def check_no_records(backend: StorageBackend, folder: Path) -> None:
+    """Check that a shard without records can be written and opened."""
+    _round_trip(backend, folder, [])
 
 
-def check_dtypes(storage: StorageBackend, folder: Path) -> None:
-    """Every dtype a column may have comes back bit for bit."""
+def check_dtypes(backend: StorageBackend, folder: Path) -> None:
+    """Check that every dtype of columns comes back bit for bit."""
     columns = [Column(f"a.{d}", d, (2,) if i % 2 else ()) for i, d in enumerate(DTYPES)]
-    given = rows(5, columns)
-    place, contents = write(storage, folder, given, columns)
-    _agree(storage.open(place, "s-0", contents, columns), given, columns)
+    given = records(5, columns)
+    place, contents = write(backend, folder, given, columns)
+    _expect_same(backend.open(place, "s-0", contents, columns), given, columns)
 
 
-def check_large_rows(storage: StorageBackend, folder: Path) -> None:
-    """Columns larger than any one chunk come back bit for bit."""
+def check_large_records(backend: StorageBackend, folder: Path) -> None:
+    """Check that columns larger than one chunk come back bit for bit."""
     big = [Column("a.b", "float16", (5000,))]
     values = np.arange(350 * 5000, dtype=np.uint32).astype(np.uint16).view(np.float16).reshape(350, 5000)
     given = [EncodedRecord(f"u{i}", {}, {"a.b": values[70 * i : 70 * (i + 1)]}) for i in range(5)]
-    place, contents = write(storage, folder, given, big)
-    _agree(storage.open(place, "s-0", contents, big), given, big)
+    place, contents = write(backend, folder, given, big)
+    _expect_same(backend.open(place, "s-0", contents, big), given, big)
 
 
-def check_columns_without_items(storage: StorageBackend, folder: Path) -> None:
-    """Columns that are empty in one row, or in all of them."""
+def check_columns_without_items(backend: StorageBackend, folder: Path) -> None:
+    """Check that columns without items in any record come back."""
     given = [
         EncodedRecord(f"u{i}", {}, {c.name: np.zeros((0, *c.shape), c.dtype) for c in COLUMNS})
         for i in range(3)
     ]
-    _round_trip(storage, folder, given)
+    _round_trip(backend, folder, given)
 
 
-def check_ids(storage: StorageBackend, folder: Path) -> None:
-    """Ids with dots, slashes, spaces, quotes, 300 bytes of UTF-8; none escapes the store."""
-    given = rows(len(IDS), ids=IDS)
-    place, contents = write(storage, folder, given)
-    _agree(storage.open(place, "s-0", contents, COLUMNS), given)
+def check_ids(backend: StorageBackend, folder: Path) -> None:
+    """Check ids with dots, slashes, spaces, quotes and 300 bytes of UTF-8; no file leaves the store."""
+    given = records(len(IDS), ids=IDS)
+    place, contents = write(backend, folder, given)
+    _expect_same(backend.open(place, "s-0", contents, COLUMNS), given)
     for file in contents.files:
         parts = file.path.split("/")
         expect(parts[0] == "shards" and not {"..", ".", ""} & set(parts), f"a file at {file.path!r}")
 
 
-def check_sealing(storage: StorageBackend, folder: Path) -> None:
-    """The contents list every file there is, each with its size and CRC-32C."""
-    place, contents = write(storage, folder, rows(4))
+def check_sealing(backend: StorageBackend, folder: Path) -> None:
+    """Check that the shard's contents list every file, each with its size and CRC-32C."""
+    place, contents = write(backend, folder, records(4))
     found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
     expect(found == {f.path for f in contents.files}, f"{found} on disk, {contents.files} sealed")
     for file in contents.files:
@@ -163,52 +179,52 @@ def check_sealing(storage: StorageBackend, folder: Path) -> None:
         expect((len(data), crc32c(data)) == (file.bytes, file.crc32c), f"{file.path} is not as sealed")
 
 
-def check_same_bytes(storage: StorageBackend, folder: Path) -> None:
-    """The same rows give the same bytes, wherever and whenever they are written."""
-    given = rows(20)
-    _, one = write(storage, folder / "one", given)
-    _, two = write(storage, folder / "elsewhere" / "two", given)
-    expect(one == two, "two writes of the same rows differ")
+def check_same_bytes(backend: StorageBackend, folder: Path) -> None:
+    """Check that the same records give the same bytes, wherever and whenever they are written."""
+    given = records(20)
+    _, one = write(backend, folder / "one", given)
+    _, two = write(backend, folder / "elsewhere" / "two", given)
+    expect(one == two, "two writes of the same records differ")
 
 
-def check_wrong_rows(storage: StorageBackend, folder: Path) -> None:
-    """A row that is not as the columns say is refused and leaves no trace."""
-    good = rows(3)
+def check_wrong_records(backend: StorageBackend, folder: Path) -> None:
+    """Check that a record that does not fit the columns is refused and leaves no trace."""
+    good = records(3)
     place = open_place(folder)
     staged = place.stage("w") / "s-0"
-    writer = storage.create(staged, "s-0", COLUMNS)
+    writer = backend.create(staged, "s-0", COLUMNS)
     wrong: list[dict[str, Any]] = [
         {"ctc.logp": np.zeros((2, 6), np.float16)},
         {"ctc.logp": np.zeros((2, 7), np.float32)},
         {"ctc.logp": np.zeros((2, 7), ">f2")},
         {"more": np.zeros(2, np.uint8)},
     ]
-    for row, change in zip([*good, good[0]], wrong, strict=True):
+    for record, change in zip([*good, good[0]], wrong, strict=True):
         try:
-            writer.add(EncodedRecord("wrong", row.meta, {**row.arrays, **change}))
+            writer.add(EncodedRecord("wrong", record.meta, {**record.arrays, **change}))
         except FormatError:
             continue
-        raise AssertionError(f"a row with {change} was taken")
+        raise AssertionError(f"a record with {change} was taken")
     for meta in ({"x": float("nan")}, {"x": "\ud800"}, {"x": object()}):
         try:
             writer.add(EncodedRecord("wrong", meta, good[0].arrays))
         except FormatError:
             continue
-        raise AssertionError(f"a row with {meta} was taken")
-    for row in good:
-        writer.add(row)
+        raise AssertionError(f"a record with {meta} was taken")
+    for record in good:
+        writer.add(record)
     contents = writer.finish()
     writer.close()
-    place.publish(staged, storage.path("s-0"))
-    _agree(storage.open(place, "s-0", contents, COLUMNS), good)
+    place.publish(staged, backend.path("s-0"))
+    _expect_same(backend.open(place, "s-0", contents, COLUMNS), good)
 
 
-def check_flipped_bits(storage: StorageBackend, folder: Path) -> None:
-    """A flipped bit anywhere is an error or changes nothing; inside a row's own bytes it is an error."""
-    given = rows(6)
-    place, contents = write(storage, folder, given)
+def check_flipped_bits(backend: StorageBackend, folder: Path) -> None:
+    """Check that a flipped bit raises or changes nothing; within a record's own bytes it must raise."""
+    given = records(6)
+    place, contents = write(backend, folder, given)
     random = np.random.default_rng(0)
-    found = 0
+    noticed = 0
     sizes = np.array([f.bytes for f in contents.files])
     flips = np.sort(random.choice(int(sizes.sum()), min(FLIPS, int(sizes.sum())), replace=False))
     ends = np.cumsum(sizes)
@@ -217,78 +233,79 @@ def check_flipped_bits(storage: StorageBackend, folder: Path) -> None:
         path, at = folder / file.path, flip - int(ends[ends <= flip].max(initial=0))
         whole = path.read_bytes()
         path.write_bytes(_flip(whole, at, int(random.integers(8))))
-        found += _noticed(storage, place, contents, given, f"bit of byte {at} of {file.path} flipped")
+        noticed += _is_noticed(backend, place, contents, given, f"bit of byte {at} of {file.path} flipped")
         path.write_bytes(whole)
-    expect(found > 0, "no flipped bit was noticed")
+    expect(noticed > 0, "no flipped bit was noticed")
     needle = given[2].arrays["ctc.logp"].tobytes()
     for file in contents.files:
         whole = place.read(file.path)
-        if (at := whole.find(needle)) >= 0:  # where a storage keeps bytes as they are
+        if (at := whole.find(needle)) >= 0:  # where the backend keeps bytes as they are
             (folder / file.path).write_bytes(_flip(whole, at + 3, 0))
-            noticed = _noticed(storage, place, contents, given, "a bit of row 2 flipped")
-            expect(noticed, "a flipped bit in a row's own bytes was not noticed")
+            raised = _is_noticed(backend, place, contents, given, "a bit of record 2 flipped")
+            expect(raised, "a flipped bit in a record's own bytes was not noticed")
 
 
 def _flip(data: bytes, at: int, bit: int) -> bytes:
+    """Return bytes with one bit of byte ``at`` flipped."""
     return data[:at] + bytes([data[at] ^ (1 << bit)]) + data[at + 1 :]
 
 
-def _noticed(
-    storage: StorageBackend, place: Place, contents: ShardContents, given: Sequence[EncodedRecord], what: str
+def _is_noticed(
+    backend: StorageBackend, place: Place, contents: ShardContents, given: Sequence[EncodedRecord], what: str
 ) -> bool:
-    """Whether reading everything raised; raises ``AssertionError`` where it gave something wrong."""
+    """Tell whether reading all records raises; raises ``AssertionError`` where it gives other records."""
     try:
-        shard = storage.open(place, "s-0", contents, COLUMNS)
-        _agree(shard, given)
+        shard = backend.open(place, "s-0", contents, COLUMNS)
+        _expect_same(shard, given)
     except StoreError:
         return True
     except AssertionError as e:
-        raise AssertionError(f"{what}, and nobody noticed: {e}") from None
+        raise AssertionError(f"{what}, without an error: {e}") from None
     return False
 
 
-def check_cut_files(storage: StorageBackend, folder: Path) -> None:
-    """A file that was cut or is gone is an error, or holds nothing that reading needs."""
-    given = rows(6)
-    place, contents = write(storage, folder, given)
+def check_cut_files(backend: StorageBackend, folder: Path) -> None:
+    """Check that a shortened, longer or missing file raises, unless reading does not need it."""
+    given = records(6)
+    place, contents = write(backend, folder, given)
     needed = 0
     for file in contents.files:
         path = folder / file.path
         whole = path.read_bytes()
         for size in {0, 1, len(whole) // 2, len(whole) - 1}:
             path.write_bytes(whole[:size])
-            needed += _noticed(storage, place, contents, given, f"{file.path} cut to {size} bytes")
+            needed += _is_noticed(backend, place, contents, given, f"{file.path} cut to {size} bytes")
         path.write_bytes(whole + b"\0")
-        needed += _noticed(storage, place, contents, given, f"{file.path} grew by a byte")
+        needed += _is_noticed(backend, place, contents, given, f"{file.path} grew by a byte")
         os.remove(path)
-        needed += _noticed(storage, place, contents, given, f"{file.path} removed")
+        needed += _is_noticed(backend, place, contents, given, f"{file.path} removed")
         path.write_bytes(whole)
     expect(needed > 0, "no cut file was noticed")
 
 
-def check_wrong_columns(storage: StorageBackend, folder: Path) -> None:
-    """A shard opened with other columns than it was written with is an error, not other numbers."""
-    given = rows(4)
-    place, contents = write(storage, folder, given)
+def check_wrong_columns(backend: StorageBackend, folder: Path) -> None:
+    """Check that a shard opened with other columns raises or gives the same bytes."""
+    given = records(4)
+    place, contents = write(backend, folder, given)
     other = (Column("ctc.logp", "int16", (7,)), *COLUMNS[1:])
     try:
-        read = storage.open(place, "s-0", contents, other).record(0).arrays["ctc.logp"]
+        read = backend.open(place, "s-0", contents, other).record(0).arrays["ctc.logp"]
     except (FormatError, CorruptError):
         return
     expect(read.tobytes() == given[0].arrays["ctc.logp"].tobytes(), "other columns gave other bytes")
 
 
 CHECKS: tuple[Callable[[StorageBackend, Path], None], ...] = (
-    check_one_row,
-    check_many_rows,
-    check_no_rows,
+    check_one_record,
+    check_many_records,
+    check_no_records,
     check_dtypes,
-    check_large_rows,
+    check_large_records,
     check_columns_without_items,
     check_ids,
     check_sealing,
     check_same_bytes,
-    check_wrong_rows,
+    check_wrong_records,
     check_flipped_bits,
     check_cut_files,
     check_wrong_columns,

@@ -82,15 +82,17 @@ def forward(teacher: Any, *audio: NDArray[np.float32]) -> ForwardPass:
 
 
 def _tapped_heads(teacher: Any) -> dict[str, Head]:
+    """Return the heads that run within ``forward``, by stream."""
     return {head.stream: head for head in teacher.describe().heads if kind_of(head.stream).tapped}
 
 
 def _labels(teacher: Any, recording: Recording) -> list[int]:
+    """Return the labels of the transcript, or token 1 without one."""
     return list(teacher.labels(recording.text)) if recording.text else [1]
 
 
 def check_methods(teacher: Any, recording: Recording) -> None:
-    """The teacher has the methods of the protocol, and those of the branches that it describes."""
+    """Check the methods of the protocol, and of the branches that the teacher describes."""
     try:
         check_protocol(teacher, "the teacher")
     except LogitStoreError as e:
@@ -103,7 +105,7 @@ def check_methods(teacher: Any, recording: Recording) -> None:
 
 
 def check_description(teacher: Any, recording: Recording) -> None:
-    """``describe`` gives a spec whose heads name known streams, with the blank of the token table."""
+    """Check that ``describe`` gives a spec of known streams, with the blank of the token table."""
     spec, table = teacher.describe(), teacher.tokens()
     expect(isinstance(spec, TeacherSpec), f"describe() gives a {type(spec).__name__}, not a TeacherSpec")
     expect(isinstance(table, TokenTable), f"tokens() gives a {type(table).__name__}, not a TokenTable")
@@ -114,7 +116,7 @@ def check_description(teacher: Any, recording: Recording) -> None:
 
 
 def check_features(teacher: Any, recording: Recording) -> None:
-    """``features`` gives (T0, F) finite float32 on the CPU, the same every time, and keeps the audio."""
+    """Check that ``features`` gives finite (T0, F) float32 on the CPU, and always the same."""
     before = recording.audio.copy()
     features = teacher.features(recording.audio)
     good = features.dim() == 2 and features.dtype == torch.float32 and features.device.type == "cpu"
@@ -126,7 +128,7 @@ def check_features(teacher: Any, recording: Recording) -> None:
 
 
 def check_forward(teacher: Any, recording: Recording) -> None:
-    """Every head is tapped once per forward pass; shapes, lengths and classes fit together."""
+    """Check that every head runs once per forward pass, and its shape, lengths and classes."""
     try:
         made = forward(teacher, recording.audio)
     except LogitStoreError as e:
@@ -147,7 +149,7 @@ def check_forward(teacher: Any, recording: Recording) -> None:
 
 
 def check_times(teacher: Any, recording: Recording) -> None:
-    """Valid frames at the described frame shift last as long as the audio, within four frames."""
+    """Check that valid frames at the described frame shift last as long as the audio, within four."""
     spec = teacher.describe()
     if not spec.frame_shift:
         return
@@ -159,7 +161,7 @@ def check_times(teacher: Any, recording: Recording) -> None:
 
 
 def check_logits(teacher: Any, recording: Recording) -> None:
-    """Heads of classes give logits that change with the audio, and are the model's own distribution."""
+    """Check that heads give logits which change from frame to frame and are the model's distribution."""
     made = forward(teacher, recording.audio)
     frames = int(made.lengths[0])
     for stream, rows in made.rows.items():
@@ -182,7 +184,7 @@ def check_logits(teacher: Any, recording: Recording) -> None:
 
 
 def check_same_twice(teacher: Any, recording: Recording) -> None:
-    """Two forward passes over one batch give the same numbers: no dropout is live."""
+    """Check that two forward passes over one batch give the same numbers: no dropout is live."""
     teacher.model.eval()
     features = teacher.features(recording.audio)
     try:
@@ -192,7 +194,7 @@ def check_same_twice(teacher: Any, recording: Recording) -> None:
 
 
 def check_padding(teacher: Any, recording: Recording) -> None:
-    """A recording gives the same rows alone and beside a longer one: padding does not leak."""
+    """Check that a recording gives the same rows alone and beside a longer one."""
     short = recording.audio[: len(recording.audio) * 2 // 3]
     alone, together = forward(teacher, short), forward(teacher, recording.audio, short)
     frames = int(alone.lengths[0])
@@ -209,7 +211,7 @@ def check_padding(teacher: Any, recording: Recording) -> None:
 
 
 def check_labels(teacher: Any, recording: Recording) -> None:
-    """``labels`` gives ids of the token table, without the blank."""
+    """Check that ``labels`` gives ids of the token table, without the blank."""
     if not hasattr(teacher, "labels") or not recording.text:
         return
     labels, table = list(teacher.labels(recording.text)), teacher.tokens()
@@ -220,7 +222,7 @@ def check_labels(teacher: Any, recording: Recording) -> None:
 
 
 def check_lattice(teacher: Any, recording: Recording) -> None:
-    """The joiner gives (t, U+1, V) logits, the same slice by slice as at once."""
+    """Check that the joiner gives (t, U+1, V) logits, the same slice by slice as at once."""
     if teacher.describe().head("rnnt") is None:
         return
     made = forward(teacher, recording.audio)
@@ -246,7 +248,7 @@ def check_lattice(teacher: Any, recording: Recording) -> None:
 
 
 def check_decoder(teacher: Any, recording: Recording) -> None:
-    """``decode`` runs the attention decoder's head over at least one row per label."""
+    """Check that ``decode`` runs the attention decoder's head on at least one row per label."""
     head = teacher.describe().head("seq2seq")
     if head is None:
         return

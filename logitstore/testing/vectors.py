@@ -1,8 +1,13 @@
-"""What every encoding of a layer's numbers must do. For one's own::
+"""Conformance suite of encodings of a layer's numbers (:class:`logitstore.encodings.Encoding`, ``numbers`` True).
 
-@pytest.mark.parametrize("check", vectors.CHECKS, ids=lambda c: c.__name__)
-def test_mine(check):
-    check(MyEncoding(), 1 / 254)  # of a row's largest number, that another one may miss
+Run every check on one's own encoding, with the share of a row's largest number that another may be off by::
+
+    import pytest
+    from logitstore.testing import vectors as suite
+
+    @pytest.mark.parametrize("check", suite.CHECKS, ids=lambda check: check.__name__)
+    def test_my_encoding(check):
+        check(MyEncoding(), 1 / 254)
 """
 
 from __future__ import annotations
@@ -18,13 +23,15 @@ from ..encodings import Encoding
 from ..encodings.rows import NumberRows
 from ..errors import NonFinite
 from ..storage.base import DTYPES
+from ..targets.vocab_map import VocabMap
 from . import expect
+from .encoding import tables
 
 WIDTH, ROWS = 24, 40
 
 
 def samples(seed: int = 0) -> torch.Tensor:
-    """(N, D) rows: tiny and large, one with a number that towers over it, one of zeros."""
+    """Return (N, D) rows: tiny and large ones, one with an outlier, one of zeros."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(ROWS, WIDTH, generator=generator) * torch.logspace(-3, 3, ROWS)[:, None]
     x[5, 3] = 1e4
@@ -35,13 +42,13 @@ def samples(seed: int = 0) -> torch.Tensor:
 
 
 def stored(encoding: Encoding, rows: torch.Tensor) -> dict[str, NDArray[Any]]:
-    """The arrays as a storage gives them back."""
+    """Return the arrays as a storage backend gives them back."""
     dtypes = {c.name: c.dtype for c in encoding.columns(rows.shape[1])}
     return {n: a.numpy().astype(dtypes[n]) for n, a in encoding.encode(rows).items()}
 
 
 def decoded(encoding: Encoding, rows: torch.Tensor) -> NumberRows:
-    """Encode, store, decode."""
+    """Return (N, D) numbers encoded and decoded."""
     found: Any = encoding.decode(stored(encoding, rows), rows.shape[1])
     expect(isinstance(found, NumberRows), f"decode gives {type(found).__name__}, which is no NumberRows")
     vectors: NumberRows = found
@@ -49,7 +56,7 @@ def decoded(encoding: Encoding, rows: torch.Tensor) -> NumberRows:
 
 
 def check_columns(encoding: Encoding, most: float) -> None:
-    """Arrays have the names and trailing axes of the columns, and dtypes that storages know."""
+    """Check names and trailing axes of the arrays against the columns, and their dtypes."""
     expect(encoding.numbers, "numbers is not True: rows would be taken for classes")
     for n in (1, ROWS):
         arrays = encoding.encode(samples()[:n])
@@ -58,11 +65,11 @@ def check_columns(encoding: Encoding, most: float) -> None:
         for c in columns:
             shape = arrays[c.name].shape
             expect(shape == (n, *c.shape), f"{c.name} is {shape}, not {(n, *c.shape)}")
-            expect(c.dtype in DTYPES, f"{c.name} is {c.dtype}, which no storage knows")
+            expect(c.dtype in DTYPES, f"{c.name} is {c.dtype}, which no storage backend knows")
 
 
 def check_bound(encoding: Encoding, most: float) -> None:
-    """No number misses by more than ``most`` of its row's largest; rows of zeros come back as zeros."""
+    """Check that no number is off by more than ``most`` of its row's largest."""
     x = samples()
     far = np.abs(decoded(encoding, x).values() - x.numpy()).max(1)
     bound = most * x.abs().amax(1).numpy() * 1.001
@@ -70,7 +77,7 @@ def check_bound(encoding: Encoding, most: float) -> None:
 
 
 def check_input_is_left_alone(encoding: Encoding, most: float) -> None:
-    """Rows are the caller's: they are not written to, and a view of them will do."""
+    """Check that encoding does not write to the caller's rows, and takes a view of them."""
     rows = samples()
     before = rows.clone()
     encoding.encode(rows[3:9])
@@ -78,7 +85,7 @@ def check_input_is_left_alone(encoding: Encoding, most: float) -> None:
 
 
 def check_rows_alone(encoding: Encoding, most: float) -> None:
-    """A row does not depend on its neighbours, and ``take`` gives the rows asked for."""
+    """Check that a row does not depend on its neighbours, ``take``, and a map of tokens, which changes nothing."""
     together = decoded(encoding, samples())
     for n in (0, 5, 7, 39):
         alone = decoded(encoding, samples()[n : n + 1]).values()[0]
@@ -86,10 +93,15 @@ def check_rows_alone(encoding: Encoding, most: float) -> None:
     index = np.array([3, 3, 0, ROWS - 1], np.int64)
     expect(bool((together.take(index).values() == together.values()[index]).all()), "take gives other rows")
     expect((len(together), together.width) == (ROWS, WIDTH), f"{len(together)} rows of {together.width}")
+    vocab = VocabMap.by_token(*tables(WIDTH))
+    expect(
+        bool((together.mapped(vocab).values() == together.values()).all()), "a map of tokens changed numbers"
+    )
+    together.check("hidden")
 
 
 def check_beyond(encoding: Encoding, most: float) -> None:
-    """Numbers that its dtype cannot hold are refused, or come back all the same: never as infinity."""
+    """Check that numbers beyond the dtype are refused or come back: never as infinity."""
     rows = samples() * 1e6
     try:
         back = decoded(encoding, rows).values()
