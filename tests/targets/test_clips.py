@@ -19,7 +19,8 @@ from logitstore import TargetDataset, collate_targets, open_store
 from logitstore.corpus.audio import load_audio
 from logitstore.dump.job import dump_logits
 from logitstore.dump.options import DumpOptions
-from logitstore.encodings.rows import NOTHING, Dense, logsumexp
+from logitstore.encodings.dense import Dense
+from logitstore.encodings.rows import NOTHING, logsumexp
 from logitstore.errors import LengthError, MissingUtterance, UsageError
 from logitstore.schema.clock import FrameClock
 from logitstore.schema.spec import Head
