@@ -23,7 +23,7 @@ from ..registry import suggest
 from ..runner.driver import JoinerRunner, TeacherOutput
 from ..runner.loader import LoadedUtterance
 from ..runner.transcribe import search
-from ..teachers.joiners import FoundJoiner, JoinerAdapter, find, sides
+from ..teachers.joiners import FoundJoiner, JoinerAdapter, find_joiner, sides
 from ..teachers.script import run_file
 from ..teachers.tap import find_module
 from ..tokens.table import TokenTable
@@ -54,7 +54,7 @@ class RecipeTransducer:
     @property
     def adapter(self) -> JoinerAdapter:
         """Adapter that runs the joiner."""
-        return self.found.drive
+        return self.found.adapter
 
     @property
     def head(self) -> str:
@@ -115,7 +115,7 @@ def find_transducer(root: nn.Module, options: CaptureOptions) -> RecipeTransduce
         adapter = _adapter_of_file(options.joiner_adapter, root, blank)
         found = FoundJoiner("script", "", options.joiner, adapter)
     else:
-        found = find(root, options.joiner, blank)
+        found = find_joiner(root, options.joiner, blank)
     if found is None:
         joiner = find_module(root, options.joiner)
         seen = next((text for m in joiner.children() if (text := additive(joiner, m))), "")

@@ -10,7 +10,7 @@ import numpy as np
 from ..corpus.manifest import Manifest, Utterance
 from ..encodings.rows import logsumexp
 from ..errors import UsageError
-from ..runner.chunks import Chunks, driver_of
+from ..runner.chunks import Chunks, make_driver
 from ..runner.driver import TeacherDriver, TeacherOutput
 from ..runner.loader import load
 from ..runner.pipe import record_metadata, stream_output
@@ -22,7 +22,7 @@ from ..store.reader import Store
 from ..store.record_encoder import RecordEncoder
 from ..store.stream_output import StreamOutput, encode, own_rows
 from ..targets.target import Target
-from ..teachers.layers import layered
+from ..teachers.layers import with_layers
 from ..teachers.protocol import Teacher, check_protocol
 from ..tokens.table import require_same
 
@@ -64,7 +64,7 @@ def against_teacher(
     """
     teacher = check_protocol(teacher, type(teacher).__name__)
     layers = [h for h in store.spec.teacher.heads if kind_of(h.stream).name == "hidden"]
-    teacher = layered(teacher, layers)
+    teacher = with_layers(teacher, layers)
     require_same(store.tokens, teacher.tokens(), where="the teacher", which=("the store", "the teacher"))
     shared = [u for u in manifest if u.id in store]
     if not shared:
@@ -72,7 +72,7 @@ def against_teacher(
     chosen = [shared[i * len(shared) // count] for i in range(min(count, len(shared)))]
     names = [s.name for s in store.spec.streams]
     given = teacher, store.tokens, names, "cpu"
-    driver = driver_of(Chunks.stored(store.spec.teacher), 0, *given, factored=list(factored(store.spec)))
+    driver = make_driver(Chunks.stored(store.spec.teacher), 0, *given, factored=list(factored(store.spec)))
     return [c for utt in chosen for c in _compare(store, driver, utt)]
 
 

@@ -18,7 +18,7 @@ from ..corpus.audio import seconds_of
 from ..corpus.manifest import Manifest, Problem, Utterance
 from ..errors import LengthError, LogitStoreError, ManifestError, TooManySkipped
 from ..runner.checks import SkippedChecks, TranscriptCheck, lines, self_check
-from ..runner.chunks import Chunks, driver_of
+from ..runner.chunks import Chunks, make_driver
 from ..runner.driver import TeacherDriver, TeacherOutput, cpu_threads
 from ..runner.gpu import require_device
 from ..runner.loader import LoadedUtterance, ahead, by_length, load
@@ -33,7 +33,7 @@ from ..storage.entries import ShardSize
 from ..storage.places import open_place
 from ..store.layout import make_spec
 from ..store.writer import StoreWriter
-from ..teachers.layers import layered, parse_layer
+from ..teachers.layers import parse_layer, with_layers
 from ..teachers.protocol import Teacher, check_protocol, weights_sha256
 from ..tokens.table import TokenTable, require_same
 from ..tokens.transcript import Transcript
@@ -81,7 +81,7 @@ def dump_logits(
     require_device(options.device)
     teacher = check_protocol(teacher, type(teacher).__name__)
     table = teacher.tokens()
-    teacher = layered(teacher, [parse_layer(text, table.blank) for text in options.layers])
+    teacher = with_layers(teacher, [parse_layer(text, table.blank) for text in options.layers])
     if options.tokens is not None:
         require_same(options.tokens, table, where="--tokens", which=("the given table", "the teacher"))
     streams = options.encodings(teacher.describe())
@@ -97,7 +97,7 @@ def dump_logits(
             report(DumpProgress(total=manifest.utterances, planned=tuple(planned)))
         spec = _store_spec(teacher, table, manifest, streams, options)
         given = teacher, table, list(streams), options.device
-        driver = driver_of(
+        driver = make_driver(
             Chunks.stored(spec.teacher), options.batch_seconds, *given, factored=factored(spec)
         )
         spec, constants = once_per_store(place, spec, driver, manifest, options.batch_seconds)
@@ -127,7 +127,7 @@ def _store_spec(
     weights = weights_sha256(teacher.model) if teacher.model.state_dict() else ""  # a black box has none
     about = replace(teacher.describe(), weights=weights)
     if (chunks := options.chunks(about)) is not None:
-        about = chunks.told(about)
+        about = chunks.described_in(about)
     return make_spec(about, table, streams, storage=options.storage, manifest=manifest.to_json())
 
 
@@ -151,7 +151,7 @@ class _Dump:
         self.checked, self.times_audio = False, True
         reason = options.skip_checks
         self.skips = SkippedChecks(reason, lambda check: writer.note_gate(check, reason))
-        self.transcript_check = TranscriptCheck(driver.table, options.max_wer, self.skips)
+        self.transcript_check = TranscriptCheck(driver.teacher, driver.table, options.max_wer, self.skips)
         self.transcriber = TeacherTranscriber(self.driver, keep=options.transcripts)
         asked = manifest.utterances + len(manifest.problems)
         self.may_skip = options.may_skip(-(-asked // options.part.count))

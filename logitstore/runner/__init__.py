@@ -1,1 +1,1 @@
-"""runner."""
+"""Running a teacher: loading audio ahead, batches, chunks of long recordings, transcripts and checks."""

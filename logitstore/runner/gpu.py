@@ -1,4 +1,4 @@
-"""Whether the installed torch can run on the device that was asked for; said before anything else begins."""
+"""GPUs as torch and the driver see them, and whether the installed torch can run on one."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class Gpu:
     """One GPU as torch sees it.
 
     Attributes:
-        name: e.g. ``NVIDIA H200``.
+        name: model, e.g. ``NVIDIA H200``.
         capability: compute capability, major and minor.
         free: bytes of memory that no process holds.
-        error: what running one operation on it said; empty where it ran.
+        error: error of one operation on the GPU; empty where it ran.
     """
 
     name: str
@@ -28,15 +28,15 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Cuda:
-    """What torch and the driver know of GPUs.
+    """CUDA as torch and the driver report it.
 
     Attributes:
-        torch: its version.
+        torch: version of torch.
         built_for: CUDA version that torch was built with; empty for a build without CUDA.
-        architectures: that it holds code for, e.g. ``sm_90``, ``compute_90``.
-        gpus: those that torch sees.
-        driver: names of those that the driver has, whether torch sees them or not.
-        error: what counting them said, if that failed.
+        architectures: architectures that torch holds code for, e.g. ``sm_90``, ``compute_90``.
+        gpus: GPUs that torch sees.
+        driver: models of the driver's GPUs, whether torch sees them or not.
+        error: error of counting the GPUs; empty where that worked.
     """
 
     torch: str
@@ -48,7 +48,7 @@ class Cuda:
 
 
 def look(device: str = "cpu") -> Cuda:
-    """Look at every GPU, and run one operation on the one asked for."""
+    """Describe every GPU, and run one operation on the given device."""
     import torch
 
     built_for = torch.version.cuda or torch.version.hip or ""
@@ -68,7 +68,7 @@ def look(device: str = "cpu") -> Cuda:
 
 
 def _try(index: int) -> str:
-    """One product on a GPU: what it died of, or nothing."""
+    """Run one matrix product on a GPU and return its error; empty where it ran."""
     import torch
 
     try:
@@ -80,7 +80,7 @@ def _try(index: int) -> str:
 
 
 def _driver(root: Path = Path("/proc/driver/nvidia/gpus")) -> tuple[str, ...]:
-    """Models of the GPUs that an NVIDIA driver lists."""
+    """Return the models of the GPUs that an NVIDIA driver lists."""
     names = []
     for info in sorted(root.glob("*/information")):
         found = re.search(r"Model:\s*(.+)", info.read_text("utf-8", "replace"))
@@ -89,7 +89,7 @@ def _driver(root: Path = Path("/proc/driver/nvidia/gpus")) -> tuple[str, ...]:
 
 
 def runs_on(architectures: tuple[str, ...], capability: tuple[int, int]) -> bool:
-    """Whether code for one of these architectures runs on a GPU of that compute capability.
+    """Tell whether code for one of these architectures runs on a GPU of this compute capability.
 
     ``sm_XY`` runs on the same major version from minor Y on, ``sm_XYa`` on X.Y alone, and ``compute_XY`` is
     compiled for anything from X.Y on (CUDA C++ programming guide, "Application compatibility").
@@ -111,12 +111,12 @@ def runs_on(architectures: tuple[str, ...], capability: tuple[int, int]) -> bool
 
 
 def trouble(cuda: Cuda, device: str) -> UsageError | None:
-    """Why the device asked for cannot be used; None where it can."""
+    """Return the error that keeps a device from being used; None where it can be used."""
     m = re.fullmatch(r"cuda(?::(\d+))?", device)
     if m is None:
         return None
     index = int(m[1] or 0)
-    there = f"{', '.join(cuda.driver)}" if cuda.driver else ""
+    there = ", ".join(cuda.driver)
     if not cuda.built_for:
         return UsageError(
             f"torch {cuda.torch} is a build without CUDA" + (f"; this machine has {there}" if there else ""),
@@ -128,7 +128,7 @@ def trouble(cuda: Cuda, device: str) -> UsageError | None:
         return UsageError(
             seen + (f", the driver has {there}" if there else "") + (f": {cuda.error}" if cuda.error else ""),
             where=f"--device {device}",
-            do="Look at nvidia-smi and CUDA_VISIBLE_DEVICES, or use --device cpu.",
+            do="Check nvidia-smi and CUDA_VISIBLE_DEVICES, or use --device cpu.",
         )
     gpu = cuda.gpus[index]
     major, minor = gpu.capability
@@ -137,19 +137,19 @@ def trouble(cuda: Cuda, device: str) -> UsageError | None:
             f"torch {cuda.torch} cannot run on the {gpu.name}: its compute capability is {major}.{minor}, "
             f"torch was built for {' '.join(cuda.architectures)}",
             where=f"--device {device}",
-            why="It would die with 'no kernel image is available' once the first batch is loaded.",
-            do=f"Install a torch whose torch.cuda.get_arch_list() has sm_{major}{minor}.",
+            why="It would fail with 'no kernel image is available' on the first batch.",
+            do=f"Install a torch with sm_{major}{minor} in torch.cuda.get_arch_list().",
         )
     if gpu.error:
         return UsageError(
             f"the {gpu.name} does not run: {gpu.error}",
             where=f"--device {device}",
-            do="Look at nvidia-smi: another program may hold it, or its driver needs a restart.",
+            do="Check nvidia-smi: another program may hold it, or its driver needs a restart.",
         )
     return None
 
 
 def require_device(device: str) -> None:
-    """Raise ``UsageError`` unless torch can run on a device; nothing is looked at for the CPU."""
+    """Raise ``UsageError`` unless torch can run on a device; the CPU is never checked."""
     if device.startswith("cuda") and (wrong := trouble(look(device), device)):
         raise wrong

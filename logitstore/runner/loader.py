@@ -1,4 +1,4 @@
-"""Audio to feature batches, loaded ahead while the teacher works."""
+"""Loading ahead: audio to batches of features in threads, while the teacher works."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from ..tokens.table import TokenTable
 
 @dataclass(frozen=True)
 class LoadedUtterance:
-    """An utterance ready for the teacher.
+    """Utterance ready for the teacher.
 
     Attributes:
-        utt: its manifest line.
+        utt: manifest line of the utterance.
         features: (T0, F) float32.
-        seconds: of audio, as loaded.
-        labels: (U,) token ids; None where no stream needs them, or nobody gave any.
-        audio: fingerprint of the samples, as the teacher heard them.
-        samples: (samples,) float32 themselves, for a teacher that transcribes; else None.
+        seconds: length of the audio as loaded.
+        labels: (U,) token ids; None where no stream needs them or the manifest gives none.
+        audio: fingerprint of the samples at the teacher's rate.
+        samples: (samples,) float32 for a teacher that transcribes; None for any other.
     """
 
     utt: Utterance
@@ -43,36 +43,36 @@ FailedUtterance = tuple[Utterance, LogitStoreError]
 
 
 def load(utt: Utterance, teacher: Teacher, table: TokenTable, needs_labels: bool) -> LoadedUtterance:
-    """Load, resample and featurise one utterance.
+    """Load and resample one utterance and compute its features.
 
-    The recording of a teacher that does not hear, but looks up what was written, is not opened.
+    The recording is not opened for a teacher that looks transcripts up by id (``needs_audio`` false).
 
     Raises ``AudioError``, ``TokenError``, or ``TeacherError`` where ``features`` fails.
     """
-    rate = teacher.describe().sample_rate
+    sample_rate = teacher.describe().sample_rate
     labels = labels_of(utt, teacher, table) if needs_labels else None
-    if not getattr(teacher, "hears", True):
+    if not getattr(teacher, "needs_audio", True):
         seconds = seconds_of(utt)
-        return LoadedUtterance(
-            utt, teacher.features(np.zeros(round(seconds * rate), np.float32)), seconds, labels
-        )
-    audio = load_audio(utt, rate)
+        silence = np.zeros(round(seconds * sample_rate), np.float32)
+        return LoadedUtterance(utt, teacher.features(silence), seconds, labels)
+    audio = load_audio(utt, sample_rate)
+    seconds = len(audio) / sample_rate
     try:
         features = teacher.features(audio)
     except ValueError as e:
-        raise AudioError(f"no features from {len(audio) / rate:.3f} s of audio: {e}", where=utt.id) from e
-    except Exception as e:  # in a loader thread: whatever it is, it is named with its utterance
+        raise AudioError(f"no features from {seconds:.3f} s of audio: {e}", where=utt.id) from e
+    except Exception as e:  # the teacher is the user's code: any error is reported with its utterance
         raise TeacherError(f"features() failed with {type(e).__name__}: {e}", where=utt.id) from e
     if features.dim() < 1 or not len(features):
-        raise AudioError(f"{len(audio) / rate:.3f} s of audio are too short for one frame", where=utt.id)
+        raise AudioError(f"{seconds:.3f} s of audio are too short for one frame", where=utt.id)
     samples = audio if hasattr(teacher, "transcribe") else None
-    return LoadedUtterance(utt, features, len(audio) / rate, labels, fingerprint(audio), samples)
+    return LoadedUtterance(utt, features, seconds, labels, fingerprint(audio), samples)
 
 
 def labels_of(utt: Utterance, teacher: Teacher, table: TokenTable) -> list[int] | None:
-    """Label ids from the manifest's tokens, or its text tokenised by the teacher; raises ``TokenError``.
+    """Return the label ids of the manifest's tokens, or of its text tokenised by the teacher.
 
-    None where there is neither: the teacher's own decode will do.
+    None where the manifest has neither: the teacher's own transcript is taken later. Raises ``TokenError``.
     """
     if utt.tokens is not None:
         labels = list(utt.tokens)
@@ -91,9 +91,10 @@ def labels_of(utt: Utterance, teacher: Teacher, table: TokenTable) -> list[int] 
     else:
         return None
     for i in labels:
-        if not 0 <= i < len(table) or i == table.blank:
-            what = "the blank" if i == table.blank else f"outside a table of {len(table)} tokens"
-            raise TokenError(f"label {i} is {what}", where=utt.id)
+        if i == table.blank:
+            raise TokenError(f"label {i} is the blank", where=utt.id)
+        if not 0 <= i < len(table):
+            raise TokenError(f"label {i} is outside a table of {len(table)} tokens", where=utt.id)
     return labels
 
 
@@ -102,20 +103,28 @@ def by_length(
     batch_seconds: float,
     failed: Callable[[Utterance, LogitStoreError], None],
 ) -> Iterator[list[Utterance]]:
-    """Batches of similar length, longest first; none pads beyond ``batch_seconds`` unless it is of one."""
-    sized: list[tuple[float, int, Utterance]] = []
-    for number, utt in enumerate(utterances):
+    """Yield batches of similar length, longest first.
+
+    Args:
+        utterances: utterances of one block.
+        batch_seconds: most seconds of audio of a batch, padding included; a longer utterance is a batch of
+            its own.
+        failed: called with each utterance of unknown length and its error.
+    """
+    sized: list[tuple[float, Utterance]] = []
+    for utt in utterances:
         try:
-            sized.append((-seconds_of(utt), number, utt))
+            sized.append((seconds_of(utt), utt))
         except AudioError as e:
             failed(utt, e)
     batch: list[Utterance] = []
     longest = 0.0
-    for minus, _, utt in sorted(sized, key=lambda s: s[:2]):
+    for seconds, utt in sorted(sized, key=lambda s: -s[0]):  # stable: manifest order among equals
         if batch and longest * (len(batch) + 1) > batch_seconds:
             yield batch
             batch = []
-        longest = longest if batch else -minus
+        if not batch:
+            longest = seconds
         batch.append(utt)
     if batch:
         yield batch
@@ -127,7 +136,14 @@ def ahead(
     threads: int,
     depth: int = 2,
 ) -> Iterator[tuple[list[LoadedUtterance], list[FailedUtterance]]]:
-    """Load ``depth`` batches ahead in threads; gives each batch with those of it that failed."""
+    """Load batches ahead in threads and yield each with its utterances that failed.
+
+    Args:
+        batches: utterances of each batch.
+        work: loads one utterance.
+        threads: number of loader threads.
+        depth: number of batches that are loaded before they are needed.
+    """
     waiting: deque[list[tuple[Utterance, Future[LoadedUtterance]]]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="load") as pool:
         try:

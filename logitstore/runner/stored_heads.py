@@ -1,4 +1,4 @@
-"""What a factored store keeps once: made before its first shard, from the head and a sample."""
+"""Heads of a factored store: constants made once before the first shard, and checks of the heads."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from .driver import TeacherDriver, TeacherOutput
 from .loader import by_length, load
 
 SAMPLE_UTTERANCES, SAMPLE_FRAMES = 64, 20_000
-CHECKED, FRAMES = 4, 50  # utterances of the first batch, and frames of each, that a joiner is checked on
+CHECKED_UTTERANCES, CHECKED_FRAMES = 4, 50  # of the first batch, for the joiner
 ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu}
 
 
 def factored(spec: StoreSpec) -> dict[str, HeadEncoding]:
-    """The encodings that store a head, by stream."""
+    """Return the encodings that store a head, by stream."""
     found = {s.name: parse_encoding(s.encoding) for s in spec.streams if s.stream_kind.axes}
     return {name: e for name, e in found.items() if stores_head(e)}
 
@@ -34,16 +34,24 @@ def factored(spec: StoreSpec) -> dict[str, HeadEncoding]:
 def once_per_store(
     place: Place, spec: StoreSpec, driver: TeacherDriver, manifest: Manifest, batch_seconds: float
 ) -> tuple[StoreSpec, Constants]:
-    """The spec with widths and constants: those of the store where there is one, else made here.
+    """Return the store's spec with widths of heads and layers, and the constants of stored heads.
 
-    They depend on the teacher and the manifest alone, so that any job that comes first makes the same.
+    A store with shards has both already, and no constants are returned. Otherwise they are made here, from
+    the teacher and the manifest alone, so that any of several jobs makes the same.
+
+    Args:
+        place: location of the store.
+        spec: spec of the store without widths.
+        driver: the teacher on its device.
+        manifest: utterances of the whole store.
+        batch_seconds: seconds of audio of a batch.
     """
     encodings = factored(spec)
     spec = _measured(place, spec, driver, manifest, batch_seconds)
     if not encodings:
         return spec, {}
-    if is_store(place) and shard_names(place):  # without shards, its answers may be forgotten
-        return _as_stored(place, spec, driver), {}
+    if is_store(place) and shard_names(place):  # without shards it binds nobody
+        return _with_stored_heads(place, spec, driver), {}
     samples: dict[str, torch.Tensor] = {}
     if any(e.needs_sample for e in encodings.values()):
         asked = [n for n, e in encodings.items() if e.needs_sample]
@@ -51,12 +59,19 @@ def once_per_store(
     made = {n: e.prepare(driver.heads[n], samples.get(n)) for n, e in encodings.items()}
     activation = ""
     if "rnnt" in made:
-        activation = activation_of(driver, next(_outputs(driver, manifest, batch_seconds)))
+        activation = activation_of(driver, next(_sampled_outputs(driver, manifest, batch_seconds)))
     return with_heads(spec, driver, made, activation), made
 
 
 def with_heads(spec: StoreSpec, driver: TeacherDriver, made: Constants, activation: str) -> StoreSpec:
-    """The spec of a store that keeps these constants; ``activation`` is the one before an rnnt head."""
+    """Return the spec of a store with these constants.
+
+    Args:
+        spec: spec without widths and constants of heads.
+        driver: the teacher on its device.
+        made: constants by stream.
+        activation: name of the function before an rnnt head.
+    """
     streams = [
         replace(
             declared(s, made[s.name]),
@@ -70,7 +85,7 @@ def with_heads(spec: StoreSpec, driver: TeacherDriver, made: Constants, activati
     return replace(spec, streams=tuple(streams))
 
 
-def _as_stored(place: Place, spec: StoreSpec, driver: TeacherDriver) -> StoreSpec:
+def _with_stored_heads(place: Place, spec: StoreSpec, driver: TeacherDriver) -> StoreSpec:
     was = read_spec(place)
     stored = {s.name: s for s in was.streams}
     streams = [
@@ -87,8 +102,13 @@ def _as_stored(place: Place, spec: StoreSpec, driver: TeacherDriver) -> StoreSpe
     return replace(spec, streams=tuple(streams))
 
 
-def _outputs(driver: TeacherDriver, manifest: Manifest, batch_seconds: float) -> Iterator[TeacherOutput]:
-    """Utterances spread over the manifest; what cannot be loaded is left out. None at all is an error."""
+def _sampled_outputs(
+    driver: TeacherDriver, manifest: Manifest, batch_seconds: float
+) -> Iterator[TeacherOutput]:
+    """Run the teacher on utterances spread over the manifest, without those that cannot be loaded.
+
+    Raises ``TeacherError`` where none can be loaded.
+    """
     some = False
     chosen = [u for n, u in enumerate(manifest) if fitted(n, manifest.utterances)]
     needs_labels = any(kind.labels for kind in driver.kinds.values())
@@ -103,12 +123,14 @@ def _outputs(driver: TeacherDriver, manifest: Manifest, batch_seconds: float) ->
                 yield output
     if not some:
         raise TeacherError(
-            "not one utterance to measure its head on", do="Look at the manifest: nothing could be loaded."
+            "no utterance to measure the head on",
+            why="None of the sampled utterances could be loaded.",
+            do="Check the manifest: logitstore doctor opens its recordings.",
         )
 
 
 def fitted(number: int, utterances: int) -> bool:
-    """Whether an utterance, numbered from 0, is one of those that constants are made from."""
+    """Tell whether the utterance of this number, from 0, is in the sample that constants are made from."""
     every = max(1, utterances // SAMPLE_UTTERANCES)
     return number % every == 0 and number // every < SAMPLE_UTTERANCES
 
@@ -116,27 +138,27 @@ def fitted(number: int, utterances: int) -> bool:
 def _samples(
     driver: TeacherDriver, manifest: Manifest, batch_seconds: float, streams: Sequence[str]
 ) -> dict[str, torch.Tensor]:
-    """By stream, (N, D) rows of its head's input."""
+    """Collect (N, D) rows of each head's input, by stream."""
     rows: dict[str, list[torch.Tensor]] = {name: [] for name in streams}
-    for output in _outputs(driver, manifest, batch_seconds):
+    for output in _sampled_outputs(driver, manifest, batch_seconds):
         for name in streams:
             rows[name].append(inputs_of(driver, output, name)[0].float())
     return {name: thinned(each) for name, each in rows.items()}
 
 
 def thinned(rows: Sequence[torch.Tensor]) -> torch.Tensor:
-    """(N, D) rows that constants are made from: finite ones, and no more than it takes."""
+    """Join rows to (N, D), without those that are not finite, thinned to ``SAMPLE_FRAMES`` at most."""
     found = torch.cat(list(rows))
     found = found[found.isfinite().all(1)]
     return found[:: -(-len(found) // SAMPLE_FRAMES)]
 
 
 def inputs_of(driver: TeacherDriver, output: TeacherOutput, stream: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """(N, D) what went into the head of a stream, and the (N, V) logits that it made of it."""
+    """Return the (N, D) input of a stream's head and its (N, V) logits."""
     if stream in output.rows:
         return output.inputs[stream], output.rows[stream]
     labels = output.labels.get(stream)
-    if labels is None:  # nobody gave any: the decoder's own
+    if labels is None:
         labels = driver.with_end(stream, driver.generated(output, stream)[0])
     logits, inputs = driver.decoded(output, stream, labels)
     assert inputs is not None
@@ -146,7 +168,7 @@ def inputs_of(driver: TeacherDriver, output: TeacherOutput, stream: str) -> tupl
 def _measured(
     place: Place, spec: StoreSpec, driver: TeacherDriver, manifest: Manifest, batch_seconds: float
 ) -> StoreSpec:
-    """The spec with the width of every layer that is stored: as the store says, else as it gives."""
+    """Return the spec with the width of every hidden layer, the store's own or a measured one."""
     layers = [s.name for s in spec.streams if not s.stream_kind.classes and s.stream_kind.axes]
     if not layers:
         return spec
@@ -154,7 +176,7 @@ def _measured(
         was = read_spec(place)
         widths = {s.name: s.width for s in was.streams}
     else:
-        output = next(_outputs(driver, manifest, batch_seconds))
+        output = next(_sampled_outputs(driver, manifest, batch_seconds))
         widths = {name: int(output.rows[name].shape[1]) for name in layers}
     return replace(
         spec,
@@ -166,50 +188,56 @@ def _measured(
 
 
 def activation_of(driver: TeacherDriver, output: TeacherOutput) -> str:
-    """The function in front of the joiner's head, found on one utterance; raises ``TeacherError``."""
+    """Find the name of the function before the joiner's head on one utterance; raises ``TeacherError``."""
     enc, dec = driver.sides(output)
-    inputs, _, _ = driver.joined(enc[:FRAMES], dec)
-    added = (enc[:FRAMES, None] + dec[None]).flatten(0, 1).float()
+    inputs, _, _ = driver.joined(enc[:CHECKED_FRAMES], dec)
+    added = (enc[:CHECKED_FRAMES, None] + dec[None]).flatten(0, 1).float()
     if inputs.shape == added.shape:
         for name, function in ACTIVATIONS.items():
             if bool(torch.isclose(function(added), inputs.float(), atol=1e-5, rtol=1e-5).all()):
                 return name
     raise TeacherError(
-        f"what goes into the joiner's head is not {' or '.join(ACTIVATIONS)} of enc + dec",
+        f"the input of the joiner's head is not {' or '.join(ACTIVATIONS)} of enc + dec",
         where=output.loaded.utt.id,
-        why="A joiner that multiplies, gates or normalises does not come back from its two sides.",
+        why="A joiner that multiplies, gates or normalises cannot be computed from its two stored sides.",
         do=f"Store the lattice as {FOR_LOGITS}.",
     )
 
 
 def require_lattice_factors(driver: TeacherDriver, outputs: Sequence[TeacherOutput]) -> str:
-    """Prove that both sides and the stored head give the model's own lattice; raises ``TeacherError``."""
+    """Check that both sides and the stored head give the model's own lattice.
+
+    Returns a finding for the self-check; raises ``TeacherError`` where they do not.
+    """
     head, worst = driver.heads["rnnt"], 0.0
-    for item in outputs[:CHECKED]:
+    for item in outputs[:CHECKED_UTTERANCES]:
         enc, dec = driver.sides(item)
-        inputs, logits, joined = driver.joined(enc[:FRAMES], dec)
+        inputs, logits, joined = driver.joined(enc[:CHECKED_FRAMES], dec)
         own = [("the joiner's head", logits)]
         if isinstance(joined, torch.Tensor) and joined.numel() == logits.numel():
             own.append(("join()", joined.reshape(logits.shape)))
-        for what, value in own:
+        for name, value in own:
             missed = gap(head, inputs, value)
             worst = max(worst, missed)
             if not missed <= SAME:
                 raise TeacherError(
-                    f"weight and bias of the joiner's head miss what {what} says by {missed:.3g}",
+                    f"weight and bias of the joiner's head miss the output of {name} by {missed:.3g}",
                     where=item.loaded.utt.id,
-                    why="Something follows the layer or lies in it: a blank apart (HAT), dropout, a scale.",
+                    why="The head is more than one Linear: a separate blank (HAT), dropout, or a scale.",
                     do=f"Store the lattice as {FOR_LOGITS}.",
                 )
     return f"the joiner's two sides and its head give its own log-probabilities, within {worst:.1e}"
 
 
 def _ignore(utt: Utterance, error: LogitStoreError) -> None:
-    """The dump itself names what cannot be loaded."""
+    """Ignore an utterance that cannot be loaded: the dump itself names it."""
 
 
 def require_factors(driver: TeacherDriver, outputs: Sequence[TeacherOutput], stream: str) -> str:
-    """Prove that the stored head gives the model's own logits; raises ``TeacherError`` where it does not."""
+    """Check that the stored head gives the model's own logits.
+
+    Returns a finding for the self-check; raises ``TeacherError`` where it does not.
+    """
     head, worst = driver.heads[stream], 0.0
     for item in outputs:
         if not item.T:
@@ -221,8 +249,8 @@ def require_factors(driver: TeacherDriver, outputs: Sequence[TeacherOutput], str
             raise TeacherError(
                 f"weight and bias of the {stream} head miss its own log-probabilities by {missed:.3g}",
                 where=item.loaded.utt.id,
-                why="The layer does more than it says (dropout live, a scale, quantised weights): "
-                "what goes into it does not tell what comes out.",
+                why="The layer is more than weight and bias (active dropout, a scale, quantised weights), so "
+                "its output cannot be computed from its stored input.",
                 do=f"Store {FOR_LOGITS}.",
             )
     return f"weight and bias of the {stream} head give its own log-probabilities, within {worst:.1e}"

@@ -1,4 +1,4 @@
-"""Teachers: one file a framework. ``base`` holds the protocol that a teacher keeps."""
+"""Teachers: the protocol of a teacher, and one module for each framework."""
 
 from .protocol import Head, Teacher, TeacherSpec, load_teacher
 

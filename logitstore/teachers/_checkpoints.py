@@ -1,4 +1,4 @@
-"""Weights out of ``.pt`` files: read without running pickled code, averaged, and put into a model."""
+"""Checkpoints in ``.pt`` files: read without running pickled code, averaged, and loaded into a model."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ State = dict[str, torch.Tensor]
 
 
 def read_checkpoint(path: Path, *, trusted: bool = False) -> dict[str, Any]:
-    """What ``torch.save`` wrote, on the CPU; raises ``TeacherError``.
+    """Read a file of ``torch.save`` to the CPU; raises ``TeacherError``.
 
     Args:
-        path: the file.
-        trusted: run whatever code is pickled in it; otherwise tensors, plain values and paths alone are read.
+        path: checkpoint file.
+        trusted: run the code that is pickled in the file; otherwise only tensors, plain values and paths are
+            read.
     """
     safe: list[Any] = [pathlib.PosixPath, pathlib.PurePosixPath]
     try:
@@ -42,7 +43,7 @@ def read_checkpoint(path: Path, *, trusted: bool = False) -> dict[str, Any]:
 
 
 def mean_of(states: Sequence[Mapping[str, torch.Tensor]]) -> State:
-    """The mean of several state_dicts, in float64; what is not floating point is taken from the last."""
+    """Average several state_dicts in float64; integer and boolean tensors come from the last one."""
     mean = dict(states[-1])
     for name, last in states[-1].items():
         if last.is_floating_point():
@@ -52,17 +53,17 @@ def mean_of(states: Sequence[Mapping[str, torch.Tensor]]) -> State:
 
 
 def between(start: Mapping[str, Any], end: Mapping[str, Any], where: str) -> State:
-    """The mean over the batches from one icefall checkpoint (excluded) to another.
+    """Average the weights over the batches between two icefall checkpoints, the first excluded.
 
-    Each keeps the running mean since training began, ``model_avg``, over ``batch_idx_train`` batches.
+    Each checkpoint holds ``model_avg``, the mean since training began over ``batch_idx_train`` batches.
     """
     for checkpoint in (start, end):
         if not checkpoint.get("model_avg"):
-            raise TeacherError("the checkpoint has no model_avg", where=where, do="Say use-averaged-model=0.")
+            raise TeacherError("the checkpoint has no model_avg", where=where, do="Add use-averaged-model=0.")
     period = int(start.get("average_period", 1))
     first, last = (int(c["batch_idx_train"]) // period * period for c in (start, end))
     if last <= first:
-        raise TeacherError(f"batches {first} to {last} are no range to average over", where=where)
+        raise TeacherError(f"batches {first} to {last} are an empty range to average over", where=where)
     mean = dict(end["model_avg"])
     for name, value in mean.items():
         if value.is_floating_point():
@@ -72,17 +73,17 @@ def between(start: Mapping[str, Any], end: Mapping[str, Any], where: str) -> Sta
 
 
 def fill(model: nn.Module, state: Mapping[str, torch.Tensor], where: str) -> None:
-    """Load a state_dict, with or without DDP's ``module.``; raises ``TeacherError`` unless it fits."""
+    """Load a state_dict, with or without DDP's prefix ``module.``; raises ``TeacherError`` unless it fits."""
     state = {k.removeprefix("module."): v for k, v in state.items()}
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
     except RuntimeError as e:
         raise TeacherError(f"the weights do not fit {type(model).__name__}: {e}", where=where) from e
-    for names, what in ((missing, "lacks"), (unexpected, "holds, and the model does not know,")):
+    for names, what in ((missing, "lacks"), (unexpected, "holds weights that the model lacks:")):
         if names:
             raise TeacherError(
                 f"the checkpoint {what} {', '.join(names[:4])}{', …' if len(names) > 4 else ''}",
                 where=where,
-                why="A part of the teacher would speak with random weights, or not at all.",
+                why="A part of the teacher would have random weights, or be left out.",
                 do="Build the model with the settings that it was trained with.",
             )

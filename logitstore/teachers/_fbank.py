@@ -1,6 +1,6 @@
-"""Kaldi's log-mel filterbank, for teachers whose framework need not be installed to hear.
+"""Kaldi's log-mel filterbank in torch, so that a teacher needs no further package for it.
 
-The numbers of Kaldi, torchaudio.compliance.kaldi, kaldifeat and lhotse with dither 0, to float32 rounding.
+Equal to Kaldi, torchaudio.compliance.kaldi, kaldifeat and lhotse with dither 0, to float32 rounding.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ EPSILON = float(np.finfo(np.float32).eps)
 
 @dataclass(frozen=True)
 class Fbank:
-    """Settings by Kaldi's names; frames of 25 ms every 10 ms, Povey window, pre-emphasis 0.97.
+    """Filterbank of 25 ms frames every 10 ms, Povey window, pre-emphasis 0.97; settings by Kaldi's names.
 
     Attributes:
-        sample_rate: Hz.
-        num_mel_bins: F.
+        sample_rate: audio samples per second.
+        num_mel_bins: number of filters F.
         low_freq: lower edge of the first filter, Hz.
-        high_freq: upper edge of the last, Hz; zero or negative counts down from the Nyquist frequency.
-        snip_edges: only whole frames; otherwise the recording is mirrored at its ends.
-        scale: what [-1, 1] is multiplied by; 32768 for recipes that read 16-bit integers.
+        high_freq: upper edge of the last filter, Hz; zero or negative counts down from the Nyquist frequency.
+        snip_edges: true to keep only frames inside the recording; false to mirror the recording at its ends.
+        scale: factor of the samples in [-1, 1]; 32768 for recipes that read 16-bit integers.
     """
 
     sample_rate: int = 16000
@@ -41,11 +41,11 @@ class Fbank:
 
     @property
     def shift(self) -> int:
-        """Samples between two frames."""
+        """Number of samples between two frames."""
         return self.sample_rate // 100
 
     def __call__(self, audio: NDArray[np.float32]) -> torch.Tensor:
-        """(samples,) float32 → (T0, F) float32; raises ``ValueError`` for less than one frame."""
+        """Compute (T0, F) float32 from (samples,) float32; raises ``ValueError`` for less than one frame."""
         length = self.sample_rate * 25 // 1000
         if len(audio) < length:
             raise ValueError(f"{len(audio)} samples are too short for one frame of {length}")
@@ -73,7 +73,7 @@ def _povey(length: int) -> torch.Tensor:
 
 @lru_cache
 def _filters(fbank: Fbank, size: int) -> torch.Tensor:
-    """(size / 2, F): triangles of equal width on the mel scale."""
+    """Return (size / 2, F) filters: triangles of equal width on the mel scale."""
     nyquist = fbank.sample_rate / 2
     high = fbank.high_freq if fbank.high_freq > 0 else nyquist + fbank.high_freq
     low_mel, high_mel = _mel(np.array([fbank.low_freq, high]))

@@ -1,8 +1,8 @@
-"""Utterances encoded one by one, and the frame shift measured by doing so."""
+"""Base of the framework teachers: batches encoded one by one or padded, and the frame shift measured."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,43 +14,62 @@ from ..errors import UsageError
 BATCHES = ("alone", "together")
 
 
-def read_alone(asked: Mapping[str, str], default: str = "alone") -> bool:
-    """The option ``batch=alone`` or ``batch=together``; raises ``UsageError`` for anything else."""
-    said = asked.get("batch", default)
-    if said not in BATCHES:
-        raise UsageError(f"batch={said} is neither {' nor '.join(BATCHES)}", where="--teacher")
-    return said == "alone"
+def read_alone(options: Mapping[str, str], default: str = "alone") -> bool:
+    """Read the option ``batch``: true for ``alone``, false for ``together``; raises ``UsageError``."""
+    batch = options.get("batch", default)
+    if batch not in BATCHES:
+        raise UsageError(f"batch={batch} is neither {' nor '.join(BATCHES)}", where="--teacher")
+    return batch == "alone"
 
 
-def one_by_one(
-    encode: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    features: torch.Tensor,
-    lengths: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Encode each utterance without padding: (B, T0, F) and (B,) → (B, T, D), zero-padded, and frames (B,).
+class EncoderTeacher:
+    """Base of teachers with a ``forward`` that gives a dict with ``lengths`` (B,), the valid frames.
 
-    Args:
-        encode: (1, n, F) and (1,) → (1, T, D).
-        features: of the batch; whatever follows (B, T0) is passed on.
-        lengths: (B,).
+    Attributes:
+        model: the framework's model in eval mode.
+        alone: encode each utterance without padding. Convolutions at the edge of a recording see the padding
+            behind it, so the same utterance gives other numbers in another batch.
     """
-    rows = [encode(f[None, :n], n[None])[0] for f, n in zip(features, lengths, strict=True)]
-    frames = torch.tensor([len(row) for row in rows], device=features.device)
-    return pad_sequence(rows, batch_first=True), frames
+
+    model: Any
+    alone: bool
+
+    def encode(self, features: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run the encoder on a padded batch: (B, T, D) and valid frames (B,)."""
+        raise NotImplementedError
+
+    def encode_one(self, features: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+        """Run the encoder on one utterance (1, T0, F) of length (1,): (1, T, D)."""
+        return self.encode(features, length)[0]
+
+    def encode_batch(
+        self, features: torch.Tensor, lengths: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encode a batch utterance by utterance or at once, as ``alone`` says; see :meth:`encode`."""
+        if not self.alone:
+            return self.encode(features, lengths)
+        rows = [self.encode_one(f[None, :n], n[None])[0] for f, n in zip(features, lengths, strict=True)]
+        frames = torch.tensor([len(row) for row in rows], device=features.device)
+        return pad_sequence(rows, batch_first=True), frames
+
+    def lengths(self, output: Any) -> torch.Tensor:
+        lengths: torch.Tensor = output["lengths"]
+        return lengths
 
 
 def measured_shift(teacher: Any, rate: int) -> int:
-    """Samples between two teacher frames, measured on 4 and 16 s of noise.
+    """Measure the samples between two teacher frames on 4 s and 16 s of noise.
 
-    No two frameworks name all their strides the same, and some name none. The 12 s between are a multiple of
-    the usual ones, that of three or six features too.
+    Frameworks name their strides differently or not at all. The 12 s between the two are a whole number of
+    frames for the usual strides, those of three or six feature frames included.
     """
     noise = np.random.default_rng(0).standard_normal(16 * rate).astype(np.float32) * np.float32(0.1)
     device = next(teacher.model.parameters()).device
     frames = []
     with torch.inference_mode():
         for seconds in (4, 16):
-            x = teacher.features(noise[: seconds * rate])
-            output = teacher.forward(x[None].to(device), torch.tensor([len(x)], device=device))
+            features = teacher.features(noise[: seconds * rate])
+            length = torch.tensor([len(features)], device=device)
+            output = teacher.forward(features[None].to(device), length)
             frames.append(int(teacher.lengths(output)[0]))
     return round(12 * rate / (frames[1] - frames[0]))

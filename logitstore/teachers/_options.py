@@ -1,4 +1,4 @@
-"""The text after ``FRAMEWORK:``, a path and perhaps options: ``DIR,epoch=30,avg=5``."""
+"""Options of a teacher, written after ``FRAMEWORK:`` as a path and ``name=value``: ``DIR,epoch=30,avg=5``."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from ..errors import UsageError
 
 
 def read_where(text: str, first: str, known: Iterable[str] = (), free: str = "") -> dict[str, str]:
-    """``PATH,key=value,…`` or ``first=PATH,key=value,…`` → the options by name.
+    """Parse ``PATH,name=value,…`` or ``first=PATH,name=value,…`` to the options by name.
 
     Args:
-        text: what stands after ``FRAMEWORK:``.
-        first: the option that a path alone means.
-        known: the other options.
-        free: options that begin so may have any name.
+        text: text after ``FRAMEWORK:``.
+        first: name of the option that a path without a name sets.
+        known: names of the other options.
+        free: prefix of options that may have any name; empty for none.
 
     Raises ``UsageError`` for an option that is unknown, given twice or empty, and where the path is missing.
     """
@@ -32,12 +32,12 @@ def read_where(text: str, first: str, known: Iterable[str] = (), free: str = "")
             raise UsageError(f"option {name!r} is {'given twice' if value else 'empty'}", where="--teacher")
         found[name] = value
     if first not in found:
-        raise UsageError(f"{text!r} does not say {first}=", where="--teacher")
+        raise UsageError(f"{text!r} has no {first}=", where="--teacher")
     return found
 
 
 def existing(path: str | Path, what: str) -> Path:
-    """The path; raises ``UsageError`` where there is nothing."""
+    """Return the path; raises ``UsageError`` where no file or folder exists."""
     if not Path(path).exists():
         raise UsageError(f"{path} does not exist", where="--teacher", do=f"Give the path of {what}.")
     return Path(path)

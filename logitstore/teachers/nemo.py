@@ -1,17 +1,17 @@
 """``nemo:FILE.nemo``: a NeMo CTC, RNN-T, TDT, HAT or hybrid model, of subwords or characters.
 
-The blank is the last class. ``joint()`` gives logits on a GPU and log-probabilities on a CPU; here its
-log_softmax is off on both. The durations of a TDT joint are left out of V; a HAT joint has no logits, and its
-head says so. ``batch=alone`` encodes each utterance by itself, for encoders whose padding leaks (``stacking``
-subsampling counts frames by the batch). A ``.nemo`` file names the classes to build: load only what you
-trust. Nothing is downloaded.
+The blank is the last class. NeMo's ``joint()`` gives logits on a GPU and log-probabilities on a CPU; its
+log_softmax is turned off here on both. The durations of a TDT joint are left out of V. A HAT joint has no
+logits, and its head says so (``normalised``). ``batch=alone`` encodes each utterance by itself, for encoders
+with padding that reaches into valid frames (``stacking`` subsampling counts frames by the batch). A ``.nemo``
+file names the classes to build: load only files that you trust. Nothing is downloaded.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,16 @@ from torch import nn
 from .. import registry
 from ..errors import TeacherError
 from ..tokens.table import TokenTable
-from ._one_by_one import measured_shift, one_by_one, read_alone
+from ._one_by_one import EncoderTeacher, measured_shift, read_alone
 from ._options import existing, read_where
-from .joiners import AdapterBase, JoinerAdapter, has, held, sides
+from .joiners import (
+    AdapterBase,
+    JoinerAdapter,
+    JoinerMethods,
+    has_attributes,
+    temporary_attributes,
+    with_joiner_head,
+)
 from .protocol import Head, Teacher, TeacherSpec
 
 
@@ -34,24 +41,30 @@ def load(where: str) -> Teacher:
     Raises ``UsageError`` for a wrong path or where NeMo is missing, and ``TeacherError`` for a file that NeMo
     cannot restore or a model that is neither CTC nor transducer.
     """
-    asked = read_where(where, "model", ("batch",))
-    path = existing(asked["model"], "a .nemo file")
+    options = read_where(where, "model", ("batch",))
+    path = existing(options["model"], "a .nemo file")
     with registry.needs("nemo"):
         from nemo.collections.asr.models import ASRModel
     try:
         model = ASRModel.restore_from(str(path), map_location="cpu")
     except Exception as e:
         raise TeacherError(f"NeMo cannot restore it: {type(e).__name__}: {e}", where=str(path)) from e
-    return teacher_of(model, alone=read_alone(asked, "together"))
+    return teacher_of(model, alone=read_alone(options, "together"))
 
 
 def teacher_of(model: Any, *, alone: bool = False) -> Teacher:
-    """The teacher of a NeMo model; raises ``TeacherError`` for one that is neither CTC nor transducer."""
-    return (NemoTransducer if hasattr(model, "joint") else NemoTeacher)(model, alone=alone)
+    """Make the teacher of a NeMo model; raises ``TeacherError`` unless it is CTC or a transducer."""
+    kind = NemoTransducer if hasattr(model, "joint") else NemoTeacher
+    return kind(model, alone=alone)
 
 
-class NemoTeacher:
-    """A model with a convolutional CTC decoder, ``decoder`` or (in a hybrid) ``ctc_decoder``."""
+class NemoTeacher(EncoderTeacher):
+    """NeMo model with a convolutional CTC decoder, ``decoder`` or (in a hybrid) ``ctc_decoder``.
+
+    Args:
+        model: a NeMo ASR model.
+        alone: encode each utterance without padding.
+    """
 
     def __init__(self, model: Any, *, alone: bool = False) -> None:
         self.model: Any = model.eval()
@@ -60,10 +73,11 @@ class NemoTeacher:
         if not self.ctc and not hasattr(model, "joint"):
             raise TeacherError(
                 f"{type(model).__name__} has neither a CTC decoder nor a joint",
-                why="Attention decoders answer per token of a text, not per frame.",
+                why="Its attention decoder gives a row for each token of a text, not for each frame.",
             )
         self.rate = int(model.preprocessor._sample_rate)
-        # One's own, on the CPU: it runs in loader threads, and the model's moves to the GPU with it.
+        # Features are computed on the CPU in loader threads; the model's own preprocessor moves to the GPU
+        # with it.
         self.preprocessor: Any = copy.deepcopy(model.preprocessor).cpu().eval()
         featurizer: Any = getattr(self.preprocessor, "featurizer", None)
         if featurizer is not None:
@@ -72,15 +86,17 @@ class NemoTeacher:
 
     @property
     def classes(self) -> int:
-        """V, the blank included, the durations of a TDT joint not."""
+        """Number of classes V with the blank, without the durations of a TDT joint."""
         return int(getattr(self.model, self.ctc).num_classes_with_blank)
 
     def describe(self) -> TeacherSpec:
         from omegaconf import OmegaConf
 
         settings = OmegaConf.to_container(self.model.cfg.preprocessor, resolve=True)
-        said = {**settings, "dither": 0.0, "pad_to": 0, "batch": "alone" if self.alone else "together"}
-        features = json.loads(json.dumps(said, default=str))
+        batch = "alone" if self.alone else "together"
+        features = json.loads(
+            json.dumps({**settings, "dither": 0.0, "pad_to": 0, "batch": batch}, default=str)
+        )
         heads: tuple[Head, ...] = ()
         if self.ctc:
             heads = (Head("ctc", f"{self.ctc}.decoder_layers.0", self.classes - 1, "BVT"),)
@@ -91,94 +107,75 @@ class NemoTeacher:
         if tokenizer is not None:
             pieces = [str(t) for t in tokenizer.ids_to_tokens(list(range(self.classes - 1)))]
         else:
-            owner = self.model.joint if hasattr(self.model, "joint") else self.model.decoder
-            pieces = [str(t) for t in owner.vocabulary]
+            pieces = _vocabulary(self.model)
         seen: set[str] = set()
-        for i, piece in enumerate(pieces):  # tokenizers of several languages repeat pieces
+        for i, piece in enumerate(pieces):  # aggregate tokenizers of several languages repeat pieces
             pieces[i] = f"{piece}⟨{i}⟩" if piece in seen else piece
             seen.add(piece)
         return TokenTable((*pieces, "<blank>"), len(pieces))
 
     def features(self, audio: NDArray[np.float32]) -> torch.Tensor:
-        given, lengths = self.preprocessor(
+        features, lengths = self.preprocessor(
             input_signal=torch.from_numpy(audio)[None], length=torch.tensor([len(audio)])
         )
         if int(lengths[0]) < 2:
             raise ValueError(f"{len(audio)} samples are too short")
-        value: torch.Tensor = given[0, :, : int(lengths[0])].T.float().contiguous()
+        value: torch.Tensor = features[0, :, : int(lengths[0])].T.float().contiguous()
         return value
 
+    def encode(self, features: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        encoded = self.model.encoder(audio_signal=features.transpose(1, 2), length=lengths)
+        return encoded[0].transpose(1, 2), encoded[1]
+
     def forward(self, features: torch.Tensor, lengths: torch.Tensor) -> Any:
-        # The encoder, then the head: a transducer's own forward runs the encoder alone.
-        if self.alone:
-            enc, frames = one_by_one(lambda x, n: self._encode(x, n)[0], features, lengths)
-        else:
-            enc, frames = self._encode(features, lengths)
-        enc = enc.transpose(1, 2)  # NeMo's heads want (B, D, T)
-        output = {"enc": enc, "lengths": frames.long().clamp(max=enc.shape[2])}
+        # model.forward of a transducer runs the encoder only, so encoder and head are called one after the
+        # other.
+        enc, frames = self.encode_batch(features, lengths)
+        output = {"enc": enc, "lengths": frames.long().clamp(max=enc.shape[1])}
         if self.ctc:
-            output["ctc"] = getattr(self.model, self.ctc)(encoder_output=enc)
+            output["ctc"] = getattr(self.model, self.ctc)(encoder_output=enc.transpose(1, 2))
         return output
 
-    def _encode(self, features: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        said = self.model.encoder(audio_signal=features.transpose(1, 2), length=lengths)
-        return said[0].transpose(1, 2), said[1]
-
-    def lengths(self, output: Any) -> torch.Tensor:
-        lengths: torch.Tensor = output["lengths"]
-        return lengths
-
     def log_probs(self, output: Any) -> dict[str, torch.Tensor]:
-        """What the model itself says, for the self-check."""
         return {"ctc": output["ctc"]} if self.ctc else {}
 
     def labels(self, text: str) -> list[int]:
-        """Token ids of a text; raises ``ValueError`` for one that has no tokens."""
-        return labels_of(self.model, text)
+        """Tokenise a text; raises ``ValueError`` for one that has no tokens."""
+        return _labels(self.model, text)
 
 
-class NemoTransducer(NemoTeacher):
-    """A model with a prediction network and a joint, and perhaps a CTC decoder beside them."""
+class NemoTransducer(JoinerMethods, NemoTeacher):
+    """NeMo model with a prediction network and a joint, with or without a CTC decoder."""
 
-    def __init__(self, model: Any, *, alone: bool = False) -> None:
-        super().__init__(model, alone=alone)
-        self.drive: JoinerAdapter = NemoJoiner(model)
+    @cached_property
+    def joiner(self) -> JoinerAdapter:
+        """Adapter of the joint."""
+        return NemoJoiner(self.model)
 
     @property
     def classes(self) -> int:
-        return self.drive.classes
+        return self.joiner.classes
 
     def describe(self) -> TeacherSpec:
-        spec, drive = super().describe(), self.drive
-        head = Head("rnnt", drive.head, drive.blank, normalised=drive.normalised)
-        return replace(spec, heads=(*spec.heads, head))
-
-    def transducer(self, output: Any, b: int, labels: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        return sides(self.drive, output["enc"][b, :, : int(output["lengths"][b])].T, labels)
-
-    def join(self, enc: torch.Tensor, dec: torch.Tensor) -> torch.Tensor:
-        return self.drive.join(enc, dec)
-
-
-def _is_ctc(decoder: Any) -> bool:
-    layers = getattr(decoder, "decoder_layers", None)
-    return isinstance(layers, nn.Sequential) and isinstance(layers[0], nn.Conv1d)
+        return with_joiner_head(super().describe(), self.joiner)
 
 
 class NemoJoiner(AdapterBase):
-    """A prediction network and its joint; the blank is the last class."""
+    """Joiner adapter of a prediction network and its joint; the blank is the last class."""
 
     @staticmethod
     def fits(owner: nn.Module, joint: nn.Module) -> bool:
-        """Both projections beside ``joint_after_projection``, and a ``decoder`` that predicts."""
-        methods = has(joint, "project_encoder", "project_prednet", "joint_after_projection", "joint_net")
-        return methods and has(getattr(owner, "decoder", None), "predict")
+        """Tell whether the joint has NeMo's projections and its owner a ``decoder`` that predicts."""
+        methods = ("project_encoder", "project_prednet", "joint_after_projection", "joint_net")
+        decoder = getattr(owner, "decoder", None)
+        return has_attributes(joint, *methods) and has_attributes(decoder, "predict")
 
     def __init__(self, owner: Any, name: str = "joint", blank: int | None = None) -> None:
         joint = getattr(owner, name)
         self.classes = int(joint.num_classes_with_blank - joint.num_extra_outputs)
         self.normalised = hasattr(joint, "blank_pred")
-        self._plain = {"return_hat_ilm" if self.normalised else "log_softmax": False}
+        # Settings of the joint while it runs here: plain logits, or HAT's full distribution.
+        self._settings = {"return_hat_ilm" if self.normalised else "log_softmax": False}
         head = "joint_after_projection()" if self.normalised else f"joint_net.{len(joint.joint_net) - 1}"
         super().__init__(owner, name, blank, head)
         self.width = int(getattr(joint.enc, "in_features", 0))
@@ -192,26 +189,39 @@ class NemoJoiner(AdapterBase):
 
     def predict(self, labels: list[int], device: torch.device) -> torch.Tensor:
         ids = torch.tensor([labels], dtype=torch.long, device=device)
-        said = self.owner.decoder.predict(ids, add_sos=True)[0]
-        value: torch.Tensor = self.joint.project_prednet(said)[0]
+        predicted = self.owner.decoder.predict(ids, add_sos=True)[0]
+        value: torch.Tensor = self.joint.project_prednet(predicted)[0]
         return value
 
     def join(self, enc: torch.Tensor, dec: torch.Tensor) -> torch.Tensor:
-        with held(self.joint, **self._plain):
+        with temporary_attributes(self.joint, **self._settings):
             logits: torch.Tensor = self.joint.joint_after_projection(enc[None], dec[None])[0]
         return logits[..., : self.classes]
 
     def labels(self, text: str) -> list[int]:
-        """Token ids of a text; raises ``ValueError`` for one that has none."""
-        return labels_of(self.owner, text)
+        """Tokenise a text; raises ``ValueError`` for one that has no tokens."""
+        return _labels(self.owner, text)
 
 
-def labels_of(model: Any, text: str) -> list[int]:
-    """Token ids by a NeMo model's own tokenizer; raises ``ValueError`` for a text that has none."""
+JOINER = NemoJoiner
+
+
+def _is_ctc(decoder: Any) -> bool:
+    layers = getattr(decoder, "decoder_layers", None)
+    return isinstance(layers, nn.Sequential) and isinstance(layers[0], nn.Conv1d)
+
+
+def _vocabulary(model: Any) -> list[str]:
+    """Return the characters of a model without a tokenizer, in the order of their ids."""
+    owner = model.joint if hasattr(model, "joint") else model.decoder
+    return [str(token) for token in owner.vocabulary]
+
+
+def _labels(model: Any, text: str) -> list[int]:
+    """Tokenise a text by a model's tokenizer or characters; raises ``ValueError`` for unknown pieces."""
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is None:
-        owner = model.joint if hasattr(model, "joint") else model.decoder
-        known = {str(t): i for i, t in enumerate(owner.vocabulary)}
+        known = {token: i for i, token in enumerate(_vocabulary(model))}
         if unknown := [c for c in text if c not in known]:
             raise ValueError(f"{text!r} does not tokenise: {unknown[0]!r} is not in the vocabulary")
         return [known[c] for c in text]
@@ -219,6 +229,3 @@ def labels_of(model: Any, text: str) -> list[int]:
     if getattr(tokenizer, "unk_id", None) in ids:
         raise ValueError(f"{text!r} does not tokenise: it becomes {ids}")
     return ids
-
-
-JOINER = NemoJoiner

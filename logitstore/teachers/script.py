@@ -1,4 +1,4 @@
-"""``script:FILE.py:NAME``, or ``FILE.py:NAME`` alone: a teacher made by a factory in the user's own file."""
+"""``script:FILE.py:NAME``, or ``FILE.py:NAME`` alone: a teacher made by a function in the user's file."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from .protocol import Teacher, check_protocol
 
 
 def load(place: str) -> Teacher:
-    """Run ``NAME()`` of ``FILE.py``; its folder becomes importable, as for any script.
+    """Call ``NAME()`` of ``FILE.py``; its folder becomes importable, as for any script.
 
-    Raises ``UsageError`` for a wrong place and ``TeacherError`` where the factory fails or its result does
-    not keep the protocol.
+    Raises ``UsageError`` for a wrong path or name, and ``TeacherError`` where the function fails or its
+    result lacks a method of the protocol.
     """
     file, found, name = place.rpartition(":")
     path = Path(file).resolve()
     if not found or not file or not name.isidentifier():
         raise UsageError(
-            f"{place!r} is not FILE.py:NAME", do="Say which function of which file: teacher.py:load."
+            f"{place!r} is not FILE.py:NAME", do="Name the file and its function: teacher.py:load."
         )
     if not path.is_file():
         raise UsageError(f"{file} does not exist", where="--teacher")
@@ -40,7 +40,7 @@ def load(place: str) -> Teacher:
 
 
 def run_file(path: Path) -> Any:
-    """The module of a user's file, its folder importable; raises ``TeacherError`` where importing fails."""
+    """Import a user's file as a module and make its folder importable; raises ``TeacherError``."""
     name = f"logitstore_teacher_{path.stem}"
     if name in sys.modules and getattr(sys.modules[name], "__file__", None) == str(path):
         return sys.modules[name]

@@ -1,8 +1,4 @@
-"""Taps: take what a named module of somebody's model gives, without touching the model.
-
-A tap is a context manager. Its paths are checked when it opens; inside, each tapped module must run exactly
-once per batch; its hooks are removed on any exit.
-"""
+"""Taps: hooks that take the output or input of named modules of a model without changing the model."""
 
 from __future__ import annotations
 
@@ -18,13 +14,13 @@ from .. import registry
 from ..errors import LengthError, TapError, TapFiredTwice, TapNeverFired, TapPathError
 from .weight_products import PREFIX, Watch, split
 
-WRAPPERS = ("module", "_orig_mod")  # DataParallel / DDP, torch.compile
+WRAPPERS = ("module", "_orig_mod")  # attributes of DataParallel and DDP, and of torch.compile
 LAYOUTS = {"BTV": (0, 1, 2), "BVT": (0, 2, 1), "TBV": (1, 0, 2)}
 SIDES = ("output", "input")
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The user's own module inside DataParallel, DistributedDataParallel or torch.compile."""
+    """Return the user's own module inside DataParallel, DistributedDataParallel or torch.compile."""
     while True:
         inner = next((m for n, m in model.named_children() if n in WRAPPERS), None)
         if inner is None or len(list(model.children())) != 1:
@@ -33,9 +29,10 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def find_module(model: nn.Module, path: str) -> nn.Module:
-    """The module at a dotted path, looking through wrappers; raises ``TapPathError`` listing siblings.
+    """Return the module at a dotted path below a model; raises ``TapPathError`` naming its siblings.
 
-    A path may spell the wrappers out, as the keys of a checkpoint do (``module.ctc_output.1``).
+    Wrappers (DataParallel, torch.compile) are looked through; a path may also name them, as the keys of a
+    checkpoint do (``module.ctc_output.1``).
     """
     module, walked = unwrap(model), ""
     for part in path.split(".") if path else ():
@@ -54,12 +51,12 @@ def find_module(model: nn.Module, path: str) -> nn.Module:
 
 
 def unpack(packed: torch.Tensor, frames: Sequence[int], positions: Sequence[int]) -> list[torch.Tensor]:
-    """Rows (sum of T·(U+1), V) of a joiner that skips padding → one (T, U+1, V) an utterance.
+    """Split the rows of a joiner that skips padding into one (T, U+1, V) lattice for each utterance.
 
     Args:
-        packed: what the joiner gave, utterance after utterance.
-        frames: T of every utterance.
-        positions: U+1 of every utterance.
+        packed: (sum of T·(U+1), V) output of the joiner, utterance after utterance.
+        frames: number of frames T of every utterance.
+        positions: number of label positions U+1 of every utterance.
 
     Raises ``LengthError`` where rows are left over or missing.
     """
@@ -71,25 +68,37 @@ def unpack(packed: torch.Tensor, frames: Sequence[int], positions: Sequence[int]
 
 
 class Tap:
-    """Hooks on named modules of a model.
+    """Context manager that takes the output or input of named modules of a model, batch by batch.
 
-    A path that ends in ``()`` names a method, ``joint.joint_after_projection()`` or ``ctc.head.forward()``:
-    for logits that are made without calling a module. One that begins with ``fn:`` names a weight,
-    ``fn:ctc_lo.weight``: for logits that are a product with it (``F.linear``, ``matmul``). One that ends in
-    ``[i]`` takes part i of what is given.
+    ::
+
+        with Tap(model, {"ctc": "ctc_output.1"}) as tap:
+            for batch in loader:
+                model(batch)
+                logits = tap.take("ctc")  # (B, T, V), the Linear's output in front of the log-softmax
+
+    Paths are checked when the tap is made. Each module must run exactly once between two calls of
+    :meth:`take`, so that a skipped or repeated head is an error and never a silent mistake. The hooks are
+    removed on any exit, and they never change the module's output.
+
+    A path is dotted, below the model: ``encoder.layers.3``. These forms exist besides:
+
+    * ``joint.joint_after_projection()`` names a method, for logits that are made without calling a module;
+    * ``fn:ctc_lo.weight`` names a weight, for logits that are a product with it (``F.linear``, ``matmul``);
+    * ``encoder[0]`` takes one part of a tuple, list or mapping that the module gives.
 
     Args:
-        model: any ``nn.Module``; wrappers are looked through.
-        modules: path of the module for every stream to take.
-        layouts: axes of a stream's output where they are not ``BTV``.
-        side: ``output`` or ``input`` of the module; the input is its first argument.
-        accumulate: allow several calls per batch and concatenate them along the first axis but one.
-        keep: by stream, which of several calls per batch is the answer, as a list index (``-1``: the last).
-        training: allow a model in training mode, whose logits are random.
+        model: any ``nn.Module``; DataParallel, DistributedDataParallel and torch.compile are looked through.
+        modules: path of the module by the name of its stream.
+        layouts: axes of the output by stream where they are not ``BTV``: ``BVT`` or ``TBV``.
+        side: ``output`` or ``input`` of the modules; the input is the first argument.
+        accumulate: allow several calls per batch and concatenate them along the second axis from the end.
+        keep: by stream, index of the one call to keep of several per batch (``-1`` for the last).
+        training: allow a model in training mode, which gives random logits.
 
     Raises:
-        TapPathError: no module at a path.
-        TapError: a scripted module, which runs no Python hook.
+        TapPathError: a path names no module; the error lists the module's siblings.
+        TapError: a scripted or traced module, which runs no Python hook; an unknown side or layout.
     """
 
     def __init__(
@@ -150,7 +159,7 @@ class Tap:
     def _where(self, name: str) -> str:
         return f"tap {name} at {self._paths[name]!r}"
 
-    # Hooks travel with copy.deepcopy: what a copied model says is not what this one says.
+    # copy.deepcopy copies hooks too, so each hook ignores calls of any other module than its own.
 
     def _after(self, name: str, module: nn.Module) -> Any:
         def hook(caller: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -162,7 +171,7 @@ class Tap:
     def _before(self, name: str, module: nn.Module) -> Any:
         def hook(caller: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if caller is module:
-                self._catch(name, first(args, kwargs))
+                self._catch(name, first_argument(args, kwargs))
 
         return hook
 
@@ -172,7 +181,7 @@ class Tap:
     def _catcher(self, name: str) -> Callable[[tuple[Any, ...], dict[str, Any], Callable[..., Any]], Any]:
         def run(args: tuple[Any, ...], kwargs: dict[str, Any], method: Callable[..., Any]) -> Any:
             if self._side == "input":
-                self._catch(name, first(args, kwargs))
+                self._catch(name, first_argument(args, kwargs))
                 return method(*args, **kwargs)
             output = method(*args, **kwargs)
             self._catch(name, output)
@@ -191,32 +200,33 @@ class Tap:
             raise TapError(
                 f"gives {type(value).__name__}, not a tensor",
                 where=self._where(name),
-                do=f"Say which part of it, behind the path: {', '.join(inside)}." if inside else "",
+                do=f"Append the part's number to the path: {', '.join(inside)}." if inside else "",
             )
         if not self._training and (self._root.training or self._modules[name].training):
             raise TapError(
                 "the model is in training mode",
                 where=self._where(name),
-                why="Dropout and batch statistics make every forward say something else.",
+                why="Dropout and batch statistics give other logits in every forward.",
                 do="Call model.eval() first.",
             )
         self._shapes[name].append(tuple(value.shape))
         if self._accumulate or name in self._keep or len(self._shapes[name]) == 1:
-            # A copy: decoders edit logits in place after the layer returns them.
+            # Decoders edit logits in place after the layer has returned them.
             self._caught[name].append(value.detach().clone())
 
     def clear(self) -> None:
-        """Forget what was caught."""
+        """Drop all tensors taken so far."""
         for name, caught in self._caught.items():
             caught.clear()
             self._shapes[name].clear()
 
     def take(self, name: str) -> torch.Tensor:
-        """What the module gave in this batch, as (B, T, V) (or as it came, for other ranks); forgets it.
+        """Return a stream's tensor of this batch, and drop it: (B, T, V), or as it is for another rank.
 
-        In the dtype it came in: a model in half precision says half-precision logits.
+        The dtype is the module's own, e.g. float16 of a model in half precision.
 
-        Raises ``TapNeverFired`` or ``TapFiredTwice``.
+        Raises ``TapNeverFired`` where the module did not run, and ``TapFiredTwice`` where it ran several
+        times.
         """
         caught, shapes, where = list(self._caught[name]), list(self._shapes[name]), self._where(name)
         self._caught[name].clear()
@@ -239,21 +249,21 @@ class Tap:
                 f"the module ran {calls} times in one batch, giving {', '.join(map(str, shapes[:4]))}"
                 f"{', …' if calls > 4 else ''}",
                 where=where,
-                why="Which of them is the answer cannot be guessed.",
-                do="Tap a module that runs once, say which call to keep, or allow accumulation.",
+                why="Nothing tells which of these calls gives the logits.",
+                do="Tap a module that runs once, name the call to keep, or allow accumulation.",
             )
         else:
             value = caught[0] if calls == 1 else torch.cat(caught, dim=max(caught[0].dim() - 2, 0))
         return self._in_order(name, value)
 
     def take_each(self, name: str) -> list[torch.Tensor]:
-        """What every call of the module gave, in order, each as :meth:`take` gives one; forgets them.
+        """Return the tensors of every call of this batch, in order, and drop them.
 
-        For a tap that accumulates. Raises ``TapNeverFired``.
+        For a tap with ``accumulate``. Raises ``TapNeverFired``.
         """
         caught = [self._in_order(name, value) for value in self._caught[name]]
         if not caught:
-            self.take(name)  # raises
+            self.take(name)  # raises TapNeverFired
         self._caught[name].clear()
         self._shapes[name].clear()
         return caught
@@ -272,7 +282,7 @@ class Tap:
 
 
 class _Method:
-    """A method of one object, replaced until ``remove``."""
+    """Method of one object, replaced by a wrapper until ``remove``."""
 
     def __init__(self, owner: Any, name: str, run: Any) -> None:
         self._owner, self._name = owner, name
@@ -292,13 +302,14 @@ class _Method:
 
 
 def _split(path: str) -> tuple[str, int | None]:
-    """``encoder[0]``: the path without its end, and which part of a tuple it names."""
+    """Split ``encoder[0]`` into the path and the number of the part; None where it names no part."""
     found = re.fullmatch(r"(.*?)(?:\[([0-9]{1,4})\])?", path, re.DOTALL)
     assert found is not None
     return found[1], int(found[2]) if found[2] else None
 
 
 def _owner(model: nn.Module, path: str) -> nn.Module:
+    """Return the module of a path, or the one that has its method or weight; raises ``TapPathError``."""
     path, _ = _split(path)
     if path.startswith(PREFIX):
         above, name = split(path)
@@ -329,6 +340,6 @@ def _method(path: str) -> str:
     return path[:-2].rpartition(".")[2]
 
 
-def first(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """The first argument of a call."""
+def first_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Return the first argument of a call, positional or by name; None for a call without arguments."""
     return args[0] if args else next(iter(kwargs.values()), None)

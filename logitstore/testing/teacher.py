@@ -29,7 +29,7 @@ from ..errors import LogitStoreError
 from ..runner.checks import require_logits
 from ..schema.kinds import kind_of
 from ..schema.spec import Head, TeacherSpec
-from ..teachers.protocol import check_protocol, check_steady
+from ..teachers.protocol import check_deterministic, check_protocol
 from ..teachers.tap import Tap
 from ..tokens.table import TokenTable
 from . import expect
@@ -188,7 +188,7 @@ def check_same_twice(teacher: Any, recording: Recording) -> None:
     teacher.model.eval()
     features = teacher.features(recording.audio)
     try:
-        check_steady(teacher, features[None], torch.tensor([len(features)]))
+        check_deterministic(teacher, features[None], torch.tensor([len(features)]))
     except LogitStoreError as e:
         raise AssertionError(str(e)) from None
 

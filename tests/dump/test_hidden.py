@@ -31,7 +31,7 @@ from logitstore.store.inspect import inspect_store, inspect_utterance
 from logitstore.store.rewrite import compact_store, convert_store
 from logitstore.store.verify import check_record, verify_store
 from logitstore.targets.clip import Clip
-from logitstore.teachers.layers import layered, parse_layer
+from logitstore.teachers.layers import parse_layer, with_layers
 from logitstore.testing import vectors
 from logitstore.tokens.table import TokenTable
 from tests.support import demo
@@ -44,7 +44,7 @@ ENCODINGS = {"vectors": 2.0**-11, "vectors:int8": 1 / 254}
 
 
 def teacher(*layers):
-    return layered(demo.teacher(), layers or LAYERS)
+    return with_layers(demo.teacher(), layers or LAYERS)
 
 
 def run(out, limit=0, streams=BOTH, **options):
@@ -348,7 +348,7 @@ class Alone(demo.Spoiled):
 
 
 def test_layers_of_utterances_encoded_one_by_one(own, tmp_path):
-    run(tmp_path / "s", 8, {"hidden": "vectors"}, teacher=layered(Alone(), LAYERS))
+    run(tmp_path / "s", 8, {"hidden": "vectors"}, teacher=with_layers(Alone(), LAYERS))
     opened = open_store(tmp_path / "s")
     for utt_id in opened:
         assert np.abs(opened[utt_id].vectors() - own[utt_id]["encoder.norm"]).max() < 0.01
@@ -360,7 +360,7 @@ def test_layers_of_utterances_encoded_one_by_one(own, tmp_path):
         (Head("hidden", "encoder.first", 0, "BVT"), LengthError, "frames where the teacher has"),
         (Head("hidden", "encoder.first", 0), LengthError, "hidden gives .* frames|for a batch"),
         (Head("hidden", "encoder.blocks.9", 0), TapPathError, "no module '9'"),
-        (Head("hidden", "encoder", 0), TapError, r"behind the path: \[0\], \[1\]"),
+        (Head("hidden", "encoder", 0), TapError, r"number to the path: \[0\], \[1\]"),
         (Head("hidden", "decoder", 0), TeacherError, "did not run"),
     ],
 )
@@ -388,7 +388,7 @@ def test_how_a_layer_is_named():
     assert parse_layer("encoder.layers.3", 0) == Head("hidden", "encoder.layers.3", 0)
     assert parse_layer("hidden_top=encoder[0]:BVT", 2) == Head("hidden_top", "encoder[0]", 2, "BVT")
     for wrong, said in (
-        ("ctc=x", "ctc is no layer"),
+        ("ctc=x", "ctc is not the name of a hidden stream"),
         ("a:XYZ", "no layout"),
         ("=", "PATH"),
         ("layer_3=x", "no stream"),

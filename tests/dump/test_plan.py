@@ -26,7 +26,7 @@ from logitstore.runner.driver import TeacherDriver
 from logitstore.runner.loader import load
 from logitstore.schema.spec import Head
 from logitstore.store.inspect import inspect_store
-from logitstore.teachers.layers import layered
+from logitstore.teachers.layers import with_layers
 from tests.support import attention_teacher
 from tests.support.demo import FACTORY, MANIFEST, ROOT, Spoiled, lines, manifest, teacher, write_manifest
 
@@ -349,7 +349,7 @@ LAYERS = [Head("hidden", "encoder.norm", 0), Head("hidden_2", "encoder.blocks.1"
 
 
 def test_a_layer_is_judged_by_how_far_its_rows_are(tmp_path):
-    speaker = layered(teacher(), LAYERS)
+    speaker = with_layers(teacher(), LAYERS)
     options = PlanOptions(
         {"hidden": AutoEncoding(), "hidden_2": AutoEncoding(1e-9), "ctc": AutoEncoding()}, storages=("zarr",)
     )
@@ -380,7 +380,7 @@ def test_a_layer_is_judged_by_how_far_its_rows_are(tmp_path):
 def test_auto_of_layers_takes_it(tmp_path):
     options = DumpOptions(streams={"hidden": "auto", "hidden_2": "auto:1e-6"})
     for already in (0, 3):
-        done = dump_logits(layered(teacher(), LAYERS), manifest(3), tmp_path, options)
+        done = dump_logits(with_layers(teacher(), LAYERS), manifest(3), tmp_path, options)
         assert done.present == already
     said = {s.name: (s.encoding, s.width) for s in open_store(tmp_path).spec.streams}
     assert said == {"hidden": ("vectors:int8", 128), "hidden_2": ("vectors", 128)}
@@ -432,7 +432,7 @@ def test_a_compressor_must_be_worth_unpacking_every_row_for():
 
 def test_the_storage_that_is_named_first_is_taken_where_the_other_saves_little(tmp_path):
     options = PlanOptions({"hidden": AutoEncoding()}, storages=("zarr", "zarr:zstd"))
-    found = plan_encodings(layered(teacher(), LAYERS[:1]), manifest(2), options, folder=tmp_path)
+    found = plan_encodings(with_layers(teacher(), LAYERS[:1]), manifest(2), options, folder=tmp_path)
     assert found.measured[0].storage == "zarr:zstd"
     assert found.choice.storage == "zarr"
 

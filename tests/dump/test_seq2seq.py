@@ -448,7 +448,7 @@ def test_what_cannot_be_asked_for(tmp_path):
     ):
         with pytest.raises(UsageError, match=said):
             run(tmp_path / "s", streams=streams)
-    with pytest.raises(TeacherError, match="it has no seq2seq head"):
+    with pytest.raises(TeacherError, match="has no seq2seq head"):
         run_dump(tmp_path / "s", 0, ALONE)
 
 

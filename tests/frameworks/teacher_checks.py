@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from logitstore.schema.spec import TeacherSpec
-from logitstore.teachers.protocol import check_protocol, check_steady, weights_sha256
+from logitstore.teachers.protocol import check_deterministic, check_protocol, weights_sha256
 from logitstore.teachers.tap import Tap
 from logitstore.tokens.table import TokenTable
 
@@ -103,7 +103,7 @@ def check_teacher(teacher: Any, *, rate: int = 16000, leak: float = 1e-4) -> Non
     assert TokenTable.parse(table.to_bytes(), blank=table.blank) == table
     assert weights_sha256(teacher.model) == weights_sha256(teacher.model)
     audio = recordings(rate)
-    check_steady(teacher, *batched(teacher, audio))
+    check_deterministic(teacher, *batched(teacher, audio))
     for stream in (h.stream for h in spec.heads):
         many = said_by(teacher, stream, audio)
         for a, said in zip(audio, many, strict=True):

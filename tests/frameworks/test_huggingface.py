@@ -22,7 +22,7 @@ from logitstore.runner.loader import LoadedUtterance
 from logitstore.schema.spec import Head
 from logitstore.store.verify import verify_store
 from logitstore.teachers import load_teacher
-from logitstore.teachers.layers import layered
+from logitstore.teachers.layers import with_layers
 from logitstore.teachers.tap import Tap
 from logitstore.tokens.table import BYTES
 from tests.frameworks.teacher_checks import batched, check_teacher, framework, heard, lattice, recordings
@@ -439,7 +439,7 @@ def test_a_store_of_a_whisper_and_its_encoder(encoding: str, tmp_path: Path) -> 
     ]
     streams = {"seq2seq": encoding, "hidden": "vectors", "hidden_0": "vectors:int8"}
     options = DumpOptions(streams=streams, skip_checks="it is not trained", transcripts="all")
-    done = dump_logits(layered(teacher, layers), manifest, tmp_path / "s", options)
+    done = dump_logits(with_layers(teacher, layers), manifest, tmp_path / "s", options)
     assert done.done == 3
     assert not verify_store(tmp_path / "s").findings
     store = open_store(tmp_path / "s")
@@ -464,7 +464,7 @@ def test_a_store_of_a_whisper_and_its_encoder(encoding: str, tmp_path: Path) -> 
         layer = Head("hidden", "model.encoder.conv1", blank, "BVT")
         with pytest.raises(LengthError, match="3000 frames where the teacher has 1500"):
             dump_logits(
-                layered(teacher, [layer]),
+                with_layers(teacher, [layer]),
                 manifest,
                 tmp_path / "t",
                 DumpOptions(streams={"hidden": "vectors"}),
@@ -476,7 +476,7 @@ def test_what_whisper_cannot_take(tmp_path: Path) -> None:
     place = f"huggingface:{tmp_path}"
     teacher: Any = load_teacher(place)  # of so small a table, as an English one: no language
     assert teacher.describe().features["prompt"] == [PROMPTED[0], PROMPTED[-1]]
-    with pytest.raises(ValueError, match="Whisper hears 30 s at once: cut the recording"):
+    with pytest.raises(ValueError, match="Whisper takes 30 s at once: cut the recording"):
         teacher.features(np.zeros(30 * 16000 + 1, np.float32))
     assert teacher.features(np.zeros(30 * 16000, np.float32)).shape == (3000, 81)
     with pytest.raises(ValueError, match=r"80 tokens, where the decoder holds 38"):
@@ -485,7 +485,7 @@ def test_what_whisper_cannot_take(tmp_path: Path) -> None:
         teacher.labels("<|endoftext|>")
     assert teacher.labels(" ") == []
     for option, match in (
-        ("language=fr", r"its tokenizer has no <\|fr\|>"),
+        ("language=fr", r"the tokenizer has no <\|fr\|>"),
         ("language=en,task=summarise", "task=summarise"),
         ("space=2", "neither 0 nor 1"),
         ("lang=en", "Known: model, processor, target_lang, language, task, space"),
@@ -494,7 +494,7 @@ def test_what_whisper_cannot_take(tmp_path: Path) -> None:
             load_teacher(f"{place},{option}")
     settings = tmp_path / "generation_config.json"
     settings.write_text(json.dumps({**json.loads(settings.read_text()), "is_multilingual": True}))
-    with pytest.raises(UsageError, match="a Whisper of many languages, and no language"):
+    with pytest.raises(UsageError, match="a multilingual Whisper needs a language"):
         load_teacher(place)
     german = load_teacher(f"{place},language=de").describe()
     assert german.features["prompt"][1:3] == ["<|de|>", "<|transcribe|>"]

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from logitstore.teachers import load_teacher
-from logitstore.teachers.icefall import _own_threads
+from logitstore.teachers.icefall import _ignored_thread_counts
 from logitstore.teachers.script import run_file
 from tests.frameworks.teacher_checks import check_teacher, heard, lattice, recordings
 
@@ -89,7 +89,7 @@ def recipe(name: str) -> Path:
 
 
 def imported(name: str, file: str = "train.py") -> Any:
-    with _own_threads():
+    with _ignored_thread_counts():
         module = run_file(recipe(name) / file)
     module.get_env_info = dict  # asks k2 for its version, and git
     return module

@@ -27,7 +27,7 @@ from logitstore.corpus.manifest import read_manifest
 from logitstore.dump.job import dump_logits
 from logitstore.dump.options import DumpOptions
 from logitstore.schema.spec import Head
-from logitstore.teachers.layers import layered
+from logitstore.teachers.layers import with_layers
 from recipes.demo.teacher import DemoTeacher
 
 END, WIDTH, ENCODER = 8, 6, 11
@@ -85,7 +85,7 @@ def teacher(folder):
     torch.manual_seed(5)
     model.attention = Decoder().requires_grad_(False)
     model.attention.output_layer.weight.mul_(3)
-    return layered(AttentionTeacher(model, table), LAYERS)
+    return with_layers(AttentionTeacher(model, table), LAYERS)
 
 
 def own(teacher, utt):

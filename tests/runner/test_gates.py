@@ -97,6 +97,33 @@ def test_one_utterance_of_nan_is_no_broken_teacher(tmp_path):
     assert (done.done, done.skipped) == (5, 1)
 
 
+def test_tokens_that_spell_no_text_are_judged_by_their_ids(tmp_path):
+    done = run(tmp_path / "s", teacher=broken_teachers.coded(), limit=6)
+    assert done.done == 6
+    assert open_store(tmp_path / "s").spec.gates == ()
+    assert any("words wrong (100.0 %)" in f for f in done.findings)
+    assert any(f.startswith("greedy ctc") and "tokens wrong" in f for f in done.findings)
+
+
+def test_a_teacher_with_text_gives_the_transcripts_of_its_tokens(tmp_path):
+    done = run(tmp_path / "s", teacher=broken_teachers.coded_with_text(), limit=6, max_wer=5.0)
+    assert done.done == 6
+    store = open_store(tmp_path / "s")
+    found = store["demo-00"].meta["hyp"]["ctc"]
+    assert found["text"].startswith("don’t turn")
+    assert found["wer"] == 0.0
+    with_labels = store["demo-00"].labels.tolist()
+    assert store.tokens.text(with_labels).startswith("<c")
+
+
+def test_an_error_of_text_names_the_utterance(tmp_path):
+    teacher = broken_teachers.coded_with_text()
+    teacher.text = lambda ids: b"bytes"
+    refused(tmp_path, teacher, r"demo-\d\d: text\(\) gives bytes, not a text", limit=6)
+    teacher.text = lambda ids: {}[0]
+    refused(tmp_path, teacher, r"demo-\d\d: text\(\) failed with KeyError", limit=6)
+
+
 def test_the_first_batch_is_shown_beside_its_references(tmp_path):
     found = run(tmp_path / "s", limit=6, batch_seconds=1000.0).findings
     at = found.index("demo-00")
@@ -112,7 +139,7 @@ TABLE = TokenTable(("<blk>", *"abcdef"), 0)
 def test_renumbering_is_only_said_where_one_numbering_explains_the_other():
     moved = {1: 4, 2: 5, 3: 6, 4: 1, 5: 2, 6: 3}
     texts = [[1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1], [1, 3, 5, 2, 4, 6]]
-    assert "'a' (1) it says 'd' (4)" in renumbered([(t, [moved[i] for i in t]) for t in texts], TABLE)
+    assert "'a' (1) it gives 'd' (4)" in renumbered([(t, [moved[i] for i in t]) for t in texts], TABLE)
     assert not renumbered([(t, t) for t in texts], TABLE)
     assert not renumbered([(t, t[1:] + t[:1]) for t in texts], TABLE)
     assert not renumbered([(t, [1] * 6) for t in texts], TABLE)

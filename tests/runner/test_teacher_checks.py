@@ -72,7 +72,7 @@ def test_the_models_own_word_differs(tmp_path):
     def log_probs(teacher, output):
         return {"ctc": teacher.log_probs(output)["ctc"].roll(1, -1)}
 
-    refused(tmp_path, TeacherError, "differs from what the model itself says", log_probs=log_probs)
+    refused(tmp_path, TeacherError, "differs from the model's own output", log_probs=log_probs)
 
 
 def test_lengths_in_feature_frames(tmp_path):

@@ -161,3 +161,28 @@ def retitled():
 
     good = load()
     return Retitled(good.model, good._tokens)
+
+
+class Coded(DemoTeacher):
+    """A good teacher with numbered codes for tokens, which spell no text."""
+
+    def tokens(self):
+        table = super().tokens()
+        return TokenTable((table.tokens[0], *(f"<c{i}>" for i in range(1, len(table)))), 0)
+
+
+class CodedWithText(Coded):
+    """The same with a method that gives the text of token ids."""
+
+    def text(self, ids):
+        return DemoTeacher.tokens(self).text(ids)
+
+
+def coded():
+    good = load()
+    return Coded(good.model, good._tokens)
+
+
+def coded_with_text():
+    good = load()
+    return CodedWithText(good.model, good._tokens)

@@ -43,7 +43,7 @@ from torch import nn
 from logitstore.encodings.linear_head import linear_head
 from logitstore.errors import LengthError, TapError, TapFiredTwice, TapNeverFired, TapPathError, TeacherError
 from logitstore.schema.spec import Head, TeacherSpec
-from logitstore.teachers.protocol import check_steady
+from logitstore.teachers.protocol import check_deterministic
 from logitstore.teachers.tap import Tap, find_module, unpack
 from logitstore.tokens.table import TokenTable
 
@@ -128,9 +128,9 @@ def test_a_tap_gives_what_the_model_says(x: torch.Tensor) -> None:
 def test_live_dropout_in_eval_is_refused(x: torch.Tensor) -> None:
     lengths = torch.full((B,), T)
     with pytest.raises(TeacherError, match="two forwards of one batch differ"):
-        check_steady(Steady(Recogniser(habit="live dropout", dropout=0.3)), x, lengths)
-    check_steady(Steady(Recogniser(habit="live dropout", dropout=0.0)), x, lengths)
-    check_steady(Steady(Recogniser()), x, lengths)
+        check_deterministic(Steady(Recogniser(habit="live dropout", dropout=0.3)), x, lengths)
+    check_deterministic(Steady(Recogniser(habit="live dropout", dropout=0.0)), x, lengths)
+    check_deterministic(Steady(Recogniser()), x, lengths)
 
 
 def test_a_model_left_in_train_mode_is_refused(x: torch.Tensor) -> None:
@@ -450,10 +450,10 @@ def test_packed_rows_of_a_joiner_are_parted() -> None:
 
 def test_a_copied_head_shares_weights_but_not_calls(x: torch.Tensor) -> None:
     """How a teacher tells the answer apart where a model calls its head for other things too."""
-    from logitstore.teachers.protocol import twin
+    from logitstore.teachers.protocol import copy_without_hooks
 
     model = Recogniser(habit="interctc").eval()
-    model.final = twin(model.ctc_lo)
+    model.final = copy_without_hooks(model.ctc_lo)
     with torch.inference_mode(), Tap(model, {"ctc": "final"}) as tap:
         model(x)
         said = model.final(model.encoder(x))

@@ -27,7 +27,7 @@ from torch.utils.data import get_worker_info
 
 from ...errors import TapError
 from ...registry import suggest
-from ...teachers.tap import find_module, first
+from ...teachers.tap import find_module, first_argument
 from .program import live_modules, outermost, roots
 
 PAUSE_FACTOR = 200  # a search that nothing asked for follows after this many times its own duration
@@ -206,7 +206,7 @@ class ModuleFinder:
                     self._ran(stream, top(), module, output)
 
         def before_call(module: nn.Module, args: Any, kwargs: Any) -> None:
-            after_call(module, args, first(args, kwargs))
+            after_call(module, args, first_argument(args, kwargs))
 
         if side:
             self._hook(target, before_call if side == "input" else after_call, side)

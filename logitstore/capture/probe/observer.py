@@ -110,7 +110,7 @@ class OutputObserver(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
-        if (found := self._products.seen(name, args, kwargs or {}, out)) is not None:
+        if (found := self._products.completed_by(name, args, kwargs or {}, out)) is not None:
             with torch._C.DisableTorchFunction():
                 emitted = self._look(found[0], out, "weight")
                 if self.on_output is not None:

@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.data import get_worker_info
 
 from ...errors import LengthError, TapPathError
-from ...teachers.joiners import FoundJoiner, search
+from ...teachers.joiners import FoundJoiner, find_joiners
 from ...teachers.tap import find_module
 from ...teachers.weight_products import PREFIX, split
 from ..batch_ids import FoundIds, find_by_index, find_ids, find_texts
@@ -169,7 +169,7 @@ class ProbeRecorder:
     def _seek(self) -> None:
         """Transducers whose joiner capture can drive."""
         for top in roots(live_modules()):
-            for found in search(top):
+            for found in find_joiners(top):
                 encoder = found.encoder.removeprefix("input:")
                 with suppress(TapPathError):
                     both = find_module(top, encoder), find_module(top, found.joint)
@@ -177,13 +177,13 @@ class ProbeRecorder:
 
     def _encoded(self, module: nn.Module, found: FoundJoiner, output: Any) -> None:
         """Where ids and lengths are when capture takes the encoder's output, or another module's input."""
-        enc = find_frames(output) if found.drive.side == "output" else None
+        enc = find_frames(output) if found.adapter.side == "output" else None
         count = self._count() or (1 if enc is None else enc.shape[0])
         for ids in _id_variables(count):
             self._encoder_ids.setdefault(module, {}).setdefault(ids.expression, []).append(ids)
         if enc is None or module in self._at_encoder:
             return
-        axes = [n for n, size in enumerate(enc.shape) if size not in (count, found.drive.width)]
+        axes = [n for n, size in enumerate(enc.shape) if size not in (count, found.adapter.width)]
         t = enc.shape[axes[0]] if len(axes) == 1 else enc.shape[1]
         own = ((f"{id(m)}{where}{rest}", v) for m, where, rest, v in reversed(self._signs))
         self._at_encoder[module] = [f for f in candidates(own, count, t) if max(f.values) == t]
@@ -296,7 +296,7 @@ class ProbeRecorder:
                     "model": model,
                     "joiner": found.joint,
                     "encoder": found.encoder,
-                    "classes": found.drive.classes,
+                    "classes": found.adapter.classes,
                     "ran": max((max(s.calls.values()) for s in seen), default=0),
                     "lengths": _told(lengths),
                     "chosen": lengths[0].expression if lengths else "",

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ...corpus.manifest import Manifest, Utterance
 from ...errors import LengthError, LogitStoreError, TeacherError, UsageError
 from ...runner.checks import SkippedChecks, self_check
-from ...runner.chunks import driver_of
+from ...runner.chunks import make_driver
 from ...runner.driver import TeacherDriver, TeacherOutput, cpu_threads
 from ...runner.gpu import require_device
 from ...runner.loader import LoadedUtterance, by_length, load
@@ -38,7 +38,7 @@ from ...storage.entries import ShardSize
 from ...store.lattice_nodes import occupancy, scores
 from ...store.layout import make_spec
 from ...store.record_encoder import require_finite
-from ...teachers.layers import layered, parse_layer
+from ...teachers.layers import parse_layer, with_layers
 from ...teachers.protocol import Teacher, weights_sha256
 from .choose import Measurement, choose
 from .options import Extent, Plan, PlanOptions, contenders, extent
@@ -72,7 +72,7 @@ def plan_encodings(
     """
     options = options or PlanOptions()
     require_device(options.device)
-    teacher = layered(teacher, [parse_layer(text, teacher.tokens().blank) for text in options.layers])
+    teacher = with_layers(teacher, [parse_layer(text, teacher.tokens().blank) for text in options.layers])
     options = options.of_teacher(teacher.describe())
     about = extent(manifest, options.sample)
     with (
@@ -208,7 +208,7 @@ class _Planner:
     def _driver(self, linear: Sequence[str]) -> TeacherDriver:
         o = self.options
         given = self.teacher, self.table, list(o.streams), o.device
-        return driver_of(o.chunks, o.batch_seconds, *given, factored=linear)
+        return make_driver(o.chunks, o.batch_seconds, *given, factored=linear)
 
     def _fail(self, utt: Utterance, error: LogitStoreError) -> None:
         self.totals.failed.append(str(error).splitlines()[0])
