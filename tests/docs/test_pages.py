@@ -77,3 +77,10 @@ def test_pages_name_files_of_the_repository_that_exist():
             if "NAME" not in name and not (demo.ROOT / name).exists():
                 missing.append(f"{page.name}: {name}")
     assert not missing
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "recipes/demo/README.md"])
+def test_links_outside_of_the_documentation_lead_somewhere(page):
+    path = demo.ROOT / page
+    links = re.findall(r"\]\(([^)#:]+)\)", path.read_text("utf-8"))
+    assert not [link for link in links if not (path.parent / link).exists()]
