@@ -39,16 +39,16 @@ class JsonDataclass:
 
 @dataclass(frozen=True)
 class Head(JsonDataclass):
-    """One tapped module of a teacher.
+    """Output layer (or hidden layer) of a teacher that a stream of logits is taken from.
 
     Attributes:
-        stream: ``ctc``, ``rnnt``, ``seq2seq``, ``hidden`` or ``hidden_NAME``.
-        module: path below the teacher's model, e.g. ``ctc_output.1`` or ``joiner.output_linear``; a method
-            where it ends in ``()``.
+        stream: name of the stream: ``ctc``, ``rnnt``, ``seq2seq``, ``hidden`` or ``hidden_NAME``.
+        module: path of the module below the teacher's model, e.g. ``ctc_output.1`` or ``joiner.output_linear``, in any
+            form that :class:`logitstore.Tap` takes. Its output is logits, in front of any softmax.
         blank: id of the blank in the teacher's token table.
-        layout: axes of the module's output: ``BTV``, ``BVT`` or ``TBV``; a joiner's slices are always TUV.
-        normalised: no single logits tensor exists (a HAT joint): log-probabilities are given.
-        end: id of the token that ends what an attention decoder says; None for others.
+        layout: axes of the module's output: ``BTV``, ``BVT`` or ``TBV``; slices of a joiner are always (t, U+1, V).
+        normalised: true where the model has no tensor of logits (a HAT joint), so that log-probabilities are taken.
+        end: id of the token that ends a text of an attention decoder; None for other streams.
     """
 
     stream: str
@@ -64,16 +64,23 @@ class Head(JsonDataclass):
 
 @dataclass(frozen=True)
 class TeacherSpec(JsonDataclass):
-    """What a teacher says about itself.
+    """Description of a teacher: its rates, its heads and the settings of its features.
+
+    A store keeps it, and a dump into a store of another teacher is refused. ::
+
+        TeacherSpec("my conformer", sample_rate=16000, frame_shift=640, heads=(Head("ctc", "ctc_output.1", blank=0),))
 
     Attributes:
-        name: what people call it.
-        sample_rate: Hz its features expect.
-        frame_shift: samples of audio, at that rate, between two teacher frames.
-        heads: the modules to tap.
-        features: settings of the features, anything that changes numbers; JSON.
-        weights: sha256 over the model's parameters and buffers; filled in by logitstore.
-        offset: samples to the centre of frame 0; None where nobody knows.
+        name: name of the model for people to read.
+        sample_rate: audio samples per second that the features expect.
+        frame_shift: audio samples between two teacher frames, subsampling included, e.g. 640 for 40 ms at 16 kHz.
+        heads: heads of the streams that the teacher offers.
+        features: settings that change the teacher's numbers, e.g. of its filterbank; any JSON.
+        weights: ``sha256:`` digest over the model's parameters and buffers; filled in by logitstore.
+        offset: audio samples from the start of a recording to the centre of frame 0; None where it is unknown.
+
+    Raises:
+        ValueError: a sample rate or frame shift that is not a positive integer, or an offset that is no integer.
     """
 
     name: str
