@@ -43,6 +43,7 @@ __all__ = [
     "losses",
     "open_store",
     "plan_encodings",
+    "probe_program",
     "read_manifest",
     "read_table",
     "register",
@@ -77,6 +78,7 @@ _MODULE_OF = {
     "DumpOptions": "logitstore.dump.options",
     "capture_logits": "logitstore.capture.run",
     "CaptureOptions": "logitstore.capture.job",
+    "probe_program": "logitstore.capture.probe.run",
     "plan_encodings": "logitstore.dump.plan.run",
     "PlanOptions": "logitstore.dump.plan.options",
     "load_teacher": "logitstore.teachers",
@@ -98,6 +100,7 @@ _PUBLIC_MODULES = ("errors", "losses", "testing")
 if TYPE_CHECKING:
     from . import errors, losses, testing
     from .capture.job import CaptureOptions
+    from .capture.probe.run import probe_program
     from .capture.run import capture_logits
     from .corpus.manifest import read_manifest
     from .dump.job import dump_logits

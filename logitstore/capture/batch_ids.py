@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ ID_KEYS = (
 )
 TEXT_KEYS = ("text", "texts", "transcript", "transcripts", "transcription", "sentence", "words", "wrd")
 DEPTH = 4
+CHECKED_PATHS = 16
+MAX_FOLDERS = 4096
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def find_by_index(
     if asked and all(isinstance(i, int) for i in asked):
         for key, expression, values in _columns(dataset, guess):
             with suppress(LookupError, TypeError, AttributeError):
-                found += _each(key, expression, [values[i] for i in asked])
+                found += _of_items(key, f"{expression}[i]", [values[i] for i in asked], values)
     else:
         found.append(("[x.id for x in index]", [getattr(x, "id", None) for x in asked]))
     good = [FoundIds(e, tuple(v)) for e, v in found if all(isinstance(x, str) and x for x in v)]
@@ -95,20 +98,47 @@ def _columns(dataset: Any, guess: bool) -> list[tuple[str, str, Any]]:
     return sorted(found, key=lambda c: ID_KEYS.index(c[0]) if c[0] in ID_KEYS else len(ID_KEYS))
 
 
-def _each(key: str, expression: str, values: list[Any]) -> Iterator[tuple[str, list[Any]]]:
-    """Yield expressions and ids for some items of a column: named strings, or objects with an id."""
-    at = f"{expression}[i]"
+def _of_items(key: str, item: str, values: list[Any], column: Any) -> Iterator[tuple[str, list[Any]]]:
+    """Yield expressions and ids for some items of a column: named strings, or objects with an id.
+
+    Args:
+        key: name of the column.
+        item: expression of one item's value; its variable is ``i``.
+        values: values of the items.
+        column: values of all items. Paths are shortened to their stem where no two of them share one.
+    """
     if all(isinstance(v, str | Path) for v in values):
         if any("/" in str(v) for v in values):
-            yield f"[stem({at}) for i in index]", [Path(v).stem for v in values]
+            if len({Path(v).stem for v in column}) == len(column):
+                yield f"[stem({item}) for i in index]", [Path(v).stem for v in values]
+            else:
+                yield f"[str({item}) for i in index]", [str(v) for v in values]
         elif key in ID_KEYS:
-            yield f"[{at} for i in index]", values
+            yield f"[{item} for i in index]", values
     elif all(isinstance(v, Mapping) for v in values):
         for inner in ID_KEYS:
             if all(inner in v for v in values):
-                yield from _each(inner, f'{at}["{inner}"]', [v[inner] for v in values])
+                of_all = [v[inner] for v in column]
+                yield from _of_items(inner, f'{item}["{inner}"]', [v[inner] for v in values], of_all)
     else:
-        yield f"[{at}.id for i in index]", [getattr(v, "id", None) for v in values]
+        yield f"[{item}.id for i in index]", [getattr(v, "id", None) for v in values]
+
+
+def stems_are_unique(paths: Sequence[str | Path]) -> bool:
+    """Return whether no two files share a stem, as far as the paths and the folders beside theirs show.
+
+    Corpora with a folder per speaker often number their files in each: ``spk1/0_1.wav`` and ``spk2/0_1.wav``.
+    """
+    if len({Path(p).stem for p in paths}) < len(paths):
+        return False
+    for path in map(Path, paths[:CHECKED_PATHS]):
+        if len(path.parts) < 3:  # a relative path of one folder starts from the working directory
+            path = path.absolute()
+        with suppress(OSError):
+            for folder in islice(path.parent.parent.iterdir(), MAX_FOLDERS):
+                if folder != path.parent and (folder / path.name).is_file():
+                    return False
+    return True
 
 
 def find_texts(batch: Any, count: int) -> FoundIds | None:

@@ -63,7 +63,7 @@ class CaptureOptions:
         name: name of the teacher in the store. Empty: the class name of the model.
         sample_rate: audio samples per second, as recorded in the store.
         frame_shift: audio samples between two teacher frames, as recorded in the store.
-        shard_rows: utterances per shard.
+        shard_size: utterances per shard.
         allow_different: fields in which the store may differ from this capture when it is resumed.
 
     Raises:
@@ -92,7 +92,7 @@ class CaptureOptions:
     name: str = ""
     sample_rate: int = 16000
     frame_shift: int = 640
-    shard_rows: int = 500
+    shard_size: int = 500
     allow_different: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -216,7 +216,7 @@ class CaptureWriter:
             _open_place_of(job.out),
             spec,
             writer=f"capture-{job.session}-{os.getpid()}",
-            shard_rows=options.shard_rows,
+            shard_rows=options.shard_size,
         )
         self._writer.begin(self._table, options.allow_different)
         self._rows = self._present = 0

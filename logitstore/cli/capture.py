@@ -3,78 +3,255 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
+from ._options import STORAGES, option, sectioned_command
 from .dump import parse_streams
 
-TIME = ("sample_rate", "frame_shift")  # what a program cannot be asked; targets at other rates depend on it
+if TYPE_CHECKING:
+    from ..capture.run import CaptureResult
+
+LOGITS = "Modules that give the logits"
+LATTICES = "Lattices of a transducer"
+BATCHES = "Ids and lengths of a batch"
+TOKENS = "Tokens"
+STORE = "The store"
+ASSUMED = ("sample_rate", "frame_shift")  # a program cannot be asked for these
 
 
-@click.command("capture", context_settings={"ignore_unknown_options": False})
-@click.option("--ctc", default="", metavar="PATH", help="module whose output is the CTC logits")
-@click.option("--joiner", default="", metavar="PATH", help="a transducer's joiner [driven here, or --labels]")
-@click.option(
-    "--encoder", default="", metavar="PATH", help="gives what the joiner is driven with; input:PATH"
+@sectioned_command("capture", context_settings={"ignore_unknown_options": False})
+@option(
+    "--ctc",
+    section=LOGITS,
+    default="",
+    metavar="PATH",
+    help="Capture the CTC logits: the output of the module at PATH, below the outermost module of the model. "
+    "fn:PATH.weight captures products with that weight, for a head that does not run as a module.",
 )
-@click.option("--encoder-layout", default="", metavar="AXES", help="BTD, BDT or TBD [default: found]")
-@click.option(
-    "--joiner-adapter", default="", metavar="FILE.py:NAME", help="how a joiner unknown here is driven"
+@option(
+    "--layout",
+    section=LOGITS,
+    default="BTV",
+    show_default=True,
+    type=click.Choice(["BTV", "BVT", "TBV"]),
+    help="Axes of the CTC output: batch, time (frames), vocabulary.",
 )
-@click.option("--labels", default="", metavar="EXPR", help="label ids, padded or not [default: of the texts]")
-@click.option("--bpe", default="", type=click.Path(), help="SentencePiece model that makes labels of texts")
-@click.option("--greedy", is_flag=True, help="labels: the teacher's own decode, even where there are texts")
-@click.option("--ranges", default="", metavar="EXPR", help="(B, T, s_range) of a k2-pruned joint")
-@click.option("--durations", default=0, type=click.IntRange(0), help="last columns of a TDT joint: no tokens")
-@click.option("--out", required=True, type=click.Path(), help="the store; made, or resumed")
-@click.option("--layout", default="BTV", show_default=True, type=click.Choice(["BTV", "BVT", "TBV"]))
-@click.option("--call", type=click.IntRange(0), help="which call to keep of several a batch, from 0")
-@click.option("--accumulate", type=click.Choice(["t", "b"]), help="calls are pieces: frames, or utterances")
-@click.option("--ids", default="", metavar="EXPR", help="the batch's ids [default: found in the batch]")
-@click.option("--lengths", default="", metavar="EXPR", help="valid frames [default: found in the batch]")
-@click.option("--tokens", default="", type=click.Path(), help="token table, any known format")
-@click.option("--blank", type=click.IntRange(0), help="id of the blank [default: as the table says]")
-@click.option("--stream", "streams", multiple=True, metavar="NAME=ENCODING", help="[ctc=dense, rnnt=topk:16]")
-@click.option("--storage", default="zarr", show_default=True, help="zarr, zarr:zstd, zarr:blosc, webdataset")
-@click.option("--name", default="", help="of the teacher [default: the class of the model]")
-@click.option("--sample-rate", default=16000, show_default=True, type=click.IntRange(1), help="Hz")
-@click.option("--frame-shift", default=640, show_default=True, type=click.IntRange(1), help="in samples")
-@click.option("--shard-rows", default=500, show_default=True, type=click.IntRange(1), help="per shard")
-@click.option("--allow-different", multiple=True, metavar="FIELD", help="resume although FIELD differs")
-@click.option("--json", "as_json", is_flag=True, help="print the summary, on stderr, as JSON")
+@option(
+    "--call",
+    section=LOGITS,
+    metavar="N",
+    type=click.IntRange(0),
+    help="Store only call N, counted from 0, of a module that runs several times in a batch.",
+)
+@option(
+    "--accumulate",
+    section=LOGITS,
+    type=click.Choice(["t", "b"]),
+    help="Join all calls of a batch: t where each call gives the next frames, b where each gives the next "
+    "utterances.",
+)
+@option(
+    "--joiner",
+    section=LATTICES,
+    default="",
+    metavar="PATH",
+    help="Capture the lattices of the transducer whose joiner is the module at PATH. With --labels and "
+    "without --encoder, the joiner's own output is stored. Otherwise capture runs the joiner itself.",
+)
+@option(
+    "--encoder",
+    section=LATTICES,
+    default="",
+    metavar="PATH",
+    help="Run the joiner on the output of the module at PATH, or on its input: input:PATH. Default: the "
+    "encoder known for the model's framework.",
+)
+@option(
+    "--encoder-layout",
+    section=LATTICES,
+    default="",
+    metavar="AXES",
+    help="Axes of the encoder output: BTD, BDT or TBD. Default: found by the joiner's input width.",
+)
+@option(
+    "--joiner-adapter",
+    section=LATTICES,
+    default="",
+    metavar="FILE.py:NAME",
+    help="Run the joiner with the object that NAME(model) in FILE.py returns, for a joiner of a framework "
+    "that logitstore does not know.",
+)
+@option(
+    "--labels",
+    section=LATTICES,
+    default="",
+    metavar="EXPR",
+    help="Take the label ids of the lattices from EXPR, one row per utterance. Default: the texts of the "
+    "batch, tokenised; without texts, the teacher's own decode.",
+)
+@option(
+    "--bpe",
+    section=LATTICES,
+    default="",
+    metavar="FILE",
+    type=click.Path(),
+    help="Tokenise the texts of the batch with this SentencePiece model.",
+)
+@option(
+    "--greedy",
+    section=LATTICES,
+    is_flag=True,
+    help="Take the teacher's own greedy decode as labels, even where the batch has texts.",
+)
+@option(
+    "--ranges",
+    section=LATTICES,
+    default="",
+    metavar="EXPR",
+    help="Take the ranges (B, T, s_range) of a pruned joiner output from EXPR. Default: found beside it.",
+)
+@option(
+    "--durations",
+    section=LATTICES,
+    default=0,
+    metavar="N",
+    type=click.IntRange(0),
+    help="Leave out the last N columns of a TDT joiner's output: its durations, which are no tokens.",
+)
+@option(
+    "--ids",
+    section=BATCHES,
+    default="",
+    metavar="EXPR",
+    help="Take the utterance ids from EXPR. Default: found in the batch.",
+)
+@option(
+    "--lengths",
+    section=BATCHES,
+    default="",
+    metavar="EXPR",
+    help="Take the valid lengths, in teacher frames, from EXPR. Default: found in the first batch.",
+)
+@option(
+    "--tokens",
+    section=TOKENS,
+    default="",
+    metavar="FILE",
+    type=click.Path(),
+    help="Token table of the teacher, in any known format. Default: classes are named by their number.",
+)
+@option(
+    "--blank",
+    section=TOKENS,
+    metavar="ID",
+    type=click.IntRange(0),
+    help="Id of the blank. Default: as the token table or the model says, or 0.",
+)
+@option(
+    "--out",
+    section=STORE,
+    required=True,
+    type=click.Path(),
+    help="Folder or URL of the store. A store that exists is resumed: only missing utterances are added.",
+)
+@option(
+    "--stream",
+    "streams",
+    section=STORE,
+    multiple=True,
+    metavar="NAME=ENCODING",
+    help="Encoding of a stream; may be given once per stream. Default: ctc=dense, rnnt=topk:16.",
+)
+@option("--storage", section=STORE, default="zarr", show_default=True, help=f"Storage backend: {STORAGES}.")
+@option(
+    "--shard-size",
+    section=STORE,
+    default=500,
+    show_default=True,
+    metavar="N",
+    type=click.IntRange(1),
+    help="Utterances in a shard.",
+)
+@option(
+    "--name",
+    section=STORE,
+    default="",
+    metavar="NAME",
+    help="Name of the teacher in the store. Default: the class of the model.",
+)
+@option(
+    "--sample-rate",
+    section=STORE,
+    default=16000,
+    show_default=True,
+    metavar="HZ",
+    type=click.IntRange(1),
+    help="Samples per second of the teacher's audio, as recorded in the store.",
+)
+@option(
+    "--frame-shift",
+    section=STORE,
+    default=640,
+    show_default=True,
+    metavar="SAMPLES",
+    type=click.IntRange(1),
+    help="Audio samples between two frames of the teacher, as recorded in the store.",
+)
+@option(
+    "--allow-different",
+    section=STORE,
+    multiple=True,
+    metavar="FIELD",
+    help="Resume the store although it was made with another value of FIELD; may be given several times.",
+)
+@option("--json", "as_json", is_flag=True, help="Print the summary as JSON, on standard error.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_context
 def command(ctx: click.Context, /, out: str, as_json: bool, command: tuple[str, ...], **given: Any) -> None:
-    """Run COMMAND, unmodified, and store what its model says: logitstore capture … -- bash decode.sh ….
+    """Run COMMAND, unmodified, and store the logits of its model: logitstore capture … -- bash decode.sh ….
 
-    Its output is its own, and so is its exit status. Running it again adds only what is missing. EXPR may
-    look at `batch` (what the DataLoader yielded), at `index` (what its sampler asked `dataset` for), at any
-    variable of the program, at `modules["PATH"]` and `inputs["PATH"]` (what a module returned and was given),
-    at `output`, B and T: [c.id for c in batch["supervisions"]["cut"]], (wav_lens * T).round().
+    The command's output is left alone, and its exit status is passed on. Running it again adds only what is
+    missing; logitstore probe finds the module paths and expressions.
+
+    EXPR is looked up at the moment the module runs. It may use `batch` (what the DataLoader yielded), `index`
+    (what its sampler asked `dataset` for), the variables of the program, `modules["PATH"]` and
+    `inputs["PATH"]` (the last output and inputs of a module), `output`, B and T. Examples: [c.id for c in
+    batch["supervisions"]["cut"]], (wav_lens * T).round().
     """
-    from ..capture.job import CaptureOptions
-    from ..capture.run import capture_logits
+    from .. import CaptureOptions, capture_logits
 
     given["accumulate"] = given["accumulate"] or ""
     given["streams"] = parse_streams(given["streams"])
-    done = capture_logits(command, out, CaptureOptions(**given))
+    options = CaptureOptions(**given)
+    result = capture_logits(command, out, options)
     if as_json:
-        click.echo(json.dumps({"store": out, **asdict(done)}), err=True)
+        click.echo(json.dumps({"store": out, **asdict(result)}), err=True)
     else:
-        for note in done.notes:
-            click.echo(f"logitstore: {note}", err=True)
-        if done.rows and any(ctx.get_parameter_source(o) is ParameterSource.DEFAULT for o in TIME):
-            shift = f"{given['frame_shift']} samples of {given['sample_rate']} Hz"
-            click.echo(f"logitstore: a frame is taken to be {shift}: nobody said (--frame-shift)", err=True)
-        for error in done.errors:
-            click.echo(f"logitstore: {error}", err=True)
-        there = f" ({done.present} were there already)" if done.present else ""
-        if done.errors or done.status:
-            said = f"the command ended with status {done.status}" if done.status else "the capture failed"
-            click.echo(f"logitstore: {said}: only full shards were sealed", err=True)
-        else:
-            click.echo(f"logitstore: {out}: {done.rows} utterances{there}", err=True)
-    raise click.exceptions.Exit(done.status or (1 if done.errors else 0))
+        assumed = any(ctx.get_parameter_source(name) is ParameterSource.DEFAULT for name in ASSUMED)
+        for line in _summary(out, result, options.frame_shift, options.sample_rate, assumed):
+            click.echo(f"logitstore: {line}", err=True)
+    raise click.exceptions.Exit(result.status or (1 if result.errors else 0))
+
+
+def _summary(
+    out: str, result: CaptureResult, frame_shift: int, sample_rate: int, assumed: bool
+) -> Iterator[str]:
+    """Yield the lines that tell the user how a capture ended."""
+    yield from result.notes
+    if result.rows and assumed:
+        yield (
+            f"the store records {frame_shift} samples of {sample_rate} Hz per frame, which is assumed: "
+            "say what is right with --frame-shift and --sample-rate"
+        )
+    yield from result.errors
+    if result.errors or result.status:
+        how = f"the command ended with status {result.status}" if result.status else "the capture failed"
+        yield f"{how}: only full shards were sealed"
+    else:
+        present = f" ({result.present} were there already)" if result.present else ""
+        yield f"{out}: {result.rows} utterances{present}"

@@ -4,99 +4,178 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import UsageError
+from ._options import option, sectioned_command
 from ._terminal import table
 
+if TYPE_CHECKING:
+    from ..capture.probe.finding import ProbedHead, ProbeFinding
 
-@click.command("probe")
-@click.option("--teacher", metavar="FILE.py:NAME", help="probe a teacher instead of a command")
-@click.option("--manifest", type=click.Path(), help="of the teacher: JSON lines")
-@click.option("--audio-root", type=click.Path(), help="what relative audio paths are relative to")
-@click.option("--tokens", default="", type=click.Path(), help="token table [default: those it opens]")
-@click.option("--batches", default=2, show_default=True, type=click.IntRange(1), help="to watch")
-@click.option("--out", default="store", show_default=True, help="store of the command to run next")
-@click.option("--rows", default=8, show_default=True, type=click.IntRange(1), help="of the table")
-@click.option("--json", "as_json", is_flag=True, help="print all that was found as the last line of stdout")
+PROGRAM = "Probing a program or a teacher"
+TEACHER = "Probing a teacher"
+SHOWN = 3  # expressions of each kind
+HEADINGS = (
+    *("", "module", "class", "output", "V", "table", "logits", "|logsumexp|", "calls", "then", "from"),
+)
+
+
+@sectioned_command("probe")
+@option(
+    "--tokens",
+    section=PROGRAM,
+    default="",
+    metavar="FILE",
+    type=click.Path(),
+    help="Token table of the model. Default: the tables among the files that the program opens.",
+)
+@option(
+    "--batches",
+    section=PROGRAM,
+    default=2,
+    show_default=True,
+    metavar="N",
+    type=click.IntRange(1),
+    help="Watch the first N batches, then end the program.",
+)
+@option(
+    "--out",
+    section=PROGRAM,
+    default="store",
+    show_default=True,
+    metavar="STORE",
+    help="Name this store in the command that is printed; the probe itself writes nothing.",
+)
+@option(
+    "--rows",
+    section=PROGRAM,
+    default=8,
+    show_default=True,
+    metavar="N",
+    type=click.IntRange(1),
+    help="Show the N likeliest modules.",
+)
+@option(
+    "--teacher",
+    section=TEACHER,
+    metavar="FILE.py:NAME",
+    help="Probe this teacher instead of a program, and compare it with what it says of itself.",
+)
+@option(
+    "--manifest",
+    section=TEACHER,
+    metavar="FILE",
+    type=click.Path(),
+    help="Manifest whose first utterances the teacher is run on.",
+)
+@option(
+    "--audio-root",
+    section=TEACHER,
+    metavar="DIR",
+    type=click.Path(),
+    help="Folder that relative audio paths of the manifest start from.",
+)
+@option("--json", "as_json", is_flag=True, help="Print the findings as JSON, as the last line of the output.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
-def command(command: tuple[str, ...], rows: int, as_json: bool, **given: Any) -> None:
+def command(
+    command: tuple[str, ...],
+    tokens: str,
+    batches: int,
+    out: str,
+    rows: int,
+    teacher: str | None,
+    manifest: str | None,
+    audio_root: str | None,
+    as_json: bool,
+) -> None:
     """Find the logits in COMMAND: logitstore probe -- bash decode.sh …; it is ended after its first batches.
 
-    Its own output passes through; the answer comes on stderr, behind it. Nothing is written.
+    The command's own output is left alone. The findings, and the capture command to run next, are printed on
+    standard error. Nothing is written.
     """
-    if bool(command) == bool(given["teacher"]):
-        raise UsageError("what is to be probed?", do="Either --teacher FILE.py:NAME, or -- COMMAND.")
-    if command:
-        from ..capture.probe.run import probe
-
-        found = probe(command, tokens=given["tokens"], batches=given["batches"], out=given["out"])
-    else:
-        if not given["manifest"]:
-            raise UsageError("a teacher needs something to listen to", do="--manifest FILE.jsonl")
+    if bool(command) == bool(teacher):
+        raise UsageError(
+            "give either a command or a teacher to probe", do="Write -- COMMAND, or --teacher FILE.py:NAME."
+        )
+    if teacher:
+        if not manifest:
+            raise UsageError("a teacher is run on utterances of a manifest", do="Give --manifest FILE.jsonl.")
         from ..capture.probe.teacher import probe_teacher
 
-        found = probe_teacher(given.pop("teacher"), given.pop("manifest"), **given)
-    if as_json:
-        return click.echo(json.dumps(found.to_json()))
-    for line in _report(found, rows):
-        click.echo(line, err=True)
-
-
-def _report(found: Any, rows: int) -> Iterator[str]:
-    yield f"---- logitstore probe: {found.batches} batches watched ----"
-    head = ("", "module", "class", "output", "V", "table", "logits", "|logsumexp|", "calls", "then", "from")
-    grid = []
-    sizes = {size for _, size in found.tables}
-    for c in found.candidates[:rows]:
-        mark = "ctc" if c == found.ctc else "rnnt" if c == found.rnnt else ""
-        fits = "yes" if c["classes"] in sizes else "no" if sizes else "?"
-        kind = "log-probs" if c["normalised"] else "logits"
-        low = f"D={c['inputs']}" if 0 < c["inputs"] < c["classes"] else ""
-        shape = f"{c['layout']} {list(c['shape'])}"
-        then = ", ".join(c["after"]) or "-"
-        grid.append(
-            (
-                mark,
-                c["path"] or "(itself)",
-                c["kind"],
-                shape,
-                str(c["classes"]),
-                fits,
-                kind,
-                f"{c['logz']:.2g}",
-            )
+        finding = probe_teacher(
+            teacher, manifest, audio_root=audio_root, tokens=tokens, batches=batches, out=out
         )
-        grid[-1] += (str(c["calls"]), then, c["joiner"] or low or "-")  # type: ignore[assignment]
-    yield from table(head, grid)
-    best = found.ctc or found.rnnt
-    for path, size in found.tables:
-        yield f"tokens   {path}: {size}{', as many as classes' if best and size == best['classes'] else ''}"
-    if found.blank.why:
-        index = "unknown" if found.blank.index is None else found.blank.index
-        yield f"blank    {index}: {'; '.join(found.blank.why)}"
-    for name in found.rnnt["labels"][:3] if found.rnnt else ():
-        yield f"labels   {name}"
-    for f in best["lengths"][:3] if best else ():
-        yield f"lengths  {f['expression']} = {list(f['values'])}"
-    places = [*found.ids, *(best["variables"] if best else ())]
-    for f in places[:3]:
-        yield f"ids      {f['expression']}: {', '.join(f['values'][:3])}, …"
-    if not places:
-        yield "ids      nowhere: let the dataset return them, or say --ids EXPR"
-    if found.texts:
-        yield f"texts    {found.texts}"
-    if found.driven:
-        d = found.driven
-        calls = f"{d['ran']} calls a batch"
-        yield f"drives   {d['joiner']}: {d['convention']}'s joiner, from {d['encoder']}; {calls}"
-    for c in (found.ctc, found.rnnt):
-        if c and c["joiner"]:
-            yield f"factors  {c['path']}: additive joiner, {c['joiner']} -> {c['classes']}"
-        elif c and 0 < c["inputs"] < c["classes"]:
-            yield f"factors  {c['path']}: {c['inputs']} inputs for {c['classes']} classes"
-    yield from (f"note     {note}" for note in found.notes)
+    else:
+        from .. import probe_program
+
+        finding = probe_program(command, tokens=tokens, batches=batches, out=out)
+    if as_json:
+        click.echo(json.dumps(finding.to_json()))
+    else:
+        for line in _report(finding, rows):
+            click.echo(line, err=True)
+
+
+def _report(finding: ProbeFinding, rows: int) -> Iterator[str]:
+    """Yield the lines of the report, with a table of the likeliest modules."""
+    yield f"---- logitstore probe: {finding.batches} batches watched ----"
+    yield from table(HEADINGS, [_table_row(finding, head) for head in finding.candidates[:rows]])
+    best = finding.ctc or finding.rnnt
+    for path, size in finding.tables:
+        fits = ", as many as classes" if best is not None and size == best.classes else ""
+        yield f"tokens   {path}: {size}{fits}"
+    if finding.blank.reasons:
+        index = "unknown" if finding.blank.index is None else finding.blank.index
+        yield f"blank    {index}: {'; '.join(finding.blank.reasons)}"
+    if finding.rnnt is not None:
+        for name in finding.rnnt.labels[:SHOWN]:
+            yield f"labels   {name}"
+    for found in best.lengths[:SHOWN] if best is not None else ():
+        yield f"lengths  {found.expression} = {list(found.values)}"
+    ids = [*finding.ids, *(best.id_variables if best is not None else ())]
+    for found in ids[:SHOWN]:
+        yield f"ids      {found.expression}: {', '.join(map(str, found.values[:3]))}, …"
+    if not ids:
+        yield "ids      not found: let the dataset return them, or say where they are with --ids EXPR"
+    if finding.texts:
+        yield f"texts    {finding.texts}"
+    if (joiner := finding.transducer) is not None:
+        yield (
+            f"lattices {joiner.joiner}: capture runs this joiner, by {joiner.convention}'s convention, on "
+            f"{joiner.encoder}; the program runs it {joiner.calls} times a batch"
+        )
+    for head in (finding.ctc, finding.rnnt):
+        if head is not None and head.joiner:
+            yield f"factors  {head.path}: additive joiner, {head.joiner} -> {head.classes}"
+        elif head is not None and 0 < head.inputs < head.classes:
+            yield f"factors  {head.path}: {head.inputs} inputs for {head.classes} classes"
+    for note in finding.notes:
+        yield f"note     {note}"
     yield "next"
-    yield f"  {found.command}" if found.command else "  nothing here gives (B, T, V) logits once a batch"
+    yield f"  {finding.command or 'nothing here gives (B, T, V) logits once a batch'}"
+
+
+def _table_row(finding: ProbeFinding, head: ProbedHead) -> tuple[str, ...]:
+    """Return the cells of one module, in the order of ``HEADINGS``."""
+    sizes = {size for _, size in finding.tables}
+    fits = "?"
+    if sizes:
+        fits = "yes" if head.classes in sizes else "no"
+    factors = f"D={head.inputs}" if 0 < head.inputs < head.classes else "-"
+    cells: dict[str, Any] = {
+        "": "ctc" if head == finding.ctc else "rnnt" if head == finding.rnnt else "",
+        "module": head.path or "(itself)",
+        "class": head.kind,
+        "output": f"{head.layout} {list(head.shape)}",
+        "V": head.classes,
+        "table": fits,
+        "logits": "log-probs" if head.normalised else "logits",
+        "|logsumexp|": f"{head.logz:.2g}",
+        "calls": head.calls,
+        "then": ", ".join(head.after) or "-",
+        "from": head.joiner or factors,
+    }
+    return tuple(str(cells[name]) for name in HEADINGS)

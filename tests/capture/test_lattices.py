@@ -77,7 +77,7 @@ def test_the_command_that_probe_prints_makes_the_store_of_a_hand_made_dump(tmp_p
     home = {"PYTHONPATH": str(demo.ROOT)}
     probed = recipe.call(*recipe.PROBE, "--", *GREEDY, cwd=tmp_path, env=home)
     report = probed.stderr.decode()
-    assert "drives   joiner: icefall's joiner, from encoder; " in report
+    assert "lattices joiner: capture runs this joiner, by icefall's convention, on encoder; " in report
     command = recipe.printed(probed.stderr)
     assert command[3:8] == ["capture", "--joiner", "joiner", "--encoder", "encoder"]
     assert 'modules["encoder"][1]' in command

@@ -3,6 +3,8 @@
 import json
 import shlex
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,11 +12,13 @@ from torch import nn
 from torch.nn import functional
 
 from logitstore import open_store
+from logitstore.capture.batch_ids import FoundIds, find_by_index, stems_are_unique
 from logitstore.capture.inject.lengths import FoundLengths
+from logitstore.capture.probe.finding import FoundValues, ProbedHead, ProbeReport
 from logitstore.capture.probe.observer import OutputObserver
-from logitstore.capture.probe.rank import HeadCandidate, rank
-from logitstore.capture.probe.recorder import CallContext, _blanks, _which
-from logitstore.capture.probe.run import _blank, _several
+from logitstore.capture.probe.rank import rank
+from logitstore.capture.probe.recorder import CallContext, SeenIds, _blanks, _which_call
+from logitstore.capture.probe.run import _blank, _several_calls
 from logitstore.capture.probe.teacher import probe_teacher
 from tests.support import demo, recipe
 
@@ -44,7 +48,7 @@ def test_a_recipe_never_seen_before(probed):
     assert "ctc_output.2  LogSoftmax" in report
     assert "log-probs" in report
     assert f"tokens   {demo.TOKENS}: 150, as many as classes" in report
-    assert "blank    0: the token table has '<blk>' at 0; the model says so: decoder.blank_id = 0" in report
+    assert "blank    0: the token table has '<blk>' at 0; the model names it: decoder.blank_id = 0" in report
     assert "lengths  encoder_out_lens = [76, 37, 42, 34, 62]" in report
     assert 'lengths  modules["encoder"][1] = [76, 37, 42, 34, 62]' in report
     assert 'ids      [x.id for x in batch["supervisions"]["cut"]]: demo-00, demo-01, demo-02' in report
@@ -160,15 +164,15 @@ def test_a_transducers_decoding_loop_is_named_for_what_it_is(tmp_path):
     assert found["rnnt"]["path"] == "joiner.output_linear"
     assert found["rnnt"]["joiner"] == "encoder_proj 128 + decoder_proj 96 -> 112"
     assert found["rnnt"]["calls"] > 100
-    assert found["driven"]["convention"] == "icefall"
-    assert "a decoding loop: this program never makes the lattice" in found["notes"][0]
+    assert found["transducer"]["convention"] == "icefall"
+    assert "a decoding loop: this program never computes the lattice" in found["notes"][0]
     assert "logitstore capture --joiner joiner --encoder encoder --ids" in found["command"]
 
 
 def test_a_program_that_ends_before_it_is_ended():
     ran = recipe.call(*recipe.PROBE, "--json", "--", *recipe.DECODE, "--max-cuts", 20)
     found = json.loads(ran.stdout.decode().splitlines()[-1])
-    assert (found["ctc"]["path"], found["ctc"]["chosen"]) == ("ctc_output.1", "encoder_out_lens")
+    assert (found["ctc"]["path"], found["ctc"]["lengths_expression"]) == ("ctc_output.1", "encoder_out_lens")
     assert found["batches"] == 1
 
 
@@ -186,10 +190,10 @@ def test_wrong_usage(args):
 
 def test_a_teacher():
     found = probe_teacher(demo.FACTORY, str(demo.MANIFEST), batches=2, out="store")
-    assert (found.ctc["path"], found.ctc["layout"]) == ("ctc_output.1", "BTV")
-    assert (found.rnnt["path"], found.rnnt["layout"]) == ("joiner.output_linear", "TUV")
-    assert found.rnnt["joiner"] == "encoder_proj 128 + decoder_proj 96 -> 112"
-    assert found.ctc["lengths"][0]["values"] == [76, 37, 42, 34]
+    assert (found.ctc.path, found.ctc.layout) == ("ctc_output.1", "BTV")
+    assert (found.rnnt.path, found.rnnt.layout) == ("joiner.output_linear", "TUV")
+    assert found.rnnt.joiner == "encoder_proj 128 + decoder_proj 96 -> 112"
+    assert found.ctc.lengths[0].values == (76, 37, 42, 34)
     assert found.blank.index == 0
     assert found.notes == ()
     assert found.command == (
@@ -199,8 +203,6 @@ def test_a_teacher():
 
 
 def test_a_teacher_that_names_another_layer(monkeypatch):
-    from dataclasses import replace
-
     from logitstore.capture.probe import teacher as module
 
     def describe(teacher):
@@ -274,6 +276,27 @@ def test_layouts_and_what_follows(kind):
     assert not nn.modules.module._global_forward_hooks
 
 
+def a_head(**fields):
+    """A probed head of a CTC model, with some fields replaced."""
+    head = ProbedHead(
+        path="head",
+        model="Model",
+        kind="Linear",
+        layout="BTV",
+        shape=(1, 9, 5),
+        classes=5,
+        normalised=False,
+        logz=3.0,
+        calls=1,
+        after=(),
+        best=(0, 0.9),
+        inputs=4,
+        joiner="",
+        score=1.0,
+    )
+    return replace(head, **fields)
+
+
 def seen(shape, *lengths):
     found = [FoundLengths("x", values) for values in lengths]
     return CallContext(shape, found, found[0] if found else None, [])
@@ -292,13 +315,9 @@ CALLS = {
 @pytest.mark.parametrize("name", list(CALLS))
 def test_which_of_several_calls(name):
     calls, steps, count, wanted = CALLS[name]
-    candidate = HeadCandidate(
-        *("head", "Model", "Linear", "BTV", calls[0].shape, 5, False, 3.0, len(calls), ()),
-        *((0, 0.9), 4, "", 1.0, steps),
-    )
-    assert _which(candidate, calls, count) == wanted
-    said = {**candidate.to_json(), "call": wanted[0], "accumulate": wanted[1]}
-    notes = list(_several(said))
+    candidate = a_head(shape=calls[0].shape, calls=len(calls), steps=steps)
+    assert _which_call(candidate, calls, count) == wanted
+    notes = list(_several_calls(replace(candidate, call=wanted[0], accumulate=wanted[1])))
     assert len(notes) == (len(calls) > 1)
     assert name != "which of them is not clear" or "--call N" in notes[0]
     assert name != "chunks" or "on some frames each" in notes[0]
@@ -313,8 +332,46 @@ def test_what_models_call_their_blank():
 
     told = _blanks([Model()])
     assert told == {"ctc_loss.blank": 28, "decoder.blank_id": 28}
-    head = {"classes": 29, "best": (3, 0.9)}
+    head = a_head(classes=29, best=(3, 0.9))
     assert _blank(head, None, told).index == 28
     assert _blank(head, None, {**told, "other.blank": 0}).index is None
-    assert _blank({**head, "best": (0, 0.9)}, None, {}).index == 0
-    assert _blank({**head, "classes": 20}, None, told).index is None
+    assert _blank(replace(head, best=(0, 0.9)), None, {}).index == 0
+    assert _blank(replace(head, classes=20), None, told).index is None
+
+
+def test_a_report_survives_its_json():
+    head = a_head(lengths=(FoundValues("lens", (3, 2)),), steps=(("softmax",), ()), labels=("ys",))
+    report = ProbeReport(heads=(head,), ids=(FoundValues("utt", ("a",)),), blanks={"x": 1}, batches=2)
+    assert ProbeReport.from_json(json.loads(json.dumps(report.to_json()))) == report
+
+
+def test_ids_repeated_in_a_pass_are_no_utterance_ids():
+    ids = SeenIds()
+    for batch, (speakers, utterances) in enumerate([("ab", "12"), ("bc", "34")], 1):
+        ids.add([FoundIds("spk", tuple(speakers)), FoundIds("utt", tuple(utterances))], 1, batch)
+    assert [f.expression for f in ids.unique] == ["utt"]
+    assert ids.repeated == {"spk": "gave 'b' in batch 1 and again in batch 2"}
+    ids.add([FoundIds("utt", ("1", "2"))], 2, 3)  # a second pass over the data repeats all ids
+    assert [f.expression for f in ids.unique] == ["utt"]
+
+
+def test_stems_of_files_in_a_folder_per_speaker_are_not_unique(tmp_path):
+    for name in ("spk1/0_1.wav", "spk1/0_2.wav", "spk2/0_1.wav"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert stems_are_unique([tmp_path / "spk1" / "0_2.wav"])
+    assert not stems_are_unique([tmp_path / "spk1" / "0_1.wav"])
+    assert not stems_are_unique(["x/0_1.wav", "y/0_1.wav"])
+
+    class Dataset:
+        def __init__(self):
+            self.paths = [str(p) for p in sorted(tmp_path.rglob("*.wav"))]
+            self.items = [{"id": Path(p).stem} for p in self.paths]
+
+        def __len__(self):
+            return len(self.paths)
+
+    dataset = Dataset()
+    found = {f.expression: f.values for f in find_by_index([2, 1], dataset, guess=True)}
+    assert found["[str(dataset.paths[i]) for i in index]"] == (dataset.paths[2], dataset.paths[1])
+    assert found['[dataset.items[i]["id"] for i in index]'] == ("0_1", "0_2")

@@ -163,7 +163,7 @@ def test_which_call_is_the_answer(after, call):
             observer.batch += 1
             model(torch.randn(3, 20, 16))
     best = rank(list(observer.emitted.values()), [model], 3, None)[0]
-    assert (best.calls, best.call) == (3, call)
+    assert (best.calls, best.answering_call) == (3, call)
 
 
 def test_tied_embeddings_are_found():

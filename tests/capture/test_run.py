@@ -53,9 +53,7 @@ def test_output_and_status_of_the_recipe_are_its_own(captured, plain):
     assert captured[1].stdout == plain.stdout
     assert b"%WER 2.82%" in plain.stdout
     assert b"logitstore: lengths: encoder_out_lens" in captured[1].stderr
-    assert (
-        b"a frame is taken to be 640 samples of 16000 Hz: nobody said (--frame-shift)" in captured[1].stderr
-    )
+    assert b"the store records 640 samples of 16000 Hz per frame, which is assumed" in captured[1].stderr
 
 
 def test_the_store_says_who_spoke(captured):
@@ -138,7 +136,7 @@ def test_the_next_sitecustomize_still_runs(tmp_path):
 
 def test_a_recipe_that_dies_seals_nothing_half_done_and_can_go_on(tmp_path):
     failing = [*recipe.DECODE, "--fail-after", "3"]
-    ran = recipe.capture(tmp_path / "s", *CTC, "--shard-rows", "10", command=failing)
+    ran = recipe.capture(tmp_path / "s", *CTC, "--shard-size", "10", command=failing)
     assert ran.returncode == 1
     assert b"the disk is full" in ran.stderr
     assert not (tmp_path / "s" / "partial").exists()

@@ -1,1 +1,1 @@
-"""capture.probe."""
+"""Probe: search for the logits, ids and lengths in somebody else's program, or in a teacher."""

@@ -1,10 +1,15 @@
-"""Watches a model at work: which modules emit something as wide as a token table, and what becomes of it."""
+"""Observation of a running model: outputs that are as wide as a token table, and their further use.
+
+While an :class:`OutputObserver` is entered, it sees two things. A hook on all modules gives it every output.
+As a torch function mode it sees every torch function, and so learns that an output, or a view of it, is given
+to a softmax, an argmax or a loss, and that a function multiplies with a module's weight.
+"""
 
 from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -16,15 +21,16 @@ from torch.overrides import TorchFunctionMode
 from ...teachers.weight_products import Products
 from ..inject.program import live_modules
 
-ROWS = 512  # of one output that are looked at
-CALLS = 4  # of one module in one batch that are looked at
-FEW = 16  # calls of one module in one batch; more are a decoding loop
-WIDTH = 4  # classes, at least
+MEASURED_ROWS = 512  # of one output
+MEASURED_CALLS = 4  # of one module in one batch
+NOTED_CALLS = 16  # of one module in one batch, whose further use is noted call by call
+MIN_CLASSES = 4
+MAX_ORIGINS = 4096  # tensors that are remembered before dead ones are dropped
 SOFTMAX = ("log_softmax", "softmax", "logsumexp")
 DECISIONS = {"argmax": "argmax", "topk": "topk", "max": "argmax", "ctc_loss": "ctc_loss", "sort": "sort"}
 LOGITS = ".logits"
-SAME = {
-    *(
+VIEWS = frozenset(  # functions whose output holds the same numbers
+    [
         "__getitem__",
         "float",
         "double",
@@ -36,26 +42,45 @@ SAME = {
         "cuda",
         "contiguous",
         "clone",
-    ),
-    *("transpose", "permute", "view", "reshape", "squeeze", "unsqueeze", "flatten", "movedim", "swapaxes"),
-    *("contiguous", "detach", "select", "narrow", "unbind", "split", "chunk"),
-}
+        "detach",
+        "transpose",
+        "permute",
+        "view",
+        "reshape",
+        "squeeze",
+        "unsqueeze",
+        "flatten",
+        "movedim",
+        "swapaxes",
+        "select",
+        "narrow",
+        "unbind",
+        "split",
+        "chunk",
+    ]
+)
+OnOutput = Callable[[nn.Module, Any, dict[str, Any], Any, "EmittedOutput | None"], None]
 
 
 @dataclass
 class EmittedOutput:
-    """What one module gave.
+    """Outputs of one module.
 
     Attributes:
-        module: it.
-        shape: of its first output, axis of the classes, and their number V.
-        calls: by batch.
-        logz: the largest and the smallest log Σ exp of a row, in nats.
-        best: how often each class was the largest of a row; rows looked at.
-        after: functions that were given its output, or a view of it, in order; ``steps``: by call of a batch.
+        module: module that gave them.
+        shape: shape of the first output.
+        axis: axis of the classes.
+        classes: V.
+        calls: number of calls by batch.
+        shapes: different shapes of the first outputs.
+        logz: smallest and largest log Σ exp of a row, in nats.
+        best: number of rows of which each class was the largest.
+        rows: number of rows measured.
+        after: functions that were given an output or a view of it, in order.
+        steps: the same for each call of a batch.
         constant: whether every row holds one value only.
-        wrapped: it came first in a list or tuple, which no tap takes (an LSTM's output).
-        weight: name of the module's weight that a function multiplied with, where the module did not run.
+        wrapped: whether it came first in a list or tuple, which no tap takes (output of an LSTM).
+        weight: name of the weight that a function multiplied with, where the module itself did not run.
     """
 
     module: nn.Module
@@ -73,32 +98,71 @@ class EmittedOutput:
     wrapped: bool = False
     weight: str = ""
 
-    def became(self, call: int, name: str) -> None:
+    def given_to(self, call: int, function: str) -> None:
         """Note that the output of a call was given to a function."""
-        for names in (self.after, self.steps.setdefault(call, []) if call < FEW else []):
-            names += [name] if name not in names else []
+        if function not in self.after:
+            self.after.append(function)
+        if call < NOTED_CALLS:
+            step = self.steps.setdefault(call, [])
+            if function not in step:
+                step.append(function)
+
+    def measure(self, tensor: torch.Tensor) -> None:
+        """Measure some rows of an output: their log-normalisers and largest classes."""
+        rows = tensor.detach().movedim(self.axis, -1).reshape(-1, self.classes)
+        rows = rows[:: max(1, len(rows) // MEASURED_ROWS)][:MEASURED_ROWS].float()
+        logz = rows.logsumexp(-1)
+        low, high = float(logz.min()), float(logz.max())
+        if self.rows:
+            low, high = min(low, self.logz[0]), max(high, self.logz[1])
+        self.logz = low, high
+        self.constant = self.constant and bool((rows == rows[:, :1]).all())
+        self.best.update(rows.argmax(-1).tolist())
+        self.rows += len(rows)
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Module output that a tensor comes from.
+
+    Attributes:
+        tensor: the tensor.
+        output: outputs of the module.
+        call: call of the batch.
+        unchanged: whether the tensor still holds the same numbers, and is no softmax of them.
+    """
+
+    tensor: weakref.ref[torch.Tensor]
+    output: EmittedOutput
+    call: int
+    unchanged: bool
 
 
 class OutputObserver(TorchFunctionMode):
-    """Watches every module call and what torch functions are given of the outputs, while it is entered."""
+    """Observer of all module calls and torch functions, while it is entered.
+
+    Attributes:
+        emitted: outputs by module.
+        products: products with a module's weight, by module.
+        batch: number of the current batch; the owner counts it.
+        on_output: called with module, args, kwargs, output and its measurements (or None) after each call.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.emitted: dict[nn.Module, EmittedOutput] = {}
-        self.products: dict[nn.Module, EmittedOutput] = {}  # of functions with a module's weight
-        self._products = Products(self._whose)
-        self._weights: dict[int, tuple[weakref.ref[nn.Module], int]] = {}  # by address
-        self._weighed = -1  # the batch in which they were looked for
+        self.products: dict[nn.Module, EmittedOutput] = {}
         self.batch = 0
-        self.on_output: Any = None  # told (module, args, kwargs, output, EmittedOutput or None) of every call
-        # by id of a tensor: it, who gave it, in which call, and whether it still is what was given (or a
-        # softmax of it)
-        self._origins: dict[int, tuple[weakref.ref[torch.Tensor], EmittedOutput, int, bool]] = {}
+        self.on_output: OnOutput | None = None
+        self._products = Products(self._owner_of_weight)
+        self._weights: dict[int, tuple[weakref.ref[nn.Module], int]] = {}  # module and size, by address
+        self._weights_batch = -1  # batch in which the weights were looked up
+        self._origins: dict[int, _Origin] = {}  # by id of the tensor
         self._hook: Any = None
 
     def __enter__(self) -> Self:
         super().__enter__()  # type: ignore[no-untyped-call]
-        self._hook = nn.modules.module.register_module_forward_hook(self._ran, with_kwargs=True)
+        self._hook = nn.modules.module.register_module_forward_hook(self._module_ran, with_kwargs=True)
         return self
 
     def __exit__(
@@ -111,104 +175,95 @@ class OutputObserver(TorchFunctionMode):
         out = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
         if (found := self._products.completed_by(name, args, kwargs or {}, out)) is not None:
+            module = found[0]
             with torch._C.DisableTorchFunction():
-                emitted = self._look(found[0], out, "weight")
+                emitted = self._note(module, out, "weight")
                 if self.on_output is not None:
-                    self.on_output(found[0], args, kwargs or {}, out, emitted)
+                    self.on_output(module, args, kwargs or {}, out, emitted)
         if args and isinstance(args[0], torch.Tensor) and (origin := self._origin(args[0])) is not None:
-            said = name if name in SOFTMAX else DECISIONS.get(name, "")
-            _, _, call, same = self._origins[id(args[0])]
-            if said:
-                origin.became(call, said)
-                if name in SOFTMAX:
-                    self._remember(out, origin, call, same=False)
-            elif name in SAME:
+            if name in SOFTMAX:
+                origin.output.given_to(origin.call, name)
+                self._remember(out, origin.output, origin.call, unchanged=False)
+            elif name in DECISIONS:
+                origin.output.given_to(origin.call, DECISIONS[name])
+            elif name in VIEWS:
                 for tensor in out if isinstance(out, list | tuple) else (out,):
-                    self._remember(tensor, origin, call, same=same)
+                    self._remember(tensor, origin.output, origin.call, unchanged=origin.unchanged)
         return out
 
     def forget(self) -> None:
-        """Begin anew: what ran so far was no batch."""
+        """Drop all observations: the modules that ran so far did not run on a batch."""
         self.emitted.clear()
         self.products.clear()
-        self.batch, self._weighed = 0, -1
+        self.batch, self._weights_batch = 0, -1
 
-    def _origin(self, tensor: torch.Tensor) -> EmittedOutput | None:
+    def _origin(self, tensor: torch.Tensor) -> _Origin | None:
         found = self._origins.get(id(tensor))
-        return found[1] if found is not None and found[0]() is tensor else None
+        return found if found is not None and found.tensor() is tensor else None
 
-    def _remember(self, tensor: Any, origin: EmittedOutput, call: int, *, same: bool = True) -> None:
+    def _remember(self, tensor: Any, output: EmittedOutput, call: int, *, unchanged: bool = True) -> None:
         if isinstance(tensor, torch.Tensor):
-            if len(self._origins) > 4096:
-                self._origins = {k: v for k, v in self._origins.items() if v[0]() is not None}
-            self._origins[id(tensor)] = (weakref.ref(tensor), origin, call, same)
+            if len(self._origins) > MAX_ORIGINS:
+                self._origins = {k: v for k, v in self._origins.items() if v.tensor() is not None}
+            self._origins[id(tensor)] = _Origin(weakref.ref(tensor), output, call, unchanged)
 
-    def _ran(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+    def _module_ran(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         emitted = None
         with torch._C.DisableTorchFunction():
-            named = output.get("logits") if isinstance(output, Mapping) else None
-            origin = self._origin(named) if isinstance(named, torch.Tensor) else None
-            if origin is not None and LOGITS not in origin.after:
-                origin.after.append(LOGITS)  # transformers' models say which of their outputs it is
-            for tensor in output[:1] if isinstance(output, list | tuple) else (output,):
+            logits = output.get("logits") if isinstance(output, Mapping) else None
+            origin = self._origin(logits) if isinstance(logits, torch.Tensor) else None
+            if origin is not None and LOGITS not in origin.output.after:
+                origin.output.after.append(LOGITS)  # transformers' models name their logits
+            first = output[:1] if isinstance(output, list | tuple) else (output,)
+            for tensor in first:
                 if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.dim() >= 1:
-                    emitted = self._look(module, tensor)
+                    emitted = self._note(module, tensor)
                     if emitted is not None:
                         emitted.wrapped = tensor is not output
             if self.on_output is not None:
                 self.on_output(module, args, kwargs, output, emitted)
 
-    def _whose(self, tensor: torch.Tensor) -> nn.Module | None:
-        if self._weighed != self.batch:
-            self._weighed = self.batch
-            self._weights = {_weight(m): (weakref.ref(m), m.weight.numel()) for m in weighty()}
+    def _owner_of_weight(self, tensor: torch.Tensor) -> nn.Module | None:
+        """Return the module whose weight a tensor is; the weights are looked up once per batch."""
+        if self._weights_batch != self.batch:
+            self._weights_batch = self.batch
+            self._weights = {
+                int(m.weight.data_ptr()): (weakref.ref(m), m.weight.numel()) for m in _with_weight()
+            }
         try:
             found = self._weights.get(tensor.data_ptr())
-        except RuntimeError:  # no storage, while something traces
+        except RuntimeError:  # tensors have no storage while something traces
             return None
         return found[0]() if found is not None and found[1] == tensor.numel() else None
 
-    def _look(self, module: nn.Module, tensor: torch.Tensor, weight: str = "") -> EmittedOutput | None:
+    def _note(self, module: nn.Module, tensor: torch.Tensor, weight: str = "") -> EmittedOutput | None:
+        """Note and measure an output; None where it is too narrow, or a container gives an inner one's."""
         inner = self._origin(tensor)
-        if inner is not None and inner.module is not module and self._origins[id(tensor)][3]:
-            return None  # a container, that gives what something inside it gave
+        if inner is not None and inner.output.module is not module and inner.unchanged:
+            return None
         axis = tensor.dim() - 1
         if isinstance(module, nn.Conv1d) and tensor.dim() == 3 and tensor.shape[1] == module.out_channels:
             axis = 1
         classes = int(tensor.shape[axis])
-        if classes < WIDTH or not tensor.numel():
+        if classes < MIN_CLASSES or not tensor.numel():
             return None
         table = self.products if weight else self.emitted
-        said = table.get(module)
-        if said is None or said.classes != classes:
-            said = table[module] = EmittedOutput(module, tuple(tensor.shape), axis, classes, weight=weight)
-        said.calls[self.batch] += 1
-        if tuple(tensor.shape) not in said.shapes and len(said.shapes) < CALLS:
-            said.shapes.append(tuple(tensor.shape))
-        self._remember(tensor, said, said.calls[self.batch] - 1)
-        if said.calls[self.batch] <= CALLS:
-            _measure(said, tensor)
-        return said
+        emitted = table.get(module)
+        if emitted is None or emitted.classes != classes:
+            emitted = table[module] = EmittedOutput(module, tuple(tensor.shape), axis, classes, weight=weight)
+        emitted.calls[self.batch] += 1
+        calls = emitted.calls[self.batch]
+        if tuple(tensor.shape) not in emitted.shapes and len(emitted.shapes) < MEASURED_CALLS:
+            emitted.shapes.append(tuple(tensor.shape))
+        self._remember(tensor, emitted, calls - 1)
+        if calls <= MEASURED_CALLS:
+            emitted.measure(tensor)
+        return emitted
 
 
-def weighty() -> Iterator[Any]:
-    """Every live module with a weight of its own that has two axes or more."""
+def _with_weight() -> Iterator[Any]:
+    """Yield the live modules with a weight of their own that has two axes or more."""
     for module in live_modules():
         weight = module._parameters.get("weight")
         if weight is not None and weight.dim() > 1:
             yield module
-
-
-def _weight(module: Any) -> int:
-    return int(module.weight.data_ptr())
-
-
-def _measure(said: EmittedOutput, tensor: torch.Tensor) -> None:
-    rows = tensor.detach().movedim(said.axis, -1).reshape(-1, said.classes)
-    rows = rows[:: max(1, len(rows) // ROWS)][:ROWS].float()
-    logz = rows.logsumexp(-1)
-    low, high = float(logz.min()), float(logz.max())
-    said.logz = (min(low, said.logz[0]), max(high, said.logz[1])) if said.rows else (low, high)
-    said.constant = said.constant and bool((rows == rows[:, :1]).all())
-    said.best.update(rows.argmax(-1).tolist())
-    said.rows += len(rows)

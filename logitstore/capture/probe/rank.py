@@ -1,4 +1,4 @@
-"""Which of the modules that were watched gives the logits: a ranking, and why."""
+"""Ranking of the watched modules: which of them gives the logits, and why."""
 
 from __future__ import annotations
 
@@ -9,31 +9,35 @@ from torch import nn
 
 from ...encodings.linear_head import additive
 from ...teachers.weight_products import PREFIX
-from .observer import DECISIONS, FEW, LOGITS, SOFTMAX, EmittedOutput
+from .observer import DECISIONS, LOGITS, SOFTMAX, EmittedOutput
 
-NORMALISED = 1e-3  # nats: |log Σ exp| of a row of log-probabilities
-DECIDES = ("argmax", "topk", "sort")
-AXES = {"BTV": (0, 1), "BVT": (0, 2), "TBV": (1, 0)}  # which axes are B and T
+NORMALISED = 1e-3  # nats: largest |log Σ exp| of a row of log-probabilities
+FEW_CALLS = 16  # in one batch; more are a decoding loop
+CHOOSING = ("argmax", "topk", "sort")
+B_AND_T_AXES = {"BTV": (0, 1), "BVT": (0, 2), "TBV": (1, 0)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class HeadCandidate:
-    """A module that emits something as wide as the token table may be.
+    """A module whose output may be the logits.
 
     Attributes:
-        path: below the outermost module that has it, or ``fn:PATH.weight`` of a product with its weight;
-            ``model``: the class of that.
+        path: path below the outermost module that has it, or ``fn:PATH.weight`` of products with its weight.
+        model: class of that outermost module.
         kind: class of the module.
-        layout: ``BTV``, ``BVT``, ``TBV``, ``BTUV``, ``TUV`` (of one utterance), ``NV`` (packed),
-            or ``V`` (one row a call).
-        shape: of its first output; ``classes``: V.
-        normalised: log-probabilities already; ``logz``: the largest |log Σ exp| of a row, nats.
-        calls: a batch, at most.
-        after: what its output is given to: log_softmax, argmax, ...; ``steps``: call by call of a batch.
-        best: class that is most often the largest, and in which share of the rows.
-        inputs: D of a Linear or Conv1d, 0 for others.
-        joiner: the additive joiner around it: ``encoder_proj 128 + decoder_proj 96 -> 112``.
-        score: the higher, the likelier.
+        layout: ``BTV``, ``BVT``, ``TBV``, ``BTUV``, ``TUV`` (one utterance), ``NV`` (packed), or ``V`` (one
+            row per call).
+        shape: shape of its first output.
+        classes: V.
+        normalised: whether the rows are log-probabilities.
+        logz: largest |log Σ exp| of a row, in nats.
+        calls: most calls in one batch.
+        after: functions that its output was given to: log_softmax, argmax, ...
+        best: class that is the largest of a row most often, and its share of the rows.
+        inputs: D of a Linear or Conv1d; 0 for others.
+        joiner: additive joiner around it, such as ``encoder_proj 128 + decoder_proj 96 -> 112``; or empty.
+        score: likelihood that it gives the logits, without unit; higher is likelier.
+        steps: functions that its output was given to, for each of the first calls of a batch.
     """
 
     path: str
@@ -53,45 +57,52 @@ class HeadCandidate:
     steps: tuple[tuple[str, ...], ...] = ()
 
     @property
-    def call(self) -> int | None:
-        """Which of a few calls a batch is the answer, from 0, where that shows: the only one of which a
-        log-softmax is taken, or from which a class is chosen. InterCTC heads serve layers in the others."""
-        for names in (("log_softmax", "ctc_loss"), DECIDES):
+    def answering_call(self) -> int | None:
+        """Index, from 0, of the call that gives the answer, where only one of a few calls can be.
+
+        That is the only one whose output goes to a log-softmax or a CTC loss, or else the only one from which
+        a class is chosen. The heads of InterCTC condition inner layers by the softmax of the other calls.
+        """
+        for names in (("log_softmax", "ctc_loss"), CHOOSING):
             calls = [i for i, after in enumerate(self.steps) if set(after) & set(names)]
-            if len(calls) == 1 < self.calls <= FEW:
+            if len(calls) == 1 < self.calls <= FEW_CALLS:
                 return calls[0]
         return None
 
     def to_json(self) -> dict[str, Any]:
+        """Return the candidate as JSON values."""
         return asdict(self)
 
 
 def rank(
     emitted: list[EmittedOutput], tops: list[nn.Module], count: int | None, classes: int | None
 ) -> list[HeadCandidate]:
-    """Candidates, the likeliest first.
+    """Return the modules that may give the logits, the likeliest first.
 
     Args:
-        emitted: what was watched.
+        emitted: outputs of the watched modules.
         tops: modules that lie in no other one.
         count: B, where it is known.
-        classes: V, where a token table says it: other widths are left out.
+        classes: V, where a token table gives it; other widths are left out.
     """
     names = {m: (n, top) for m, (n, top) in named(tops).items() if n}
-    embedded = {m.num_embeddings for m, _ in names.items() if isinstance(m, nn.Embedding)}
+    embedding_sizes = {m.num_embeddings for m in names if isinstance(m, nn.Embedding)}
     found = []
-    for said in emitted:
-        path, top = names.get(said.module, ("", said.module))
-        looked_up = isinstance(said.module, nn.Embedding) and not said.weight
-        if not (said.constant or said.wrapped or looked_up) and (classes is None or said.classes == classes):
-            candidate = _candidate(said, path, top, count, said.classes in embedded)
-            if candidate.score > 0:
-                found.append(candidate)
+    for output in emitted:
+        path, top = names.get(output.module, ("", output.module))
+        is_lookup = isinstance(output.module, nn.Embedding) and not output.weight
+        if output.constant or output.wrapped or is_lookup:
+            continue
+        if classes is not None and output.classes != classes:
+            continue
+        candidate = _candidate(output, path, top, count, output.classes in embedding_sizes)
+        if candidate.score > 0:
+            found.append(candidate)
     return sorted(found, key=lambda c: (-c.score, c.path))
 
 
 def named(tops: list[nn.Module]) -> dict[nn.Module, tuple[str, nn.Module]]:
-    """Path and outermost module of every module; of several paths the one with the fewest numbers in it."""
+    """Return path and outermost module of each module; of several paths the one with the fewest numbers."""
     found: dict[nn.Module, tuple[str, nn.Module]] = {}
     for top in tops:
         for path, module in top.named_modules():
@@ -105,49 +116,50 @@ def _numbers(path: str) -> int:
 
 
 def _candidate(
-    said: EmittedOutput, path: str, top: nn.Module, count: int | None, embedded: bool
+    output: EmittedOutput, path: str, top: nn.Module, count: int | None, is_embedding_size: bool
 ) -> HeadCandidate:
-    module, off = said.module, max(abs(said.logz[0]), abs(said.logz[1]))
-    best, times = said.best.most_common(1)[0]
+    module, logz = output.module, max(abs(output.logz[0]), abs(output.logz[1]))
+    best, times = output.best.most_common(1)[0]
+    calls = max(output.calls.values())
     found = HeadCandidate(
-        path=f"{PREFIX}{path}.{said.weight}" if said.weight else path,
+        path=f"{PREFIX}{path}.{output.weight}" if output.weight else path,
         model=type(top).__name__,
         kind=type(module).__name__,
-        layout=_layout(said, count),
-        shape=said.shape,
-        classes=said.classes,
-        normalised=off < NORMALISED,
-        logz=off,
-        calls=max(said.calls.values()),
-        after=tuple(said.after),
-        best=(best, times / said.rows),
+        layout=_layout(output, count),
+        shape=output.shape,
+        classes=output.classes,
+        normalised=logz < NORMALISED,
+        logz=logz,
+        calls=calls,
+        after=tuple(output.after),
+        best=(best, times / output.rows),
         inputs=int(getattr(module, "in_features", 0) or getattr(module, "in_channels", 0) or 0),
         joiner=additive(_parent(top, path), module),
         score=0.0,
-        steps=tuple(tuple(said.steps.get(i, ())) for i in range(min(max(said.calls.values()), FEW))),
+        steps=tuple(tuple(output.steps.get(i, ())) for i in range(min(calls, FEW_CALLS))),
     )
-    head = isinstance(module, nn.Linear) or getattr(module, "kernel_size", None) in ((1,), 1)
-    if found.joiner and len(said.shape) == 3:
+    if found.joiner and len(output.shape) == 3:
         found = replace(found, layout="TUV")
-    return replace(found, score=_score(found, head, embedded))
+    is_head = isinstance(module, nn.Linear) or getattr(module, "kernel_size", None) in ((1,), 1)
+    return replace(found, score=_score(found, is_head, is_embedding_size))
 
 
-def _score(c: HeadCandidate, head: bool, embedded: bool) -> float:
-    """How likely it is; 0 where nothing speaks for it but its width."""
+def _score(c: HeadCandidate, is_head: bool, is_embedding_size: bool) -> float:
+    """Return the score of a candidate; 0 where nothing but its width speaks for it."""
     score = 4.0 * any(a in SOFTMAX for a in c.after) + 2 * any(a in DECISIONS.values() for a in c.after)
-    score += embedded + bool(c.joiner) + 2 * (LOGITS in c.after)
+    score += is_embedding_size + bool(c.joiner) + 2 * (LOGITS in c.after)
     if not score:
         return 0.0
-    score += 2 * head + (c.layout in ("BTV", "BVT", "TBV", "BTUV", "TUV"))
-    score -= 3 * c.normalised + (c.calls > 1) + 2 * (c.calls > FEW)
+    score += 2 * is_head + (c.layout in ("BTV", "BVT", "TBV", "BTUV", "TUV"))
+    score -= 3 * c.normalised + (c.calls > 1) + 2 * (c.calls > FEW_CALLS)
     return max(score, 0.1)
 
 
-def _layout(said: EmittedOutput, count: int | None) -> str:
-    shape = said.shape
+def _layout(output: EmittedOutput, count: int | None) -> str:
+    shape = output.shape
     if len(shape) == 4:
         return "BTUV"
-    if len(shape) == 3 and said.axis == 1:
+    if len(shape) == 3 and output.axis == 1:
         return "BVT"
     if len(shape) == 3:
         return "TBV" if count is not None and shape[0] != count and shape[1] == count else "BTV"

@@ -1,4 +1,18 @@
-"""Probe, inside a process of the user's program: watch the first batches, then say what was seen."""
+"""Probe inside one process of the program: watches the first batches and reports what was seen.
+
+In the order in which things happen:
+
+1. :class:`ProbeRecorder` is made when the process has imported torch. It follows the process's DataLoaders,
+   enters an :class:`~logitstore.capture.probe.observer.OutputObserver` for the rest of the program, and notes
+   which files are opened that may be token tables.
+2. A batch begins when a loader yields one. In programs without a loader, or with one in another thread, a
+   batch begins when the module that ran first runs again.
+3. After each module, ``_module_ran`` keeps the tensors that may be lengths. While a module runs that may be
+   the head, ``_look_around`` notes the tensors and variables that may hold lengths, labels and ids.
+4. After the first batch, ``_find_joiners`` looks for transducers whose joiner capture can run.
+5. When enough batches have passed, or the program ends, ``report`` ranks the modules and writes the report.
+   The process then waits until the parent process ends the program.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +22,8 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.util import Finalize
@@ -23,7 +38,7 @@ from ...errors import LengthError, TapPathError
 from ...teachers.joiners import FoundJoiner, find_joiners
 from ...teachers.tap import find_module
 from ...teachers.weight_products import PREFIX, split
-from ..batch_ids import FoundIds, find_by_index, find_ids, find_texts
+from ..batch_ids import FoundIds, find_by_index, find_ids, find_texts, stems_are_unique
 from ..inject.batches import parts
 from ..inject.lengths import (
     FoundLengths,
@@ -45,29 +60,34 @@ from ..inject.program import (
 from ..inject.report import ProcessReport
 from ..job import ProbeJob
 from ..lattices import find_frames
+from .finding import FoundValues, ProbedHead, ProbedJoiner, ProbeReport
 from .observer import EmittedOutput, OutputObserver
-from .rank import AXES, HeadCandidate, named, rank
+from .rank import B_AND_T_AXES, HeadCandidate, named, rank
 
-TABLES = re.compile(
+TABLE_FILES = re.compile(
     r"(^|[._-])(tokens?|units?|dict|vocab|vocabulary|words|lang_char|bpe|config)[._-]?.*"
     r"\.(txt|json|model|ya?ml)$",
     re.I,
 )
-IDS = re.compile(
+ID_VARIABLES = re.compile(
     r"(^|_)(utt|uttid|uid|id|ids|key|keys|name|names|stem|cut|wav|path|file|audio)(_|$|\d)", re.I
 )
-BLANKS = ("blank_id", "blank_idx", "blank_index", "blank")
-CALLS = 64  # of one module in one batch that are looked at
-WAIT = 60.0  # seconds for the parent to end this program
+BLANK_NAMES = ("blank_id", "blank_idx", "blank_index", "blank")
+MAX_CALLS = 64  # of one module in one batch that are looked at
+MAX_HEADS = 64  # in the report
+MAX_TENSORS = 512  # kept of a batch
+SHOWN_VALUES = 8  # of an expression, in the report
+WAIT_SECONDS = 60.0  # for the parent process to end this program
 
 
 @dataclass
 class CallContext:
-    """What surrounded one call of a module.
+    """Surroundings of one call of a module.
 
     Attributes:
-        shape: of its output.
-        lengths: what may hold the valid lengths; ``chosen``: what does, where that is sure.
+        shape: shape of its output.
+        lengths: tensors that may hold the valid lengths.
+        chosen: the one that does, where that is certain.
         labels: variables that may hold the labels of a lattice.
     """
 
@@ -77,246 +97,345 @@ class CallContext:
     labels: list[str]
 
 
+@dataclass(frozen=True)
+class _RunnableJoiner:
+    """A joiner that capture can run: class of its model, adapter, encoder module and joiner module."""
+
+    model: str
+    found: FoundJoiner
+    encoder: nn.Module
+    joiner: nn.Module
+
+
+class SeenIds:
+    """Ids that each expression gave over the batches of a loader.
+
+    Utterance ids of two batches differ. An expression that gives one id twice in a pass over the data names
+    something else, such as a speaker, or file names that occur in several folders.
+    """
+
+    def __init__(self) -> None:
+        self._first: dict[str, FoundIds] = {}  # by expression
+        self._seen: dict[tuple[str, int], dict[str, int]] = {}  # batch of each id, by expression and pass
+        self.repeated: dict[str, str] = {}  # by expression, in words
+
+    def add(self, found: Sequence[FoundIds], data_pass: int, batch: int) -> None:
+        """Note the ids of a batch.
+
+        Args:
+            found: ids by each expression that gives some.
+            data_pass: number of the pass over the data.
+            batch: number of the batch, for messages.
+        """
+        known = bool(self._first)
+        for ids in found:
+            if not known:
+                self._first.setdefault(ids.expression, ids)
+            seen = self._seen.setdefault((ids.expression, data_pass), {})
+            for utt_id in ids.values:
+                if utt_id in seen:
+                    self.repeated.setdefault(
+                        ids.expression, f"gave {utt_id!r} in batch {seen[utt_id]} and again in batch {batch}"
+                    )
+                seen[utt_id] = batch
+
+    @property
+    def unique(self) -> list[FoundIds]:
+        """Ids of the first batch that has any, by the expressions that never repeat an id."""
+        return [ids for expression, ids in self._first.items() if expression not in self.repeated]
+
+
 class ProbeRecorder:
-    """One process that may turn out to run the model.
+    """Recorder of one process, which may or may not run a model.
 
     Args:
-        job: ``batches`` to watch, ``classes`` (V) where a token table was given.
-        session: folder of reports.
+        job: description of the probe.
+        session: session folder.
     """
 
     def __init__(self, job: ProbeJob, session: Path) -> None:
-        self._batches, self._classes = job.batches, job.classes
+        self._wanted_batches, self._classes = job.batches, job.classes
         self._report = ProcessReport(session, state="torch")
-        self._batch: Any = None
-        self._ids: list[FoundIds] = []  # of the first batch that has any
-        self._first: nn.Module | None = None
-        self._first_trained = False
-        self._threaded = False  # whether a loader yields in another thread than the model runs in
-        self._notes, self._try_at = 0, self._batches
-        self._seen: dict[nn.Module, dict[int, list[CallContext]]] = {}  # by batch, call by call
-        self._at_encoder: dict[nn.Module, list[FoundLengths]] = {}
-        self._encoder_ids: dict[nn.Module, dict[str, list[FoundIds]]] = {}
-        self._variables: dict[nn.Module, dict[str, list[FoundIds]]] = {}
-        self._signs: list[tuple[nn.Module, str, str, torch.Tensor]] = []
-        self._opened: list[str] = []
-        self._tops: list[nn.Module] = []
-        self._held: set[int] = set()  # batches in which these were looked up
-        # model, drive, encoder and joiner, once the first batch has passed
-        self._joiners: list[tuple[str, FoundJoiner, nn.Module, nn.Module]] = []
         self._over = self._compiled = False
-        sys.addaudithook(self._audit)
-        follow_loaders(self._noted)
-        follow_compiling(self._compiling)
+        # Batches.
+        self._batch: Any = None  # yielded last
+        self._yielded = 0
+        self._ids = SeenIds()
+        self._last_source: weakref.ref[Any] | None = None  # iterator that yielded the last batch
+        self._passes = 0
+        self._in_thread = False  # whether the loader yields in another thread than the main one
+        self._first_module: nn.Module | None = None  # that ran first, where no loader tells batches apart
+        self._first_was_training = False
+        self._report_after = self._wanted_batches  # batches, where no loader tells them apart
+        # Surroundings of modules.
+        self._calls: dict[nn.Module, dict[int, list[CallContext]]] = {}  # by batch
+        self._id_variables: dict[
+            nn.Module, dict[str, list[FoundIds]]
+        ] = {}  # by expression, batch after batch
+        self._tensors: list[tuple[nn.Module, str, str, torch.Tensor]] = []  # that may hold lengths
+        # Joiners, found after the first batch.
+        self._joiners: list[_RunnableJoiner] = []
+        self._encoder_lengths: dict[nn.Module, list[FoundLengths]] = {}
+        self._encoder_ids: dict[nn.Module, dict[str, list[FoundIds]]] = {}
+        # A program that ends drops its model before the report is written, so its modules are held here.
+        self._tops: list[nn.Module] = []
+        self._held_batches: set[int] = set()
+        self._opened: list[str] = []
+        sys.addaudithook(self._note_opened)
+        follow_loaders(self._loader_yielded)
+        follow_compiling(self._program_compiles)
         self._observer = OutputObserver()
-        self._observer.on_output = self._output
+        self._observer.on_output = self._module_ran
         self._observer.__enter__()  # until the program ends
-        atexit.register(self._ended, os.getpid())
-        Finalize(self, self._ended, args=(os.getpid(),), exitpriority=10)
+        atexit.register(self._program_ends, os.getpid())
+        Finalize(self, self._program_ends, args=(os.getpid(),), exitpriority=10)
 
-    def _compiling(self) -> None:
+    # -- events of the program ---------------------------------------------------------------------------
+
+    def _program_compiles(self) -> None:
         self._compiled = True
         run_compiled_models_eagerly(True)
 
-    def _audit(self, event: str, args: tuple[Any, ...]) -> None:
-        if event == "open" and args and isinstance(args[0], str) and TABLES.search(Path(args[0]).name):
+    def _note_opened(self, event: str, args: tuple[Any, ...]) -> None:
+        """Note files that may be token tables when they are opened (an audit hook)."""
+        if event == "open" and args and isinstance(args[0], str) and TABLE_FILES.search(Path(args[0]).name):
             self._opened.append(str(Path(args[0]).absolute()))
 
-    def _noted(self, batch: Any, source: Any, index: Any, dataset: Any) -> None:
-        self._threaded = threading.current_thread() is not threading.main_thread()
-        self._notes += 1
-        if self._notes > self._batches and not self._threaded:
-            self._enough()
+    def _loader_yielded(self, batch: Any, source: Any, index: Any, dataset: Any) -> None:
+        """Note a batch that a DataLoader of this process yields."""
+        self._in_thread = threading.current_thread() is not threading.main_thread()
+        self._yielded += 1
+        if self._yielded > self._wanted_batches and not self._in_thread:
+            self._report_and_wait()
         self._batch = batch
-        self._ids = self._ids or [*find_ids(batch), *find_by_index(index, dataset, guess=True)]
-        if not self._threaded:
-            self._next()
+        found = [*find_ids(batch), *find_by_index(index, dataset, guess=True)]
+        if self._last_source is None or self._last_source() is not source:
+            self._last_source = weakref.ref(source)
+            self._passes += 1
+        self._ids.add(found, self._passes, self._yielded)
+        if not self._in_thread:
+            self._begin_batch()
 
-    def _next(self) -> None:
+    def _begin_batch(self) -> None:
         if self._observer.batch == 1:
-            self._seek()
+            self._find_joiners()
         self._observer.batch += 1
-        self._signs.clear()
+        self._tensors.clear()
 
-    def _output(
-        self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any, said: EmittedOutput | None
+    def _begin_batch_by_module(self, module: nn.Module) -> None:
+        """Begin a batch where the module that ran first runs again: no loader tells batches apart.
+
+        Some layers run on dummies while they are made, in training mode (SpeechBrain). These do not count.
+        """
+        if self._first_module is None or (self._first_was_training and not module.training):
+            self._first_module, self._first_was_training = module, module.training
+            self._observer.forget()
+            self._report_after = self._wanted_batches
+        if module is self._first_module:
+            self._begin_batch()
+            if self._observer.batch > self._report_after:
+                self._report_after = 2 * self._observer.batch
+                self._report_and_wait()
+
+    def _module_ran(
+        self,
+        module: nn.Module,
+        args: Any,
+        kwargs: dict[str, Any],
+        output: Any,
+        emitted: EmittedOutput | None,
     ) -> None:
+        """Look at a module that has run; ``emitted`` is None for outputs that cannot be logits."""
         if get_worker_info() is not None or self._over:
             return
-        if self._batch is None or self._threaded:  # a batch begins where the module that ran first runs again
-            if self._first is None or (self._first_trained and not module.training):
-                # Some layers run on dummies while they are made, in training mode (SpeechBrain).
-                self._first, self._first_trained = module, module.training
-                self._observer.forget()
-                self._try_at = self._batches
-            if module is self._first:
-                self._next()
-                if self._observer.batch > self._try_at:
-                    self._try_at = 2 * self._observer.batch
-                    self._enough()
+        if self._batch is None or self._in_thread:
+            self._begin_batch_by_module(module)
         for where, value in (("modules", output), ("inputs", args), ("inputs", kwargs)):
-            self._signs += [(module, where, rest, tensor) for rest, tensor in possible_lengths(value, "")]
-        del self._signs[:-512]
-        if self._observer.batch not in self._held:  # a program that ends lets its model go before it is asked
-            self._held.add(self._observer.batch)
+            for rest, tensor in possible_lengths(value, ""):
+                self._tensors.append((module, where, rest, tensor))
+        del self._tensors[:-MAX_TENSORS]
+        batch = self._observer.batch
+        if batch not in self._held_batches:
+            self._held_batches.add(batch)
             self._tops = roots(live_modules())
-        if said is not None and len(said.shape) >= 3 and said.calls[self._observer.batch] <= CALLS:
-            self._surroundings(module, said, tuple(_first(output).shape))
-        for _, found, encoder, _ in self._joiners:
-            if module is encoder:
-                self._encoded(module, found, output)
+        if emitted is not None and len(emitted.shape) >= 3 and emitted.calls[batch] <= MAX_CALLS:
+            self._look_around(module, emitted, tuple(_first(output).shape))
+        for joiner in self._joiners:
+            if module is joiner.encoder:
+                self._look_around_encoder(joiner, output)
 
-    def _seek(self) -> None:
-        """Transducers whose joiner capture can drive."""
-        for top in roots(live_modules()):
-            for found in find_joiners(top):
-                encoder = found.encoder.removeprefix("input:")
-                with suppress(TapPathError):
-                    both = find_module(top, encoder), find_module(top, found.joint)
-                    self._joiners.append((type(top).__name__, found, *both))
+    def _program_ends(self, pid: int) -> None:
+        seen_any = self._observer.emitted or self._observer.products
+        if pid == os.getpid() and not self._over and seen_any:
+            self.report("ended")
 
-    def _encoded(self, module: nn.Module, found: FoundJoiner, output: Any) -> None:
-        """Where ids and lengths are when capture takes the encoder's output, or another module's input."""
-        enc = find_frames(output) if found.adapter.side == "output" else None
-        count = self._count() or (1 if enc is None else enc.shape[0])
-        for ids in _id_variables(count):
-            self._encoder_ids.setdefault(module, {}).setdefault(ids.expression, []).append(ids)
-        if enc is None or module in self._at_encoder:
-            return
-        axes = [n for n, size in enumerate(enc.shape) if size not in (count, found.adapter.width)]
-        t = enc.shape[axes[0]] if len(axes) == 1 else enc.shape[1]
-        own = ((f"{id(m)}{where}{rest}", v) for m, where, rest, v in reversed(self._signs))
-        self._at_encoder[module] = [f for f in candidates(own, count, t) if max(f.values) == t]
-
-    def _surroundings(self, module: nn.Module, said: EmittedOutput, shape: tuple[int, ...]) -> None:
-        """Where lengths and ids are while a module that may be the head runs."""
-        count = self._count() or shape[0]
-        axis = 2 if said.axis == 1 else 0 if shape[0] != count == shape[1] else 1
-        batches = self._seen.setdefault(module, {})
-        if not batches or self._observer.batch in batches:  # the first batch will do
-            calls = batches.setdefault(self._observer.batch, [])
-            calls.append(self._look(shape, axis, sum(c.shape[axis] for c in calls)))
-        if said.calls[self._observer.batch] == 1:
-            for found in _id_variables(count):
-                self._variables.setdefault(module, {}).setdefault(found.expression, []).append(found)
-
-    def _look(self, shape: tuple[int, ...], axis: int, before: int) -> CallContext:
-        """The surroundings of one call; ``before``: frames of the calls before it, whose rest this may be."""
-        found: list[FoundLengths] = []
-        chosen, b, t = None, shape[1 if axis == 0 else 0], shape[axis]
-        for frames_ in (before + t, t) if before else (t,):
-            told = ((f"{id(m)}{where}{rest}", v) for m, where, rest, v in reversed(self._signs))
-            mine, found = (
-                candidates(possible_lengths_in_variables(), b, frames_),
-                candidates(told, b, frames_),
-            )
-            found = found + mine if self._compiled else mine + found  # a compiled function keeps no variables
-            given = [p for p in (*parts(self._batch, 3), *(v for _, v in variables())) if _is_tensor(p)]
-            if found:
-                with suppress(LengthError):
-                    chosen = choose(found, b, frames_, "", given)
-                break
-        labels = _label_variables(shape[0], shape[2] - 1) if len(shape) == 4 else []
-        return CallContext(shape, found, chosen, labels)
-
-    def _count(self) -> int | None:
-        return len(self._ids[0].values) if self._ids else None
-
-    def _ended(self, pid: int) -> None:
-        if pid == os.getpid() and not self._over and (self._observer.emitted or self._observer.products):
-            self.say("ended")
-
-    def _enough(self) -> None:
-        """Say what was seen, and wait for the parent to end the program; nothing, where nothing was seen."""
-        if not self.say("enough"):
+    def _report_and_wait(self) -> None:
+        """Write the report and wait for the parent to end the program; go on where nothing was seen."""
+        if not self.report("enough"):
             return
         self._over = True
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-        end = time.monotonic() + WAIT
+        end = time.monotonic() + WAIT_SECONDS
         while time.monotonic() < end:
             time.sleep(0.1)
 
-    def say(self, state: str) -> bool:
-        """Write the report, if there is any candidate."""
+    # -- surroundings of a module ------------------------------------------------------------------------
+
+    def _count(self) -> int | None:
+        """Return B, where the ids of the first batch give it."""
+        ids = self._ids.unique
+        return len(ids[0].values) if ids else None
+
+    def _look_around(self, module: nn.Module, emitted: EmittedOutput, shape: tuple[int, ...]) -> None:
+        """Note lengths (of one batch), labels and ids while a module runs that may be the head."""
+        count = self._count() or shape[0]
+        if emitted.axis == 1:
+            time_axis = 2
+        else:
+            time_axis = 0 if shape[0] != count == shape[1] else 1
+        batch = self._observer.batch
+        contexts = self._calls.setdefault(module, {})
+        if not contexts or batch in contexts:
+            calls = contexts.setdefault(batch, [])
+            frames_before = sum(c.shape[time_axis] for c in calls)
+            calls.append(self._context(shape, time_axis, frames_before))
+        if emitted.calls[batch] == 1:
+            for found in _id_variables(count):
+                self._id_variables.setdefault(module, {}).setdefault(found.expression, []).append(found)
+
+    def _context(self, shape: tuple[int, ...], time_axis: int, frames_before: int) -> CallContext:
+        """Return the surroundings of a call, which may give the frames after those of the calls before it."""
+        b, t = shape[1 if time_axis == 0 else 0], shape[time_axis]
+        found: list[FoundLengths] = []
+        chosen = None
+        for max_frames in (frames_before + t, t) if frames_before else (t,):
+            of_variables = candidates(possible_lengths_in_variables(), b, max_frames)
+            of_modules = candidates(self._module_tensors(), b, max_frames)
+            # A compiled function has no variables.
+            found = of_modules + of_variables if self._compiled else of_variables + of_modules
+            if found:
+                values = (*parts(self._batch, 3), *(v for _, v in variables()))
+                inputs = [v for v in values if isinstance(v, torch.Tensor)]
+                with suppress(LengthError):
+                    chosen = choose(found, b, max_frames, "", inputs)
+                break
+        labels = _label_variables(shape[0], shape[2] - 1) if len(shape) == 4 else []
+        return CallContext(shape, found, chosen, labels)
+
+    def _module_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield the kept tensors, the last first; a module is named by its id until the report is written."""
+        for module, where, rest, tensor in reversed(self._tensors):
+            yield f"{id(module)}{where}{rest}", tensor
+
+    def _find_joiners(self) -> None:
+        """Find the transducers whose joiner capture can run."""
+        for top in roots(live_modules()):
+            for found in find_joiners(top):
+                path = found.encoder.removeprefix("input:")
+                with suppress(TapPathError):
+                    encoder, joiner = find_module(top, path), find_module(top, found.joint)
+                    self._joiners.append(_RunnableJoiner(type(top).__name__, found, encoder, joiner))
+
+    def _look_around_encoder(self, joiner: _RunnableJoiner, output: Any) -> None:
+        """Note ids and lengths at the moment in which capture would take the encoder's output."""
+        encoder, adapter = joiner.encoder, joiner.found.adapter
+        encoded = find_frames(output) if adapter.side == "output" else None
+        count = self._count() or (1 if encoded is None else encoded.shape[0])
+        for ids in _id_variables(count):
+            self._encoder_ids.setdefault(encoder, {}).setdefault(ids.expression, []).append(ids)
+        if encoded is None or encoder in self._encoder_lengths:
+            return
+        axes = [n for n, size in enumerate(encoded.shape) if size not in (count, adapter.width)]
+        t = encoded.shape[axes[0]] if len(axes) == 1 else encoded.shape[1]
+        exact = [f for f in candidates(self._module_tensors(), count, t) if max(f.values) == t]
+        self._encoder_lengths[encoder] = exact
+
+    # -- the report --------------------------------------------------------------------------------------
+
+    def report(self, state: str) -> bool:
+        """Rank the modules and write the report; return whether there is any candidate.
+
+        Args:
+            state: ``enough`` where the program can be ended, ``ended`` where it ended itself.
+        """
         held = (m for top in self._tops for m in top.modules())
         tops, count = roots(list({*live_modules(), *held})), self._count()
         paths = {m: path for m, (path, _) in named(tops).items()}
         emitted = [*self._observer.emitted.values(), *self._observer.products.values()]
-        known = {s.module for s in emitted}
-        modules = {n: m for m, n in paths.items() if m in known}
         ranked = rank(emitted, tops, count, self._classes)
         if not ranked:
             return False
-        told = []
-        for candidate in ranked[:64]:
-            module = modules[_path(candidate.path)]
-            batches = list(self._seen.get(module, {}).values())
-            calls = batches[0] if batches else []
-            call, joined = _which(candidate, calls, count)
-            seen = calls[-1 if joined else call or 0] if calls else None
-            lengths = [_named(f, paths) for f in seen.lengths] if seen else []
-            chosen = _named(seen.chosen, paths).expression if seen and seen.chosen else ""
-            variables_ = _changing(self._variables.get(module, {}))
-            told.append(
-                {
-                    **candidate.to_json(),
-                    "lengths": _told(lengths),
-                    "chosen": chosen,
-                    "variables": _told(variables_),
-                    "labels": seen.labels if seen else [],
-                    "call": call,
-                    "accumulate": joined,
-                }
-            )
+        watched = {output.module for output in emitted}
+        modules = {path: m for m, path in paths.items() if m in watched}
+        best = modules[_module_path(ranked[0].path)]
         texts = find_texts(self._batch, count) if count else None
-        self._report.write(
-            state=state,
-            batches=max(len(s.calls) for s in emitted if s.module is modules[_path(ranked[0].path)]),
-            candidates=told,
-            ids=_told(self._ids),
+        report = ProbeReport(
+            heads=tuple(self._head(c, modules[_module_path(c.path)], paths) for c in ranked[:MAX_HEADS]),
+            joiners=tuple(self._reported_joiners(paths)),
+            ids=_shortened(self._ids.unique),
+            repeated_ids=tuple(f"{e} {how}" for e, how in self._ids.repeated.items()),
             texts=texts.expression if texts else "",
-            opened=list(dict.fromkeys(self._opened)),
-            joiners=self._told_joiners(paths),
+            opened=tuple(dict.fromkeys(self._opened)),
             blanks=_blanks(tops),
+            batches=max(len(output.calls) for output in emitted if output.module is best),
         )
+        self._report.write(state=state, probe=report.to_json())
         return True
 
-    def _told_joiners(self, paths: dict[nn.Module, str]) -> list[dict[str, Any]]:
-        """What capture can drive; ``ran``: how often a batch a part of the joiner did."""
+    def _head(
+        self, candidate: HeadCandidate, module: nn.Module, paths: Mapping[nn.Module, str]
+    ) -> ProbedHead:
+        """Return a candidate with the surroundings of its calls in the first batch."""
+        batches = list(self._calls.get(module, {}).values())
+        calls = batches[0] if batches else []
+        call, accumulate = _which_call(candidate, calls, self._count())
+        context = None
+        if calls:  # of the last piece, which shows all frames; or of the answering call
+            context = calls[-1] if accumulate else calls[call or 0]
+        lengths = [_with_paths(f, paths) for f in context.lengths] if context else []
+        chosen = _with_paths(context.chosen, paths).expression if context and context.chosen else ""
+        return ProbedHead(
+            **{name: getattr(candidate, name) for name in candidate.to_json()},
+            lengths=_shortened(lengths),
+            lengths_expression=chosen,
+            id_variables=_shortened(_changing(self._id_variables.get(module, {}))),
+            labels=tuple(context.labels) if context else (),
+            call=call,
+            accumulate=accumulate,
+        )
+
+    def _reported_joiners(self, paths: Mapping[nn.Module, str]) -> Iterator[ProbedJoiner]:
+        """Yield the joiners that capture can run."""
         if not self._joiners:
-            self._seek()
-        told = []
-        for model, found, encoder, joint in self._joiners:
-            seen = [self._observer.emitted[m] for m in joint.modules() if m in self._observer.emitted]
-            lengths = [_named(f, paths) for f in self._at_encoder.get(encoder, [])]
-            told.append(
-                {
-                    "convention": found.name,
-                    "model": model,
-                    "joiner": found.joint,
-                    "encoder": found.encoder,
-                    "classes": found.adapter.classes,
-                    "ran": max((max(s.calls.values()) for s in seen), default=0),
-                    "lengths": _told(lengths),
-                    "chosen": lengths[0].expression if lengths else "",
-                    "variables": _told(_changing(self._encoder_ids.get(encoder, {}))),
-                }
+            self._find_joiners()
+        for one in self._joiners:
+            outputs = [self._observer.emitted[m] for m in one.joiner.modules() if m in self._observer.emitted]
+            lengths = [_with_paths(f, paths) for f in self._encoder_lengths.get(one.encoder, [])]
+            yield ProbedJoiner(
+                convention=one.found.name,
+                model=one.model,
+                joiner=one.found.joint,
+                encoder=one.found.encoder,
+                classes=one.found.adapter.classes,
+                calls=max((max(output.calls.values()) for output in outputs), default=0),
+                lengths=_shortened(lengths),
+                lengths_expression=lengths[0].expression if lengths else "",
+                id_variables=_shortened(_changing(self._encoder_ids.get(one.encoder, {}))),
             )
-        return told
 
 
-def _path(candidate: str) -> str:
-    """Of the module, whether it ran or only its weight was used."""
+def _module_path(candidate: str) -> str:
+    """Return the path of a candidate's module, also where only its weight was used."""
     return split(candidate)[0] if candidate.startswith(PREFIX) else candidate
 
 
-def _told(found: Sequence[FoundIds | FoundLengths]) -> list[dict[str, Any]]:
-    return [{"expression": f.expression, "values": f.values[:8]} for f in found]
+def _shortened(found: Sequence[FoundIds | FoundLengths]) -> tuple[FoundValues, ...]:
+    return tuple(FoundValues(f.expression, tuple(f.values[:SHOWN_VALUES])) for f in found)
 
 
-def _named(found: FoundLengths, paths: dict[nn.Module, str]) -> FoundLengths:
-    """A module is known by its number while it runs, by its path in the report."""
+def _with_paths(found: FoundLengths, paths: Mapping[nn.Module, str]) -> FoundLengths:
+    """Return lengths whose expression names modules by their path, not by their id."""
 
     def name(match: re.Match[str]) -> str:
         path = next((n for m, n in paths.items() if id(m) == int(match[1])), "?")
@@ -325,27 +444,33 @@ def _named(found: FoundLengths, paths: dict[nn.Module, str]) -> FoundLengths:
     return replace(found, expression=re.sub(r"(\d+)(modules|inputs)", name, found.expression))
 
 
-def _which(
+def _which_call(
     candidate: HeadCandidate, calls: Sequence[CallContext], count: int | None
 ) -> tuple[int | None, str]:
-    """Which of several calls a batch is the answer, or along which axis (``t``, ``b``) they are one."""
-    if candidate.calls < 2 or candidate.joiner or candidate.layout not in AXES or len(calls) < 2:
+    """Return which of several calls in a batch gives the answer, and the axis along which all are joined.
+
+    Args:
+        candidate: candidate whose module ran.
+        calls: its calls in the first batch.
+        count: B, where it is known.
+    """
+    if candidate.calls < 2 or candidate.joiner or candidate.layout not in B_AND_T_AXES or len(calls) < 2:
         return None, ""
-    b, t = AXES[candidate.layout]
+    b, t = B_AND_T_AXES[candidate.layout]
     sizes = [c.shape[b] for c in calls]
     if count is not None and max(sizes) < count == sum(sizes):
         return None, "b"
     total, last = sum(c.shape[t] for c in calls), calls[-1]
     if len(set(sizes)) == 1 and last.chosen is not None and total in last.chosen.values:
         return None, "t"
-    return candidate.call, ""
+    return candidate.answering_call, ""
 
 
 def _blanks(tops: Sequence[nn.Module]) -> dict[str, int]:
-    """What models say their blank is: numbers of telling names, and transformers' padding token."""
+    """Return the blank ids that models name, by path: known attributes, and transformers' padding token."""
     found: dict[str, int] = {}
     for path, module in (pair for top in tops for pair in top.named_modules()):
-        for name in BLANKS:
+        for name in BLANK_NAMES:
             value = vars(module).get(name)
             if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
                 found[f"{path}.{name}" if path else name] = value
@@ -355,44 +480,53 @@ def _blanks(tops: Sequence[nn.Module]) -> dict[str, int]:
     return found
 
 
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, torch.Tensor)
-
-
 def _first(output: Any) -> Any:
     return output[0] if isinstance(output, list | tuple) else output
 
 
-def _changing(found: dict[str, list[FoundIds]]) -> list[FoundIds]:
-    """Ids are others in every batch."""
+def _changing(found: Mapping[str, list[FoundIds]]) -> list[FoundIds]:
+    """Return the variables whose values differ in every batch, as ids do."""
     batches = max(map(len, found.values()), default=0)
-    return [f[0] for f in found.values() if len({x.values for x in f}) == batches]
+    return [ids[0] for ids in found.values() if len({x.values for x in ids}) == batches]
 
 
 def _label_variables(count: int, most: int) -> list[str]:
-    """Variables of the user's program that could be the labels of a lattice: (B, U) integers."""
+    """Return the names of variables of the program that may be the labels of a lattice: (B, U) integers."""
     found: dict[str, None] = {}
     for frame in frames():
         for name, value in list(frame.f_locals.items()):
-            whole = isinstance(value, torch.Tensor) and value.dtype in INTEGERS
-            if whole and tuple(value.shape) == (count, most) and name.isidentifier():
+            is_integer = isinstance(value, torch.Tensor) and value.dtype in INTEGERS
+            if is_integer and tuple(value.shape) == (count, most) and name.isidentifier():
                 found.setdefault(name)
     return list(found)
 
 
 def _id_variables(count: int) -> Iterator[FoundIds]:
-    """Variables of the user's program that could be ids: a string, or one for each utterance."""
+    """Yield the variables of the program that may be ids: a string, or one string for each utterance.
+
+    Paths are shortened to their stem where no file of the same stem is in a neighbouring folder.
+    """
     seen: set[str] = set()
     for frame in frames():
         for name, value in list(frame.f_locals.items()):
-            if name in seen or not name.isidentifier() or not IDS.search(name) or name.startswith("__"):
+            if name in seen or not name.isidentifier() or not ID_VARIABLES.search(name):
+                continue
+            if name.startswith("__"):
                 continue
             seen.add(name)
-            listed = [value] if isinstance(value, str | Path) else value
+            is_one = isinstance(value, str | Path)
+            listed = [value] if is_one else value
             if not isinstance(listed, list | tuple) or len(listed) != count:
                 continue
-            if all(isinstance(v, str | Path) and str(v) for v in listed):
-                path = any("/" in str(v) for v in listed)
-                one, each = (f"stem({name})", f"[stem(x) for x in {name}]") if path else (name, name)
-                values = tuple(Path(v).stem if path else str(v) for v in listed)
-                yield FoundIds(one if listed is not value else each, values)
+            if not all(isinstance(v, str | Path) and str(v) for v in listed):
+                continue
+            function = ""
+            if any("/" in str(v) for v in listed):
+                function = "stem" if stems_are_unique(listed) else "str"
+            values = tuple(Path(v).stem if function == "stem" else str(v) for v in listed)
+            if not function:
+                yield FoundIds(name, values)
+            elif is_one:
+                yield FoundIds(f"{function}({name})", values)
+            else:
+                yield FoundIds(f"[{function}(x) for x in {name}]", values)

@@ -1,4 +1,4 @@
-"""Probe a teacher: the same questions, asked of its own ``forward``, and whether its heads are the answer."""
+"""Probe of a teacher, by its own methods, and comparison with its description of itself."""
 
 from __future__ import annotations
 
@@ -14,58 +14,79 @@ from ...schema.spec import TeacherSpec
 from ...teachers.protocol import Seq2Seq, Teacher, Transducer, load_teacher
 from ...tokens.formats import read_table
 from ..inject.program import roots
+from .finding import FoundValues, ProbedHead, ProbeFinding, ProbeReport
 from .observer import OutputObserver
 from .rank import rank
-from .run import ProbeFinding, found_in
+from .run import finding_of
 
-UTTERANCES = 4  # a batch
-ENCODINGS = {"ctc": "ctc=dense", "rnnt": "rnnt=topk:16", "seq2seq": "seq2seq=topk:16"}
+BATCH_SIZE = 4
+STREAM_OPTIONS = {"ctc": "ctc=dense", "rnnt": "rnnt=topk:16", "seq2seq": "seq2seq=topk:16"}
 
 
 def probe_teacher(
-    teacher: str, manifest: str, *, audio_root: str | None = None, tokens: str = "", batches: int, out: str
+    teacher: str,
+    manifest: str,
+    *,
+    audio_root: str | None = None,
+    tokens: str = "",
+    batches: int = 2,
+    out: str = "store",
 ) -> ProbeFinding:
-    """Run the first batches of a manifest through a teacher and say what was seen.
+    """Run a teacher on the first utterances of a manifest, and return where its logits are.
 
     Args:
         teacher: ``FILE.py:NAME`` or ``FRAMEWORK:WHERE``.
-        manifest: JSON lines.
-        audio_root: what its relative paths are relative to.
-        tokens: the token table; empty: the teacher's own.
-        batches: of four utterances, to watch.
-        out: the store that the printed command writes.
+        manifest: file of the manifest.
+        audio_root: folder that relative audio paths start from.
+        tokens: file of the token table. Empty: the teacher's own table.
+        batches: number of batches of four utterances.
+        out: store that the printed command writes.
+
+    Raises:
+        ManifestError: the manifest cannot be read.
+        TeacherError: the teacher breaks its protocol.
     """
-    speaker = load_teacher(teacher)
-    table = read_table(tokens) if tokens else speaker.tokens()
-    utterances = list(read_manifest(manifest, audio_root=audio_root, limit=UTTERANCES * batches))
-    speaker.model.eval()
-    observer, lengths, rest = OutputObserver(), [], iter(utterances)
+    model = load_teacher(teacher)
+    table = read_table(tokens) if tokens else model.tokens()
+    utterances = list(read_manifest(manifest, audio_root=audio_root, limit=BATCH_SIZE * batches))
+    model.model.eval()
+    observer, lengths = OutputObserver(), []
+    remaining = iter(utterances)
     with torch.inference_mode(), observer:
-        while part := [load(u, speaker, table, False) for u in islice(rest, UTTERANCES)]:
+        while batch := [load(u, model, table, False) for u in islice(remaining, BATCH_SIZE)]:
             observer.batch += 1
-            lengths.append(_run(speaker, part))
-    tops = roots(list(speaker.model.modules()))
-    ranked = rank(list(observer.emitted.values()), tops, len(lengths[0]), None)
-    said = {"expression": "teacher.lengths(output)", "values": lengths[0]}
-    where = {"lengths": [said], "chosen": said["expression"], "variables": [], "labels": []}
-    seen = {**where, "call": None, "accumulate": ""}  # a teacher's module runs once
-    report = {
-        "candidates": [{**c.to_json(), **seen} for c in ranked],
-        "ids": [{"expression": "the manifest", "values": [u.id for u in utterances[:4]]}],
-        "texts": "the manifest",
-        "batches": observer.batch,
-    }
-    found = found_in(report, {tokens or "the teacher's own table": table}, (), out)
-    spec = speaker.describe()
+            lengths.append(_run(model, batch))
+    ranked = rank(list(observer.emitted.values()), roots(list(model.model.modules())), len(lengths[0]), None)
+    found_lengths = FoundValues("teacher.lengths(output)", tuple(lengths[0]))
+    heads = (
+        ProbedHead(
+            **{name: getattr(candidate, name) for name in candidate.to_json()},
+            lengths=(found_lengths,),
+            lengths_expression=found_lengths.expression,
+        )
+        for candidate in ranked
+    )
+    report = ProbeReport(
+        heads=tuple(heads),
+        ids=(FoundValues("the manifest", tuple(u.id for u in utterances[:BATCH_SIZE])),),
+        texts="the manifest",
+        blanks={},
+        batches=observer.batch,
+    )
+    finding = finding_of(report, {tokens or "the teacher's own table": table}, (), out)
+    spec = model.describe()
     words = ["logitstore", "dump", "--teacher", teacher, "--manifest", manifest]
     words += ["--tokens", tokens] if tokens else []
     words += ["--audio-root", audio_root] if audio_root else []
-    words += [w for h in spec.heads if h.stream in ENCODINGS for w in ("--stream", ENCODINGS[h.stream])]
-    return replace(found, command=shlex.join([*words, "--out", out]), notes=_compare(spec, found))
+    for head in spec.heads:
+        if head.stream in STREAM_OPTIONS:
+            words += ["--stream", STREAM_OPTIONS[head.stream]]
+    words += ["--out", out]
+    return replace(finding, command=shlex.join(words), notes=_contradictions(spec, finding))
 
 
 def _run(teacher: Teacher, batch: list[LoadedUtterance]) -> list[int]:
-    """One padded batch, a slice of a lattice, a decoder on one text; gives the valid frames."""
+    """Run a padded batch, a slice of a lattice and a decoder on one text; return the valid frames."""
     features = torch.nn.utils.rnn.pad_sequence([item.features for item in batch], batch_first=True)
     output = teacher.forward(features, torch.tensor([len(item.features) for item in batch]))
     if isinstance(teacher, Transducer):
@@ -73,24 +94,26 @@ def _run(teacher: Teacher, batch: list[LoadedUtterance]) -> list[int]:
         teacher.join(enc, dec)
     head = teacher.describe().head("seq2seq")
     if head is not None and isinstance(teacher, Seq2Seq):
-        said = teacher.labels(batch[0].utt.text or "")
-        teacher.decode(output, 0, [*said, head.blank if head.end is None else head.end])
+        labels = teacher.labels(batch[0].utt.text or "")
+        teacher.decode(output, 0, [*labels, head.blank if head.end is None else head.end])
     return [int(n) for n in teacher.lengths(output)]
 
 
-def _compare(spec: TeacherSpec, found: ProbeFinding) -> tuple[str, ...]:
-    """Whether the heads that a teacher names are what was seen."""
+def _contradictions(spec: TeacherSpec, finding: ProbeFinding) -> tuple[str, ...]:
+    """Return in which points a teacher's description differs from what was seen."""
     notes = []
-    seen = {c["path"]: c for c in found.candidates}
+    seen = {head.path: head for head in finding.candidates}
+    likeliest = {"ctc": finding.ctc, "rnnt": finding.rnnt}
     for head in spec.heads:
-        here = seen.get(head.module)
-        likeliest = {"ctc": found.ctc, "rnnt": found.rnnt}.get(head.stream)
-        if here is None:
-            notes.append(f"the teacher's {head.stream} head {head.module} gave nothing like logits")
-        elif here is not likeliest and likeliest is not None:
-            notes.append(f"the teacher's {head.stream} head is {head.module}, not {likeliest['path']}")
-        elif head.stream == "ctc" and head.layout != here["layout"]:
-            notes.append(f"the teacher's ctc head says {head.layout}; it gave {here['layout']}")
-        if here is not None and found.blank.index not in (None, head.blank):
-            notes.append(f"the teacher's {head.stream} head says blank {head.blank}")
+        found, best = seen.get(head.module), likeliest.get(head.stream)
+        name = f"the teacher's {head.stream} head"
+        if found is None:
+            notes.append(f"{name} {head.module} gave nothing like logits")
+            continue
+        if best is not None and found is not best:
+            notes.append(f"{name} is {head.module}, not {best.path}")
+        elif head.stream == "ctc" and head.layout != found.layout:
+            notes.append(f"{name} says {head.layout}; it gave {found.layout}")
+        if finding.blank.index not in (None, head.blank):
+            notes.append(f"{name} says blank {head.blank}")
     return tuple(notes)
