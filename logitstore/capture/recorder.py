@@ -99,6 +99,7 @@ class CaptureRecorder:
         self._failed = False
         self._calls: dict[str, tuple[Hashable, int]] = {}  # by stream: batch of the last call, calls in it
         self._batch: CapturedBatch | None = None  # batch that lacks the output of a stream
+        self._batches = 0  # begun so far
         self._pieces: BatchPieces | None = None  # batch that lacks some pieces of its CTC logits
         self.report = ProcessReport(self._session, state="torch")
 
@@ -289,7 +290,7 @@ class CaptureRecorder:
             # Lengths are looked up by B and T; an output in parts has another first axis.
             about = first.new_empty(len(ids), t, 0) if is_partial else first
             lengths, texts = self._locator.lengths(about, root), self._locator.texts(len(ids))
-            batch = self._batch = self._new_batch(ids, lengths, t, texts)
+            batch = self._batch = self._new_batch(ids, lengths, t, texts, None if is_partial else first)
         if stream == "rnnt":
             assert self._joiner is not None
             self._joiner.add_to(batch, outputs, self._writer.blank, self._options.flag(stream))
@@ -315,7 +316,7 @@ class CaptureRecorder:
             return
         own_lengths = self._locator.lengths(logits, root)
         ids, lengths, texts = pieces.next_utterances(len(logits), own_lengths)
-        self._write_ctc(logits, self._new_batch(ids, lengths, logits.shape[1], texts))
+        self._write_ctc(logits, self._new_batch(ids, lengths, logits.shape[1], texts, logits))
 
     def _write_ctc(self, logits: torch.Tensor, batch: CapturedBatch) -> None:
         assert self._writer is not None
@@ -324,9 +325,24 @@ class CaptureRecorder:
             self._writer.put(batch)
 
     def _new_batch(
-        self, ids: Sequence[str], lengths: Sequence[int], t: int, texts: tuple[str, ...] | None
+        self,
+        ids: Sequence[str],
+        lengths: Sequence[int],
+        t: int,
+        texts: tuple[str, ...] | None,
+        output: torch.Tensor | None,
     ) -> CapturedBatch:
-        """Return a batch without outputs; raise ``LengthError`` where the lengths do not fit T frames."""
+        """Claim the ids and return a batch without outputs.
+
+        Args:
+            ids: utterance ids.
+            lengths: valid frames of each utterance.
+            t: T; 0 where it is not known.
+            texts: reference texts; None where there are none.
+            output: padded output of the batch; None where there is none.
+
+        Raises ``LengthError`` where the lengths do not fit T frames.
+        """
         assert self._writer is not None
         if len(lengths) != len(ids) or (t and max(lengths) > t):
             raise LengthError(
@@ -335,7 +351,11 @@ class CaptureRecorder:
                 why="Lengths in samples or feature frames instead of encoder frames look like this.",
                 do="Say where the encoder's output lengths are: --lengths EXPR.",
             )
-        return CapturedBatch(tuple(ids), tuple(lengths), self._writer.wanted(list(ids)), texts)
+        number = self._locator.batch.number if self._locator.batch is not None else self._batches + 1
+        self._batches += 1
+        return CapturedBatch(
+            tuple(ids), tuple(lengths), self._writer.wanted(ids, number, lengths, output), texts
+        )
 
     def _finish_batch(self) -> None:
         """Join and write the pieces of the last batch; raise an error where a part of it is missing."""
@@ -344,7 +364,8 @@ class CaptureRecorder:
             pieces.check_complete(self._options.accumulate)
             if pieces.parts:
                 logits, lengths = pieces.joined_frames()
-                self._write_ctc(logits, self._new_batch(pieces.ids, lengths, logits.shape[1], pieces.texts))
+                batch = self._new_batch(pieces.ids, lengths, logits.shape[1], pieces.texts, logits)
+                self._write_ctc(logits, batch)
         if self._batch is not None:
             missing = [path for stream, path in self._paths.items() if stream not in self._batch.streams]
             raise TapNeverFired(

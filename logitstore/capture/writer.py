@@ -5,14 +5,13 @@ Each process has its own :class:`logitstore.store.writer.StoreWriter`, and all w
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import queue
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,6 @@ from torch import nn
 
 from ..errors import UnknownName
 from ..runner.checks import require_logits
-from ..schema.checksums import id_hash
 from ..schema.ids import check_id
 from ..schema.lattice import Form
 from ..schema.spec import Head, TeacherSpec
@@ -35,6 +33,7 @@ from ..teachers.protocol import weights_sha256
 from ..teachers.tap import unwrap
 from ..tokens.formats import read_table
 from ..tokens.table import TokenTable
+from .claims import IdClaims, signatures_of
 from .inject.report import ProcessReport
 from .job import CaptureJob, CaptureOptions
 from .lattices import RecipeLattices, RecipeTransducer, without_side_effects, wrong_width
@@ -124,42 +123,6 @@ def _is_of_the_program(record: logging.LogRecord) -> bool:
     return True
 
 
-class IdClaims:
-    """Ids taken by any process of this capture: a distributed sampler gives an utterance to several of them.
-
-    All processes append to one locked file. Each id is 8 bytes, its hash.
-    """
-
-    def __init__(self, session: Path) -> None:
-        self._file = open(session / "claims", "ab+")
-        self._seen: set[bytes] = set()
-        self._read = 0
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-    def take(self, ids: list[str]) -> list[bool]:
-        """Claim ids; return for each whether no process had claimed it before."""
-        keys = [id_hash(i).to_bytes(8, "big") for i in ids]
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-        try:
-            self._file.seek(self._read)
-            others = self._file.read()
-            self._read += len(others)
-            self._seen.update(others[i : i + 8] for i in range(0, len(others), 8))
-            free = []
-            for key in keys:
-                free.append(key not in self._seen)
-                self._seen.add(key)
-            self._file.write(b"".join(k for k, f in zip(keys, free, strict=True) if f))
-            self._file.flush()
-            self._read = self._file.tell()
-        finally:
-            fcntl.flock(self._file, fcntl.LOCK_UN)
-        return free
-
-
 class CaptureWriter:
     """Writer of one process.
 
@@ -227,15 +190,25 @@ class CaptureWriter:
         self._thread.start()
         report.write(state="capturing", model=type(model).__name__, classes=shape.classes)
 
-    def wanted(self, ids: list[str]) -> tuple[int, ...]:
+    def wanted(
+        self, ids: Sequence[str], batch: int, lengths: Sequence[int], output: torch.Tensor | None
+    ) -> tuple[int, ...]:
         """Claim ids; return the positions of those that no process has written or claimed.
 
-        Raises ``ManifestError`` for an id that cannot be stored.
+        Args:
+            ids: utterance ids.
+            batch: number of the batch, for messages.
+            lengths: valid frames of each utterance.
+            output: (B, T, D) or (B, T, U+1, V) output of any stream, by which a repeated id is proven to be
+                the same utterance; None where there is no padded output: then only the frames are compared.
+
+        Raises ``ManifestError`` for an id that cannot be stored, or that names another utterance too.
         """
         for utt_id in ids:
             check_id(utt_id)
-        free = self._claims.take(ids)
-        found = tuple(i for i, utt_id in enumerate(ids) if free[i] and utt_id not in self._writer)
+        signatures = signatures_of(output, lengths) if output is not None else None
+        is_new = self._claims.take(ids, batch, lengths, signatures)
+        found = tuple(i for i, utt_id in enumerate(ids) if is_new[i] and utt_id not in self._writer)
         self._present += len(ids) - len(found)
         return found
 

@@ -54,7 +54,7 @@ def test_a_recipe_never_seen_before(probed):
     assert 'ids      [x.id for x in batch["supervisions"]["cut"]]: demo-00, demo-01, demo-02' in report
     assert 'texts    batch["supervisions"]["text"]' in report
     assert "factors  ctc_output.1: 128 inputs for 150 classes" in report
-    assert "note     joiner does not run here: --joiner joiner keeps the lattices" in report
+    assert "note     joiner does not run here: --joiner joiner stores the lattices" in report
 
 
 def test_its_own_output_is_left_alone_and_nothing_is_written(probed):

@@ -3,15 +3,17 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from logitstore.capture.claims import signatures_of
 from logitstore.capture.expression import Expression
 from logitstore.capture.job import CaptureOptions
-from logitstore.errors import LengthError, NotLogits, TapError, TapFiredTwice, UsageError
+from logitstore.errors import LengthError, ManifestError, NotLogits, TapError, TapFiredTwice, UsageError
 from recipes.demo.decode import collate
-from tests.support.captured import Program, check, decode, loader
+from tests.support.captured import Program, check, decode, loader, own
 
 
 @pytest.mark.parametrize(
@@ -220,3 +222,34 @@ def test_what_cannot_be_asked(options):
 
 def test_expressions_name_the_modules_they_look_at():
     assert Expression('modules["encoder"][1] + modules["a.b"][0]', "--lengths").modules == {"encoder", "a.b"}
+
+
+def under_one_name(batches):
+    """Batches whose ids leave out the folder of a speaker: two utterances of each name."""
+    for batch in batches:
+        yield {**batch, "names": [f"{int(i.removeprefix('demo-')) % 4}" for i in batch["utt_ids"]]}
+
+
+def test_one_id_of_two_utterances_is_an_error_that_names_both(session, model, utterances):
+    run, program = session(ids="names"), Program(model, "plain").eval()
+    message = r"one id names two utterances: utterance 1 of batch 1 \(76 f.*utterance 2 of batch 2 \(62 f"
+    with pytest.raises(ManifestError, match=message), torch.no_grad():
+        for batch in under_one_name(loader(utterances)):
+            names = batch["names"]
+            assert len(names) == 3
+            program(batch["feats"], batch["feats_lengths"])
+    run.close()
+    assert not (run.place / "sealed").exists()
+
+
+def test_signatures_tell_utterances_apart_and_padding_does_not_matter(model, utterances):
+    together = own(model, utterances)
+    logits = [together[u.id] for u in utterances]
+    padded = torch.nn.utils.rnn.pad_sequence(logits, batch_first=True, padding_value=7.0)
+    lengths = [len(x) for x in logits]
+    batched = signatures_of(padded, lengths)
+    alone = np.concatenate([signatures_of(x[None].half(), [len(x)]) for x in logits])
+    cosines = batched @ alone.T
+    assert (np.diag(cosines) > 0.99).all()
+    assert (cosines - np.eye(len(logits)) < 0.9).all()
+    assert not signatures_of(torch.ones(2, 5, 9), [5, 3]).any()

@@ -473,5 +473,5 @@ def test_a_row_that_breaks_the_rule_is_named(stores):
 def test_probe_drives_the_decoder_too():
     found = probe_teacher(FACTORY, str(demo.MANIFEST), batches=1, out="store")
     assert "--stream seq2seq=topk:16" in found.command
-    assert "attention.output_layer" in {c["path"] for c in found.candidates}
+    assert "attention.output_layer" in {c.path for c in found.candidates}
     assert not [n for n in found.notes if "seq2seq" in n]
