@@ -1,13 +1,13 @@
-# make demo    the main job: a trained teacher and real audio into a store, inspected, read back
+# make demo    a trained teacher and real audio into a store: inspected, verified, read back
 # make test    the tests
-# make test-fast   those that take little time and start no process
+# make test-fast   the tests that take under five seconds and start no process
 # make wheel-demo   the demo, by a wheel that is built and installed outside of the repository
 # make test-frameworks   teachers against the real frameworks, each in an environment of its own; FRAMEWORKS=...
 # make docs    the documentation, in build/site; strict
 # make check   ruff, mypy, the arrows between rooms
 # make torture kills, disk faults, rot and hostile input, thousands of cases in under ten minutes; one table
 # make fuzz    coverage-guided fuzzing of everything that reads a store, for FUZZ_SECONDS (60)
-# make digits FSDD=DIR   heads over real spoken digits, and what every encoding weighs and loses on them
+# make digits FSDD=DIR   heads on recordings of digits, and the size and loss of every encoding on them
 # Each makes its own virtual environment in .venv when none is active.
 
 SHELL := /bin/bash

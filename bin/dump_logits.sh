@@ -17,14 +17,14 @@ streams="ctc=dense" # space separated, e.g. "ctc=dense rnnt=topk:16", "ctc=auto"
 hidden=             # layers, space separated: "encoder.layers.3 mid=encoder.layers.1"
 storage=zarr
 batch_seconds=120
-shard_size=500      # utterances, or audio: 90s, 30m, 2h
+shard_size=500      # utterances of a shard, or its audio: 90s, 30m, 2h
 device=cpu          # "cuda" gives job i the device cuda:(i mod number of GPUs)
 on_error=raise      # raise | skip
 max_skipped=100%    # stop at more: a number, or a share
 limit=0
 chunk=              # seconds; longer recordings run in chunks
 overlap=            # seconds of a chunk with the next
-transcripts=ctc     # none | ctc | all: streams whose greedy decode rows keep
+transcripts=ctc     # none | ctc | all: streams that records keep the greedy decode of
 manifest_format=    # jsonl, nemo, kaldi, lhotse, huggingface; recognised when empty
 max_wer=50          # percent of the first words that the teacher may get wrong
 skip_checks=          # reason why a teacher that a check would refuse is right; it is stored

@@ -58,9 +58,9 @@ class Measure:
         self._costs = defaultdict(float)  # by test, and by fixture definition
         self._starts = set()
         self._fixtures = defaultdict(set)  # fixture definitions by test
-        sys.addaudithook(self._hear)
+        sys.addaudithook(self._count_start)
 
-    def _hear(self, event, args):
+    def _count_start(self, event, args):
         self._started += event in STARTS
 
     def _around(self, key):

@@ -196,14 +196,14 @@ def test_a_path_without_the_hook_is_told(tmp_path):
 def test_a_signal_reaches_the_recipe(tmp_path):
     command = [sys.executable, "-m", "logitstore", "capture", *CTC, "--out", tmp_path / "s", "--"]
     process = subprocess.Popen(
-        list(map(str, [*command, "bash", "-c", "echo ready; sleep 60 & wait"])),
+        list(map(str, [*command, "bash", "-c", "echo ready; sleep 600 & wait"])),
         stdout=subprocess.PIPE,
         cwd=demo.ROOT,
     )
     with process:
         assert process.stdout.readline() == b"ready\n"
         os.kill(process.pid, signal.SIGTERM)
-        assert process.wait(10) == 143
+        assert process.wait(120) == 143
 
 
 @pytest.mark.parametrize(
