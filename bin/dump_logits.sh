@@ -7,32 +7,32 @@
 # Running it again does only what is missing. The finished store is the same for any --nj.
 set -euo pipefail
 
-stage=1
-stop_stage=4
-nj=1                # parallel jobs; each loads the teacher once
-teacher=            # FILE.py:NAME
-manifest=           # JSON lines
-out=                # the store
-streams="ctc=dense" # space separated, e.g. "ctc=dense rnnt=topk:16", "ctc=auto"
-hidden=             # layers, space separated: "encoder.layers.3 mid=encoder.layers.1"
-storage=zarr
-batch_seconds=120
-shard_size=500      # utterances of a shard, or its audio: 90s, 30m, 2h
-device=cpu          # "cuda" gives job i the device cuda:(i mod number of GPUs)
-on_error=raise      # raise | skip
-max_skipped=100%    # stop at more: a number, or a share
-limit=0
-chunk=              # seconds; longer recordings run in chunks
-overlap=            # seconds of a chunk with the next
-transcripts=ctc     # none | ctc | all: streams that records keep the greedy decode of
-manifest_format=    # jsonl, nemo, kaldi, lhotse, huggingface; recognised when empty
-max_wer=50          # percent of the first words that the teacher may get wrong
-skip_checks=          # reason why a teacher that a check would refuse is right; it is stored
-tokens=
-audio_root=
-threads=2
-logdir=             # default: $out.log
-python=${PYTHON:-}           # default: the python that logitstore was installed with, else python3
+stage=1             # first stage to run
+stop_stage=4        # last stage to run
+nj=1                # number of parallel jobs; each loads the teacher once
+teacher=            # FILE.py:NAME or FRAMEWORK:WHERE, as --teacher of logitstore dump
+manifest=           # the utterances, in any format that logitstore reads
+out=                # the store; made, or resumed
+streams="ctc=dense" # streams and encodings, separated by spaces, e.g. "ctc=dense rnnt=topk:16", "ctc=auto"
+hidden=             # layers to store, separated by spaces: "encoder.layers.3 mid=encoder.layers.1"
+storage=zarr        # storage backend: zarr, zarr:zstd, zarr:blosc, webdataset
+batch_seconds=120   # seconds of audio in a batch of the teacher
+shard_size=500      # utterances of a shard, or its length of audio: 90s, 30m, 2h
+device=cpu          # device of the teacher; "cuda" gives job i the device cuda:(i mod number of GPUs)
+on_error=raise      # raise, or skip to leave out utterances that fail
+max_skipped=100%    # stop when more utterances are skipped: a number, or a share
+limit=0             # use only the first utterances of the manifest; 0 for all
+chunk=              # seconds of a chunk of longer recordings; empty: recordings run whole
+overlap=            # seconds that a chunk shares with the next
+transcripts=ctc     # streams whose greedy decode is stored: none, ctc, all
+manifest_format=    # jsonl, nemo, kaldi, lhotse, huggingface; empty: recognised from the files
+max_wer=50          # percent; stop when the first utterances have a higher word error rate
+skip_checks=        # reason why a teacher that a check would refuse is right; it is stored
+tokens=             # token table that the teacher's must equal
+audio_root=         # folder that relative audio paths start from
+threads=2           # threads of each job that load audio
+logdir=             # folder of the jobs' logs; empty: $out.log
+python=${PYTHON:-}  # interpreter; empty: the one that logitstore was installed with, else python3
 
 usage() { sed -n '2,8s/^# \{0,1\}//p' "$0"; echo; echo "Options, with their defaults:"; sed -n '/^stage=1/,/^python=/s/^\([a-z_]*\)=\(.*\)$/  --\1 \2/p' "$0" | sed '$d; s/_/-/g'; }
 
@@ -48,7 +48,7 @@ while [ $# -gt 0 ]; do
       esac
       [ $# -ge 2 ] || { echo "$0: $1 needs a value" >&2; exit 2; }
       printf -v "$name" %s "$2"; shift 2 ;;
-    *) echo "$0: what is $1? Options are --key value (try --help)" >&2; exit 2 ;;
+    *) echo "$0: unexpected argument $1: options are --key value (try --help)" >&2; exit 2 ;;
   esac
 done
 for name in stage stop_stage nj; do
@@ -104,7 +104,7 @@ if [ "$stage" -le 1 ] && [ "$stop_stage" -ge 1 ]; then
   done
   trap - INT TERM
   if [ $worst -ne 0 ]; then
-    log "what was sealed stays; run the same command again to go on"
+    log "sealed shards are kept; run the same command again to continue"
     exit $worst
   fi
 fi

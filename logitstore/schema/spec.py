@@ -25,6 +25,7 @@ class JsonDataclass:
     """A frozen record that becomes JSON; unknown keys are ignored on the way back (SPEC F5)."""
 
     def to_json(self) -> dict[str, Any]:
+        """Return the JSON object of ``logitstore.json`` (SPEC F4)."""
         return asdict(self)
 
     @classmethod
@@ -59,6 +60,7 @@ class Head(JsonDataclass):
     end: int | None = None
 
     def to_json(self) -> dict[str, Any]:
+        """Return the JSON object of ``logitstore.json`` (SPEC F4)."""
         return {k: v for k, v in asdict(self).items() if v is not None}
 
 
@@ -104,6 +106,7 @@ class TeacherSpec(JsonDataclass):
             raise ValueError(f"a first frame centred on sample {self.offset!r}")
 
     def to_json(self) -> dict[str, Any]:
+        """Return the JSON object of ``logitstore.json`` (SPEC F4)."""
         value = {**asdict(self), "heads": [h.to_json() for h in self.heads]}
         if self.offset is None:
             del value["offset"]
@@ -171,6 +174,7 @@ class StreamSpec(JsonDataclass):
     constants: tuple[dict[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
+        """Return the JSON object of ``logitstore.json`` (SPEC F4)."""
         return {k: v for k, v in asdict(self).items() if v or k in ("blank", "form", "encoding")}
 
     @property
@@ -243,6 +247,7 @@ class StoreSpec(JsonDataclass):
             raise ValueError(f"a storage {self.storage!r} without its name")
 
     def to_json(self) -> dict[str, Any]:
+        """Return the JSON object of ``logitstore.json`` (SPEC F4)."""
         value = {
             "format": "logitstore",
             **asdict(self),
