@@ -53,7 +53,7 @@ def divergence(exact, served):
 
 
 @pytest.mark.parametrize(("stream", "budget", "temperature"), [("ctc", 1e-3, 1.0), ("rnnt", 1e-2, 2.0)])
-def test_nucleus_keeps_its_budget_and_says_what_it_lost(dense, nucleus, stream, budget, temperature):
+def test_nucleus_keeps_its_budget_and_reports_its_loss(dense, nucleus, stream, budget, temperature):
     everything = []
     for utt_id in nucleus:
         exact = dense[utt_id].log_probs(stream, temperature)
@@ -194,7 +194,7 @@ def test_a_factored_store_grows_with_its_own_constants(factored, tmp_path):
     assert before == {p.name: p.read_bytes() for p in (tmp_path / "s" / "constants").iterdir()}
 
 
-def test_factored_batches_are_made_where_the_student_is(factored):
+def test_factored_batches_equal_dense_ones(factored):
     ids = list(factored)[:4]
     for temperature in (1.0, 2.0):
         batch = factored.batch(ids, temperature=temperature).map(lambda x: x.clone())["ctc"]
@@ -286,7 +286,7 @@ def test_a_convolution_over_one_frame_is_a_head_too():
         linear_head(torch.nn.Conv1d(6, 4, 3), "x")
 
 
-def test_ones_own_loop_is_told_that_it_has_no_head(tmp_path):
+def test_a_loop_without_a_head_is_refused(tmp_path):
     table = demo.teacher().tokens()
     with (
         pytest.raises(UsageError, match="stores what goes into the ctc head"),
@@ -367,7 +367,7 @@ def test_factored_lattices_survive_jobs_and_conversion(lattice, tmp_path):
     inspect_store(lattice)
 
 
-def test_losses_take_factored_rows_as_dense_ones(dense, lattice):
+def test_losses_of_factored_and_dense_rows_agree(dense, lattice):
     from logitstore.losses import ctc_kd, rnnt_kd
 
     ids = list(lattice)[:3]
@@ -429,7 +429,7 @@ def test_relu_joiners_factor_too(tmp_path):
         assert np.abs(a - b).max() < 1e-3
 
 
-def test_lattices_have_one_form_of_it(tmp_path):
+def test_factored_lattices_take_no_setting(tmp_path):
     with pytest.raises(UsageError, match="rnnt=factored"):
         run(tmp_path / "s", {"rnnt": "factored:int8"})
 

@@ -1,4 +1,4 @@
-"""Every registered encoding passes the suite that is shipped for authors; dense and topk in particular."""
+"""Built-in encodings against the conformance suites, and properties of each."""
 
 from contextlib import suppress
 
@@ -39,9 +39,9 @@ BOUNDS = {
 }
 
 
-def test_every_encoding_is_tried():
-    nodes_only = {"collapsed"}  # needs the labels of a lattice: tests/test_lattice.py
-    numbers = {"vectors"}  # no classes: tests/test_hidden.py
+def test_every_encoding_has_cases():
+    nodes_only = {"collapsed"}  # needs the labels of a lattice: tests/store/test_lattice_forms.py
+    numbers = {"vectors"}  # no classes: tests/dump/test_hidden.py
     found = set(registry.names("encodings")) - nodes_only - numbers
     assert found <= set(CASES), "give it CASES and BOUNDS above"
 
@@ -65,7 +65,7 @@ def test_encoding(text, classes, check):
         "nucleus:0.001@2",
     ],
 )
-def test_its_name_opens_it_again(text):
+def test_the_name_of_an_encoding_parses_to_it(text):
     assert str(parse_encoding(text)) == text
     assert parse_encoding(text) == parse_encoding(str(parse_encoding(text)))
 
@@ -123,7 +123,7 @@ shapes = st.tuples(st.sampled_from([2, 3, 5, 40, 333, 5000]), st.integers(1, 40)
 
 @settings(max_examples=60)
 @given(shapes, st.sampled_from([0.0, 0.01, 1.0, 4.0, 12.0, 40.0]), st.integers(0, 2**20))
-def test_topk_is_brute_force_with_an_exact_tail(shape, scale, seed):
+def test_topk_equals_brute_force_with_an_exact_tail(shape, scale, seed):
     classes, k = shape[0], min(shape)
     logits = torch.randn(6, classes, generator=torch.Generator().manual_seed(seed)) * scale
     logits[2:4] = logits[2:4].round()
@@ -187,7 +187,7 @@ def test_dense_is_rounded_to_fp16_and_nothing_else(classes, scale, seed):
     assert (np.abs(back - logits.numpy()) <= 0.51 * ulp + 2e-5).all()
 
 
-def test_hopeless_classes_are_clipped_and_stay_finite():
+def test_improbable_classes_are_clipped_and_stay_finite():
     logits = torch.tensor([[0.0, -1e30, -3.4e38, 5.0], [3e38, -3e38, 0.0, 0.0]])
     for text in ("dense", "topk:3"):
         rows = decoded(parse_encoding(text), logits)
@@ -249,7 +249,7 @@ def test_ragged_rows_mix_as_their_dense_rows_do():
 
 @settings(max_examples=40)
 @given(st.integers(2, 600), st.sampled_from([0.1, 3.0, 30.0, 300.0]), st.integers(0, 2**20))
-def test_dense_int8_is_as_close_as_it_says(classes, scale, seed):
+def test_dense_int8_keeps_its_documented_bound(classes, scale, seed):
     logits = torch.randn(5, classes, generator=torch.Generator().manual_seed(seed)) * scale
     encoding = parse_encoding("dense:int8")
     arrays = stored(encoding, logits)
@@ -290,7 +290,7 @@ HEADS = {
 
 @pytest.mark.parametrize("check", head_suite.CHECKS, ids=lambda c: c.__name__)
 @pytest.mark.parametrize("text", list(HEADS))
-def test_encodings_of_what_goes_into_a_head(text, check):
+def test_head_encodings(text, check):
     check(parse_encoding(text), HEADS[text])
 
 
@@ -300,7 +300,7 @@ def test_encodings_of_what_goes_into_a_head(text, check):
     st.lists(st.sampled_from([0.0, 0.02, 0.2, 0.5, 1.0, 7.0, 60.0, 1e4]), min_size=1, max_size=9),
     st.integers(0, 2**20),
 )
-def test_bits_give_the_integers_again(frames, scales, seed):
+def test_packed_integers_come_back(frames, scales, seed):
     rng = np.random.default_rng(seed)
     draw = [
         (rng.standard_normal((n, len(scales))) * scales).round().astype(np.int64) for n in (50, frames, 3)
@@ -311,7 +311,7 @@ def test_bits_give_the_integers_again(frames, scales, seed):
     assert np.array_equal(_rice.unpack(packed, parameters), np.clip(wanted, -_rice.MOST, _rice.MOST))
 
 
-def test_bits_are_few():
+def test_packed_integers_are_near_their_entropy():
     """Within a tenth of the entropy of each axis, whatever its spread."""
     scales = np.array([30, 8, 3, 1.5, 1, 0.7, 0.5, 0.3, 0.2, 0.1])
     codes = (np.random.default_rng(1).standard_normal((4000, 10)) * scales).round().astype(np.int64)
@@ -323,7 +323,7 @@ def test_bits_are_few():
 
 
 @pytest.mark.parametrize("cut", [3, 7, 9, 40])
-def test_broken_bits_are_refused(cut):
+def test_broken_packed_integers_are_refused(cut):
     codes = np.random.default_rng(1).integers(-9, 9, (30, 4))
     parameters = np.array([0, 1, -1, -3], np.int8)
     packed = _rice.pack(codes, parameters)

@@ -1,4 +1,4 @@
-"""The mass that pruned rows leave out: exact within a hundredth at any temperature, on real logits."""
+"""The tail of pruned rows is right within a hundredth at any temperature, on real logits."""
 
 import json
 from functools import cache
@@ -44,7 +44,7 @@ def test_the_mass_left_out_is_right_within_a_hundredth_at_any_temperature(stream
         assert error.relative.mean() < 0.002, error.temperature
 
 
-def test_what_a_nucleus_leaves_out_is_right_within_a_hundredth_of_the_row():
+def test_the_tail_of_a_nucleus_is_right_within_a_hundredth_of_the_row():
     for error in tail_errors(parse_encoding("nucleus:1e-3"), logits("ctc")):
         assert np.quantile(error.absolute, 0.99) < 0.005, error.temperature
 
@@ -69,7 +69,7 @@ def older(streams):
     return StoreSpec.from_json(spec)
 
 
-def test_a_store_of_four_points_is_read_and_goes_on_as_one(tmp_path):
+def test_a_store_of_four_points_is_read_and_continued_with_four(tmp_path):
     rows = {i: 3 * np.random.default_rng(i).standard_normal((4, 12)).astype(np.float32) for i in range(3)}
     with_four = older({"ctc": "topk:3"})
     with StoreWriter(open_place(tmp_path), with_four).begin(table()) as writer:

@@ -54,7 +54,7 @@ PRUNED = [("topk:4", "class"), ("topk:4", "spread"), ("topk:4", "ignore"), ("top
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 @pytest.mark.parametrize(("encoding", "tail"), [("dense", "class"), *PRUNED])
 @pytest.mark.parametrize("kind", KINDS)
-def test_equals_the_textbook(kind, encoding, tail, temperature, direction):
+def test_losses_equal_the_formula(kind, encoding, tail, temperature, direction):
     stream = batch(kind, encoding=encoding, temperature=temperature)[kind]
     logits = student(stream)
     wanted = brute(stream, logits, direction, tail)
@@ -128,7 +128,7 @@ def test_a_truncated_loss_is_never_negative(shape, scale, tail, direction, tempe
 
 @pytest.mark.parametrize("encoding", ["dense", "topk:4"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_padding_never_enters(kind, encoding):
+def test_padding_does_not_enter_the_loss(kind, encoding):
     stream = batch(kind, encoding=encoding)[kind]
     clean, dirty = student(stream), student(stream)
     with torch.no_grad():
@@ -155,7 +155,7 @@ def test_half_precision_students(dtype, encoding):
     assert bool(logits.grad.isfinite().all())
 
 
-def test_autocast_leaves_the_loss_alone():
+def test_autocast_does_not_change_the_loss():
     stream = batch(encoding="topk:4")["ctc"]
     layer = torch.nn.Linear(5, V)
     x = logits_of(*stream.mask.shape, 5)
@@ -211,7 +211,7 @@ def test_weights_and_blanks():
 
 
 class Ragged:
-    """A form added later: it gives its sparse view."""
+    """A batched form with sparse()."""
 
     def __init__(self, rows):
         self._rows = rows
@@ -222,7 +222,7 @@ class Ragged:
 
 
 class Factored(Ragged):
-    """A form added later: it gives dense rows."""
+    """A batched form with dense()."""
 
     sparse = property()
 
@@ -230,7 +230,7 @@ class Factored(Ragged):
         return self._rows.dense()
 
 
-def test_other_forms_come_through_their_view():
+def test_other_batched_forms_are_taken():
     stream = batch(encoding="topk:4", temperature=2.0)["ctc"]
     logits = student(stream)
     assert torch.equal(ctc_kd(logits, Ragged(stream)), ctc_kd(logits, stream))
@@ -280,7 +280,7 @@ def test_rows_of_unequal_numbers_of_entries(tail, direction):
 
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
 @pytest.mark.parametrize("tail", ["class", "spread", "ignore"])
-def test_a_tail_that_no_class_is_left_for(tail, direction):
+def test_a_tail_without_a_class_left(tail, direction):
     """Pruned rows may hold every class of the student beside mass of tokens that only the teacher has."""
     student_table = TokenTable(("<blk>", *(f"t{i}" for i in range(1, V - 4))), 0)
     vocab = VocabMap.by_token(tables()[0], student_table)
@@ -293,7 +293,7 @@ def test_a_tail_that_no_class_is_left_for(tail, direction):
     torch.testing.assert_close(got[all_kept], brute(dense, logits, direction)[all_kept], atol=2e-6, rtol=2e-6)
 
 
-def test_what_does_not_fit_is_refused():
+def test_other_shapes_and_temperatures_are_refused():
     made = batch(encoding="topk:4", temperature=2.0)
     stream = made["ctc"]
     logits = student(stream)
@@ -372,7 +372,7 @@ def test_joint():
     assert only.total.item() == 0
 
 
-def test_joint_refuses_what_is_not_there():
+def test_joint_refuses_unknown_parts():
     made = both()
     logits = {"ctc": student(made["ctc"])}
     for wrong in (

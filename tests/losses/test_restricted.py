@@ -1,4 +1,4 @@
-"""A student whose table is re-sorted or reduced loses what the teacher's own table restricted to it does."""
+"""Losses over a re-sorted or reduced table equal those of the teacher's own table, restricted to it."""
 
 import random
 

@@ -1,8 +1,4 @@
-"""What a student hears cut, faster, padded or joined: its targets are what the teacher says of that audio.
-
-The trained teacher itself is asked: it runs on the audio as it was changed, and what it says then is compared
-with the targets that follow from what it said of the audio as it was.
-"""
+"""Targets of clips against the trained teacher, which runs on the cropped, sped-up, padded or joined audio itself."""
 
 from dataclasses import replace
 from fractions import Fraction as F
@@ -49,15 +45,15 @@ def audio(utt_id):
 
 
 @cache
-def speak(samples):
-    """(T, V) log-probabilities that the teacher says of samples."""
+def run_teacher(samples):
+    """(T, V) log-probabilities of the teacher for the bytes of float32 samples."""
     features = demo.teacher().features(np.frombuffer(samples, np.float32))
     output = demo.teacher().forward(features[None], torch.tensor([len(features)]))
     return output.ctc[0, : int(output.lens[0])].numpy()
 
 
-def heard(samples):
-    return speak(samples.astype(np.float32).tobytes())
+def teacher_on(samples):
+    return run_teacher(samples.astype(np.float32).tobytes())
 
 
 def dense(batch, b=0):
@@ -75,17 +71,17 @@ def faster(samples, speed):
 
 @pytest.mark.parametrize("speed", [F(9, 10), F(11, 10)])
 @pytest.mark.parametrize("utt", IDS)
-def test_at_another_speed(store, utt, speed):
-    """The teacher hears the faster audio; the nearest of targets moved by whole frames is the one unmoved."""
-    real = heard(faster(audio(utt), speed))
+def test_targets_at_another_speed_fit_the_teacher_on_that_audio(store, utt, speed):
+    """Of targets moved by whole frames, the unmoved ones are nearest to the teacher's output for that audio."""
+    real = teacher_on(faster(audio(utt), speed))
     clip = Clip(utt).at_speed(speed)
     batch = store.batch([clip], frames=[len(real)], ratio=FrameClock(FRAME), streams=["ctc"])
-    said = dense(batch)
-    moved = {k: kl(real, np.roll(said, k, 0)) for k in range(-3, 4)}
+    served = dense(batch)
+    moved = {k: kl(real, np.roll(served, k, 0)) for k in range(-3, 4)}
     assert min(moved, key=moved.get) == 0
     assert moved[0] < 0.6 * min(moved[-1], moved[1])
     assert moved[0] < 0.2 * min(moved[-2], moved[2])
-    assert (said.argmax(1) == real.argmax(1)).mean() > 0.85
+    assert (served.argmax(1) == real.argmax(1)).mean() > 0.85
     assert abs(int(store.batch([clip], streams=["ctc"]).lengths[0]) - len(real)) <= 1
     inverse = Clip(utt).at_speed(1 / speed)
     with pytest.raises(LengthError, match=r"frames of 0\.04 s, but"):
@@ -95,43 +91,41 @@ def test_at_another_speed(store, utt, speed):
 
 
 @pytest.mark.parametrize("speed", [F(9, 10), F(11, 10)])
-def test_cut_out_of_another_speed(store, speed):
-    """A cut counts in the seconds of what is heard there: speed ignored, or inverted, looks elsewhere."""
+def test_a_crop_counts_seconds_after_the_change_of_speed(store, speed):
+    """Ignoring the speed, or inverting it, gives other frames."""
     cut = (12 * FRAME, 20 * FRAME)
     lost = np.zeros(3)
     for utt in ("demo-00", "demo-01", "demo-04"):
-        real = heard(faster(audio(utt), speed))[12:32]
+        real = teacher_on(faster(audio(utt), speed))[12:32]
         at = [Clip(utt).at_speed(v) for v in (speed, 1, 1 / speed)]
-        said = [dense(store.batch([c.crop(*cut)], streams=["ctc"])) for c in at]
-        lost += [kl(real, x) for x in said]
+        served = [dense(store.batch([c.crop(*cut)], streams=["ctc"])) for c in at]
+        lost += [kl(real, x) for x in served]
     right, ignored, inverted = lost
     assert right < 0.5
     assert ignored > 8 * right
     assert inverted > 8 * right
 
 
-def test_a_cut_of_whole_frames_is_those_frames(store):
-    """Bit for bit, from any sample that begins a frame; and they are what the teacher says of the cut audio,
-    as far as its context reaches.
-    """
+def test_a_crop_of_whole_frames_gives_those_frames(store):
+    """Bit for bit, from any sample that begins a frame; and near the teacher's output for the cropped audio."""
     whole = store["demo-00"].log_probs("ctc")
     for options in ({}, {"frames": [40], "ratio": (1, 1)}, {"frames": [40], "ratio": FrameClock("0.04")}):
         clip = Clip("demo-00").crop(F(12 * SHIFT, RATE), 40 * FRAME)
         batch = store.batch([clip], streams=["ctc"], **options)
         assert batch.lengths.tolist() == [40]
         np.testing.assert_array_equal(dense(batch), whole[12:52])
-    real = heard(audio("demo-00")[12 * SHIFT : 52 * SHIFT])
+    real = teacher_on(audio("demo-00")[12 * SHIFT : 52 * SHIFT])
     right, late = kl(real, whole[12:52]), kl(real, whole[13:53])
     assert right < 0.3 * late
 
 
-def test_half_a_frame_into_one_is_between_two(store):
+def test_a_crop_from_half_a_frame_mixes_two_frames(store):
     p = np.exp(store["demo-00"].log_probs("ctc"))
     batch = store.batch([Clip("demo-00").crop(FRAME / 2, 20 * FRAME)], streams=["ctc"])
     np.testing.assert_allclose(np.exp(dense(batch)), (p[:20] + p[1:21]) / 2, atol=1e-6)
 
 
-def test_silence_around_is_masked_or_blank(store):
+def test_padding_is_masked_or_blank(store):
     whole = store["demo-01"].log_probs("ctc")
     pad = (3 * FRAME, 5 * FRAME)
     batch = store.batch([Clip("demo-01").pad(*pad)], streams=["ctc"])
@@ -144,26 +138,26 @@ def test_silence_around_is_masked_or_blank(store):
     np.testing.assert_array_equal(dense(blank)[3:-5], whole)
 
 
-def test_the_teacher_hears_padded_speech_where_the_target_has_it(store):
-    """Noise for silence: this teacher normalises by the utterance, and of zeros it knows nothing."""
+def test_targets_of_padded_audio_are_in_place(store):
+    """Noise in place of silence, as this teacher normalises by the utterance."""
     noise = np.random.default_rng(0).normal(0, 0.01, 8 * SHIFT)
-    real = heard(np.concatenate([noise[: 3 * SHIFT], audio("demo-00"), noise[3 * SHIFT :]]))
+    real = teacher_on(np.concatenate([noise[: 3 * SHIFT], audio("demo-00"), noise[3 * SHIFT :]]))
     clip = Clip("demo-00").pad(3 * FRAME, 5 * FRAME)
     batch = store.batch([clip], frames=[len(real)], streams=["ctc"])
     told = batch["ctc"].mask[0].numpy()
-    said = dense(batch)
-    moved = {k: kl(np.roll(real, -k, 0)[told], said[told]) for k in (-2, -1, 0, 1, 2)}
+    served = dense(batch)
+    moved = {k: kl(np.roll(real, -k, 0)[told], served[told]) for k in (-2, -1, 0, 1, 2)}
     assert min(moved, key=moved.get) == 0
     assert moved[0] < 0.6 * min(moved[-1], moved[1])
 
 
-def test_one_behind_the_other(store):
-    """The second begins where its own first sample lies, not where the first's frames end."""
+def test_joined_utterances_begin_at_their_own_first_sample(store):
+    """The second utterance begins at its first sample, not at the end of the first one's frames."""
     clip = Clip("demo-01") + Clip("demo-04")
-    real = heard(np.concatenate([audio("demo-01"), audio("demo-04")]))
+    real = teacher_on(np.concatenate([audio("demo-01"), audio("demo-04")]))
     batch = store.batch([clip, "demo-02"], frames=[len(real), 42], ratio=(1, 1), streams=["ctc"])
-    said = dense(batch)
-    moved = {k: kl(real, np.roll(said, k, 0)) for k in (-2, -1, 0, 1, 2)}
+    served = dense(batch)
+    moved = {k: kl(real, np.roll(served, k, 0)) for k in (-2, -1, 0, 1, 2)}
     assert min(moved, key=moved.get) == 0
     assert moved[0] < 0.3 * min(moved[-1], moved[1])
     assert batch.utt_ids == ("demo-01+demo-04", "demo-02")
@@ -172,8 +166,8 @@ def test_one_behind_the_other(store):
     np.testing.assert_array_equal(dense(batch, 1), store["demo-02"].log_probs("ctc"))
 
 
-def test_all_at_once_and_each_in_its_own_way(store):
-    """Cut, then faster, then padded; the same as one's own clips, in a dataset, in worker processes."""
+def test_crop_speed_and_padding_together(store):
+    """The same clips from exact and decimal numbers, in a batch and in a dataset's worker process."""
     exact = [
         Clip("demo-00", start=F(1, 2), duration=1, speed="0.9").pad(0, F(1, 5)),
         Clip("demo-01", speed=F(11, 10)).pad("0.1", 0),
@@ -191,7 +185,7 @@ def test_all_at_once_and_each_in_its_own_way(store):
         assert torch.equal(one["ctc"].logp, other["ctc"].logp)
         assert torch.equal(one["ctc"].mask, other["ctc"].mask)
     assert one.lengths.tolist() == [round(25 / 0.9 + 5), 36]
-    assert one.labels is None  # of a cut utterance nobody knows them
+    assert one.labels is None  # the labels of a cropped utterance are not known
     with pytest.raises(MissingUtterance, match="nobody"):
         TargetDataset(store, [Clip("demo-00") + Clip("nobody")])
 
@@ -200,14 +194,14 @@ def only_ctc(targets):
     return collate_targets(targets, streams=["ctc"])
 
 
-def test_what_is_heard_as_it_is_stored_is_the_target_itself(store):
+def test_an_unchanged_clip_is_the_stored_target(store):
     for same in (Clip("demo-00"), Clip("demo-00").crop(0).at_speed(1).pad(), Clip("demo-00").pad(0, 0)):
         assert store.read_clip(same).plain.id == "demo-00"
         a, b = store.batch([same], frames=[30])["rnnt"], store.batch(["demo-00"], frames=[30])["rnnt"]
         assert torch.equal(a.logp, b.logp)
 
 
-def test_lattices_follow_speed_and_silence_and_refuse_the_rest(store):
+def test_lattices_follow_speed_and_padding_and_refuse_crops_and_joins(store):
     whole = store["demo-04"]
     plain, t = store.batch(["demo-04"])["rnnt"], whole.T
     padded = store.batch([Clip("demo-04").pad(2 * FRAME, 3 * FRAME, blank=True)])
@@ -232,7 +226,7 @@ def test_lattices_follow_speed_and_silence_and_refuse_the_rest(store):
         assert "labels belong to the whole utterance" in str(e.value)
 
 
-def test_paths_and_sequences_without_time():
+def test_a_crop_of_a_decoder_stream_is_refused():
     rows, labels = Dense(np.zeros((5, 4), np.float16), np.zeros(5, np.float32)), np.array([1, 2], np.int32)
     target = Target("u", 5, labels, {"seq2seq": rows}, {"seq2seq": (5, 4)}, {"seconds": 0.2})
     clip = Clipped.of(Clip("u").crop(0, F(1, 10)), lambda i: target)
@@ -240,7 +234,7 @@ def test_paths_and_sequences_without_time():
         collate_targets([clip])
 
 
-def test_layers_follow_as_frames_do(tmp_path):
+def test_hidden_streams_follow_clips(tmp_path):
     heads = (Head("hidden", "encoder.norm", 0),)
     layered = demo.Spoiled(describe=lambda teacher: replace(teacher.describe(), heads=heads))
     dump_logits(layered, demo.manifest(2), tmp_path / "s", DumpOptions(streams={"hidden": "vectors"}))
@@ -265,8 +259,8 @@ def test_a_path_at_another_speed_is_refused(tmp_path):
             store.batch([changed])
 
 
-def test_pruned_rows_and_mapped_methods_follow(tmp_path):
-    """Every method and encoding takes a clip: each gives for whole frames what it gives for these frames."""
+def test_every_method_resamples_clips_of_pruned_rows(tmp_path):
+    """Every method gives the rows of the stored frames where a clip holds whole frames."""
     options = DumpOptions(streams={"ctc": "nucleus:1e-3"})
     dump_logits(demo.teacher(), demo.manifest(3), tmp_path / "s", options)
     store = open_store(tmp_path / "s")
@@ -274,8 +268,8 @@ def test_pruned_rows_and_mapped_methods_follow(tmp_path):
     parts = [store["demo-00"].log_probs("ctc")[10:50], store["demo-01"].log_probs("ctc")[:20]]
     rows = np.concatenate(parts)
     for method, frames in (("nearest", 60), ("linear", 60), ("max-nonblank", 60), ("nearest", 30)):
-        said = dense(store.batch([clip], frames=[frames], ratio=(frames, 60), method=method))
-        np.testing.assert_allclose(said, rows[:: 60 // frames], atol=1e-4)
+        served = dense(store.batch([clip], frames=[frames], ratio=(frames, 60), method=method))
+        np.testing.assert_allclose(served, rows[:: 60 // frames], atol=1e-4)
     stacked = store.batch([clip], method="stack:7")
     assert stacked["ctc"].mask.shape == (1, 9, 7)
     assert int(stacked["ctc"].mask.sum()) == 60
@@ -303,16 +297,16 @@ def fake(t, length, clock):
 
 
 @given(st.integers(1, 300), st.integers(1, 300), speeds)
-def test_a_whole_utterance_at_any_speed_is_resampled_as_ever(t, s, speed):
-    """Frames that share what is heard do so whatever its speed: lengths alone tell."""
+def test_a_change_of_speed_alone_keeps_the_positions_of_frames(t, s, speed):
+    """Frames that share a clip evenly do so at any speed."""
     clip = Clipped.of(Clip("u").at_speed(speed), lambda i: fake(t, 3.0, None))
     (stretch,) = stretches(clip, s, Method(), None)
     assert stretch.ramp == Ramp.whole(t, s)
 
 
 @given(seconds, seconds, st.integers(1, 400), speeds, st.booleans())
-def test_every_frame_looks_where_its_centre_is_heard(start, length, s, speed, clocked):
-    """Against the definition, frame by frame, in rational numbers."""
+def test_positions_of_frames_equal_the_definition(start, length, s, speed, clocked):
+    """Frame by frame, in rational numbers."""
     total, clock = 50, FrameClock(FRAME)
     pieces = [silence(F(1, 3)), Clip("u", start=start, duration=length, speed=speed), silence(F(2, 7))]
     clip = Clipped.of(Clip(*pieces), lambda i: fake(1250, total, clock))
@@ -332,7 +326,7 @@ def test_every_frame_looks_where_its_centre_is_heard(start, length, s, speed, cl
             i += 1
 
 
-def test_offsets_count_where_both_sides_say_them():
+def test_frame_offsets_count_where_both_clocks_have_one():
     clip = Clipped.of(Clip("u").crop(1, 2), lambda i: fake(250, 10.0, FrameClock(FRAME, F(1, 200))))
     (both,) = stretches(clip, 100, Method(), FrameClock("0.02", "0.01"))
     assert both.ramp.begin == (1 + F(1, 100) - F(1, 200)) / FRAME
@@ -341,7 +335,7 @@ def test_offsets_count_where_both_sides_say_them():
 
 
 @given(st.integers(1, 10**6), st.integers(1, 10**5), st.integers(1, 200))
-def test_ramps_are_exact_whatever_their_denominators(a, b, s):
+def test_positions_are_exact_for_large_denominators(a, b, s):
     ramp = Ramp(F(a, 10**18 + 9), F(b, 10**16 + 61), s)
     low, _, weight = ramp.linear(10**9)
     exact = [ramp.begin + ramp.step * i for i in range(s)]
@@ -355,8 +349,8 @@ def test_ramps_are_exact_whatever_their_denominators(a, b, s):
     st.fractions(0, 1),
     st.fractions(0, 1),
 )
-def test_clips_of_clips(parts, speed, a, b):
-    """Steps nest: a cut of what was joined, at another speed, is heard for as long as it should be."""
+def test_clips_of_clips_have_the_right_length(parts, speed, a, b):
+    """A crop of joined clips at another speed."""
     whole = Clip(*(Clip("u", duration=d, speed=v) for d, v in parts)).at_speed(speed)
     total = sum(d / v for d, v in parts) / speed
     a, b = sorted((a, b))
@@ -366,19 +360,19 @@ def test_clips_of_clips(parts, speed, a, b):
     assert all(p.start >= 0 and p.start + p.duration <= 20 for p in pieces)
 
 
-def test_clips_have_as_many_frames_as_the_teacher_would_give(store):
+def test_frames_of_clips_are_as_many_as_the_teacher_gives(store):
     for clip, samples in (
         (Clip("demo-01").pad(2 * FRAME, "0.3"), np.pad(audio("demo-01"), (2 * SHIFT, 4800))),
         (Clip("demo-01") + Clip("demo-04"), np.concatenate([audio("demo-01"), audio("demo-04")])),
         (Clip("demo-00").crop(0, 10 * FRAME), audio("demo-00")[: 10 * SHIFT]),
         (Clip("demo-00").at_speed("0.9"), faster(audio("demo-00"), F(9, 10))),
     ):
-        assert frames_of(store.read_clip(clip)) == len(heard(samples))
+        assert frames_of(store.read_clip(clip)) == len(teacher_on(samples))
     unknown = Clipped.of(Clip("u").crop(0, "0.42"), lambda i: fake(38, 1.5, FrameClock(FRAME)))
     assert frames_of(unknown) == 10
 
 
-def test_what_is_no_clip_is_refused(store):
+def test_impossible_clips_are_refused(store):
     for wrong in (
         lambda: Clip("u", speed=0),
         lambda: Clip("u", start=-1),
@@ -399,8 +393,8 @@ def test_what_is_no_clip_is_refused(store):
         Clipped.of(Clip("u").at_speed(2), lambda i: unknown)
 
 
-def test_audio_frames_and_students_are_checked_against_each_other():
-    """A store's T and seconds that contradict each other are found when a student says its frame rate."""
+def test_audio_length_and_frame_counts_are_compared():
+    """A stored T that contradicts the stored seconds is found once the student's frame rate is given."""
     good, feature_frames = fake(75, 3.0, FrameClock(FRAME)), fake(300, 3.0, FrameClock(FRAME))
     collate_targets([good], frames=[150], ratio=(2, 1))
     collate_targets([good], frames=[150], ratio=FrameClock("0.02"))
@@ -411,12 +405,12 @@ def test_audio_frames_and_students_are_checked_against_each_other():
             collate_targets([feature_frames], frames=[frames], ratio=ratio)
 
 
-def test_a_piece_of_a_piece():
+def test_a_part_of_a_piece_is_in_its_own_seconds():
     piece = Piece("u", F(1), F(2), F(2)).part(F(1, 4), F(1, 2))
     assert (piece.start, piece.duration, piece.length) == (F(3, 2), F(1, 2), F(1, 4))
 
 
-def test_rows_still_sum_to_one(store):
+def test_rows_of_clips_sum_to_one(store):
     batch = store.batch([Clip("demo-00").at_speed("0.9").pad(0.1) + Clip("demo-01")], streams=["ctc"])
     np.testing.assert_allclose(logsumexp(dense(batch))[batch["ctc"].mask[0]], 0, atol=1e-3)
 

@@ -1,4 +1,4 @@
-"""Which teacher frame a student frame looks at, and what mixing two of them gives."""
+"""Positions of student frames among the teacher's, and mixtures of two rows."""
 
 from fractions import Fraction
 
@@ -23,7 +23,7 @@ def centre(i, teacher, student):
 
 
 @given(lengths)
-def test_as_many_frames_are_the_same_frames(t):
+def test_equal_lengths_take_the_same_frames(t):
     assert nearest(t, t).tolist() == list(range(t))
     low, _, weight = linear(t, t)
     assert low.tolist() == list(range(t))
@@ -31,7 +31,7 @@ def test_as_many_frames_are_the_same_frames(t):
 
 
 @given(lengths, lengths)
-def test_nearest_is_the_nearest_centre_and_the_earlier_of_two(t, s):
+def test_nearest_takes_the_nearest_centre_and_the_earlier_of_two(t, s):
     found = nearest(t, s).tolist()
     for i, frame in enumerate(found):
         at = centre(i, t, s)
@@ -42,7 +42,7 @@ def test_nearest_is_the_nearest_centre_and_the_earlier_of_two(t, s):
 
 
 @given(lengths, lengths)
-def test_linear_lies_at_the_centre(t, s):
+def test_linear_mixes_at_the_centre(t, s):
     low, high, weight = linear(t, s)
     for i in range(s):
         at = min(max(centre(i, t, s), Fraction(0)), Fraction(t - 1))
@@ -53,14 +53,14 @@ def test_linear_lies_at_the_centre(t, s):
 
 
 @given(lengths, lengths)
-def test_both_ends_are_treated_alike(t, s):
+def test_positions_are_symmetric(t, s):
     low, _, weight = linear(t, s)
     position = low + weight.astype(np.float64)
     np.testing.assert_allclose(position, (t - 1) - position[::-1], atol=1e-4)
 
 
 @given(lengths)
-def test_one_teacher_frame_serves_all(s):
+def test_one_teacher_frame_serves_all_student_frames(s):
     assert not nearest(1, s).any()
     assert not linear(1, s)[2].any()
 
@@ -131,7 +131,7 @@ def test_a_mixture_of_pruned_rows_is_the_mixture_of_their_dense_rows(size, w):
 
 
 @given(st.integers(2, 20), st.integers(0, 999), st.floats(0, 0.999))
-def test_with_every_class_kept_it_is_dense_mixing(classes, seed, w):
+def test_mixing_pruned_rows_of_every_class_is_dense_mixing(classes, seed, w):
     rows = [pruned(4, classes, classes, seed + i) for i in (0, 1)]
     weight = np.full(4, w, np.float32)
     mixed = mix(*(r.at(2.0) for r, _ in rows), weight)
@@ -151,13 +151,13 @@ def test_mixing_is_symmetric(size, w):
 
 
 @given(sizes)
-def test_no_weight_gives_the_first(size):
+def test_a_weight_of_zero_gives_the_first_row(size):
     classes, k, seed = size
     a, b = (pruned(4, classes, k, seed + i)[0].at(1.0) for i in (0, 1))
     np.testing.assert_allclose(mix(a, b, np.zeros(4, np.float32)).dense(), a.dense(), atol=1e-5)
 
 
-def test_lattices_are_resampled_along_time_alone():
+def test_lattices_are_resampled_along_frames_only():
     t, u1, v = 3, 2, 4
     logp = np.log(np.full((t * u1, v), 0.25))
     logp[:, 0] = np.log([0.1, 0.9, 0.2, 0.8, 0.3, 0.7])

@@ -1,4 +1,4 @@
-"""Rows as their head sees them stay so in another token table: the loss is that of the dense rows."""
+"""Factored batches over another token table: losses equal those of dense rows."""
 
 from functools import cache
 
@@ -108,7 +108,7 @@ def test_the_best_classes_hold_the_mass_of_all_others(make, kind):
         torch.testing.assert_close(top.logp[two.mask], two.logp.topk(k)[0][two.mask])
 
 
-def test_a_map_given_late_and_another_device_do_the_same(make):
+def test_mapping_at_opening_and_in_the_batch_agree(make):
     store, there = make(), the_map(make(), "dropped")
     ids = list(store)
     early = open_store(store.place, vocab=there).batch(ids)
@@ -119,7 +119,7 @@ def test_a_map_given_late_and_another_device_do_the_same(make):
         assert torch.equal(moved.dense(), early[stream].dense())
 
 
-def test_autocast_leaves_the_teacher_alone(make):
+def test_autocast_does_not_change_targets(make):
     batch = make().batch(list(make()))
     for stream in LOSSES:
         exact = batch[stream].dense()
@@ -145,7 +145,7 @@ def test_rows_of_two_heads_never_share_one(make):
 @pytest.mark.parametrize("kind", ["", "resorted", "filler"])
 @pytest.mark.parametrize("method", ["linear", "linear-logit", "nearest"])
 @pytest.mark.parametrize(("times", "over"), [(1, 2), (2, 3), (2, 1), (3, 4)])
-def test_frames_are_mixed_where_the_student_is(make, kind, method, times, over):
+def test_resampled_frames_stay_factored(make, kind, method, times, over):
     store = open_store(make().place, vocab=the_map(make(), kind) if kind else None)
     ids = list(store)
     frames = [-(-store[i].T * times // over) for i in ids]
@@ -163,7 +163,7 @@ def test_frames_are_mixed_where_the_student_is(make, kind, method, times, over):
 
 
 @pytest.mark.parametrize("method", ["linear+shift=2", "stack:2", "max-nonblank"])
-def test_what_lags_or_looks_for_spikes_comes_as_dense_rows(make, method):
+def test_shift_stack_and_max_nonblank_give_dense_rows(make, method):
     store, ids = make(), list(make())
     size = max(Method.parse(method).size, 2)
     frames = [-(-store[i].T // size) for i in ids]

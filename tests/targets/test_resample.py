@@ -1,4 +1,4 @@
-"""Teacher frames into student frames: spikes kept, logits mixed, frames stacked, students that lag."""
+"""Resampling methods: max-nonblank, linear-logit, stacks, and students that lag."""
 
 from fractions import Fraction
 
@@ -35,7 +35,7 @@ def target(t, encoding="dense", seed=0, scale=3.0):
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_methods_are_written_as_read(text):
+def test_methods_print_as_written(text):
     assert str(Method.parse(text)) == text
 
 
@@ -51,7 +51,7 @@ lengths = st.integers(1, 60)
 
 
 @given(lengths, lengths, st.integers(0, 2**16))
-def test_spikes_are_the_largest_of_the_frames_that_fall_in(t, s, seed):
+def test_spikes_are_the_frames_with_most_nonblank_mass(t, s, seed):
     mass = np.random.default_rng(seed).integers(0, 6, t) / 6  # with ties
     found = spikes(mass, nearest(t, s), s)
     inside = [[] for _ in range(s)]
@@ -85,7 +85,7 @@ def test_max_nonblank_takes_rows(student):
     torch.testing.assert_close(stream.logp[0].double(), wanted, atol=5e-3, rtol=2e-3)
 
 
-def test_the_blank_is_the_teachers_own_where_a_student_has_it_elsewhere():
+def test_max_nonblank_uses_the_teachers_own_blank():
     names = ["a", "b", "<blk>", *"cdefgh"]
     teacher, student = TokenTable(tuple(names), BLANK), TokenTable(tuple(sorted(names)), 0)
     made, _ = target(20)
@@ -134,7 +134,7 @@ def test_stacked_frames():
 
 
 @pytest.mark.parametrize("method", ["linear", "nearest", "max-nonblank"])
-def test_a_student_that_lags(method):
+def test_shift_moves_targets_of_a_lagging_student(method):
     made = [target(t, "topk:3", seed=t)[0] for t in (12, 7)]
     frames = [6, 9]
     plain = collate_targets(made, frames=frames, method=method)["ctc"]

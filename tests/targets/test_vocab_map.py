@@ -1,4 +1,4 @@
-"""From the teacher's table to the student's: no mass is lost, and no token takes another's place."""
+"""Maps between token tables: mass is kept, and tokens are matched by name."""
 
 import pickle
 
@@ -71,7 +71,7 @@ def test_blank_goes_to_blank_whatever_it_is_called():
     assert VocabMap.by_token(TEACHER, REDUCED).to.tolist() == [2, 3, 1, -1, 0, -1, -1, -1]
 
 
-def test_a_token_called_like_the_other_sides_blank_is_not_it():
+def test_a_token_with_the_name_of_the_other_blank_is_not_the_blank():
     teacher = TokenTable(("<pad>", "<blk>", "a", "b"), 0)
     student = TokenTable(("<blk>", "<pad>", "a", "b"), 0)
     there = VocabMap.by_token(teacher, student)
@@ -91,7 +91,7 @@ def test_missing_tokens_go_to_the_filler():
         VocabMap.by_token(TEACHER, REDUCED, missing="drop")
 
 
-def test_members_of_a_class_all_become_it():
+def test_several_tokens_may_share_a_class():
     student = TokenTable(("<blk>", "a", "d"), 0, (("b", 1), ("c", 1), ("e", -1)))
     assert VocabMap.by_token(TEACHER, student).to.tolist() == [0, 1, 1, 1, 2, -1, -1, -1]
 
@@ -212,7 +212,7 @@ def test_pruned_rows_add_up(problem):
             assert (logp[~there_is] == NOTHING).all()
 
 
-def test_a_tiny_mass_beside_a_great_one_survives_adding():
+def test_a_tiny_mass_added_to_a_large_one_is_kept():
     logp = np.array([[0.0, -3000.0, -3001.0, -9000.0] + [-9000.0] * 4], np.float32)
     rows = Tempered(V, 1.0, logp, None, np.full(1, NOTHING, np.float32))
     student = TokenTable(("<blk>", "a", "c"), 0, (("b", 1),))
@@ -222,7 +222,7 @@ def test_a_tiny_mass_beside_a_great_one_survives_adding():
     assert VocabMap.by_token(TEACHER, student).apply(pruned).logp[0, 1] == mapped.logp[0, 1]
 
 
-def test_a_row_that_keeps_nothing_the_student_has():
+def test_a_pruned_row_without_any_class_of_the_student():
     rows = Tempered(
         V,
         1.0,
@@ -241,7 +241,7 @@ def test_rows_of_another_width_are_refused():
         there.apply(dense_rows(np.random.default_rng(0), classes=9).at())
 
 
-def test_great_batches_go_in_blocks(monkeypatch):
+def test_large_batches_are_mapped_in_blocks(monkeypatch):
     rows = dense_rows(np.random.default_rng(0)).at(2.0)
     there = VocabMap.by_token(TEACHER, REDUCED)
     whole = there.apply(rows)
@@ -310,7 +310,7 @@ def make(path, encoding, labels=(1, 4), table=TEACHER):
 
 @pytest.mark.parametrize("encoding", ["dense", "topk:3", f"topk:{V}"])
 @pytest.mark.parametrize("missing", ["tail", "filler"])
-def test_a_mapped_store_says_everything_in_the_students_classes(tmp_path, encoding, missing):
+def test_a_mapped_store_gives_the_students_classes(tmp_path, encoding, missing):
     path = make(tmp_path / "s", encoding, labels=(2, 4))
     there = VocabMap.by_token(TEACHER, FILLED, missing=missing)
     plain, store = open_store(path), open_store(path, vocab=there)
@@ -335,7 +335,7 @@ def test_a_mapped_store_says_everything_in_the_students_classes(tmp_path, encodi
     torch.testing.assert_close(sums, torch.ones_like(sums), atol=1e-4, rtol=0)
 
 
-def test_a_mapped_store_crosses_to_workers(tmp_path):
+def test_a_mapped_store_pickles(tmp_path):
     store = open_store(make(tmp_path / "s", "topk:3", labels=()), vocab=VocabMap.by_token(TEACHER, REDUCED))
     again = pickle.loads(pickle.dumps(store))
     np.testing.assert_array_equal(again["u0"].log_probs("ctc"), store["u0"].log_probs("ctc"))
@@ -377,7 +377,7 @@ def test_a_batch_of_rows_with_every_class_kept_beside_a_tail():
     np.testing.assert_allclose(np.exp(row.dense()), [[0.25, 0.75]], atol=1e-6)
 
 
-def test_nothing_is_mapped_twice(tmp_path):
+def test_a_second_map_is_refused(tmp_path):
     """Between tables of one size, a second mapping would fit and turn every token into another."""
     there = VocabMap.by_token(TEACHER, RESORTED)
     store = open_store(make(tmp_path / "s", "dense", labels=()), vocab=there)
@@ -395,7 +395,7 @@ def greedy(log_probs, table):
     return [table[int(i)] for i in best if i != table.blank]
 
 
-def test_the_wake_word_story(tmp_path):
+def test_a_resorted_reduced_table_of_a_wake_word_system(tmp_path):
     """A re-sorted reduced dictionary has ids that all exist in the full one, and mean other tokens there."""
     spoken = ["n", "i3", "h", "ao3", "x", "iao3", "w", "en4"]
     others = [f"{a}{b}" for a in ("ai", "ang", "en", "ing", "uo") for b in "1234" if f"{a}{b}" != "en4"]
