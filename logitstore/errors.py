@@ -1,48 +1,48 @@
-"""Every error logitstore raises, in one tree.
+"""Error classes of logitstore, in one tree.
 
 ::
 
     LogitStoreError
-    ├── UsageError            what was asked for cannot be done            (exit status 2)
-    │   └── UnknownName       no encoding / storage / ... of that name
+    ├── UsageError            the request cannot be carried out            (exit status 2)
+    │   └── UnknownName       no component of that name is registered
     └── DataError             something given is wrong                     (exit status 1)
         ├── ManifestError     a manifest line
         ├── AudioError        a recording
-        ├── TokenError        text that does not tokenise; a label outside the table
-        ├── VocabError        two token tables that should be one
-        ├── TooManySkipped    more utterances could not be dumped than allowed
+        ├── TokenError        text that cannot be tokenised; a label outside the token table
+        ├── VocabError        two token tables that should be equal
+        ├── TooManySkipped    more utterances were skipped than allowed
         ├── TeacherError      the teacher breaks its protocol
-        │   ├── TapError      the hooks on a teacher's module
+        │   ├── TapError      a hook on a module of the teacher
         │   │   ├── TapPathError    no module at that path
         │   │   ├── TapNeverFired   the module did not run in this batch
-        │   │   └── TapFiredTwice   it ran more often than once
-        │   ├── NotLogits     log-probabilities, or a constant, where logits were promised
+        │   │   └── TapFiredTwice   the module ran more than once
+        │   ├── NotLogits     log-probabilities or a constant instead of logits
         │   ├── NonFinite     NaN or infinity in an output
-        │   └── LengthError   lengths and frames that do not fit together
-        └── StoreError        a store on disk
-            ├── NotAStore     no logitstore.json there
-            ├── FormatError   a rule of SPEC.md is broken (the rule is named)
-            │   └── Vanished  a shard that was there is not any more
-            ├── CorruptError  bytes differ from their checksum
-            ├── DiskError     the disk is full, fails, or may not be written
-            ├── IdentityError the store was made with other answers
+        │   └── LengthError   lengths, frames and labels that contradict each other
+        └── StoreError        a store at its place
+            ├── NotAStore     no logitstore.json
+            ├── FormatError   a rule of SPEC.md is broken (the message names the rule)
+            │   └── Vanished  a shard was removed or replaced while it was in use
+            ├── CorruptError  bytes that differ from their checksum
+            ├── DiskError     a full, failing or read-only disk; a missing permission
+            ├── IdentityError the store was made with another teacher, token table, encoding, ...
             ├── StoreBusy     another live process writes there
-            └── MissingUtterance  no row of that id (also a KeyError)
+            └── MissingUtterance  no record of that id (also a KeyError)
 
-An error says where it happened, what is wrong, why it matters and what to do about it.
+Every error states where it happened, what is wrong, why that matters and what to do.
 """
 
 from __future__ import annotations
 
 
 class LogitStoreError(Exception):
-    """Anything logitstore refuses to do, said in four parts.
+    """Base class of all errors of logitstore; the message has up to four parts.
 
     Args:
-        what: what is wrong, in one sentence.
-        where: the file, line, shard, row or utterance.
-        why: why it matters.
-        do: what to do about it.
+        what: the problem, in one sentence.
+        where: the file, line, shard, record or utterance that it was found in.
+        why: the reason that it matters.
+        do: the remedy.
     """
 
     exit_code = 1
@@ -58,7 +58,7 @@ class LogitStoreError(Exception):
                 text += f"\n  {part}"
         return text
 
-    def __reduce__(self) -> tuple[object, ...]:  # crosses process borders in dataloader workers
+    def __reduce__(self) -> tuple[object, ...]:  # data loader workers pickle errors to raise them again
         return _rebuild, (type(self), self.what, self.where, self.why, self.do)
 
 
@@ -67,104 +67,104 @@ def _rebuild(kind: type[LogitStoreError], what: str, where: str, why: str, do: s
 
 
 class UsageError(LogitStoreError):
-    """What was asked for cannot be done, whatever the data."""
+    """A request that cannot be carried out, whatever the data."""
 
     exit_code = 2
 
 
 class UnknownName(UsageError):
-    """No component of that name is registered."""
+    """A name that no registered component has."""
 
 
 class DataError(LogitStoreError):
-    """Something that was given is wrong."""
+    """Wrong data: a manifest, a recording, a teacher or a store."""
 
 
 class ManifestError(DataError):
-    """A manifest line cannot be used."""
+    """A manifest, or a line of one, that cannot be used."""
 
 
 class AudioError(DataError):
-    """A recording is missing, unreadable, empty or not as the manifest says."""
+    """A recording that is missing, unreadable, empty or not as the manifest says."""
 
 
 class TokenError(DataError):
-    """Text does not tokenise, or a label lies outside the token table."""
+    """Text that cannot be tokenised, or a label outside the token table."""
 
 
 class VocabError(DataError):
-    """Two token tables that should be one differ."""
+    """Two token tables that should be equal and differ, or a table that cannot be read."""
 
 
 class TooManySkipped(DataError):
-    """More utterances of a manifest could not be dumped than the user allows."""
+    """More utterances that could not be dumped than the user allows."""
 
 
 class TeacherError(DataError):
-    """The teacher does not keep the protocol of ``logitstore.teachers.protocol``."""
+    """A teacher that breaks the protocol of ``logitstore.teachers.protocol``."""
 
 
 class TapError(TeacherError):
-    """A hook on one of the teacher's modules cannot give what it should."""
+    """A hook on one of the teacher's modules that cannot return its output."""
 
 
 class TapPathError(TapError):
-    """The teacher has no module at that path."""
+    """A path that leads to no module of the teacher."""
 
 
 class TapNeverFired(TapError):
-    """The tapped module did not run in this batch."""
+    """A tapped module that did not run in a batch."""
 
 
 class TapFiredTwice(TapError):
-    """The tapped module ran more often than once in one batch."""
+    """A tapped module that ran more than once in a batch."""
 
 
 class NotLogits(TeacherError):
-    """A tapped layer gives something that is not the logits it promised."""
+    """A tapped layer whose output is not logits."""
 
 
 class NonFinite(TeacherError):
-    """An output holds NaN or infinity."""
+    """An output with NaN or infinity."""
 
 
 class LengthError(TeacherError):
-    """Lengths, frames and labels do not fit together."""
+    """Lengths, frames and labels that contradict each other."""
 
 
 class StoreError(DataError):
-    """A store, or something in it, cannot be used."""
+    """A store, or a part of one, that cannot be used."""
 
 
 class NotAStore(StoreError):
-    """There is no ``logitstore.json`` at that place."""
+    """A place without ``logitstore.json``."""
 
 
 class FormatError(StoreError):
-    """A rule of SPEC.md is broken; the message names the rule."""
+    """A broken rule of SPEC.md; the message names the rule."""
 
 
 class Vanished(FormatError):
-    """A shard was removed or replaced since its name was read."""
+    """A shard that was removed or replaced since its name was read."""
 
 
 class CorruptError(StoreError):
-    """Stored bytes differ from their checksum."""
+    """Stored bytes that differ from their checksum."""
 
 
 class DiskError(StoreError):
-    """The file system under a store says no: full, failing, read-only, no permission, too many files."""
+    """A file system that is full, fails, is read-only, or lacks a permission or file descriptors."""
 
 
 class IdentityError(StoreError):
-    """The store was made with other answers (teacher, tokens, streams, storage) than these."""
+    """A store that was made with another teacher, token table, streams or storage backend."""
 
 
 class StoreBusy(StoreError):
-    """Another live process holds this part of the store."""
+    """A part of a store that another live process holds."""
 
 
 class MissingUtterance(StoreError, KeyError):
-    """The store has no row of that id."""
+    """An utterance id that the store has no record of."""
 
     __str__ = LogitStoreError.__str__

@@ -1,7 +1,7 @@
-"""Components by name: built-in files, entry points of installed packages, and ``register()``.
+"""Registry of components by name: built-in modules, entry points of installed packages, and ``register()``.
 
-A built-in component is one file of its kind's package, named like the file. A component of another package is
-an entry point of the group ``logitstore.KIND``, or an object given to :func:`register`.
+A built-in component is a module of its kind's package and has the name of the module. A component of another
+package is an entry point of the group ``logitstore.KIND``, or an object given to :func:`register`.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ class ComponentKind:
     """A kind of component.
 
     Attributes:
-        package: whose modules are the built-in components.
-        has: attributes of every component.
-        shared: public modules of the package that are no components.
+        package: the package that holds the built-in components.
+        attributes: names of the attributes that every component has.
+        shared: names of public modules of the package that are not components.
     """
 
     package: str
-    has: tuple[str, ...]
+    attributes: tuple[str, ...]
     shared: tuple[str, ...] = ("base",)
 
 
@@ -52,29 +52,30 @@ def register(kind: str, name: str, component: Any) -> None:
 
     Args:
         kind: one of :data:`COMPONENT_KINDS`, e.g. ``encodings``.
-        name: as users write it; no component of the kind may have it yet.
-        component: a module or object with the attributes of its kind, e.g. ``parse`` of an encoding.
+        name: the name that users write; no component of the kind may have it yet.
+        component: a module or object with the attributes of its kind, e.g. ``parse`` for an encoding.
 
     Raises:
         UsageError: the name is taken, or the component lacks an attribute of its kind.
         UnknownName: there is no such kind.
     """
     if name in names(kind):
-        raise UsageError(f"{kind} has {name!r} already", do="Register it under another name.")
+        raise UsageError(f"{kind} already has a component {name!r}", do="Register it under another name.")
     _registered[kind, name] = _checked(kind, name, component, "register()")
 
 
 def names(kind: str) -> list[str]:
-    """Names of all components of a kind, sorted."""
-    own = (name for of, name in _registered if of == kind)
-    return sorted({*_built_in(_kind(kind)), *_installed(kind), *own})
+    """Return the names of all components of a kind, sorted."""
+    registered = (name for other, name in _registered if other == kind)
+    return sorted({*_built_in(_kind(kind)), *_installed(kind), *registered})
 
 
 def load(kind: str, name: str) -> Any:
-    """The component ``name`` of a kind; a built-in one wins over an entry point of the same name.
+    """Return the component ``name`` of a kind; a built-in one wins over an entry point of the same name.
 
-    Raises ``UnknownName`` listing the known ones, and ``UsageError`` for a component whose library is not
-    installed, naming the extra to install.
+    Raises:
+        UnknownName: no component has that name; the message lists the known names.
+        UsageError: the component needs a Python package that is not installed, or lacks an attribute.
     """
     found = _kind(kind)
     if name in _built_in(found):
@@ -85,11 +86,11 @@ def load(kind: str, name: str) -> Any:
     if (point := _installed(kind).get(name)) is not None:
         with needs(name, do=f"The entry point is {point.value!r} of the package {_package(point)}."):
             return _checked(kind, name, point.load(), f"the package {_package(point)}")
-    raise UnknownName(f"there is no {name!r} among {kind}", do=suggest(name, names(kind)))
+    raise UnknownName(f"there is no {name!r} among the registered {kind}", do=suggest(name, names(kind)))
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """A sentence that lists the known names, the nearest first where one is near."""
+    """Return a sentence that lists the known names, after a question for the one that is spelt alike."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"Did you mean {near[0]!r}? " if near else ""
@@ -101,8 +102,8 @@ def needs(name: str, do: str = "") -> Iterator[None]:
     """Turn a failed import inside the block into a ``UsageError`` that names the package.
 
     Args:
-        name: the component; the extra of that name is what to install,
-        do: unless this says something else.
+        name: the component, and the extra of logitstore that installs its package.
+        do: the remedy, where it is not to install that extra.
     """
     try:
         yield
@@ -113,7 +114,7 @@ def needs(name: str, do: str = "") -> Iterator[None]:
             f"{name!r} needs the Python package {e.name!r}, which is not installed",
             do=do or f"pip install 'logitstore[{name}]'",
         ) from e
-    except (ImportError, OSError) as e:  # a version that does not fit; a binary without its libraries
+    except (ImportError, OSError) as e:  # an incompatible version, or a binary whose libraries are missing
         raise UsageError(f"{name!r} cannot be imported: {e}", do=do) from e
 
 
@@ -139,13 +140,13 @@ def _package(point: EntryPoint) -> str:
 
 
 def _checked(kind: str, name: str, component: Any, where: str) -> Any:
-    if missing := [a for a in _kind(kind).has if not hasattr(component, a)]:
+    if missing := [a for a in _kind(kind).attributes if not hasattr(component, a)]:
         raise UsageError(
-            f"{name!r} has no {', '.join(missing)}, which all {kind} have",
+            f"{name!r} has no {', '.join(missing)}, which every component of {kind} must have",
             where=where,
-            do=f"logitstore.testing has the conformance suite of {kind}." if kind in _SUITES else "",
+            do=f"Run the conformance suite: logitstore.testing.{_SUITES[kind]}." if kind in _SUITES else "",
         )
     return component
 
 
-_SUITES = ("encodings", "storage", "places")
+_SUITES = {"encodings": "encoding", "storage": "storage", "places": "places"}

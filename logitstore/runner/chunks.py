@@ -18,7 +18,7 @@ from typing import Any, Self
 import torch
 
 from ..errors import DiskError, LengthError, TeacherError, UsageError
-from ..schema.clock import STRAY, exact
+from ..schema.clock import FRAME_TOLERANCE, exact
 from ..schema.spec import TeacherSpec
 from ..teachers.protocol import Teacher
 from ..tokens.table import TokenTable
@@ -187,7 +187,9 @@ class ChunkedDriver(TeacherDriver):
                 low, high = self._kept_frames(output, start, is_last=start == starts[-1])
                 for joined, of_chunk in ((rows, output.rows), (inputs, output.inputs)):
                     for name, values in of_chunk.items():
-                        joined.setdefault(name, _GrowingRows(frames + STRAY)).append(values[low:high])
+                        joined.setdefault(name, _GrowingRows(frames + FRAME_TOLERANCE)).append(
+                            values[low:high]
+                        )
                 if "rnnt" in self.streams:
                     encs.append(super().project(output, [])[0][low:high])
                 last = output
@@ -208,7 +210,7 @@ class ChunkedDriver(TeacherDriver):
         chunks, half = self._chunks, self._chunks.overlap // 2
         low = half if start else 0
         high = output.T if is_last else chunks.frames - half
-        if max(low, high) > output.T or (not is_last and abs(output.T - chunks.frames) > STRAY):
+        if max(low, high) > output.T or (not is_last and abs(output.T - chunks.frames) > FRAME_TOLERANCE):
             raise LengthError(
                 f"a chunk of {chunks.frames} frames from frame {start} gave {output.T}, not {high}",
                 where=output.loaded.utt.id,

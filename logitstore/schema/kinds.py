@@ -1,4 +1,4 @@
-"""Kinds of streams: what a row of each is, how many an utterance has, and what goes with them."""
+"""Stream kinds: the axes of each, the number of rows of an utterance, and the need for labels."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class StreamKind:
     """One kind of teacher output.
 
     Attributes:
-        name: also of its first stream.
-        axes: of one utterance; rows are all but the last. Empty: there are no rows, only a transcript.
-        labels: rows are driven with token ids, which are stored with them.
-        tapped: its module runs in the teacher's ``forward``; others are driven utterance by utterance.
-        repeats: there may be several, ``NAME_ANYTHING``.
+        name: name of the kind, and of its only or first stream.
+        axes: axes of one utterance; the last is that of a row. Empty for transcripts, which have no rows.
+        labels: whether rows depend on token ids, which are stored with them.
+        tapped: whether its module runs in the teacher's ``forward``; others run utterance by utterance.
+        repeats: whether a teacher may have several such streams, ``NAME_ANYTHING``.
     """
 
     name: str
@@ -29,21 +29,21 @@ class StreamKind:
 
     @property
     def classes(self) -> bool:
-        """Whether a row is a distribution over V classes, and not D numbers."""
+        """Whether a row is a distribution over V classes, and not a vector of D numbers."""
         return self.axes[-1:] == ("V",)
 
     @property
     def frames(self) -> bool:
-        """Whether rows follow the teacher's frames, so that a student's rate changes them."""
+        """Whether rows belong to teacher frames, so that targets depend on the student's frame rate."""
         return "T" in self.axes
 
     @property
     def has_transcript(self) -> bool:
-        """Whether a transcript can be had from it."""
+        """Whether a transcript can be decoded from it, or is stored as it."""
         return self.classes or not self.axes
 
     def rows(self, t: int, u: int) -> int:
-        """How many rows T frames and U labels have; of a lattice, all its nodes."""
+        """Return the number of rows for T frames and U labels; for a lattice, the number of all its nodes."""
         size = {"T": t, "U": u, "U+1": u + 1}
         return prod(size[a] for a in self.axes[:-1])
 
@@ -64,9 +64,9 @@ KINDS = {
 
 
 def kind_of(stream: str) -> StreamKind:
-    """The kind of a stream by its name: ``hidden_3`` is ``hidden``; raises ``UnknownName``."""
+    """Return the kind of a stream by its name, e.g. ``hidden`` for ``hidden_3``; raise ``UnknownName``."""
     name, found, _ = stream.partition("_")
     kind = KINDS.get(name)
     if kind is None or (found and not kind.repeats):
-        raise UnknownName(f"no stream {stream!r}", do=suggest(stream, [*KINDS, "hidden_NAME"]))
+        raise UnknownName(f"there is no stream {stream!r}", do=suggest(stream, [*KINDS, "hidden_NAME"]))
     return kind

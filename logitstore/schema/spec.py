@@ -1,4 +1,4 @@
-"""What a store says about itself: plain frozen records, each to JSON and back."""
+"""Content of ``logitstore.json``: frozen dataclasses that convert to JSON and back."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from .clock import FrameClock
 from .kinds import KINDS, StreamKind
 
 VERSION = "1.0"
-UNNAMED = "unnamed"  # the teacher of one's own loop, about whom nothing was said
+UNNAMED = "unnamed"  # name of the teacher if a StoreWriter was opened without a TeacherSpec
 REPLACES, LATTICE_FORMS, TAIL_POINTS = "replaces", "lattice-forms", "tail-points"
-LATER_KINDS = frozenset(KINDS) - {"ctc", "rnnt"}  # that version 1.0's first rules do not know
+LATER_KINDS = frozenset(KINDS) - {"ctc", "rnnt"}  # kinds that readers must be able to refuse
 KNOWN_REQUIREMENTS = frozenset({REPLACES, LATTICE_FORMS, TAIL_POINTS}) | LATER_KINDS
 
 
 @dataclass(frozen=True)
 class JsonDataclass:
-    """A frozen record that becomes JSON; unknown keys are ignored on the way back (SPEC F5)."""
+    """Base class of frozen dataclasses that convert to JSON and back; unknown keys are ignored (SPEC F5)."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object of ``logitstore.json`` (SPEC F4)."""
@@ -30,12 +30,12 @@ class JsonDataclass:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
-        """Raises ``FormatError`` where a key is missing or of the wrong kind."""
+        """Build it from JSON; raise ``FormatError`` for a missing key or a value of the wrong type."""
         try:
             known = {f.name for f in fields(cls)}
             return cls(**{k: v for k, v in value.items() if k in known})
         except (TypeError, ValueError, AttributeError, KeyError) as e:
-            raise FormatError(f"not a {cls.__name__}: {e}") from None
+            raise FormatError(f"it is not a valid {cls.__name__}: {e}") from None
 
 
 @dataclass(frozen=True)
@@ -96,14 +96,14 @@ class TeacherSpec(JsonDataclass):
     def __post_init__(self) -> None:
         heads = tuple(h if isinstance(h, Head) else Head.from_json(h) for h in self.heads)
         object.__setattr__(self, "heads", heads)
-        # As a store gives it back, so that the same answers compare equal: tuples become lists, keys strings.
+        # Convert as JSON does (tuples to lists, keys to strings), so that it equals the spec read from a store.
         object.__setattr__(self, "features", json.loads(json.dumps(self.features, allow_nan=False)))
         if not (isinstance(self.sample_rate, int) and self.sample_rate > 0):
-            raise ValueError(f"a sample rate of {self.sample_rate!r} Hz")
+            raise ValueError(f"the sample rate is {self.sample_rate!r} Hz, not a positive integer")
         if not (isinstance(self.frame_shift, int) and self.frame_shift > 0):
-            raise ValueError(f"a frame shift of {self.frame_shift!r} samples")
+            raise ValueError(f"the frame shift is {self.frame_shift!r} samples, not a positive integer")
         if not (self.offset is None or type(self.offset) is int):
-            raise ValueError(f"a first frame centred on sample {self.offset!r}")
+            raise ValueError(f"the centre of the first frame is sample {self.offset!r}, not an integer")
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object of ``logitstore.json`` (SPEC F4)."""
@@ -114,26 +114,26 @@ class TeacherSpec(JsonDataclass):
 
     @property
     def clock(self) -> FrameClock | None:
-        """When its frames are; None of an unnamed teacher, whose frame shift nobody gave."""
+        """The clock of its frames; None for an unnamed teacher, whose frame shift is unknown."""
         if self.name == UNNAMED:
             return None
         offset = None if self.offset is None else Fraction(self.offset, self.sample_rate)
         return FrameClock(Fraction(self.frame_shift, self.sample_rate), offset, self.sample_rate)
 
     def head(self, stream: str) -> Head | None:
-        """The head of a stream; None where the teacher has none."""
+        """Return the head of a stream; None if the teacher has none."""
         return next((h for h in self.heads if h.stream == stream), None)
 
 
 @dataclass(frozen=True)
 class Column(JsonDataclass):
-    """A named array of a shard: every row holds ``(n, *shape)`` items of one dtype.
+    """A named array of a shard: every record has ``(n, *shape)`` items of one dtype.
 
     Attributes:
-        name: e.g. ``ctc.logp``.
-        dtype: little-endian numpy dtype name, e.g. ``float16``.
-        shape: trailing axes, the same in every row.
-        about: what the numbers are, with their unit.
+        name: name of the column, e.g. ``ctc.logp``.
+        dtype: name of a little-endian numpy dtype, e.g. ``float16``.
+        shape: trailing axes, the same in every record.
+        about: meaning of the numbers, with their unit.
     """
 
     name: str
@@ -150,16 +150,17 @@ class StreamSpec(JsonDataclass):
     """One stream of a store.
 
     Attributes:
-        name: ``ctc``, ``rnnt``, ...; also the prefix of its columns.
-        kind: one of :data:`logitstore.schema.kinds.KINDS`.
-        classes: V of the token table, whether or not rows are over it.
+        name: name of the stream, ``ctc``, ``rnnt``, ...; also the prefix of its columns.
+        kind: name of its kind, a key of :data:`logitstore.schema.kinds.KINDS`.
+        classes: V, the size of the token table; also for a stream whose rows are not distributions.
         blank: id of the blank.
-        encoding: name and settings, e.g. ``topk:16``.
+        encoding: name and settings of the encoding, e.g. ``topk:16``.
         form: lattice form, ``full``, ``banded:5``, ...; empty for other kinds.
-        width: D of what goes into the head, where that is stored, and of a ``hidden`` stream; 0 elsewhere.
-        activation: in front of an RNN-T head that is stored, ``tanh`` or ``relu``; empty elsewhere.
-        tail_points: temperatures at which the mass left out is stored, where they are not four (SPEC E20).
-        constants: what the stream stores once: ``name``, ``dtype``, ``shape``, ``crc32c`` (SPEC E13).
+        width: D, the width of a ``hidden`` stream or of the input of a stored head; 0 for other streams.
+        activation: activation before a stored RNN-T head, ``tanh`` or ``relu``; empty for other streams.
+        tail_points: number of temperatures at which the tail is stored, if not four (SPEC E20); else 0.
+        constants: arrays that are stored once for the stream: ``name``, ``dtype``, ``shape``, ``crc32c`` of
+            each (SPEC E13).
     """
 
     name: str
@@ -179,28 +180,28 @@ class StreamSpec(JsonDataclass):
 
     @property
     def stream_kind(self) -> StreamKind:
-        """What its rows are."""
+        """The kind of the stream."""
         return KINDS[self.kind]
 
     @property
     def size(self) -> int:
-        """Numbers a row stands for: V, or D of a ``hidden`` stream."""
+        """Numbers in a decoded row: V, or D for a ``hidden`` stream."""
         return self.classes if self.stream_kind.classes else self.width
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "constants", tuple(self.constants))
         if self.kind not in KINDS:
-            raise ValueError(f"a stream of kind {self.kind!r}")
+            raise ValueError(f"the kind of a stream is {self.kind!r}")
         if not (type(self.classes) is int and 0 < self.classes < 1 << 31):
-            raise ValueError(f"{self.classes!r} classes")
+            raise ValueError(f"a stream has {self.classes!r} classes")
         if not (type(self.blank) is int and 0 <= self.blank < self.classes):
-            raise ValueError(f"a blank of {self.blank!r}")
+            raise ValueError(f"the blank is {self.blank!r}")
         if not (isinstance(self.name, str) and re.fullmatch(r"[a-z][a-z0-9_]{0,31}", self.name)):
-            raise ValueError(f"a stream called {self.name!r}")
+            raise ValueError(f"the name of a stream is {self.name!r}")
         if self.tail_points not in (0, 5):
-            raise ValueError(f"{self.tail_points!r} points of the tail")
+            raise ValueError(f"the tail is stored at {self.tail_points!r} temperatures")
         if not (isinstance(self.encoding, str) and isinstance(self.form, str)):
-            raise ValueError(f"an encoding {self.encoding!r} of form {self.form!r}")
+            raise ValueError(f"the encoding is {self.encoding!r} and the lattice form {self.form!r}")
 
 
 @dataclass(frozen=True)
@@ -208,16 +209,16 @@ class StoreSpec(JsonDataclass):
     """The content of ``logitstore.json`` (SPEC F4).
 
     Attributes:
-        teacher: who spoke.
+        teacher: the teacher that made the rows.
         tokens: ``sha256`` of tokens.txt, ``size`` and ``blank``.
-        streams: what is kept.
-        storage: name and settings of the storage.
-        manifest: ``sha256`` and ``utterances`` of the manifest it was made from; empty for one's own loop.
-        made_with: versions of the libraries that made it.
+        streams: the stored streams.
+        storage: name and settings of the storage backend.
+        manifest: ``sha256`` of the manifest; empty for a store that was written by a user's own loop.
+        made_with: versions of the libraries that made the store, by name.
         allowed: differences that the user allowed while resuming.
-        gates: checks of the teacher that the user skipped, each with ``gate`` and ``reason``.
-        requires: features a reader must know, or refuse.
-        version: of the format, ``major.minor``.
+        gates: checks of the teacher that the user skipped, each with its name as ``gate`` and a ``reason``.
+        requires: features of the format that a reader must know to read the store.
+        version: version of the format, ``major.minor``.
     """
 
     teacher: TeacherSpec
@@ -242,9 +243,9 @@ class StoreSpec(JsonDataclass):
         object.__setattr__(self, "requires", tuple(self.requires))
         sha256, size, blank = (self.tokens.get(k) for k in ("sha256", "size", "blank"))
         if not (isinstance(sha256, str) and isinstance(size, int) and isinstance(blank, int)):
-            raise ValueError(f"tokens {self.tokens!r} without sha256, size and blank")
+            raise ValueError(f"the tokens {self.tokens!r} lack sha256, size or blank")
         if not isinstance(self.storage.get("name"), str):
-            raise ValueError(f"a storage {self.storage!r} without its name")
+            raise ValueError(f"the storage backend {self.storage!r} has no name")
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object of ``logitstore.json`` (SPEC F4)."""
@@ -263,18 +264,23 @@ class StoreSpec(JsonDataclass):
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
-        """Raises ``FormatError`` for another format, a newer major version or an unknown requirement."""
+        """Build it from JSON.
+
+        Raises:
+            FormatError: another format, a newer major version, or a required feature that is unknown.
+        """
         if value.get("format") != "logitstore":
-            raise FormatError("it does not say format: logitstore (SPEC F4)")
+            raise FormatError("its format is not logitstore (SPEC F4)")
         version = str(value.get("version", ""))
         if version.partition(".")[0] != VERSION.partition(".")[0]:
             raise FormatError(
-                f"format version {version!r}; this logitstore reads {VERSION.partition('.')[0]}.x (SPEC F5)",
+                f"its format version is {version!r}, but this logitstore reads "
+                f"{VERSION.partition('.')[0]}.x (SPEC F5)",
                 do="Install a logitstore that reads this version.",
             )
         requires = value.get("requires", [])
         if not isinstance(requires, list | tuple):
-            raise FormatError(f"requires is {requires!r}, not a list (SPEC F5)")
+            raise FormatError(f"its key requires is {requires!r}, not a list (SPEC F5)")
         unknown = set(map(str, requires)) - KNOWN_REQUIREMENTS
         if unknown:
             raise FormatError(
@@ -285,35 +291,37 @@ class StoreSpec(JsonDataclass):
 
     @property
     def transcript_streams(self) -> tuple[str, ...]:
-        """Names of the streams that a transcript can be had from, in order."""
+        """Names of the streams that have transcripts or can be decoded to them, in order."""
         return tuple(s.name for s in self.streams if s.stream_kind.has_transcript)
 
     def stream(self, name: str) -> StreamSpec:
-        """The stream of that name; raises ``FormatError``."""
+        """Return the stream of a name; raise ``FormatError`` if there is none."""
         for s in self.streams:
             if s.name == name:
                 return s
-        raise FormatError(f"no stream {name!r}; there are {', '.join(s.name for s in self.streams)}")
+        raise FormatError(
+            f"there is no stream {name!r}; the streams are {', '.join(s.name for s in self.streams)}"
+        )
 
 
 IDENTITY = ("teacher", "tokens", "streams", "storage", "manifest")
 
 
 def differences(was: StoreSpec, now: StoreSpec) -> list[tuple[str, Any, Any]]:
-    """What two stores' identities disagree on: ``(dotted field, was, now)``."""
+    """Return ``(dotted field, old value, new value)`` for every difference of two stores' identities."""
     found: list[tuple[str, Any, Any]] = []
 
-    def walk(path: str, a: Any, b: Any) -> None:
-        if isinstance(a, dict) and isinstance(b, dict):
-            for key in sorted({*a, *b}):
-                walk(f"{path}.{key}", a.get(key), b.get(key))
-        elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
-            for i, (x, y) in enumerate(zip(a, b, strict=True)):
-                walk(f"{path}[{i}]", x, y)
-        elif a != b:
-            found.append((path, a, b))
+    def compare(path: str, old: Any, new: Any) -> None:
+        if isinstance(old, dict) and isinstance(new, dict):
+            for key in sorted({*old, *new}):
+                compare(f"{path}.{key}", old.get(key), new.get(key))
+        elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+            for i, (x, y) in enumerate(zip(old, new, strict=True)):
+                compare(f"{path}[{i}]", x, y)
+        elif old != new:
+            found.append((path, old, new))
 
-    one, two = was.to_json(), now.to_json()
+    before, after = was.to_json(), now.to_json()
     for name in IDENTITY:
-        walk(name, one[name], two[name])
+        compare(name, before[name], after[name])
     return found

@@ -1,4 +1,4 @@
-"""How rows become shard files, and back. One file a storage; it knows neither teachers nor encodings."""
+"""Shards of records at a place: storage backends, the commit protocol, sealed entries and the index."""
 
 from .base import Shard, ShardFile, StorageBackend, open_storage, parse_storage
 

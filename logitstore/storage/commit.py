@@ -1,7 +1,7 @@
-"""The commit protocol: how rows become a shard that exists, and what follows from the entries.
+"""The commit protocol: sealing, replacing and removing shards, so that a crash leaves a valid store.
 
 The order of sealing is SPEC C3: finish the files, make them durable, rename them into ``shards/``, write the
-entry into ``sealed/``. Until the entry exists, no reader sees any of it.
+entry into ``sealed/``. Readers ignore the files until the entry exists.
 """
 
 from __future__ import annotations
@@ -23,12 +23,22 @@ from .entries import Entry, current_index, entry_name, read_entry, shard_names
 from .places import Place, disk_errors
 from .spec_file import is_store, read_spec, write_spec
 
-_HALF = re.compile(r"\.(logitstore\.json|tokens\.txt|index\.bin|skipped\.jsonl|[\w.-]+\.json)\.\d+", re.ASCII)
-LINE = "ManifestError"  # the reason of a problem that is the line's, not the utterance's
+_TEMPORARY = re.compile(
+    r"\.(logitstore\.json|tokens\.txt|index\.bin|skipped\.jsonl|[\w.-]+\.json)\.\d+", re.ASCII
+)
+LINE = "ManifestError"  # reason of a problem of a manifest line, and not of an utterance
 
 
 class UnsealedShard:
-    """A shard nobody sees yet; ``seal`` makes it exist, ``discard`` makes it never have been."""
+    """A shard that is being written; readers see it once :meth:`seal` has returned.
+
+    Args:
+        place: place of the store.
+        storage: storage backend of the store.
+        columns: columns of the store.
+        name: name of the shard.
+        writer: name of the writer, which holds the lock of that name.
+    """
 
     def __init__(
         self, place: Place, storage: StorageBackend, columns: tuple[Column, ...], name: str, writer: str
@@ -36,42 +46,42 @@ class UnsealedShard:
         self.place, self.name, self._storage, self._writer = place, name, storage, writer
         self._staged = place.stage(writer) / name
         with disk_errors(self._staged, missing_too=True):
-            self._rows = storage.create(self._staged, name, columns)
+            self._shard = storage.create(self._staged, name, columns)
         self._ids: list[str] = []
-        self._torn: str | None = None
+        self._failed: str | None = None  # id of a record that may be written in part
         self._seconds, self._frames = 0.0, 0
 
     def __len__(self) -> int:
         return len(self._ids)
 
-    def add(self, row: EncodedRecord) -> None:
-        """Append a row; it is on its way to disk at once.
+    def add(self, record: EncodedRecord) -> None:
+        """Append a record; it is written to disk at once.
 
-        A row that is refused leaves no trace. Where writing itself fails, half a row may be there: the shard
-        can no longer be sealed, whatever the caller makes of the error.
+        A record that does not match the columns raises ``FormatError`` and changes nothing. After any other
+        error a part of the record may have been written, so the shard can no longer be sealed.
         """
-        self._whole()
+        self._require_complete()
         try:
             with disk_errors(self._staged, missing_too=True):
-                self._rows.add(row)
+                self._shard.add(record)
         except FormatError:
             raise
         except BaseException:
-            self._torn = row.id
+            self._failed = record.id
             raise
         faults.reach("row")
-        self._ids.append(row.id)
-        self._seconds += row.meta.get("seconds", 0.0)
-        self._frames += row.meta["T"]
+        self._ids.append(record.id)
+        self._seconds += record.meta.get("seconds", 0.0)
+        self._frames += record.meta["T"]
 
     def seal(
         self, skipped: Iterable[Mapping[str, str]] = (), *, replaces: Iterable[str] = ()
     ) -> Entry | None:
-        """Finish, make durable, rename, write the entry. None where another writer sealed it meanwhile.
+        """Seal the shard and return its entry; None if another writer has sealed a shard of that name.
 
         Args:
-            skipped: utterances of this part of the manifest that could not be dumped.
-            replaces: shards that stop existing at the moment this one begins to.
+            skipped: ``id``, ``reason`` and ``what`` of the utterances that could not be dumped into it.
+            replaces: names of shards that it replaces.
         """
         try:
             entry = self._finish(skipped, replaces)
@@ -86,7 +96,7 @@ class UnsealedShard:
         return entry
 
     def set_aside(self, folder: str) -> Entry:
-        """Finish; files wait in ``partial/folder`` for whoever holds the lock of that name to seal them."""
+        """Finish the files and move them to ``partial/FOLDER``, for the holder of that lock to seal them."""
         try:
             entry = self._finish((), ())
             os.rename(self._staged, self.place.stage(folder) / self.name)
@@ -96,19 +106,19 @@ class UnsealedShard:
         self.place.remove(f"partial/{self._writer}")
         return entry
 
-    def _whole(self) -> None:
-        if self._torn is not None:
+    def _require_complete(self) -> None:
+        if self._failed is not None:
             raise StoreError(
-                f"writing {self._torn!r} failed half way, so its shard cannot be sealed",
+                f"the record {self._failed!r} was not written completely, so its shard cannot be sealed",
                 where=f"shard {self.name}",
-                why="Its rows would no longer lie where its table says; shards sealed before are safe.",
-                do="Open the store again: it goes on with what is missing.",
+                why="Later records would not be where the record table says. Sealed shards are safe.",
+                do="Open the store again and write the missing utterances.",
             )
 
     def _finish(self, skipped: Iterable[Mapping[str, str]], replaces: Iterable[str]) -> Entry:
-        self._whole()
+        self._require_complete()
         with disk_errors(self._staged, missing_too=True):
-            contents = self._rows.finish()
+            contents = self._shard.finish()
         faults.reach("finished")
         return Entry(
             self.name,
@@ -121,22 +131,22 @@ class UnsealedShard:
         )
 
     def discard(self) -> None:
-        """Forget the shard."""
-        with suppress(OSError):  # a full disk: what is still in a buffer has nowhere to go, and need not
-            self._rows.close()
+        """Remove the files of the shard."""
+        with suppress(OSError):  # on a full disk, buffered bytes cannot be written; they are not needed
+            self._shard.close()
         self.place.remove(f"partial/{self._writer}")
 
 
 def publish(place: Place, storage: StorageBackend, staged: Path, entry: Entry) -> bool:
-    """Steps 2 to 4 of sealing; False where an entry of that name is there already."""
+    """Carry out steps 2 to 4 of sealing (SPEC C3); return False if there is an entry of that name."""
     with place.lock("store", wait=True):
-        finish_replacements(place)  # another writer's that died in the middle: it may have replaced our name
+        finish_replacements(place)  # of a writer that died: it may have replaced a shard of this name
         if place.exists(entry_name(entry.shard)):
             return False
         if entry.replaces:
             announce_replacement(place)
-        # An index knows entries by name: one made before a shard was removed and dumped again under
-        # the same name would look fresh.
+        # The index is compared with the entries by name. It would seem up to date if a shard was removed
+        # and another one sealed under the same name.
         place.remove("index.bin")
         faults.reach("unindexed")
         place.publish(staged, storage.path(entry.shard))
@@ -149,7 +159,7 @@ def publish(place: Place, storage: StorageBackend, staged: Path, entry: Entry) -
 
 
 def finish_store(place: Place) -> None:
-    """Bring the index and ``skipped.jsonl`` up to date with the sealed entries."""
+    """Update the index and ``skipped.jsonl`` to the sealed entries."""
     with place.lock("store", wait=True):
         finish_replacements(place)
         remove_temporary_files(place)
@@ -160,34 +170,34 @@ def finish_store(place: Place) -> None:
 
 
 def skipped_lines(place: Place) -> bytes:
-    """What ``skipped.jsonl`` should say: utterances that entries list as skipped and nobody dumped since."""
+    """Return the content of ``skipped.jsonl``: utterances that entries list as skipped and no shard holds."""
     index = current_index(place)
     lines: dict[tuple[str, str, str], dict[str, str]] = {}
     for shard in shard_names(place):
         try:
             entry = read_entry(place, shard)
         except StoreError:
-            continue  # verify names it; a finished dump must not fail over a neighbour's shard
+            continue  # verify reports it; a finished job must not fail because of another job's shard
         for problem in entry.skipped:
             lines[problem_key(problem)] = dict(problem)
     for key in [k for k in lines if k[1] != LINE and index.find(k[0])]:
-        del lines[key]  # dumped since; a bad line stays one, whatever its id
+        del lines[key]  # stored since then; a bad manifest line stays in the list
     return "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in lines.values()).encode("utf-8")
 
 
 def remove_temporary_files(place: Place) -> None:
-    """Remove files that dead writers left under their temporary names; the caller holds the store's lock.
+    """Remove files that dead writers left under temporary names; the caller holds the store's lock.
 
-    All of them are written under that lock, so none can belong to a live one.
+    Such files are written under that lock only, so none belongs to a live writer.
     """
     for folder in ("", "sealed", "shards"):
         for name in place.names(folder):
-            if _HALF.fullmatch(name):
+            if _TEMPORARY.fullmatch(name):
                 place.remove(f"{folder}/{name}" if folder else name)
 
 
 def remove_unfinished_shards(place: Place, writer: str) -> None:
-    """Remove what dead writers left unfinished, their lock files too; ``writer`` is held by the caller."""
+    """Remove unfinished shards and locks of dead writers; the caller holds the lock ``writer``."""
     place.remove(f"partial/{writer}")
     for name in {n.removesuffix(".lock") for n in place.names("partial")} - {writer, "store"}:
         with suppress(StoreBusy), place.lock(name):
@@ -195,25 +205,28 @@ def remove_unfinished_shards(place: Place, writer: str) -> None:
 
 
 def problem_key(problem: Mapping[str, object]) -> tuple[str, str, str]:
-    """What a problem is known again by: id and reason; a manifest line by what it says of its number too."""
+    """Return (id, reason, text) of a skipped utterance, to compare it by; text only of a manifest line."""
     utt_id, reason = str(problem.get("id")), str(problem.get("reason"))
     return utt_id, reason, str(problem.get("what")) if reason == LINE else ""
 
 
 def skipped_keys(place: Place) -> frozenset[tuple[str, str, str]]:
-    """The key of every line of ``skipped.jsonl``."""
+    """Return the key of every line of ``skipped.jsonl``; of the entries if that file is damaged."""
     if not place.exists("skipped.jsonl"):
         return frozenset()
     where = f"{place}/skipped.jsonl"
     try:
         found = [parse_json(line, where) for line in place.read("skipped.jsonl").splitlines() if line]
-    except FormatError:  # damaged: the entries say the same
+    except FormatError:
         found = [parse_json(line, where) for line in skipped_lines(place).splitlines()]
     return frozenset(problem_key(p) for p in found if isinstance(p, dict))
 
 
 def announce_replacement(place: Place) -> None:
-    """Let readers that do not know replaced shards refuse the store until :func:`finish_replacements` is through."""
+    """Require readers to know about replaced shards, until :func:`finish_replacements` has returned.
+
+    Without it, an older reader would find the records of the replaced shards twice.
+    """
     spec = read_spec(place)
     if REPLACES not in spec.requires:
         now = replace(spec, requires=(*spec.requires, REPLACES))
@@ -221,7 +234,7 @@ def announce_replacement(place: Place) -> None:
 
 
 def drop_shard(place: Place, shard: str) -> None:
-    """Make a shard stop existing; the caller holds the store's lock."""
+    """Remove a shard; the caller holds the store's lock."""
     path = open_storage(read_spec(place).storage).path(shard)
     place.remove("index.bin")
     place.remove(entry_name(shard))
@@ -229,23 +242,23 @@ def drop_shard(place: Place, shard: str) -> None:
 
 
 def finish_replacements(place: Place) -> None:
-    """Remove replaced shards, then every trace of the replacement; the caller holds the store's lock.
+    """Remove replaced shards and all references to them; the caller holds the store's lock.
 
-    Nothing is done in a store that :func:`announce_replacement` was not called for.
+    Does nothing unless :func:`announce_replacement` was called for the store.
     """
     if not is_store(place) or REPLACES not in (spec := read_spec(place)).requires:
         return
     storage = open_storage(spec.storage)
     entries = {n: read_entry(place, n) for n in shard_names(place)}
-    gone = {n for e in entries.values() for n in e.replaces if n != e.shard}
-    for name in sorted(gone):
+    replaced = {n for e in entries.values() for n in e.replaces if n != e.shard}
+    for name in sorted(replaced):
         place.remove(entry_name(name))
         faults.reach("replaced:entry")
-    for name in sorted(gone):
+    for name in sorted(replaced):
         place.remove(storage.path(name))
         faults.reach("replaced:files")
     for name, entry in entries.items():
-        if entry.replaces and name not in gone:
+        if entry.replaces and name not in replaced:
             place.write(entry_name(name), replace(entry, replaces=()).to_bytes())
     now = replace(spec, requires=tuple(r for r in spec.requires if r != REPLACES))
     write_spec(place, now)

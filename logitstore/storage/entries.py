@@ -1,4 +1,4 @@
-"""Sealed entries: a shard exists if and only if its entry exists (SPEC C1)."""
+"""Sealed entries: a shard exists if and only if its sealed entry exists (SPEC C1)."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from .places import Place
 
 @dataclass(frozen=True)
 class Entry:
-    """What ``sealed/NAME.json`` says of a shard.
+    """The content of ``sealed/NAME.json``, the sealed entry of one shard.
 
     Attributes:
-        shard: its name.
-        ids: utterances, in row order.
-        seconds: of audio, summed.
-        frames: teacher frames, summed.
-        contents: files with sizes and checksums, and the storage's layout; no files where nothing was kept.
-        skipped: utterances of this part of the manifest that could not be dumped: id, reason, what.
-        replaces: shards that stopped existing when this one began to (SPEC C6).
+        shard: name of the shard.
+        ids: utterance ids, in the order of the records.
+        seconds: total audio in seconds.
+        frames: total number of teacher frames.
+        contents: the shard's files and layout; no files for a shard without records.
+        skipped: ``id``, ``reason`` and ``what`` of the utterances that could not be dumped into this shard.
+        replaces: names of the shards that this one replaces (SPEC C6).
     """
 
     shard: str
@@ -58,48 +58,52 @@ class Entry:
 
     @property
     def bytes(self) -> int:
-        """Bytes of the shard's files."""
+        """Total size of the shard's files in bytes."""
         return sum(f.bytes for f in self.contents.files)
 
 
 def entry_name(shard: str) -> str:
-    """Where the entry of a shard lies in a store."""
+    """Return the name of a shard's entry in a store."""
     return f"sealed/{shard}.json"
 
 
 def shard_names(place: Place) -> list[str]:
-    """Names of all sealed shards, sorted; those that another one replaces are among them (SPEC C6)."""
+    """Return the names of all sealed shards, sorted, including those that another one replaces (SPEC C6)."""
     found = (n.removesuffix(".json") for n in place.names("sealed") if n.endswith(".json"))
     return [n for n in found if is_name(n)]
 
 
 def is_name(shard: object) -> bool:
-    """Whether a shard may be called so (SPEC S1)."""
+    """Return whether a value is a valid name of a shard (SPEC S1)."""
     return isinstance(shard, str) and re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}", shard) is not None
 
 
 def read_entry(place: Place, shard: str) -> Entry:
-    """Raises ``FormatError`` or ``CorruptError``; ``Vanished`` where there is none."""
+    """Read the entry of a shard.
+
+    Raises:
+        Vanished: there is no such entry.
+        FormatError: the entry breaks a rule of SPEC.md.
+        CorruptError: the entry does not match its checksum.
+    """
     where = entry_name(shard)
     if not is_name(shard):
-        raise FormatError(f"{shard!r} cannot be a shard's name (SPEC S1)", where=where)
+        raise FormatError(f"{shard!r} is not a valid name of a shard (SPEC S1)", where=where)
     try:
         data = place.read(where)
     except FileNotFoundError:
         raise Vanished(
-            "there is no such entry: the shard was removed or replaced (SPEC C1)", where=where
+            "the entry does not exist: the shard was removed or replaced (SPEC C1)", where=where
         ) from None
     return parse_entry(data, shard, where)
 
 
 def parse_entry(data: bytes, shard: str, where: str) -> Entry:
-    """The entry of a shard; raises ``FormatError`` or ``CorruptError``."""
+    """Parse the entry of a shard; raise ``FormatError`` or ``CorruptError``."""
     try:
         value: dict[str, Any] = open_json(data, where)
     except CorruptError as e:
-        e.do = (
-            "Restore it from a copy, or drop the shard and dump it again: logitstore verify STORE --repair."
-        )
+        e.do = "Restore it from a copy, or repair the store (logitstore verify --repair) and dump again."
         raise
     try:
         files = [ShardFile(str(f["path"]), int(f["bytes"]), int(f["crc32c"])) for f in value["files"]]
@@ -113,15 +117,19 @@ def parse_entry(data: bytes, shard: str, where: str) -> Entry:
             replaces=tuple(value.get("replaces", ())),
         )
     except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, ManifestError) as e:
-        raise FormatError(f"not a sealed entry: {e!r} (SPEC C2)", where=where) from None
+        raise FormatError(f"it is not a sealed entry: {e!r} (SPEC C2)", where=where) from None
     if entry.shard != shard or value.get("rows") != len(entry.ids):
-        raise FormatError(f"it is about shard {entry.shard!r} (SPEC C2)", where=where)
+        raise FormatError(
+            f"it describes shard {entry.shard!r}, or another number of records (SPEC C2)", where=where
+        )
     if not all(map(is_name, entry.replaces)):
-        raise FormatError(f"it replaces {entry.replaces!r} (SPEC C6)", where=where)
+        raise FormatError(
+            f"it replaces {entry.replaces!r}, which are not names of shards (SPEC C6)", where=where
+        )
     for f in files:
         parts = f.path.split("/")
         if parts[0] != "shards" or {"", ".", ".."} & set(parts) or "\0" in f.path or f.bytes < 0:
-            raise FormatError(f"a file {f.path!r} outside of shards/ (SPEC C2)", where=where)
+            raise FormatError(f"its file {f.path!r} is not below shards/ (SPEC C2)", where=where)
     return entry
 
 
@@ -129,15 +137,17 @@ OnDamaged = Callable[[str, StoreError], None]
 
 
 def read_ids(place: Place, damaged: OnDamaged | None = None) -> tuple[dict[str, NDArray[np.uint64]], int]:
-    """The id hashes of every shard that counts, by its name, and the digest of all entries (SPEC I5).
+    """Return the id hashes of every shard by name, and the digest of all entries (SPEC I5).
 
-    What it gives was true at one moment: entries that come and go while it reads are looked at again.
+    Replaced shards are left out. The result is consistent: if entries appear or disappear meanwhile, all are
+    listed again.
 
     Args:
-        place: of the store.
-        damaged: told of an entry that cannot be read, which is left out then; otherwise it raises.
+        place: place of the store.
+        damaged: called with the name and the error of an entry that cannot be read, which is then left out;
+            without it the error is raised.
     """
-    known: dict[str, tuple[NDArray[np.uint64], tuple[str, ...]]] = {}
+    known: dict[str, tuple[NDArray[np.uint64], tuple[str, ...]]] = {}  # id hashes and replaced shards
     names = shard_names(place)
     while True:
         known = {n: known[n] for n in names if n in known}
@@ -156,15 +166,17 @@ def read_ids(place: Place, damaged: OnDamaged | None = None) -> tuple[dict[str, 
         before, names = names, shard_names(place)
         if before == names and len(known) == len(names):
             break
-    gone = {n for _, replaces in known.values() for n in replaces}
-    return {n: known[n][0] for n in names if n not in gone}, entries_digest(names)
+    replaced = {n for _, replaces in known.values() for n in replaces}
+    return {n: known[n][0] for n in names if n not in replaced}, entries_digest(names)
 
 
 def current_index(place: Place, *, write: bool = False, damaged: OnDamaged | None = None) -> Index:
-    """The index over all sealed entries; made anew, and with ``write`` kept, where it is missing or stale.
+    """Return the index over all sealed entries; build it again if it is missing, damaged or out of date.
 
-    A damaged one is made anew as well: entries are the truth, the index only finds them faster. An index
-    without an entry that cannot be read (``damaged``) is never kept.
+    Args:
+        place: place of the store.
+        write: write a new index to the store.
+        damaged: see :func:`read_ids`; an index that lacks a damaged entry must not be written.
     """
     if place.exists("index.bin"):
         with suppress(CorruptError, FormatError, FileNotFoundError):
@@ -183,11 +195,11 @@ DEFAULT_SHARD_SIZE = "500"
 
 @dataclass(frozen=True)
 class ShardSize:
-    """How much of the manifest makes one shard.
+    """The size of one shard.
 
     Attributes:
-        utterances: at most so many; 0 for no such bound.
-        seconds: close a shard once it holds so many seconds of audio; 0 for no such bound.
+        utterances: largest number of utterances; 0 for no limit.
+        seconds: seconds of audio from which on a shard is complete; 0 for no limit.
     """
 
     utterances: int = 0
@@ -195,11 +207,12 @@ class ShardSize:
 
     @classmethod
     def parse(cls, text: str) -> ShardSize:
-        """``500`` utterances, or an amount of audio: ``90s``, ``30m``, ``2h``."""
+        """Parse a number of utterances (``500``) or an amount of audio (``90s``, ``30m``, ``2h``)."""
         m = re.fullmatch(r"(\d{1,9})([smh]?)", text)
         if not m or int(m[1]) == 0:
             raise UsageError(
-                f"{text!r} is no shard size", do="Give utterances (500) or an amount of audio (90s, 30m, 2h)."
+                f"{text!r} is not a shard size",
+                do="Give a number of utterances (500) or an amount of audio (90s, 30m, 2h).",
             )
         if not m[2]:
             return cls(utterances=int(m[1]))

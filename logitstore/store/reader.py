@@ -118,7 +118,7 @@ class Store(Mapping[str, Target]):
     def __len__(self) -> int:
         """Return the number of utterances."""
         self._refresh()
-        return self._index.rows
+        return self._index.records
 
     def __contains__(self, utt_id: object) -> bool:
         """Return whether the store holds an utterance; its record is not read."""

@@ -222,7 +222,7 @@ def test_what_cannot_be_joined_is_refused(long, tmp_path):
     for wrong in (Chunks.of_seconds, lambda a, b, c: Chunks(a, b)):
         with pytest.raises(UsageError, match="chunks longer than their overlap"):
             wrong(4, 5, demo.teacher().describe())
-    with pytest.raises(UsageError, match="a chunk of 'long'"):
+    with pytest.raises(UsageError, match="a chunk is 'long'"):
         DumpOptions(chunk="long") and dump_logits(
             demo.teacher(), long, tmp_path / "s", DumpOptions(chunk="long")
         )

@@ -18,8 +18,8 @@ def spoiled(shift):
 @pytest.mark.parametrize(
     ("shift", "what"),
     [
-        (160, "4 times too few: a frame shift without the subsampling"),  # 10 ms frames said, 40 ms given
-        (2560, "4 times too many: lengths in feature frames"),
+        (160, "4 times too few: the frame shift may be"),  # 10 ms frames said, 40 ms given
+        (2560, "4 times too many: the lengths may count feature frames"),
         (720, "another time"),
     ],
 )

@@ -203,7 +203,7 @@ def test_json_from_strangers_is_refused(bad):
 
 def test_json_has_a_limit(monkeypatch):
     monkeypatch.setattr("logitstore.schema.checksums.MAX_JSON_BYTES", 10)
-    with pytest.raises(FormatError, match="more than 10"):
+    with pytest.raises(FormatError, match="at most 10"):
         parse_json(b'"123456789"', "x")
 
 

@@ -21,7 +21,7 @@ def opened(shards):
 def test_no_rows():
     for shards in ({}, {"a": []}, {"a": [], "b": []}):
         index = opened(shards)
-        assert index.rows == 0
+        assert index.records == 0
         assert index.find("x") == []
         assert index.repeated() == []
         assert index.intact()
@@ -47,7 +47,7 @@ def test_finds_all_and_nothing_else(shards, absent):
         for row, utt in enumerate(ids):
             assert (shard, row) in index.find(utt)
             assert all(named[s][r] == utt for s, r in index.find(utt))
-    assert index.rows == sum(map(len, shards))
+    assert index.records == sum(map(len, shards))
     if not any(absent in ids for ids in shards):
         assert index.find(absent) == []
 
@@ -55,7 +55,7 @@ def test_finds_all_and_nothing_else(shards, absent):
 def test_a_hundred_thousand_rows():
     shards = {f"s{n}": [f"utt-{n}-{i}" for i in range(25_000)] for n in range(4)}
     index = opened(shards)
-    assert index.rows == 100_000
+    assert index.records == 100_000
     assert index.intact()
     assert len(index._fan) > 1000
     for n, i in ((0, 0), (3, 24_999), (2, 7), (1, 12_345)):
@@ -106,7 +106,7 @@ def test_every_cut_is_an_error():
 
 def forged(names=b'["s"]   ', fan=(0, 2), rows=((1, 0, 0), (2, 0, 1)), bits=0):
     """An index with right checksums and whatever is asked for inside."""
-    table = np.array(list(rows), module.ROW)
+    table = np.array(list(rows), module.RECORD)
     crc = np.array([crc32c(table)] * (1 << bits), "<u4").tobytes()
     tables = names + np.array(fan, "<u8").tobytes() + crc + bytes(-len(crc) % 8)
     head = module._HEADER.pack(module.MAGIC, len(table), bits, len(names), 0, crc32c(tables), 0)[:-4]
@@ -115,7 +115,7 @@ def forged(names=b'["s"]   ', fan=(0, 2), rows=((1, 0, 0), (2, 0, 1)), bits=0):
 
 
 def test_forged_ones_are_refused(monkeypatch):
-    assert open_index(forged()).rows == 2
+    assert open_index(forged()).records == 2
     for bad in (
         {"names": b'{"a":1} '},
         {"names": b"[1,2]   "},

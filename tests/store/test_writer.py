@@ -141,13 +141,13 @@ def test_a_full_disk_never_seals_half_a_row(path, storage, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(_zarr_write._ArrayFile, "_write", full)
-    monkeypatch.setattr(webdataset._Summing, "write", full)
+    monkeypatch.setattr(webdataset._ChecksummedFile, "write", full)
     with pytest.raises(DiskError, match="No space"):
         w.add("b", ctc=logits(2))
     monkeypatch.undo()
-    with pytest.raises(StoreError, match="'b' failed half way"):
+    with pytest.raises(StoreError, match="'b' was not written completely"):
         w.add("c", ctc=logits(2))
-    with pytest.raises(StoreError, match="'b' failed half way"):
+    with pytest.raises(StoreError, match="'b' was not written completely"):
         w.close()
     assert list(open_store(path)) == ["sealed"]
     with opened(path, storage=storage) as w:

@@ -401,7 +401,7 @@ def test_audio_length_and_frame_counts_are_compared():
     with pytest.raises(LengthError, match=r"150\.0 frames of 0\.02 s, but 75"):
         collate_targets([good], frames=[75], ratio=FrameClock("0.02"))
     for ratio, frames in (((2, 1), 600), (FrameClock("0.02"), 150)):
-        with pytest.raises(LengthError, match="4 times too many: lengths in feature frames"):
+        with pytest.raises(LengthError, match="4 times too many: the lengths may count feature frames"):
             collate_targets([feature_frames], frames=[frames], ratio=ratio)
 
 

@@ -1,1 +1,1 @@
-"""storage.backends."""
+"""Storage backends, one module each: zarr and webdataset."""

@@ -1,4 +1,4 @@
-"""Reading a Zarr shard: mapped where arrays lie uncompressed, decoded chunk by chunk where they do not."""
+"""Reading of Zarr shards: uncompressed arrays are memory-mapped, compressed ones decoded chunk by chunk."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from numpy.typing import NDArray
 from ...errors import CorruptError, FormatError
 from ...schema.checksums import crc32c, parse_json
 from ...schema.spec import Column
-from ..base import DTYPES, ROW, Shard, ShardContents, ShardFile, check_file
+from ..base import DTYPES, METADATA, Shard, ShardContents, ShardFile, check_file
 from ..places import Place
 
 _TABLE = ("table/start", "table/crc32c")
-MAX_CHUNK_BYTES = 64 << 20  # of a compressed inner chunk; writers make them of one mebibyte, or one item
-_CODECS = {"none": [], "zstd": ["zstd"], "blosc": ["blosc"]}  # behind the codec "bytes"
+MAX_CHUNK_BYTES = 64 << 20  # of a decoded inner chunk; writers make them of one mebibyte, or one item
+_CODECS = {"none": [], "zstd": ["zstd"], "blosc": ["blosc"]}  # codecs after "bytes"
 
 
 def open_zarr(
     place: Place, path: str, compressor: str, contents: ShardContents, columns: Sequence[Column]
 ) -> Shard:
-    """The group at a path of a place; raises ``CorruptError`` or ``FormatError``."""
+    """Open the group at a path of a place; raise ``CorruptError`` or ``FormatError``."""
     shard = path.rpartition("/")[2]
     files = {f.path: f for f in contents.files}
-    views = [_View(place, path, c, files, compressor) for c in (ROW, *columns)]
+    views = [_View(place, path, c, files, compressor) for c in (METADATA, *columns)]
     width = len(views)
     tables = []
     for name, dtype in zip(_TABLE, ("int64", "uint32"), strict=True):
@@ -35,14 +35,22 @@ def open_zarr(
     for i, view in enumerate(views):
         if start.ndim == 2 and start.shape[1] == width and len(start) and start[-1, i] != view.items:
             raise FormatError(
-                f"{view.column.name} has {view.items} items but rows for {start[-1, i]} (SPEC S4)",
+                f"{view.column.name} has {view.items} items, but its records {start[-1, i]} (SPEC S4)",
                 where=f"shard {shard}",
             )
     return Shard(shard, columns, start, crc, lambda i, c, a, b: views[c].items_of(a, b))
 
 
 class _View:
-    """One array of a sealed shard: mapped where it lies uncompressed, read through zarr elsewhere."""
+    """One array of a sealed shard.
+
+    Args:
+        place: place of the store.
+        path: path of the shard.
+        column: column of the array.
+        files: files of the shard by path.
+        compressor: compressor of the inner chunks.
+    """
 
     def __init__(
         self, place: Place, path: str, column: Column, files: dict[str, ShardFile], compressor: str
@@ -52,13 +60,15 @@ class _View:
         meta_name = f"{self._path}/zarr.json"
         self._data_name = "/".join([self._path, "c", *["0"] * (1 + len(column.shape))])
         if meta_name not in files:
-            raise FormatError(f"no array {column.name} (SPEC S2)", where=path)
+            raise FormatError(f"it has no array {column.name} (SPEC S2)", where=path)
         meta = _read(place, files[meta_name])
         check_file(meta, files[meta_name])
         self.items, self._chunk = _parse(parse_json(meta, meta_name), column, compressor, meta_name)
         self._file = files.get(self._data_name)
         if (self._file is None) != (self.items == 0):
-            raise FormatError("data without items, or items without data (SPEC S2)", where=self._data_name)
+            raise FormatError(
+                "it has data without items, or items without data (SPEC S2)", where=self._data_name
+            )
         self._mapped: NDArray[Any] | None = None
         self._dtype = np.dtype(column.dtype).newbyteorder("<")
         self._item = int(self._dtype.itemsize * np.prod(column.shape, dtype=int))
@@ -68,14 +78,15 @@ class _View:
             )
 
     def all(self) -> NDArray[Any]:
-        """The whole array, its file checked: for the row table."""
+        """Return the whole array after a check of its file's checksum; for the record table."""
         if self._file is not None:
             check_file(self._raw(), self._file)
         return self.items_of(0, self.items)
 
     def items_of(self, a: int, b: int) -> NDArray[Any]:
+        """Return items [a, b) as a read-only array."""
         if b > self.items:
-            raise FormatError(f"a row ends at item {b} of {self.items} (SPEC S4)", where=self._path)
+            raise FormatError(f"a record ends at item {b} of {self.items} (SPEC S4)", where=self._path)
         if self._compressor != "none" and self._file is not None:
             return self._decoded(a, b)
         if self._mapped is None:
@@ -85,22 +96,26 @@ class _View:
     def _raw(self) -> NDArray[np.uint8]:
         raw = self._place.map(self._data_name)
         if self._file is None or len(raw) != self._file.bytes:
-            raise CorruptError(f"{len(raw)} bytes, not those sealed (SPEC S6)", where=self._data_name)
+            raise CorruptError(
+                f"it has {len(raw)} bytes, another number than was sealed (SPEC S6)", where=self._data_name
+            )
         return raw
 
     def _pairs(self, raw: NDArray[np.uint8]) -> tuple[NDArray[np.uint64], int]:
-        """Offset and length of every inner chunk, and where the last one must end; the index is checked."""
+        """Return ((chunks, 2) offset and length of every inner chunk, end of the last); check the index."""
         count = -(-self.items // self._chunk)
         end = len(raw) - 16 * count - 4
         if end < 0:
-            raise FormatError(f"{len(raw)} bytes for {count} inner chunks (SPEC Z2)", where=self._data_name)
+            raise FormatError(
+                f"it has {len(raw)} bytes for {count} inner chunks (SPEC Z2)", where=self._data_name
+            )
         index = raw[end:-4]
         if crc32c(index) != int.from_bytes(raw[-4:].tobytes(), "little"):
             raise CorruptError("the shard index does not match its checksum (SPEC Z2)", where=self._data_name)
         return index.view("<u8").reshape(count, 2), end
 
     def _map(self) -> NDArray[Any]:
-        """Prove from the shard's own index that inner chunks lie one after the other, then map them."""
+        """Check in the shard's index that the inner chunks are contiguous and in order, then map them."""
         if self._file is None:
             return np.zeros((0, *self.column.shape), self._dtype)
         raw = self._raw()
@@ -108,61 +123,68 @@ class _View:
         size = self._chunk * self._item
         if end != len(pairs) * size:
             raise FormatError(
-                f"{len(raw)} bytes for {len(pairs)} inner chunks (SPEC Z2)", where=self._data_name
+                f"it has {len(raw)} bytes for {len(pairs)} inner chunks (SPEC Z2)", where=self._data_name
             )
         if (pairs[:, 1] != size).any() or (pairs[:, 0] != np.arange(len(pairs), dtype="<u8") * size).any():
-            raise FormatError("inner chunks are not one after the other (SPEC Z2)", where=self._data_name)
+            raise FormatError(
+                "its inner chunks are not contiguous and in order (SPEC Z2)", where=self._data_name
+            )
         return raw[: self.items * self._item].view(self._dtype).reshape(self.items, *self.column.shape)
 
     def _decoded(self, a: int, b: int) -> NDArray[Any]:
-        """Items [a, b) of compressed inner chunks; each is decoded into the room it may take, and no more."""
+        """Decode items [a, b) of compressed inner chunks, each into a buffer of the chunk's size."""
         raw = self._raw()
         pairs, end = self._pairs(raw)
         size = self._chunk * self._item
         if size > max(MAX_CHUNK_BYTES, self._item):
-            raise FormatError(f"inner chunks of {size} bytes (SPEC Z1)", where=self._data_name)
+            raise FormatError(
+                f"its inner chunks have {size} bytes, too many to decode (SPEC Z1)", where=self._data_name
+            )
         first, last = a // self._chunk, -(-b // self._chunk)
         out = np.empty(max(last - first, 0) * size, np.uint8)
         for n, (at, length) in enumerate(pairs[first:last].tolist()):
             if not 0 < length <= end or at + length > end:
-                raise FormatError("an inner chunk outside of its file (SPEC Z1)", where=self._data_name)
-            room = out[n * size : (n + 1) * size]
+                raise FormatError("an inner chunk is outside of its file (SPEC Z1)", where=self._data_name)
+            buffer = out[n * size : (n + 1) * size]
             try:
-                written = decoder(self._compressor)(raw[at : at + length].tobytes(), room)
-            except Exception as e:  # every codec has errors of its own
+                written = decoder(self._compressor)(raw[at : at + length].tobytes(), buffer)
+            except Exception as e:  # every codec raises errors of its own
                 raise CorruptError(f"it cannot be decoded: {e} (SPEC S6)", where=self._data_name) from e
             if written != size:
                 raise CorruptError(
-                    f"{written} bytes in an inner chunk of {size} (SPEC Z1)", where=self._data_name
+                    f"an inner chunk has {written} bytes, not {size} (SPEC Z1)", where=self._data_name
                 )
         items = out.view(self._dtype).reshape(-1, *self.column.shape)[a - first * self._chunk :][: b - a]
-        items.flags.writeable = False  # as a mapped one
+        items.flags.writeable = False  # like a mapped array
         return items
 
 
 def decoder(compressor: str) -> Callable[[bytes, NDArray[np.uint8]], int]:
-    """What decodes a chunk into the room given, refuses one that needs more, and says how much it wrote."""
+    """Return a function that decodes a chunk into a buffer and returns the decoded size in bytes.
+
+    A chunk that declares another size than the buffer's is not decoded; the declared size is returned.
+    """
     from numcodecs import blosc, zstd
 
     codec = zstd if compressor == "zstd" else blosc
 
-    def decode(data: bytes, room: NDArray[np.uint8]) -> int:
+    def decode(data: bytes, buffer: NDArray[np.uint8]) -> int:
         declared = _zstd_size(data) if compressor == "zstd" else int.from_bytes(data[4:8], "little")
-        if declared != len(room):
+        if declared != len(buffer):
             return declared
-        codec.decompress(data, room)
-        return len(room)
+        codec.decompress(data, buffer)
+        return len(buffer)
 
     return decode
 
 
 def _zstd_size(frame: bytes) -> int:
-    """The content size a Zstandard frame declares (RFC 8878, section 3.1.1.1); -1 where it declares none."""
+    """Return the content size that a Zstandard frame declares (RFC 8878, section 3.1.1.1), or -1."""
     if frame[:4] != b"\x28\xb5\x2f\xfd" or len(frame) < 6:
         return -1
     flags = frame[4]
     single = flags >> 5 & 1
-    at = 5 + (1 - single) + (0, 1, 2, 4)[flags & 3]  # behind the window descriptor and the dictionary id
+    at = 5 + (1 - single) + (0, 1, 2, 4)[flags & 3]  # after the window descriptor and the dictionary id
     width = (1 if single else 0, 2, 4, 8)[flags >> 6]
     if not width:
         return -1
@@ -184,7 +206,7 @@ def _size(place: Place, file: ShardFile) -> int:
 
 
 def _parse(meta: Any, column: Column, compressor: str, where: str) -> tuple[int, int]:
-    """Items and inner chunk length from an array's metadata; raises ``FormatError`` unless it is ours."""
+    """Return (items, items of an inner chunk) from an array's metadata; raise ``FormatError`` (SPEC Z1)."""
     try:
         items, *shape = meta["shape"]
         sharding = next(c for c in meta["codecs"] if c["name"] == "sharding_indexed")["configuration"]
@@ -212,6 +234,7 @@ def _parse(meta: Any, column: Column, compressor: str, where: str) -> tuple[int,
         good = False
     if not good:
         raise FormatError(
-            f"not the metadata of {column.dtype} items of shape {list(column.shape)} (SPEC Z1)", where=where
+            f"it is not the metadata of {column.dtype} items of shape {list(column.shape)} (SPEC Z1)",
+            where=where,
         )
     return items, chunk

@@ -1,4 +1,4 @@
-"""Writing a Zarr shard: metadata by zarr, data files appended to as the sharding codec lays them out."""
+"""Writing of Zarr shards: zarr writes the metadata, this module the data files of the sharding codec."""
 
 from __future__ import annotations
 
@@ -18,13 +18,19 @@ CHUNK_BYTES = 1 << 20
 
 
 class _ArrayFile:
-    """Appends items to one array's data file, inner chunk by inner chunk."""
+    """The data file of one array; items are appended in inner chunks.
+
+    Args:
+        folder: folder of the shard.
+        column: column of the array.
+        compressor: compressor of the inner chunks.
+    """
 
     def __init__(self, folder: Path, column: Column, compressor: str) -> None:
         self.column, self.compressor = column, compressor
         self.path = folder.joinpath(column.name.replace(".", "/"), "c", *["0"] * (1 + len(column.shape)))
         self.item = int(np.dtype(column.dtype).itemsize * np.prod(column.shape, dtype=int))
-        self.target = max(1, CHUNK_BYTES // self.item)
+        self.items_per_chunk = max(1, CHUNK_BYTES // self.item)
         self.items = 0
         self.crc = 0
         self.bytes = 0
@@ -33,6 +39,7 @@ class _ArrayFile:
         self._file: BinaryIO | None = None
 
     def append(self, array: NDArray[Any]) -> None:
+        """Append items."""
         self.items += len(array)
         if not array.size:
             return
@@ -40,22 +47,22 @@ class _ArrayFile:
         if self.compressor == "none":
             return self._write(data)
         self._buffer += data.tobytes()
-        size = self.target * self.item
+        size = self.items_per_chunk * self.item
         while len(self._buffer) >= size:
             self._write_chunk(bytes(self._buffer[:size]))
             del self._buffer[:size]
 
     def finish(self) -> int:
-        """Pad, write the index, close; gives the items of one inner chunk."""
+        """Pad the last chunk, write the index and close the file; return the items per inner chunk."""
         if self.items == 0:
             return 1
-        count = -(-self.items // self.target)
+        count = -(-self.items // self.items_per_chunk)
         chunk = -(-self.items // count)
         if self.compressor == "none":
             self._write(bytes((chunk * count - self.items) * self.item))
             self._chunks = [(i * chunk * self.item, chunk * self.item) for i in range(count)]
         else:
-            chunk = self.target if count > 1 else self.items
+            chunk = self.items_per_chunk if count > 1 else self.items
             if self._buffer:
                 self._write_chunk(bytes(self._buffer).ljust(chunk * self.item, b"\0"))
         index = np.array(self._chunks, "<u8").tobytes()
@@ -82,7 +89,7 @@ class _ArrayFile:
 
 
 def _codec(compressor: str, itemsize: int) -> Any:
-    """The numcodecs twin of zarr's own codec; the same bytes come out."""
+    """Return the numcodecs codec that encodes to the same bytes as zarr's own codec."""
     import numcodecs
 
     if compressor == "zstd":
@@ -91,7 +98,7 @@ def _codec(compressor: str, itemsize: int) -> Any:
 
 
 class _Blosc:
-    """numcodecs takes blosc's element size from the buffer it is given."""
+    """Blosc for a given element size, which numcodecs takes from the buffer it encodes."""
 
     def __init__(self, itemsize: int) -> None:
         import numcodecs
@@ -114,13 +121,13 @@ def _zarr_codec(compressor: str, itemsize: int) -> Any:
 
 
 class ZarrShardWriter:
-    """Writes one group.
+    """Writer of one shard as a Zarr group.
 
     Args:
-        folder: where it is staged.
-        path: where it will lie, relative to the store.
-        compressor: of the inner chunks.
-        columns: of every row.
+        folder: local folder of the unfinished shard; must not exist.
+        path: final path of the shard, relative to the store.
+        compressor: compressor of the inner chunks.
+        columns: columns of the store.
     """
 
     def __init__(self, folder: Path, path: str, compressor: str, columns: Sequence[Column]) -> None:
@@ -129,8 +136,8 @@ class ZarrShardWriter:
         self._table = RecordTable(columns)
         self._files = [_ArrayFile(folder, c, compressor) for c in self._table.columns]
 
-    def add(self, row: EncodedRecord) -> None:
-        for i, _, array in self._table.add(row):
+    def add(self, record: EncodedRecord) -> None:
+        for i, _, array in self._table.add(record):
             self._files[i].append(array)
 
     def finish(self) -> ShardContents:
@@ -161,7 +168,7 @@ class ZarrShardWriter:
             file.close()
 
     def _describe(self, file: _ArrayFile, chunk: int) -> None:
-        """Write the array's zarr.json with zarr itself."""
+        """Write the array's zarr.json through zarr."""
         import zarr
 
         column = file.column
@@ -181,7 +188,7 @@ class ZarrShardWriter:
         assert array.metadata.zarr_format == 3
 
     def _sealed(self) -> list[ShardFile]:
-        """Every file with its checksum: the data files' were summed while they were written."""
+        """Return all files with sizes and checksums; those of data files were computed while writing."""
         known = {file.path: file for file in self._files}
         found = []
         for parent, _, names in os.walk(self._folder):

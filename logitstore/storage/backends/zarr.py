@@ -1,8 +1,9 @@
-"""``zarr``: a shard is a Zarr v3 group; each array one sharding-codec file that can also be memory-mapped.
+"""The storage backend ``zarr``: a shard is a Zarr v3 group; each array is one file of the sharding codec.
 
-Rows are appended to the array files as they come, so a shard needs no memory of its size. The metadata is
-zarr's own; the data file follows the sharding codec of the Zarr v3 specification (inner chunks one after
-the other, then the index of (offset, nbytes) pairs and its CRC-32C), with every inner chunk written.
+Records are appended to the array files when they are added, so a shard need not fit into memory. zarr
+writes the metadata. The data file follows the sharding codec of the Zarr v3 specification (all inner chunks
+in order, then the index of (offset, nbytes) pairs and its CRC-32C); without a compressor it can be
+memory-mapped.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from ._zarr_read import open_zarr
 from ._zarr_write import ZarrShardWriter
 
 COMPRESSORS = ("none", "zstd", "blosc")
-_TABLE = ("table/start", "table/crc32c")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class ZarrStorage:
         return open_zarr(place, self.path(shard), self.compressor, contents, columns)
 
     def describe(self, place: Place, about: dict[str, Any]) -> None:
-        """The root and ``shards`` are groups, so that ``zarr.open_group(STORE)`` shows all of it."""
+        """Make the root and ``shards`` Zarr groups, so that ``zarr.open_group(STORE)`` shows all shards."""
         for name, attributes in (("zarr.json", {"logitstore": about}), ("shards/zarr.json", {})):
             if not place.exists(name):
                 place.write(name, _group(attributes))
@@ -61,7 +61,7 @@ def _group(attributes: dict[str, Any]) -> bytes:
 
 
 def parse(setting: str | None) -> ZarrStorage:
-    """``zarr`` or ``zarr:COMPRESSOR``."""
+    """Return the backend for ``zarr`` or ``zarr:COMPRESSOR``; raise ``UsageError`` for an unknown one."""
     if setting is not None and setting not in COMPRESSORS:
-        raise UsageError(f"no compressor {setting!r}", do=f"Known: {', '.join(COMPRESSORS)}.")
+        raise UsageError(f"there is no compressor {setting!r}", do=f"Known: {', '.join(COMPRESSORS)}.")
     return ZarrStorage(setting or "none")

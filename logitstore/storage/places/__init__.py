@@ -1,4 +1,4 @@
-"""Where a store lives. One file per kind of place; a URL's scheme names it."""
+"""Places of stores: one module per kind of place, named like the scheme of its URLs."""
 
 from ._disk_errors import disk_errors
 from .base import Place, open_place

@@ -1,4 +1,4 @@
-"""A store in a local (or mounted) directory."""
+"""Places in local or mounted folders."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from ...errors import FormatError, StoreBusy
 from .. import faults
 from ._disk_errors import disk_errors
 
-MAX_READ_BYTES = 1 << 30  # of a file read as a whole; larger ones are mapped
+MAX_READ_BYTES = 1 << 30  # size of the largest file that is read as a whole
 
 
 def fsync(path: Path) -> None:
-    """Make a file or directory entry durable."""
+    """Make a file, or the entries of a folder, durable."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -44,10 +44,14 @@ def fsync_tree(path: Path) -> None:
 
 @dataclass(frozen=True)
 class LocalPlace:
-    """A directory. Renames inside it are atomic; every durable step is an fsync.
+    """A local folder.
 
-    Nothing is read or written through a symbolic link that leads out of it, and nothing but regular files
-    is read (SPEC F7). What the file system refuses is a ``DiskError``.
+    Files are replaced by atomic renames and made durable by fsync. No file is read or written through a
+    symbolic link that leads out of the folder, and only regular files are read (SPEC F7). Errors of the file
+    system are raised as ``DiskError``.
+
+    Attributes:
+        root: the folder.
     """
 
     root: Path
@@ -76,7 +80,10 @@ class LocalPlace:
     def read(self, name: str) -> bytes:
         with self._reading(name) as fd:
             if os.fstat(fd).st_size > MAX_READ_BYTES:
-                raise FormatError("too large to be what it should be", where=str(self.root / name))
+                raise FormatError(
+                    f"it has more than {MAX_READ_BYTES} bytes, too many for its purpose",
+                    where=str(self.root / name),
+                )
             with open(fd, "rb", closefd=False) as f:
                 return f.read()
 
@@ -91,7 +98,7 @@ class LocalPlace:
             path = self._parent_of(name)
             partial = path.with_name(f".{path.name}.{os.getpid()}")
             try:
-                partial.unlink(missing_ok=True)  # of a dead process that had our number; or a link
+                partial.unlink(missing_ok=True)  # left by a dead process with the same id; or a link
                 with open(partial, "xb") as f:
                     f.write(data)
                     f.flush()
@@ -126,24 +133,24 @@ class LocalPlace:
             fsync_tree(staged)
             path = self._parent_of(name)
             if path.exists() or path.is_symlink():
-                self.remove(name)  # left by a crash between rename and entry: no reader knows it
+                self.remove(name)  # left by a crash before the entry was written: no reader uses it
             os.rename(staged, path)
             fsync(path.parent)
 
     @contextmanager
     def lock(self, writer: str, wait: bool = False) -> Iterator[None]:
-        """An flock: the kernel drops it when its holder dies, so none is ever stale; its file goes too."""
+        """Hold an flock. The kernel releases it when its holder dies, so it cannot become stale."""
         path = self.root / "partial" / f"{writer}.lock"
         while True:
             try:
                 with disk_errors(path):
-                    with suppress(FileExistsError):  # another made it, and removed it while this one looked
+                    with suppress(FileExistsError):  # another process made it, and may remove it again
                         path.parent.mkdir(parents=True, exist_ok=True)
                     self._check(path.parent)
                     f = open(
                         os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "wb"
                     )
-            except FileNotFoundError:  # the last holder just removed the folder
+            except FileNotFoundError:  # the last holder has just removed the folder
                 continue
             try:
                 with disk_errors(path):
@@ -154,33 +161,33 @@ class LocalPlace:
                     raise StoreBusy(
                         f"another live process writes as {writer!r}",
                         where=str(self.root),
-                        why="Two writers of one name would write the same shards.",
-                        do="Wait for it, or give this one another part (--job i/N).",
+                        why="Two writers of the same name would write the same shards.",
+                        do="Wait for it, or give this one another name or part of the manifest (--job i/N).",
                     ) from None
                 raise
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(f.fileno()), path.stat()):
                     break
-            f.close()  # its last holder removed the file while this one waited
+            f.close()  # the last holder removed the file while this process waited
         try:
             yield
         finally:
-            with suppress(OSError):  # a disk that has become read-only keeps the file; the lock itself ends
+            with suppress(OSError):  # a disk that has become read-only keeps the file; the lock still ends
                 path.unlink(missing_ok=True)
             f.close()
             with suppress(OSError):
-                path.parent.rmdir()  # the last one out; not empty while others work
+                path.parent.rmdir()  # not empty while other writers work
 
     @contextmanager
     def _reading(self, name: str) -> Iterator[int]:
-        """A file opened for reading; a device or a pipe is refused before it can block."""
+        """Open a file for reading; refuse a device or a pipe, which could block."""
         path = self.root / name
         with disk_errors(path):
             self._inside(name)
             fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
                 if not stat.S_ISREG(os.fstat(fd).st_mode):
-                    raise FormatError("not a regular file (SPEC F7)", where=str(path))
+                    raise FormatError("it is not a regular file (SPEC F7)", where=str(path))
                 yield fd
             finally:
                 os.close(fd)
@@ -190,19 +197,19 @@ class LocalPlace:
         return self._check(path) if path.is_symlink() or path.parent != self.root else path
 
     def _check(self, path: Path) -> Path:
-        """The path itself; raises ``FormatError`` where links lead out of the store."""
+        """Return the path; raise ``FormatError`` if links lead out of the store."""
         real, root = os.path.realpath(path), os.path.realpath(self.root)
         if real != root and not real.startswith(root.rstrip("/") + "/"):
             raise FormatError(
-                f"a symbolic link that leads out of the store, to {real} (SPEC F7)",
+                f"it is a symbolic link that leads out of the store, to {real} (SPEC F7)",
                 where=str(path),
-                why="A store from a stranger could read or overwrite any file with it.",
-                do="Put the files themselves there; a link may point to the store as a whole.",
+                why="With such a link an untrusted store could read or overwrite any file.",
+                do="Put the files themselves there; only a link to the whole store is allowed.",
             )
         return path
 
     def _parent_of(self, name: str) -> Path:
-        """The path of a name, its folder made and inside the store."""
+        """Return the path of a name; make its folder, and check that it is inside the store."""
         path = self.root / name
         self._folder(path.parent)
         self._check(path.parent)
@@ -217,5 +224,5 @@ class LocalPlace:
 
 
 def at(location: str) -> LocalPlace:
-    """The place at a local path."""
+    """Return the place at a local path."""
     return LocalPlace(Path(location))
