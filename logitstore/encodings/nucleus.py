@@ -150,6 +150,8 @@ class Nucleus(Encoding):
                 f"{len(arrays['ids'])} ids and {len(below)} log-probabilities for {start[-1]} entries "
                 f"of {len(counts)} rows (SPEC E10)"
             )
+        if arrays["ids"].size and int(arrays["ids"].max()) >= classes:
+            raise FormatError(f"an id of {int(arrays['ids'].max())} among {classes} classes (SPEC E5)")
         odds = decode_odds(arrays["tail"])
         # The kept classes have a mass of 1 / (1 + odds); the best entry's share follows from the other
         # entries.

@@ -1,4 +1,4 @@
-"""One store, one set of answers: teacher, tokens, streams, storage, manifest."""
+"""Identity of a store: every writer must agree on teacher, token table, streams, storage backend and manifest."""
 
 from __future__ import annotations
 
@@ -16,32 +16,51 @@ from ..storage.spec_file import SPEC_FILE, is_store, read_spec, write_spec
 from ..tokens.table import TokenTable
 
 ALLOWABLE = ("teacher", "manifest")
-PLANNING = "plan"  # the lock of whoever chooses the encodings of a store to be
+PLANNING = "plan"  # name of the lock that a process holds while it chooses the encodings of a new store
+_SHOWN = 24  # characters of a value in a table of differences
 
 
 def establish(
     place: Place, spec: StoreSpec, tokens: TokenTable, allowed: set[str], heads: Constants | None = None
 ) -> StoreSpec:
-    """Write logitstore.json and tokens.txt, or compare with those there; raises ``IdentityError``."""
+    """Write the description of a new store, or compare with that of the store at a place.
+
+    The caller holds the store's lock.
+
+    Args:
+        place: place of the store.
+        spec: description that the writer would give the store.
+        tokens: token table, written into a new store.
+        allowed: fields that may differ, e.g. ``{"teacher.weights"}``; only fields below ``teacher`` and
+            ``manifest`` can be allowed. The store keeps a note of each.
+        heads: constants of a new store, by stream and name.
+
+    Returns the description of the store that is there now.
+
+    Raises:
+        IdentityError: the store there differs in another field; the message lists both values of each.
+    """
     if not is_store(place):
         place.write("tokens.txt", tokens.to_bytes())
         constants.write(place, heads or {})
         write_spec(place, spec)
         return spec
     was = read_spec(place)
-    if len(was.streams) == len(spec.streams):  # constants are made once: by whoever came first
+    if len(was.streams) == len(spec.streams):  # the first writer made the constants for all others
         streams = [_with_constants(*pair) for pair in zip(was.streams, spec.streams, strict=True)]
         spec = replace(spec, streams=tuple(streams))
     found = differences(was, spec)
     refused = [d for d in found if not any(_below(d[0], a) for a in allowed)]
     if refused:
         width = max(len(field) for field, _, _ in refused)
-        table = "\n".join(f"  {f:<{width}}  {_short(a):<24}  {_short(b)}" for f, a, b in refused)
+        rows = [("", "store", "now"), *((field, _short(a), _short(b)) for field, a, b in refused)]
+        table = "\n".join(f"  {field:<{width}}  {a:<{_SHOWN}}  {b}" for field, a, b in rows)
         raise IdentityError(
-            f"this store was made with other answers\n  {'':<{width}}  {'store':<24}  now\n{table}",
+            f"the store was made with other settings\n{table}",
             where=str(place),
-            why="Rows of two teachers, tables or encodings in one store cannot be told apart by a student.",
-            do="Write to another store; only teacher and manifest may differ: --allow-different FIELD.",
+            why="A student could not tell the records of two teachers, token tables or encodings apart.",
+            do="Write to another store. Fields of teacher and manifest may differ if they are named in "
+            "allow_different=[...], or --allow-different FIELD.",
         )
     if found:
         notes = [{"field": f, "was": a, "now": b} for f, a, b in found]
@@ -53,23 +72,24 @@ def establish(
 
 
 def _with_constants(was: StreamSpec, now: StreamSpec) -> StreamSpec:
+    """Return a stream with the constants that the store keeps for it already, if it is the same stream."""
     if (was.name, was.encoding, was.width) != (now.name, now.encoding, now.width):
         return now
     return replace(now, constants=was.constants, tail_points=was.tail_points)
 
 
-def forget_empty(place: Place, writer: str) -> None:
-    """Remove the answers of a store that holds no shard and that nobody else writes: a stopped first try.
+def remove_spec_of_empty_store(place: Place, writer: str) -> None:
+    """Remove the description of a store without shards that no other process writes.
 
-    Whoever mends the teacher that a gate refused may go on in the same place. The caller holds the store's
-    lock and its own.
+    A first run that a check of the teacher stopped leaves such a store; the place can be used again once the
+    teacher is repaired. The caller holds the store's lock and its own.
     """
     if is_store(place) and not is_declared(place, writer):
         place.remove(SPEC_FILE)
 
 
 def is_declared(place: Place, writer: str) -> bool:
-    """Whether a store's answers stand: it has shards, or another live process writes them."""
+    """Return whether a store's description is final: it has shards, or another live process writes it."""
     if not is_store(place):
         return False
     if shard_names(place):
@@ -85,10 +105,10 @@ def is_declared(place: Place, writer: str) -> bool:
     return False
 
 
-def note_gate(place: Place, gate: str, reason: str) -> StoreSpec:
-    """Write into logitstore.json that a gate was skipped; the caller holds the store's lock."""
+def note_skipped_check(place: Place, check: str, reason: str) -> StoreSpec:
+    """Note in ``logitstore.json`` that a check of the teacher was skipped; the caller holds the store's lock."""
     was = read_spec(place)
-    note = {"gate": gate, "reason": reason}
+    note = {"gate": check, "reason": reason}
     if note in was.gates:
         return was
     now = replace(was, gates=(*was.gates, note))
@@ -97,12 +117,13 @@ def note_gate(place: Place, gate: str, reason: str) -> StoreSpec:
 
 
 def _below(field: str, allowed: str) -> bool:
-    """Whether allowing one field allows another; what decides the meaning of bytes never may differ."""
+    """Return whether allowing one field allows another; fields that say what bytes mean never may differ."""
     if field.partition(".")[0] not in ALLOWABLE:
         return False
     return field == allowed or field.startswith((f"{allowed}.", f"{allowed}["))
 
 
 def _short(value: Any) -> str:
+    """Return a value as JSON, cut in the middle to the width of a column."""
     text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 24 else text[:20] + "…" + text[-3:]
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 4] + "…" + text[-3:]

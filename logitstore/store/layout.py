@@ -1,4 +1,4 @@
-"""From what the user asks to what a store declares: its spec and its columns."""
+"""Description and columns of a store, from the streams and encodings that the user asks for."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from ..tokens.table import TokenTable
 
 LABELS = "labels"
 LABELS_ABOUT = {
-    "rnnt": "token ids the lattice was driven with; node (t, u) of a full one is row t·(U+1) + u",
-    "seq2seq": "token ids the decoder was made to say; row u is what the one at u was to be drawn from",
+    "rnnt": "token ids of the label positions of the lattice; node (t, u) of a full lattice is row t·(U+1) + u",
+    "seq2seq": "token ids given to the decoder (teacher forcing); row u is its distribution of the label at position u",
 }
 MADE_WITH = ("logitstore", "torch", "numpy", "zarr", "numcodecs", "soundfile", "soxr")
 
@@ -42,16 +42,21 @@ def make_spec(
     storage: str = "zarr",
     manifest: Mapping[str, Any] | None = None,
 ) -> StoreSpec:
-    """What a store will say about itself.
+    """Return the description of a store to be written.
 
     Args:
-        teacher: who speaks; a stream without a head of its own takes the table's blank.
-        tokens: the token table of all streams.
-        streams: encoding by stream name, e.g. ``{"ctc": "dense", "rnnt": "topk:16"}``; of a lattice with its
-            form, e.g. ``topk:16/banded:5`` (:class:`logitstore.schema.lattice.Form`); of a ``hidden``
-            stream with its width, e.g. ``vectors/256``, where no driver finds it out; of ``text`` empty.
-        storage: ``zarr``, ``zarr:zstd``, ``webdataset``, ...
-        manifest: what to keep of the manifest.
+        teacher: description of the teacher; a stream without a head in it takes the token table's blank.
+        tokens: token table of all streams.
+        streams: encoding by stream name, e.g. ``{"ctc": "dense", "rnnt": "topk:16"}``. The encoding of an
+            ``rnnt`` stream may name a lattice form, e.g. ``topk:16/banded:5``
+            (:class:`logitstore.schema.lattice.Form`); that of a ``hidden`` stream its width, e.g.
+            ``vectors/256``; that of a ``text`` stream is empty.
+        storage: storage backend with its setting: ``zarr``, ``zarr:zstd``, ``webdataset``, ...
+        manifest: facts about the manifest that the store keeps.
+
+    Raises:
+        UsageError: an encoding, form or storage backend that does not exist or does not fit the stream.
+        VocabError: a head has another blank than the token table.
     """
     kept = []
     for name, encoding in streams.items():
@@ -59,11 +64,11 @@ def make_spec(
         head = teacher.head(name) or Head(name, "", tokens.blank)
         if head.blank != tokens.blank:
             raise VocabError(
-                f"the {name} head says blank is {head.blank}, the token table says {tokens.blank}",
+                f"the blank of the {name} head is {head.blank}, that of the token table {tokens.blank}",
                 where=teacher.name,
             )
         kept.append(_stream(name, kind, encoding, tokens))
-        columns_of_stream(kept[-1])  # refuses what does not fit
+        columns_of_stream(kept[-1])  # raises for an encoding that does not fit the classes
     return StoreSpec(
         teacher=teacher,
         tokens={"sha256": tokens.digest(), "size": len(tokens), "blank": tokens.blank},
@@ -76,22 +81,25 @@ def make_spec(
 
 
 def _stream(name: str, kind: StreamKind, asked: str, tokens: TokenTable) -> StreamSpec:
-    """One stream as the user asked for it; raises ``UsageError`` where kind, encoding and form do not fit."""
+    """Return a stream as the user asks for it; raises ``UsageError`` if kind, encoding and form do not fit."""
     how, found, form = asked.partition("/")
     if not kind.axes:
         if asked:
-            raise UsageError(f"{name}={asked}: a transcript has no rows to encode", do=f"--stream {name}")
+            raise UsageError(
+                f"{name}={asked}: a transcript has no rows to encode",
+                do=f'Leave the encoding empty: streams={{"{name}": ""}}, or --stream {name}.',
+            )
         return StreamSpec(name, kind.name, len(tokens), tokens.blank, "")
     parsed = parse_encoding(how)
     width = 0
     if parsed.numbers and found:
         if not re.fullmatch(r"[1-9][0-9]{0,6}", form):
-            raise UsageError(f"{name}={asked}: {form!r} is no width", do="Say D, e.g. vectors/256.")
+            raise UsageError(f"{name}={asked}: {form!r} is no width", do="Give D, e.g. vectors/256.")
         width, form = int(form), ""
     elif name == "rnnt":
         form = str(Form.parse(form if found else "full"))
     elif found:
-        raise UsageError(f"{name}={asked}: only an rnnt stream has lattice nodes to choose from")
+        raise UsageError(f"{name}={asked}: only an rnnt stream has a lattice form", do=f"Leave out /{form}.")
     try:
         parsed.check_stream(kind, Form.parse(form) if form else None)
     except UsageError as e:
@@ -102,7 +110,7 @@ def _stream(name: str, kind: StreamKind, asked: str, tokens: TokenTable) -> Stre
 
 
 def _requires(stream: StreamSpec) -> Iterator[str]:
-    """What a reader of version 1.0's first rules would misread (SPEC F5)."""
+    """Yield the requirements of a stream: features that a reader of the first version 1.0 misreads (SPEC F5)."""
     if stream.tail_points:
         yield TAIL_POINTS
     if stream.kind == "rnnt" and not Form.parse(stream.form).whole:
@@ -114,6 +122,7 @@ def _requires(stream: StreamSpec) -> Iterator[str]:
 
 
 def _version(package: str) -> str:
+    """Return the installed version of a package; empty if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -123,20 +132,25 @@ def _version(package: str) -> str:
 def encoding_of(
     stream: StreamSpec, constants: Mapping[str, NDArray[Any]] | None = None
 ) -> Encoding | LatticeSides | None:
-    """The encoding of a stream; None where it has no rows. One that stores its head needs the stream's
-    constants to do more than name its columns."""
+    """Return the encoding of a stream; None for a stream without rows.
+
+    Args:
+        stream: the stream.
+        constants: arrays that the stream stores once, by name. An encoding that stores a head needs them for
+            everything but the names of its columns.
+    """
     if not stream.stream_kind.axes:
         return None
     return parse_encoding(stream.encoding).bound(stream, constants or {})
 
 
 def columns_of(spec: StoreSpec) -> tuple[Column, ...]:
-    """Every column of a store's shards, in order (SPEC S2)."""
+    """Return the columns of a store's shards, in order (SPEC S2)."""
     return tuple(c for stream in spec.streams for c in columns_of_stream(stream))
 
 
 def columns_of_stream(stream: StreamSpec) -> tuple[Column, ...]:
-    """Those of its encoding, then its labels and what its form names."""
+    """Return the columns of one stream: the encoding's, then ``labels``, then those of the lattice form."""
     encoding, found = encoding_of(stream), []
     for c in encoding.columns(stream.size) if encoding is not None else ():
         found.append(Column(f"{stream.name}.{c.name}", c.dtype, c.shape, c.about))

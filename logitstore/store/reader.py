@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..encodings import Encoding
 from ..encodings.rows import DecodedRows, has_classes
 from ..errors import FormatError, MissingUtterance, StoreError, UsageError, VocabError
 from ..schema.checksums import sha256
@@ -232,6 +233,9 @@ class Store(Mapping[str, Target]):
                 raise FormatError(f"{len(own)} labels where U = {u} (SPEC S7)", where=record.id)
             try:
                 rows, axes, kept = self._decode_stream(spec, arrays, t, u, own, record.id)
+            except StoreError as error:
+                error.where = error.where or f"{record.id}: {spec.name}"
+                raise
             except DECODE_ERRORS as error:
                 raise FormatError(
                     f"the columns of {spec.name} do not agree with each other: {error}",
@@ -263,6 +267,8 @@ class Store(Mapping[str, Target]):
         encoding, form = self._encodings[spec.name], self._forms.get(spec.name)
         assert encoding is not None  # only streams without rows have none
         rows = encoding.decode(arrays, spec.size)
+        if isinstance(encoding, Encoding):
+            _require_equal_lengths(spec, encoding, arrays, len(rows), utt_id)
         if form is not None and not form.framewise:
             kept = restored(form, t, u, len(rows), arrays, utt_id)
             if rows.needs_next_labels and has_classes(rows):
@@ -479,6 +485,18 @@ def _lengths(record: EncodedRecord) -> tuple[int, int]:
     if type(seconds) not in (int, float):
         raise FormatError(f"the audio lasts {seconds!r:.50} seconds (SPEC S3)", where=record.id)
     return t, u
+
+
+def _require_equal_lengths(
+    stream: StreamSpec, encoding: Encoding, arrays: Mapping[str, NDArray[Any]], rows: int, utt_id: str
+) -> None:
+    """Raise ``FormatError`` unless every column that holds one item for each row has as many items as rows."""
+    for column in encoding.columns(stream.size):
+        if column.name not in encoding.ragged and len(arrays[column.name]) != rows:
+            raise FormatError(
+                f"{stream.name}.{column.name} has {len(arrays[column.name])} items for {rows} rows (SPEC S7)",
+                where=utt_id,
+            )
 
 
 def _require_transcript(record: EncodedRecord, stream: str) -> None:

@@ -31,7 +31,7 @@ from ..storage.entries import Entry, current_index, read_entry, shard_names
 from ..storage.places import Place, open_place
 from ..tokens.table import TokenTable
 from ..tokens.transcript import Transcript
-from .identity import PLANNING, establish, forget_empty, note_gate
+from .identity import PLANNING, establish, note_skipped_check, remove_spec_of_empty_store
 from .layout import columns_of, make_spec
 from .record_encoder import RecordEncoder, label_count
 
@@ -150,7 +150,7 @@ class StoreWriter:
         self._open.enter_context(self.place.lock(self._writer))
         try:
             with self.place.lock("store", wait=True):
-                forget_empty(self.place, self._writer)
+                remove_spec_of_empty_store(self.place, self._writer)
                 finish_replacements(self.place)
                 remove_temporary_files(self.place)
                 self.spec = establish(self.place, self.spec, tokens, set(allow_different), constants)
@@ -170,7 +170,7 @@ class StoreWriter:
     def note_gate(self, gate: str, reason: str) -> None:
         """Record in the store that a check of the teacher was skipped, and the reason."""
         with self.place.lock("store", wait=True):
-            self.spec = note_gate(self.place, gate, reason)
+            self.spec = note_skipped_check(self.place, gate, reason)
 
     def __contains__(self, utt_id: str) -> bool:
         """Return whether an utterance is sealed already, or was added by this writer."""
@@ -315,7 +315,7 @@ class StoreWriter:
             rows = parts[0] if len(parts) == 1 else torch.cat(parts)
             below = None
             if inputs is not None and self._heads is not None:
-                below = self._heads.below(stream.name, inputs, rows, utt_id)
+                below = self._heads.checked_inputs(stream.name, inputs, rows, utt_id)
             return StreamOutput(len(rows), labels, rows=rows, inputs=below)
         if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], Nodes):
             return StreamOutput(int(value[1].T), labels, chosen=value)

@@ -58,7 +58,7 @@ def whole(warm, tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("number", signals.NUMBERS)
+@pytest.mark.parametrize("number", signals.STOP_SIGNALS)
 def test_a_signal_ends_it_at_the_next_batch(folder, warm, whole, number):
     out = folder / "s"
     status = warm.run(command(out), folder / "log", fault="sealed@2", number=number)

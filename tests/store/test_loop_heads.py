@@ -78,7 +78,7 @@ def test_transform_coding_chooses_its_axes_by_rows_behind_the_head(tmp_path, sai
         nats, frames = nats + lost.sum(), frames + len(lost)
     assert 1e-5 < nats / frames < 1e-3
     for what, error in (((head(),), UsageError), ((head(), rows[:0]), LengthError)):
-        with pytest.raises(error, match="rows"):
+        with pytest.raises(error, match="sample inputs"):
             written(tmp_path / "without", said, "factored:1e-3", {"ctc": what})
 
 
@@ -132,12 +132,12 @@ def test_what_does_not_come_of_the_head_is_refused_and_nothing_is_lost(tmp_path,
     ("how", "heads", "error", "match"),
     [
         ("factored", None, UsageError, "no head was given"),
-        ("topk:4", {"ctc": (torch.zeros(2, 3), None)}, UsageError, "does not store what goes into one"),
+        ("topk:4", {"ctc": (torch.zeros(2, 3), None)}, UsageError, "does not store the head"),
         ("factored", {"ctc": (torch.zeros(len(TABLE) + 1, 3), None)}, VocabError, "token table"),
         ("factored", {"ctc": (torch.zeros(len(TABLE), 3), torch.zeros(2))}, VocabError, "bias"),
         ("factored", {"ctc": torch.nn.GRU(3, 3)}, TapError, "GRU is not one weight"),
         ("factored", {"ctc": torch.zeros(3, 3)}, UsageError, r"\(weight, bias\)"),
-        ("factored", {"ctc": (torch.zeros(3, 3), None, torch.zeros(3, 3), 1)}, UsageError, "4 things"),
+        ("factored", {"ctc": (torch.zeros(3, 3), None, torch.zeros(3, 3), 1)}, UsageError, "4 parts"),
     ],
 )
 def test_heads_that_do_not_fit_are_refused_before_the_store_is_made(tmp_path, how, heads, error, match):
@@ -147,5 +147,5 @@ def test_heads_that_do_not_fit_are_refused_before_the_store_is_made(tmp_path, ho
 
 
 def test_the_lattice_is_left_to_who_drives_the_joiner(tmp_path):
-    with pytest.raises(UsageError, match="from one's own loop"):
+    with pytest.raises(UsageError, match="in a loop of your own"):
         StoreWriter.open(tmp_path / "s", tokens=TABLE, streams={"rnnt": "factored"}, heads={"rnnt": head()})
