@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from ..schema.lattice import Form, Nodes, restored
 from ..schema.spec import StoreSpec, StreamSpec
 from ..storage import Shard, constants, open_storage
 from ..storage.base import EncodedRecord
-from ..storage.entries import Entry, OnDamaged, current_index, read_entry, shard_names
+from ..storage.entries import Entry, OnDamaged, current_index, entry_name, read_entry, shard_names
 from ..storage.index import Index, entries_digest
 from ..storage.places import Place, open_place
 from ..storage.spec_file import SPEC_FILE, read_spec
@@ -66,7 +67,8 @@ class Store(Mapping[str, Target]):
         vocab_map: map from the store's token table to the student's, applied to every target.
         verify: check the checksum of every array as it is read.
         damaged: function that is called with shard name and error for a sealed entry that cannot be read
-            while the index is made again, instead of raising the error; such a shard has no records then.
+            while the index is made again. Default: a warning. The store holds no records of such a shard, and
+            iteration raises its error.
 
     Attributes:
         place: the place where the store lives.
@@ -77,7 +79,7 @@ class Store(Mapping[str, Target]):
 
     Raises:
         NotAStore: the location holds no store.
-        FormatError, CorruptError: the description, the token table, a constant or an entry cannot be read.
+        FormatError, CorruptError: the description, the token table or a constant cannot be read.
         VocabError: ``vocab_map`` starts from another token table.
     """
 
@@ -102,7 +104,9 @@ class Store(Mapping[str, Target]):
         self.constants = constants.read(self.place, self.spec)
         self._encodings = {s.name: encoding_of(s, self.constants[s.name]) for s in self.spec.streams}
         self._forms = {s.name: Form.parse(s.form) for s in self.spec.streams if s.kind == "rnnt"}
-        self._index: Index = current_index(self.place, damaged=damaged)
+        self._on_damaged = damaged or _warn_of_damage
+        self._unreadable: dict[str, StoreError] = {}  # by shard whose entry could not be read for the index
+        self._index: Index = self._read_index()
         self._shards: OrderedDict[str, tuple[Entry, Shard | None]] = OrderedDict()
         self._look_again = 0.0  # time.monotonic() from which a missed id is worth a look for new shards
 
@@ -174,9 +178,11 @@ class Store(Mapping[str, Target]):
         """
         found = self._find(utt_id)
         if found is None:
+            unreadable = ", ".join(entry_name(shard) for shard in self._unreadable)
             raise MissingUtterance(
                 f"no utterance {utt_id!r}",
                 where=str(self.place),
+                why=f"It may be in a shard whose entry cannot be read: {unreadable}." if unreadable else "",
                 do="inspect_store(store, manifest=...), or logitstore inspect STORE --manifest FILE, lists "
                 "what is missing.",
             )
@@ -409,9 +415,19 @@ class Store(Mapping[str, Target]):
         """Read the index again if shards were sealed, merged or removed since; return whether they were."""
         if self._index.digest == entries_digest(shard_names(self.place)):
             return False
-        self._index = current_index(self.place)
+        self._index = self._read_index()
         self._shards.clear()
         return True
+
+    def _read_index(self) -> Index:
+        """Read the index, or make it from the entries; note the shards whose entries cannot be read."""
+        self._unreadable.clear()
+
+        def damaged(shard: str, error: StoreError) -> None:
+            self._unreadable[shard] = error
+            self._on_damaged(shard, error)
+
+        return current_index(self.place, damaged=damaged)
 
     def _open(self, name: str) -> tuple[Entry, Shard | None]:
         """Return the entry of a shard, and the opened shard unless it holds no records."""
@@ -436,6 +452,11 @@ class Store(Mapping[str, Target]):
 def _reopen(location: Any, vocab_map: VocabMap | None, verify: bool) -> Store:
     """Open a store again in another process."""
     return Store(location, vocab_map=vocab_map, verify=verify)
+
+
+def _warn_of_damage(shard: str, error: StoreError) -> None:
+    """Warn that the records of a shard cannot be found."""
+    warnings.warn(f"The records of shard {shard} cannot be found. {error}", stacklevel=2)
 
 
 def _read_tokens(place: Place, spec: StoreSpec) -> TokenTable:

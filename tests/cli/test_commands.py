@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 
+from logitstore.schema.checksums import seal_json
 from tests.support import demo
 from tests.support.command import logitstore
 from tests.support.dumping import same_tree
@@ -166,6 +168,30 @@ def test_ids_and_tokens_cannot_write_to_the_terminal():
 
     assert printable("a\x1b[2Jb\u202e\x9b\u2028") == "a\\x1b[2Jb\\u202e\\x9b\\u2028"
     assert printable("don’t 漢 é") == "don’t 漢 é"
+
+
+HOSTILE = "\x1b[2J\x9b2J\u202e\u2066"
+
+
+def test_what_a_store_says_of_itself_cannot_write_to_the_terminal(store, tmp_path):
+    copies = tmp_path / "a", tmp_path / "b"
+    for copy in copies:
+        shutil.copytree(store, copy)
+    path = copies[1] / "logitstore.json"
+    value = json.loads(path.read_bytes())
+    del value["crc32c"]
+    value["teacher"]["name"] = value["teacher"]["weights"] = f"w{HOSTILE}"
+    value["made_with"][f"lib{HOSTILE}"] = f"1.0{HOSTILE}"
+    value["gates"] = [{"gate": f"blank{HOSTILE}", "reason": HOSTILE}]
+    value["allowed"] = [{"field": f"teacher.name{HOSTILE}", "was": HOSTILE, "now": ""}]
+    path.write_bytes(seal_json(value))
+    for args in (["inspect", copies[1]], ["diff", *copies]):
+        for more in ([], ["--json"]):
+            done = logitstore(*args, *more)
+            assert "Traceback" not in done.stderr
+            assert "2J" in done.stdout
+            assert not set(HOSTILE) & set(done.stdout) - set("[2J")
+    assert json.loads(logitstore("inspect", copies[1], "--json").stdout)["teacher"]["name"] == f"w{HOSTILE}"
 
 
 def test_the_recipe_script_makes_the_same_store_with_any_number_of_jobs(tmp_path):

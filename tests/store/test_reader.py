@@ -23,6 +23,7 @@ from logitstore.errors import (
 from logitstore.schema.checksums import canonical, seal_json
 from logitstore.schema.spec import StoreSpec
 from logitstore.storage.base import EncodedRecord
+from logitstore.store import reader
 from logitstore.targets.resample import resample
 
 V = 12
@@ -251,6 +252,46 @@ def test_labels_that_disagree_with_u_are_refused(stores):
     for meta in ({"T": "5", "U": 3}, {"U": 3}, {"T": 5, "U": None}):
         with pytest.raises(FormatError, match="S3"):
             s.decode(EncodedRecord("last", meta, s.record("last").arrays))
+
+
+def test_records_sealed_after_a_reader_was_opened_are_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(reader, "LOOK_SHARE", 1e9)  # every missed id is worth a look
+    with StoreWriter.open(tmp_path / "s", tokens=TABLE, streams={"ctc": "dense"}) as writer:
+        writer.add("one", ctc=logits(2))
+    store = open_store(tmp_path / "s")
+    assert "two" not in store
+    with StoreWriter.open(tmp_path / "s", tokens=TABLE, streams={"ctc": "dense"}, writer="other") as writer:
+        writer.add("two", ctc=logits(2))
+    assert "two" in store
+    assert store["two"].T == 2
+    assert len(store) == len(list(store)) == 2
+
+
+def test_many_missed_ids_look_for_new_shards_only_now_and_then(stores, monkeypatch):
+    looks = []
+    names = reader.shard_names
+    monkeypatch.setattr(reader, "shard_names", lambda place: looks.append(place) or names(place))
+    monkeypatch.setattr(reader, "LOOK_SHARE", 1e-9)
+    store = open_store(stores["zarr"])
+    assert not any(f"none {i}" in store for i in range(100))
+    assert len(looks) == 1
+
+
+def test_a_store_is_read_by_id(stores):
+    store = open_store(stores["zarr"])
+    with pytest.raises(UsageError, match=r"store\[0\]: records are found by utterance id"):
+        store[0]
+
+
+def test_a_student_table_may_be_a_path(stores, tmp_path):
+    tokens = open_store(stores["zarr"]).tokens
+    (tmp_path / "tokens.txt").write_bytes(tokens.to_bytes())
+    assert open_store(stores["zarr"], vocab=tmp_path / "tokens.txt").vocab_map is None
+    assert len(open_store(stores["zarr"], vocab=str(tmp_path / "tokens.txt"))) == len(IDS)
+    first, *others = tokens.tokens
+    (tmp_path / "other.txt").write_bytes(TokenTable((first, *reversed(others)), tokens.blank).to_bytes())
+    with pytest.raises(VocabError, match="another order"):
+        open_store(stores["zarr"], vocab=str(tmp_path / "other.txt"))
 
 
 # ---- other readers

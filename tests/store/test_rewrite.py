@@ -10,7 +10,7 @@ from logitstore.cli import main
 from logitstore.dump.against import against_teacher
 from logitstore.dump.job import dump_logits
 from logitstore.dump.options import DumpOptions
-from logitstore.errors import CorruptError, UsageError
+from logitstore.errors import CorruptError, MissingUtterance, UsageError
 from logitstore.storage.entries import read_entry
 from logitstore.store.diff import diff_stores
 from logitstore.store.rewrite import compact_store, repair_store
@@ -85,8 +85,14 @@ def test_a_shard_whose_entry_is_damaged_is_dropped(store):
     path = store / "sealed" / "000002.json"
     path.write_bytes(path.read_bytes().replace(b"rows", b"rowz"))
     (store / "index.bin").unlink()
-    with pytest.raises(CorruptError, match="--repair"):
-        open_store(store)
+    with pytest.warns(UserWarning, match=r"(?s)records of shard 000002 .*--repair"):
+        opened = open_store(store)
+    assert len(opened) == 4
+    assert len([opened[line["id"]] for line in demo.lines(4)]) == 4
+    with pytest.raises(MissingUtterance, match=r"entry cannot be read: sealed/000002\.json"):
+        opened[demo.lines(5)[4]["id"]]
+    with pytest.raises(CorruptError, match="000002"):
+        list(opened)
     assert repair_store(store).shards == ["000002"]
     assert len(open_store(store)) == 4
     assert run(store).done == 2

@@ -1,6 +1,6 @@
-"""Five things that really happened to people, each caught and named before it costs anything.
+"""Five mistakes that cost people days, each refused with its name before anything is stored.
 
-Every story runs the command line as they would have run it.
+Every test runs the command line as these people would have run it.
 """
 
 import json
@@ -24,7 +24,7 @@ BOTH = ["--stream", "ctc=dense", "--stream", "rnnt=topk:16"]
 
 @pytest.fixture
 def dump(capsys):
-    """The command line, run here: status, stdout and stderr as a user sees them."""
+    """Run a dump in this process; gives exit status, stdout and stderr."""
 
     def run(name, out, *more, manifest=demo.MANIFEST, streams=BOTH):
         teacher = name if ":" in name else f"{BROKEN}:{name}"
@@ -38,18 +38,18 @@ def dump(capsys):
 
 
 def refused(done, out, *words):
-    """Stopped with status 1 before the first shard, and all of these words said."""
+    """Check that a dump ended with status 1 before the first shard, and that stderr holds these words."""
     assert done.returncode == 1, done.stderr
     for word in words:
         assert word in done.stderr, done.stderr
     assert not (out / "sealed").exists()
 
 
-def test_story_a_reduced_dictionary_renumbered_its_tokens(tmp_path, dump):
-    """3 % of false rejects became 99 %, without a single error.
+def test_reduced_dictionary_renumbered_its_tokens(tmp_path, dump):
+    """A re-sorted token table once raised false rejects from 3 % to 99 % without an error.
 
-    The dump's own table is the re-sorted one: the teacher's first words give it away. And where the right
-    table is given beside it, the difference is named before the teacher has run at all.
+    The teacher's first transcripts show it. If the right table is given with --tokens, the difference is named
+    before the teacher runs.
     """
     out = tmp_path / "s"
     done = dump("renumbered", out)
@@ -61,15 +61,15 @@ def test_story_a_reduced_dictionary_renumbered_its_tokens(tmp_path, dump):
     refused(done, tmp_path / "t", "VocabError", "the tokens are the same, in another order")
 
 
-def test_story_a_character_models_weights_moved_under_a_bpe_vocabulary(tmp_path, dump):
+def test_character_models_weights_moved_under_a_bpe_vocabulary(tmp_path, dump):
     done = dump("characters", tmp_path / "s", streams=["--stream", "ctc=dense"])
     refused(done, tmp_path / "s", "word error rate", "a character model under another vocabulary")
     done = dump("characters_narrow", tmp_path / "t", streams=["--stream", "ctc=dense"])
     refused(done, tmp_path / "t", "VocabError", "40 classes, the token table has 150")
 
 
-def test_story_a_gpu_that_the_installed_torch_cannot_run(tmp_path, monkeypatch):
-    """The manifest and the teacher are not even there: the device is looked at before anything else."""
+def test_gpu_that_the_installed_torch_cannot_run(tmp_path, monkeypatch):
+    """The device is checked first: neither manifest nor teacher exist here."""
     card = Gpu("NVIDIA GeForce RTX 5090", (12, 0))
     old = Cuda("2.4.0+cu121", "12.1", ("sm_80", "sm_86", "sm_90"), (card,), (card.name,))
     monkeypatch.setattr(gpu, "look", lambda device: old)
@@ -92,8 +92,8 @@ def test_story_a_gpu_that_the_installed_torch_cannot_run(tmp_path, monkeypatch):
     assert "--device cuda:7" in done.stderr
 
 
-def test_story_a_job_that_died_in_ascii_on_an_apostrophe(tmp_path):
-    """It died after hours, on the first ’ it wrote. Here the whole way is gone in a C locale."""
+def test_job_that_died_in_ascii_on_an_apostrophe(tmp_path):
+    """A job died after hours, when it wrote the first ’. Here every step runs in a C locale."""
     ascii_ = {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     line = {**demo.lines(1)[0], "id": "don’t"}
     manifest = demo.write_manifest(tmp_path / "m.jsonl", [line, *demo.lines(5)[2:]])
@@ -111,6 +111,6 @@ def test_story_a_job_that_died_in_ascii_on_an_apostrophe(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["constant", "one_word"])
-def test_story_a_model_that_output_one_constant_all_day(name, tmp_path, dump):
+def test_model_that_output_one_constant_all_day(name, tmp_path, dump):
     done = dump(name, tmp_path / "s")
     refused(done, tmp_path / "s", "the ctc branch is constant")
