@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ..encodings import Encoding
 from ..encodings.rows import DecodedRows, has_classes
 from ..errors import FormatError, MissingUtterance, StoreError, UsageError, VocabError
+from ..registry import suggest
 from ..schema.checksums import sha256
 from ..schema.lattice import Form, Nodes, restored
 from ..schema.spec import StoreSpec, StreamSpec
@@ -156,6 +157,26 @@ class Store(Mapping[str, Target]):
             )
         return self.decode(self.record(utt_id))
 
+    def target(self, utt_id: str, streams: Sequence[str] | None = None) -> Target:
+        """Read and decode some streams of an utterance; the columns of other streams are not read.
+
+        Args:
+            utt_id: id of the utterance.
+            streams: names of streams; None for all. Labels of all streams are read.
+
+        Raises:
+            UsageError: a stream that the store does not have.
+            MissingUtterance, CorruptError, FormatError: as ``store[utt_id]``.
+        """
+        if streams is None:
+            return self[utt_id]
+        names = {s.name for s in self.spec.streams}
+        if unknown := [name for name in streams if name not in names]:
+            raise UsageError(f"no stream {unknown[0]!r}", where=utt_id, do=suggest(unknown[0], sorted(names)))
+        columns = (column.name for column in self._columns)
+        wanted = [c for c in columns if c.partition(".")[0] in streams or c.endswith(f".{LABELS}")]
+        return self.decode(self.record(utt_id, wanted), streams)
+
     @property
     def shards(self) -> tuple[str, ...]:
         """Names of the sealed shards, in order."""
@@ -216,8 +237,12 @@ class Store(Mapping[str, Target]):
             )
         return record
 
-    def decode(self, record: EncodedRecord) -> Target:
+    def decode(self, record: EncodedRecord, only: Sequence[str] | None = None) -> Target:
         """Return the target of a record; its classes are the student's if the store has a ``vocab_map``.
+
+        Args:
+            record: record with the columns of the streams to decode, and the labels of all.
+            only: names of the streams to decode; None for all.
 
         Raises ``FormatError`` where the record's columns do not agree with each other or with SPEC.md.
         """
@@ -234,6 +259,8 @@ class Store(Mapping[str, Target]):
             arrays = {n.removeprefix(prefix): a for n, a in record.arrays.items() if n.startswith(prefix)}
             if spec.stream_kind.labels:
                 labels[spec.name] = self._labels(arrays.pop(LABELS), record.id)
+            if only is not None and spec.name not in only:
+                continue
             own = labels.get(spec.name, _NO_LABELS)
             if spec.kind == "rnnt" and len(own) != u:
                 raise FormatError(f"{len(own)} labels where U = {u} (SPEC S7)", where=record.id)
@@ -316,15 +343,19 @@ class Store(Mapping[str, Target]):
         chosen = Where(where, self.spec.transcript_streams)
         return [meta["id"] for meta in self.metadata() if chosen(meta)]
 
-    def read_clip(self, clip: Clip) -> Clipped:
+    def read_clip(self, clip: Clip, streams: Sequence[str] | None = None) -> Clipped:
         """Return a clip with the targets of its utterances, for ``collate_targets``.
+
+        Args:
+            clip: cropped, sped-up, padded or joined utterances.
+            streams: names of the streams to read; None for all.
 
         Raises:
             MissingUtterance: an utterance that the store does not hold.
             LengthError: a crop beyond the end, or an utterance without a stored length.
             UsageError: a clip of silence only.
         """
-        return Clipped.of(clip, self.__getitem__)
+        return Clipped.of(clip, lambda utt_id: self.target(utt_id, streams))
 
     @checked_keywords({'a clip, Clip(id).at_speed("1.1").crop(0, 2).pad(1, 1)': Clip.__init__})
     def batch(
@@ -332,7 +363,7 @@ class Store(Mapping[str, Target]):
         ids: Sequence[str | Clip],
         *,
         frames: Sequence[int] | torch.Tensor | None = None,
-        method: str = "linear",
+        method: str | Mapping[str, str] | None = None,
         temperature: float = 1.0,
         ratio: tuple[int, int] | FrameClock | None = None,
         tolerance: int = 2,
@@ -347,8 +378,9 @@ class Store(Mapping[str, Target]):
         Args:
             ids: B utterance ids or clips (:class:`logitstore.targets.clip.Clip`).
             frames: (B,) valid frames of the student; None keeps the teacher's.
-            method: resampling method: ``linear``, ``nearest``, ...
-                (:class:`logitstore.targets.frames.Method`).
+            method: resampling method of all streams, or by stream name: ``keep-tokens``, ``linear``,
+                ``nearest+shift=2``, ... (:class:`logitstore.targets.frames.Method`). None, or ``+shift=n``
+                alone, is each stream's default: ``keep-tokens`` for ``ctc``, ``linear`` for the others.
             temperature: temperature of the probabilities, 1 or more.
             ratio: student frames per teacher frame as (p, q), or the student's ``FrameClock``.
             tolerance: student frames by which ``frames`` may differ from what ``ratio`` gives.
@@ -362,7 +394,7 @@ class Store(Mapping[str, Target]):
         from ..targets.batch import collate_targets
 
         return collate_targets(
-            [self.read_clip(i) if isinstance(i, Clip) else self[i] for i in ids],
+            [self.read_clip(i, streams) if isinstance(i, Clip) else self.target(i, streams) for i in ids],
             frames=frames,
             method=method,
             temperature=temperature,

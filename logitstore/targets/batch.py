@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..encodings.rows import NOTHING, Tempered, check_temperature
 from ..errors import LengthError, UsageError
+from ..registry import suggest
 from ..schema.clock import FrameClock
 from .clip import Clipped
 from .clip_resample import Ratio, check_frames, clip_vectors, frames_of, resample_clip, stretches
@@ -93,7 +94,7 @@ def collate_targets(
     targets: Sequence[Target | Clipped],
     *,
     frames: Sequence[int] | torch.Tensor | None = None,
-    method: str = "linear",
+    method: str | Mapping[str, str] | None = None,
     temperature: float = 1.0,
     ratio: tuple[int, int] | FrameClock | None = None,
     tolerance: int = 2,
@@ -105,7 +106,9 @@ def collate_targets(
     Args:
         targets: B targets, or clips with theirs (``Store.batch`` reads both).
         frames: (B,) valid frames of the student; None keeps the teacher's.
-        method: resampling method: ``linear``, ``nearest``, ... (:data:`logitstore.targets.frames.METHODS`).
+        method: resampling method of all streams, or by stream name: ``keep-tokens``, ``linear``,
+            ``nearest+shift=2``, ... (:data:`logitstore.targets.frames.METHODS`). None, or ``+shift=n`` alone, is
+            each stream's default: ``keep-tokens`` for ``ctc``, ``linear`` for the others.
         temperature: temperature of the probabilities, 1 or more.
         ratio: student frames per teacher frame as (p, q), or the student's own ``FrameClock``. Frames that do
             not fit it are refused, and it gives the exact times of a clip's frames.
@@ -126,13 +129,13 @@ def collate_targets(
     if vocab is not None:
         targets = [_mapped(source, vocab) for source in targets]
     sources = [_plain(source) for source in targets]
-    how = Method.parse(method)
-    lengths = _lengths(sources, frames, how)
+    names = list(_example(sources[0]).streams) if streams is None else list(streams)
+    methods = _methods(method, names)
+    lengths = _lengths(sources, frames, methods)
     if ratio is not None:
         for source, length in zip(sources, lengths, strict=True):
             check_frames(source, length, ratio, tolerance)
-    request = _Request(how, float(temperature), ratio, at_teacher_rate=frames is None)
-    names = list(_example(sources[0]).streams) if streams is None else list(streams)
+    request = _Request(methods, float(temperature), ratio, at_teacher_rate=frames is None)
     labels, label_lengths, label_mask = _pad_labels([_labels(source) for source in sources])
     return TargetBatch(
         utt_ids=tuple(source.id for source in sources),
@@ -151,7 +154,7 @@ def collate_targets(
 class _Request:
     """Settings of a batch that every stream follows; see :func:`collate_targets`."""
 
-    method: Method
+    methods: Mapping[str, Method]
     temperature: float
     ratio: Ratio | None
     at_teacher_rate: bool
@@ -178,12 +181,30 @@ def _mapped(source: Source, vocab: VocabMap) -> Source:
     return replace(source, targets=targets)
 
 
+def _methods(method: str | Mapping[str, str] | None, names: Sequence[str]) -> dict[str, Method]:
+    """Return the resampling method of every stream; raises ``UsageError``."""
+    if isinstance(method, Mapping):
+        if unknown := [name for name in method if name not in names]:
+            raise UsageError(f"method names no stream {unknown[0]!r}", do=suggest(unknown[0], names))
+        return {name: Method.of(name, method.get(name)) for name in names}
+    return {name: Method.of(name, method) for name in names}
+
+
 def _lengths(
-    sources: Sequence[Source], frames: Sequence[int] | torch.Tensor | None, how: Method
+    sources: Sequence[Source],
+    frames: Sequence[int] | torch.Tensor | None,
+    methods: Mapping[str, Method],
 ) -> list[int]:
     """Return B frame counts: the student's, or those that the teacher's frames make."""
     if frames is None:
-        stack = max(how.size, 1)
+        stacks = {max(m.size, 1) for name, m in methods.items() if follows_frames(name)}
+        if len(stacks) > 1:
+            raise UsageError(
+                f"stacks of {', '.join(map(str, sorted(stacks)))} frames in one batch",
+                why="The streams of a batch have the same student frames.",
+                do="Give frames=, or stacks of one size.",
+            )
+        stack = max(stacks, default=1)
         return [-(-frames_of(source) // stack) for source in sources]
     lengths = [int(count) for count in frames]
     if len(lengths) != len(sources):
@@ -227,7 +248,7 @@ def _collate_stream(
         return _pad_vectors(
             [_resample_vectors(name, s, n, request) for s, n in zip(sources, lengths, strict=True)]
         )
-    heads = _shared_heads(name, sources, lengths, request.method)
+    heads = _shared_heads(name, sources, lengths, request.methods[name])
     if heads is not None:
         check_temperature(request.temperature)
         counts = lengths if follows_frames(name) else [len(head.inputs.h) for head in heads]
@@ -238,9 +259,10 @@ def _collate_stream(
 def _resample_rows(name: str, source: Source, length: int, request: _Request) -> Resampled:
     try:
         if isinstance(source, Target):
-            return resample_stream(source, name, length, request.method, request.temperature)
-        parts = _stretches(source, length, request)
-        return resample_clip(source, name, parts, request.method, request.temperature)
+            method = request.methods[name]
+            return resample_stream(source, name, length, method, request.temperature)
+        method, parts = request.methods[name], _stretches(name, source, length, request)
+        return resample_clip(source, name, parts, method, request.temperature)
     except LengthError as e:
         raise LengthError(e.what, where=e.where or source.id, why=e.why, do=e.do) from None
 
@@ -250,15 +272,16 @@ def _resample_vectors(
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     try:
         if isinstance(source, Target):
-            return resample_vectors(source, name, length, request.method)
-        return clip_vectors(source, name, _stretches(source, length, request), request.method)
+            return resample_vectors(source, name, length, request.methods[name])
+        parts = _stretches(name, source, length, request)
+        return clip_vectors(source, name, parts, request.methods[name])
     except LengthError as e:
         raise LengthError(e.what, where=e.where or source.id, why=e.why, do=e.do) from None
 
 
-def _stretches(clip: Clipped, length: int, request: _Request) -> list[Any]:
+def _stretches(name: str, clip: Clipped, length: int, request: _Request) -> list[Any]:
     return list(
-        stretches(clip, length, request.method, request.ratio, at_teacher_rate=request.at_teacher_rate)
+        stretches(clip, length, request.methods[name], request.ratio, at_teacher_rate=request.at_teacher_rate)
     )
 
 

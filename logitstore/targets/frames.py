@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 
 from ..errors import LengthError, UsageError
 
-
 MAX_DRIFT = 2  # student frames by which keep-tokens may move a teacher frame
 
 
@@ -229,9 +228,13 @@ class Method:
         return f"{self.name}{size}{shift}"
 
     @classmethod
-    def default(cls, stream: str, shift: int = 0) -> Method:
-        """Return the default method of a stream: of ``ctc`` the one that keeps its tokens, else ``linear``."""
-        return cls(DEFAULTS.get(stream, "linear"), shift=shift)
+    def of(cls, stream: str, text: str | None) -> Method:
+        """Return the method of a stream as written; its default for None, and for ``+shift=n`` alone.
+
+        The default of ``ctc`` is ``keep-tokens``, of other streams ``linear``. Raises ``UsageError``.
+        """
+        text = text or ""
+        return cls.parse(DEFAULTS.get(stream, "linear") + text if text.startswith("+") or not text else text)
 
     @classmethod
     def parse(cls, text: str) -> Method:

@@ -258,11 +258,12 @@ def resample_head(target: Target, stream: str, student: int, method: frames.Meth
         return None
     if student == target.T:
         return ResampledHead(inputs)
-    if method.rule.needs_evidence:
-        return None
+    if method.rule.needs_evidence and target.grid(stream) is not None:
+        return None  # refused where the lattice itself is resampled
     if method.rule.mixes_logits and inputs.dec is not None:
         return None  # an activation stands between the sides of a lattice and its logits
-    plan = frames.plan(target.T, student, method)
+    evidence = RowEvidence.of(target, stream) if method.rule.needs_evidence else None
+    plan = frames.plan(target.T, student, method, evidence)
     low = replace(inputs, h=inputs.h[plan.low])
     if not plan.weight.any():
         return ResampledHead(low)
