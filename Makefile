@@ -83,6 +83,7 @@ benchmark: install
 	$(PY) benchmarks/joiner.py
 	$(PY) benchmarks/size.py
 	$(PY) benchmarks/tail.py
+	$(PY) benchmarks/resample.py
 	$(PY) benchmarks/capture.py
 	$(PY) benchmarks/verify.py
 

@@ -75,7 +75,7 @@ def test_targets_at_another_speed_fit_the_teacher_on_that_audio(store, utt, spee
     """Of targets moved by whole frames, the unmoved ones are nearest to the teacher's output for that audio."""
     real = teacher_on(faster(audio(utt), speed))
     clip = Clip(utt).at_speed(speed)
-    batch = store.batch([clip], frames=[len(real)], ratio=FrameClock(FRAME), streams=["ctc"])
+    batch = store.batch([clip], frames=[len(real)], ratio=FrameClock(FRAME), streams=["ctc"], method="linear")
     served = dense(batch)
     moved = {k: kl(real, np.roll(served, k, 0)) for k in range(-3, 4)}
     assert min(moved, key=moved.get) == 0
@@ -98,7 +98,7 @@ def test_a_crop_counts_seconds_after_the_change_of_speed(store, speed):
     for utt in ("demo-00", "demo-01", "demo-04"):
         real = teacher_on(faster(audio(utt), speed))[12:32]
         at = [Clip(utt).at_speed(v) for v in (speed, 1, 1 / speed)]
-        served = [dense(store.batch([c.crop(*cut)], streams=["ctc"])) for c in at]
+        served = [dense(store.batch([c.crop(*cut)], streams=["ctc"], method="linear")) for c in at]
         lost += [kl(real, x) for x in served]
     right, ignored, inverted = lost
     assert right < 0.5
@@ -121,7 +121,7 @@ def test_a_crop_of_whole_frames_gives_those_frames(store):
 
 def test_a_crop_from_half_a_frame_mixes_two_frames(store):
     p = np.exp(store["demo-00"].log_probs("ctc"))
-    batch = store.batch([Clip("demo-00").crop(FRAME / 2, 20 * FRAME)], streams=["ctc"])
+    batch = store.batch([Clip("demo-00").crop(FRAME / 2, 20 * FRAME)], streams=["ctc"], method="linear")
     np.testing.assert_allclose(np.exp(dense(batch)), (p[:20] + p[1:21]) / 2, atol=1e-6)
 
 

@@ -16,7 +16,7 @@ from logitstore.encodings.rows import NOTHING
 from logitstore.errors import LengthError, UsageError
 from logitstore.losses import ctc_kd
 from logitstore.targets.decode import greedy_ctc
-from logitstore.targets.frames import Method, nearest, plan, spikes
+from logitstore.targets.frames import MAX_DRIFT, Method, Ramp, keep_tokens, nearest, plan, spikes
 from logitstore.targets.resample import nonblank
 from logitstore.targets.target import Target
 from logitstore.testing.encoding import decoded
@@ -24,7 +24,16 @@ from logitstore.tokens.transcript import edit_distance
 from tests.support import demo
 
 V, BLANK = 9, 2
-TEXTS = ["linear", "linear-logit", "nearest", "max-nonblank", "stack:4", "nearest+shift=3", "stack:2+shift=1"]
+TEXTS = [
+    "keep-tokens",
+    "linear",
+    "linear-logit",
+    "nearest",
+    "max-nonblank",
+    "stack:4",
+    "nearest+shift=3",
+    "stack:2+shift=1",
+]
 
 
 def target(t, encoding="dense", seed=0, scale=3.0):
@@ -48,6 +57,91 @@ def test_unknown_methods_list_the_known(text):
 
 
 lengths = st.integers(1, 60)
+RATES = [(1, 1), (3, 4), (2, 3), (1, 2), (1, 3), (1, 4), (2, 1)]
+paths = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 4)), min_size=1, max_size=25).map(
+    lambda runs: np.repeat([token for token, _ in runs], [count for _, count in runs])
+)
+
+
+def fits(best, ramp):
+    """Whether some rising choice of frames within the drift keeps the decode; every choice is tried."""
+    wanted, reach = greedy_ctc(best, 0), max(1, -(-MAX_DRIFT * ramp.step.numerator // ramp.step.denominator))
+    near = ramp.nearest(len(best))
+    states = {(-1, ())}  # the last frame chosen, and the decode so far with its last class
+    for i in range(ramp.count):
+        reachable = range(max(near[i] - reach, 0), min(near[i] + reach, len(best) - 1) + 1)
+        following = set()
+        for last, said in states:
+            for frame in reachable:
+                if frame >= last:
+                    token = int(best[frame])
+                    now = said if said and said[-1] == token else (*said, token)
+                    if [x for x in now if x] == wanted[: sum(x > 0 for x in now)]:
+                        following.add((frame, now))
+        states = following
+    return any([x for x in said if x] == wanted for _, said in states)
+
+
+@settings(max_examples=150)
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.integers(1, 3)), min_size=1, max_size=7), st.sampled_from(RATES)
+)
+def test_keep_tokens_keeps_the_decode_wherever_any_choice_does(runs, rate):
+    best = np.repeat([token for token, _ in runs], [count for _, count in runs])
+    ramp = Ramp.whole(len(best), -(-len(best) * rate[0] // rate[1]))
+    chosen = keep_tokens(best, 0, ramp)
+    assert len(chosen) == ramp.count
+    assert (np.diff(chosen) >= 0).all()
+    if fits(best, ramp):
+        assert greedy_ctc(best[chosen], 0) == greedy_ctc(best, 0)
+
+
+@given(paths, st.sampled_from(RATES))
+def test_keep_tokens_never_drifts_further_than_it_says_and_adds_no_token(best, rate):
+    ramp = Ramp.whole(len(best), -(-len(best) * rate[0] // rate[1]))
+    chosen = keep_tokens(best, 0, ramp)
+    reach = max(1.0, np.ceil(MAX_DRIFT * float(ramp.step)))
+    assert (np.abs(chosen - ramp.nearest(len(best))) <= reach).all()
+    kept, every = greedy_ctc(best[chosen], 0), iter(greedy_ctc(best, 0))
+    assert all(token in every for token in kept)  # a subsequence
+    silence = np.zeros(len(best), int)
+    assert np.array_equal(keep_tokens(silence, 0, ramp), ramp.nearest(len(best)))
+
+
+@pytest.mark.parametrize("rate", [(1, 2), (3, 4)])
+def test_targets_at_another_rate_say_what_the_teacher_says(tmp_path, rate):
+    """The reason for the default: mixing a spike with the blank beside it deletes tokens, choosing does not."""
+    dump_logits(demo.teacher(), demo.manifest(), tmp_path, DumpOptions(streams={"ctc": "dense"}))
+    store = open_store(tmp_path)
+    errors, tokens = dict.fromkeys((None, "linear"), 0), 0
+    for utt_id in store:
+        wanted = greedy_ctc(store[utt_id].log_probs("ctc").argmax(1), store.tokens.blank)
+        tokens += len(wanted)
+        count = -(-store[utt_id].T * rate[0] // rate[1])
+        for method in errors:
+            served = store.batch([utt_id], frames=[count], method=method)["ctc"].dense()[0]
+            errors[method] += edit_distance(wanted, greedy_ctc(served.argmax(1).numpy(), store.tokens.blank))
+    assert errors[None] <= 0.02 * tokens
+    assert errors["linear"] > 0.04 * tokens
+
+
+def test_methods_by_stream_and_defaults():
+    rows, _ = target(12)
+    both = Target(
+        "u", 12, rows.labels, {"ctc": rows["ctc"], "rnnt": rows["ctc"]}, {"ctc": (12, V), "rnnt": (12, V)}
+    )
+    assert Method.of("ctc", None) == Method("keep-tokens")
+    assert Method.of("rnnt", "") == Method("linear")
+    assert Method.of("ctc", "+shift=2") == Method("keep-tokens", shift=2)
+    assert Method.of("ctc", "nearest") == Method("nearest")
+    one = collate_targets([both], frames=[5], method={"ctc": "nearest"})
+    near, mixed = (collate_targets([both], frames=[5], method=m) for m in ("nearest", "linear"))
+    assert torch.equal(one["ctc"].logp, near["ctc"].logp)
+    assert torch.equal(one["rnnt"].logp, mixed["rnnt"].logp)
+    with pytest.raises(UsageError, match="no stream 'ctd'"):
+        collate_targets([both], frames=[5], method={"ctd": "nearest"})
+    with pytest.raises(UsageError, match="stacks of 1, 2"):
+        collate_targets([both], method={"ctc": "stack:2"})
 
 
 @given(lengths, lengths, st.integers(0, 2**16))

@@ -1,0 +1,76 @@
+"""Token errors of CTC targets as a student at another frame rate is served them.
+
+    python benchmarks/resample.py [--short]
+
+The greedy decode of the demo teacher's stored CTC logits is compared with the greedy decode of the targets that
+``Store.batch`` serves at each rate and with each resampling method. Prints errors in percent of the tokens, and for
+``keep-tokens`` the mean distance of a chosen frame from its student frame's own time, in student frames.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT))
+
+from logitstore import DumpOptions, Store, dump_logits, load_teacher, open_store, read_manifest  # noqa: E402
+from logitstore.targets.decode import greedy_ctc  # noqa: E402
+from logitstore.targets.frames import Ramp, keep_tokens  # noqa: E402
+from logitstore.tokens.transcript import edit_distance  # noqa: E402
+
+RATES = ((3, 4), (2, 3), (1, 2), (1, 3), (1, 4))
+METHODS = ("keep-tokens", "max-nonblank", "nearest", "linear")
+
+
+def errors(store: Store, rate: tuple[int, int], method: str) -> float:
+    """Return the token errors of the served targets in percent."""
+    blank, wrong, tokens = store.tokens.blank, 0, 0
+    for utt_id in store:
+        target = store[utt_id]
+        own = greedy_ctc(target.log_probs("ctc").argmax(1), blank)
+        frames = -(-target.T * rate[0] // rate[1])
+        batch = store.batch([utt_id], frames=[frames], method=method, streams=["ctc"])
+        served = greedy_ctc(batch["ctc"].dense()[0].argmax(1).numpy(), blank)
+        wrong, tokens = wrong + edit_distance(own, served), tokens + len(own)
+    return 100 * wrong / tokens
+
+
+def drift(store: Store, rate: tuple[int, int]) -> float:
+    """Return the mean distance of chosen frames from their student frames' own times, in student frames."""
+    found = []
+    for utt_id in store:
+        best = store[utt_id].log_probs("ctc").argmax(1)
+        ramp = Ramp.whole(len(best), -(-len(best) * rate[0] // rate[1]))
+        own_time = float(ramp.begin) + float(ramp.step) * np.arange(ramp.count)
+        chosen = keep_tokens(best, store.tokens.blank, ramp)
+        found.append(np.abs(chosen - own_time) / float(ramp.step))
+    return float(np.concatenate(found).mean())
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--short", action="store_true", help="four utterances and two rates")
+    short = parser.parse_args().short
+    teacher = load_teacher(f"{ROOT}/recipes/demo/teacher.py:load")
+    manifest = read_manifest(ROOT / "manifests" / "demo.jsonl", limit=4 if short else 0)
+    with tempfile.TemporaryDirectory() as folder:
+        dump_logits(teacher, manifest, folder, DumpOptions(streams={"ctc": "dense"}))
+        store = open_store(folder)
+        print(f"token errors in percent, {len(store)} utterances; drift in student frames")
+        print("rate  " + "".join(f"{method:>14}" for method in METHODS) + f"{'drift':>8}")
+        for rate in ((3, 4), (1, 2)) if short else RATES:
+            cells = "".join(f"{errors(store, rate, method):14.2f}" for method in METHODS)
+            print(f"{rate[0]}:{rate[1]:<4}{cells}{drift(store, rate):8.2f}")
+
+
+if __name__ == "__main__":
+    main()
