@@ -16,14 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from logitstore import DumpOptions, Store, dump_logits, load_teacher, open_store, read_manifest
+from logitstore.targets.decode import greedy_ctc
+from logitstore.targets.frames import Ramp, keep_tokens
+from logitstore.tokens.transcript import edit_distance
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT))
-
-from logitstore import DumpOptions, Store, dump_logits, load_teacher, open_store, read_manifest  # noqa: E402
-from logitstore.targets.decode import greedy_ctc  # noqa: E402
-from logitstore.targets.frames import Ramp, keep_tokens  # noqa: E402
-from logitstore.tokens.transcript import edit_distance  # noqa: E402
-
 RATES = ((3, 4), (2, 3), (1, 2), (1, 3), (1, 4))
 METHODS = ("keep-tokens", "max-nonblank", "nearest", "linear")
 
