@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
@@ -126,6 +127,7 @@ def collate_targets(
     """
     if not targets:
         raise UsageError("a batch of no utterances", do="Give at least one target.")
+    _check_settings(temperature, ratio, streams)
     if vocab is not None:
         targets = [_mapped(source, vocab) for source in targets]
     sources = [_plain(source) for source in targets]
@@ -148,6 +150,20 @@ def collate_targets(
         streams={name: _collate_stream(name, sources, lengths, request) for name in names},
         driven=_driven_labels(sources, names),
     )
+
+
+def _check_settings(temperature: object, ratio: object, streams: object) -> None:
+    """Raise ``UsageError`` for settings of a wrong type, which would fail later with another message."""
+    if isinstance(temperature, bool | str):
+        raise UsageError(f"temperature={temperature!r} is not a number", do="Give a number such as 2.0.")
+    pair = isinstance(ratio, Sequence) and len(ratio) == 2 and all(isinstance(x, Integral) for x in ratio)
+    if not (ratio is None or pair or isinstance(ratio, FrameClock)):
+        raise UsageError(
+            f"ratio={ratio!r} is no ratio of whole numbers",
+            do="Give student frames per teacher frame as (p, q): (1, 2) for half as many; or a FrameClock.",
+        )
+    if isinstance(streams, str):
+        raise UsageError(f"streams={streams!r} is one name", do=f"Give a list of names: [{streams!r}].")
 
 
 @dataclass(frozen=True)

@@ -283,6 +283,21 @@ def test_a_store_is_read_by_id(stores):
         store[0]
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": "2"}, "temperature='2' is not a number"),
+        ({"temperature": True}, "not a number"),
+        ({"ratio": 0.5}, r"ratio=0\.5 is no ratio of whole numbers"),
+        ({"ratio": (1.0, 2.0)}, "no ratio of whole numbers"),
+        ({"streams": "ctc"}, r"(?s)streams='ctc' is one name.*\['ctc'\]"),
+    ],
+)
+def test_settings_of_a_batch_of_another_type_are_refused(stores, settings, message):
+    with pytest.raises(UsageError, match=message):
+        open_store(stores["zarr"]).batch(IDS[:2], **settings)
+
+
 def test_a_student_table_may_be_a_path(stores, tmp_path):
     tokens = open_store(stores["zarr"]).tokens
     (tmp_path / "tokens.txt").write_bytes(tokens.to_bytes())
