@@ -1,1 +1,1 @@
-"""corpus."""
+"""Manifests, their file formats, and audio."""

@@ -1,4 +1,4 @@
-"""Recordings to mono float32 at the teacher's sample rate."""
+"""Reading of audio: recordings as one channel of float32 at the teacher's sample rate."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..schema.checksums import sha256
 from .manifest import Utterance
 
 Float = NDArray[np.float32]
-EXPECTED_WITHIN = 0.1  # seconds: lengths that toolkits write down are rounded, some to 0.01 s
+DURATION_TOLERANCE = 0.1  # seconds; toolkits round the durations in manifests, some to 0.01 s
 
 
 def _soundfile() -> Any:
@@ -25,7 +25,7 @@ def _soundfile() -> Any:
 
 
 def seconds_of(utt: Utterance) -> float:
-    """Length of an utterance in seconds, from the manifest or the recording's header."""
+    """Return the duration of an utterance in seconds, from the manifest or the recording's header."""
     stated = stated_seconds(utt)
     if stated is not None:
         return stated
@@ -34,14 +34,14 @@ def seconds_of(utt: Utterance) -> float:
 
 
 def stated_seconds(utt: Utterance) -> float | None:
-    """Length of an utterance in seconds by the manifest alone; None where it does not say."""
+    """Return the duration of an utterance in seconds by the manifest alone; None if it gives none."""
     if utt.duration is not None:
         return utt.duration
     return None if utt.expected is None else max(0.0, utt.expected - utt.offset)
 
 
 def header(utt: Utterance) -> tuple[int, int]:
-    """Samples and sample rate of the whole recording, by its header; raises ``AudioError``."""
+    """Return (samples, sample rate) of the whole recording from its header; raise ``AudioError``."""
     sf = _soundfile()
     try:
         info = sf.info(_recording(utt))
@@ -51,26 +51,29 @@ def header(utt: Utterance) -> tuple[int, int]:
 
 
 def _recording(utt: Utterance) -> bytes | io.BytesIO:
-    """What libsndfile opens: a path, or what the shell command wrote; raises ``AudioError``."""
+    """Return the path of a recording, or the output of its shell command; raise ``AudioError``."""
     if not utt.pipe:
-        return os.fsencode(utt.audio)  # a name need not be UTF-8
+        return os.fsencode(utt.audio)  # the name of a file need not be UTF-8
     ran = subprocess.run(["bash", "-o", "pipefail", "-c", utt.pipe], capture_output=True, check=False)
     if ran.returncode:
-        said = ran.stderr.decode("utf-8", "replace").strip()
-        raise AudioError(f"{utt.pipe!r} ended with status {ran.returncode}: {said}", where=utt.id)
+        message = ran.stderr.decode("utf-8", "replace").strip()
+        raise AudioError(f"{utt.pipe!r} ended with status {ran.returncode}: {message}", where=utt.id)
     return io.BytesIO(ran.stdout)
 
 
 def fingerprint(audio: Float) -> str:
-    """The first 64 bits of the SHA-256 of samples: what a row keeps to know its recording again (SPEC S3)."""
+    """Return the first 64 bits of the SHA-256 of samples, which record metadata holds (SPEC S3)."""
     return sha256(audio.tobytes())[: len("sha256:") + 16]
 
 
 def load_audio(utt: Utterance, rate: int) -> Float:
-    """(samples,) float32 in [-1, 1], one channel or the mean of all, resampled with soxr (high quality).
+    """Read the audio of an utterance as (samples,) float32 in [-1, 1].
 
-    Raises ``AudioError`` where a recording is missing, unreadable, empty, shorter than the manifest says
-    or not finite, or lacks the channel.
+    The result is one channel or the mean of all, resampled to ``rate`` Hz with soxr (high quality).
+
+    Raises:
+        AudioError: the recording is missing, unreadable, empty or shorter than the manifest says, lacks the
+            channel, or has samples that are not finite.
     """
     import soxr
 
@@ -85,17 +88,17 @@ def load_audio(utt: Utterance, rate: int) -> Float:
                     f"{utt.audio} lasts {f.frames / source:.3f} s, but the manifest asks for "
                     f"{utt.offset:.3f} + {utt.duration or 0:.3f} s",
                     where=utt.id,
-                    why="The manifest was made for another recording, or this one was cut.",
+                    why="The manifest was made for another recording, or this recording was cut.",
                 )
-            if utt.expected is not None and abs(f.frames / source - utt.expected) > EXPECTED_WITHIN:
+            if utt.expected is not None and abs(f.frames / source - utt.expected) > DURATION_TOLERANCE:
                 raise AudioError(
                     f"{utt.audio} lasts {f.frames / source:.3f} s, the manifest says {utt.expected:.3f} s",
                     where=utt.id,
-                    why="The manifest was made for another recording, or this one was cut.",
+                    why="The manifest was made for another recording, or this recording was cut.",
                 )
             if utt.channel is not None and utt.channel >= f.channels:
                 raise AudioError(
-                    f"{utt.audio} has {f.channels} channels: there is no channel {utt.channel} from 0",
+                    f"{utt.audio} has {f.channels} channels: there is no channel {utt.channel}, counted from 0",
                     where=utt.id,
                 )
             f.seek(begin)
@@ -108,7 +111,7 @@ def load_audio(utt: Utterance, rate: int) -> Float:
     if not len(audio):
         raise AudioError(f"{utt.audio} is empty", where=utt.id)
     if not np.isfinite(audio).all():
-        raise AudioError(f"{utt.audio} holds NaN or infinity", where=utt.id)
+        raise AudioError(f"{utt.audio} contains NaN or infinity", where=utt.id)
     if source != rate:
         audio = soxr.resample(audio, source, rate)
     return np.ascontiguousarray(audio, np.float32)
@@ -117,6 +120,8 @@ def load_audio(utt: Utterance, rate: int) -> Float:
 def _unreadable(utt: Utterance, error: Exception) -> AudioError:
     if not utt.pipe and not utt.audio.exists():
         return AudioError(
-            f"{utt.audio} does not exist", where=utt.id, do="Check the manifest, or give --audio-root."
+            f"{utt.audio} does not exist",
+            where=utt.id,
+            do="Check the manifest, or give the folder that its paths are relative to (audio_root).",
         )
     return AudioError(f"{utt.audio} cannot be read: {error}", where=utt.id)

@@ -1,4 +1,4 @@
-"""Manifests: lists of utterances in any known format, read as a stream and checked."""
+"""Manifests: lists of utterances in any known format, checked and read line by line."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from .formats.base import load
 
 @dataclass(frozen=True)
 class Utterance:
-    """One manifest line.
+    """One utterance of a manifest.
 
     Attributes:
-        id: unique in the manifest; any UTF-8 text without control characters.
-        audio: path of the recording, resolved.
-        offset: seconds into the recording where it begins.
-        duration: seconds; None for all that follows.
-        text: reference text, if any.
-        tokens: reference token ids, if any; they win over ``text``.
-        line: where it stands, from 1.
-        channel: of the recording, from 0; None for the mean of all.
-        expected: seconds that the whole recording lasts by the manifest: to plan with, never to cut by.
-        pipe: a shell command whose output is the recording; ``audio`` is then only its name.
-        recording: id of the recording, where the manifest has one: rows keep it (SPEC S16).
+        id: id, unique in the manifest; any Unicode text without control characters.
+        audio: path of the recording, relative to the working directory or absolute.
+        offset: seconds from the beginning of the recording to that of the utterance.
+        duration: seconds of the utterance; None if it ends with the recording.
+        text: reference text; None if there is none.
+        tokens: reference token ids, used instead of ``text``; None if there are none.
+        line: number of the line, from 1.
+        channel: channel of the recording, from 0; None for the mean of all channels.
+        expected: seconds of the whole recording according to the manifest; never used to cut audio.
+        pipe: shell command that writes the recording to its output; ``audio`` is then a name only.
+        recording: id of the recording, stored as record metadata (SPEC S16); empty if there is none.
     """
 
     id: str
@@ -51,7 +51,7 @@ class Utterance:
     recording: str = ""
 
     def origin(self) -> dict[str, Any]:
-        """Where in which recording it lies, as its row says it (SPEC S16)."""
+        """Return its recording and position as record metadata (SPEC S16)."""
         value = {
             "id": self.recording,
             "start": self.offset,
@@ -72,14 +72,14 @@ def _number(value: dict[str, Any], key: str, where: str) -> float | None:
 
 @dataclass(frozen=True)
 class ManifestSource:
-    """A manifest that can be read again and again.
+    """A manifest that has not been checked.
 
     Attributes:
         path: the file or folder.
-        format: its format, a module of ``logitstore.corpus.formats``.
-        root: what relative audio paths are relative to.
-        pipes: whether recordings may be given as shell commands.
-        unpack: a folder that recordings inside the manifest are written to; None to refuse them.
+        format: name of its format, a module of ``logitstore.corpus.formats``.
+        root: folder that relative audio paths are relative to.
+        pipes: whether recordings may be shell commands.
+        unpack: folder that recordings inside the manifest are written to; None to refuse such recordings.
     """
 
     path: Path
@@ -89,11 +89,11 @@ class ManifestSource:
     unpack: Path | None = None
 
     def lines(self) -> Iterator[ManifestLine]:
-        """Every line, good or bad."""
+        """Yield every line, valid or not."""
         return load(self.format).lines(self.path)
 
     def utterance(self, line: ManifestLine) -> Utterance:
-        """What a line says; raises ``ManifestError`` naming the field that is wrong."""
+        """Return the utterance of a line; raise ``ManifestError`` with the field that is wrong."""
         if line.error is not None:
             raise line.error
         value, where = line.value, line.where
@@ -138,32 +138,32 @@ class ManifestSource:
             raise ManifestError(
                 f"the audio of {utt_id!r} is a shell command: {pipe} |",
                 where=where,
-                why="Whoever wrote the manifest would run programs here.",
-                do="Read it, then allow such commands: --allow-pipes.",
+                why="The author of the manifest could run any program on this machine.",
+                do="Check the commands, then allow them: allow_pipes=True, or --allow-pipes.",
             )
         return pipe
 
     def _audio(self, line: ManifestLine, utt_id: str) -> Path:
         audio = line.value.get("audio")
-        if line.inside is not None:
+        if line.recording_bytes is not None:
             return self._unpacked(line, utt_id)
         if not isinstance(audio, str) or not audio or "\0" in audio:
             raise ManifestError(f"audio of {utt_id!r} is {audio!r}, not a path", where=line.where)
         try:
-            os.fsencode(audio)  # a name that is not UTF-8 comes as half surrogates, as os.fsdecode gives it
+            os.fsencode(audio)  # a name that is not UTF-8 has half surrogates, as from os.fsdecode
         except UnicodeEncodeError as e:
             raise ManifestError(f"audio of {utt_id!r} is not valid Unicode: {e}", where=line.where) from None
         return self.root / audio
 
     def _unpacked(self, line: ManifestLine, utt_id: str) -> Path:
-        """A recording inside the manifest, written to a file named after its utterance."""
+        """Write a recording inside the manifest to a file named after its utterance; return the path."""
         if self.unpack is None:
             raise ManifestError(
-                f"the audio of {utt_id!r} lies inside the manifest as bytes, not in a file",
+                f"the audio of {utt_id!r} is inside the manifest, not in a file",
                 where=line.where,
                 do="Write the recordings to files first: logitstore manifest FROM TO.jsonl --audio-dir DIR.",
             )
-        assert line.inside is not None
+        assert line.recording_bytes is not None
         name, suffix = (
             quote(utt_id, safe="").replace(".", "%2E"),
             PurePath(str(line.value.get("audio"))).suffix,
@@ -171,15 +171,21 @@ class ManifestSource:
         if len(name) > 100:
             name = f"{name[:80]}~{id_hash(utt_id):016x}"
         path = self.unpack / (name + (suffix if suffix.isascii() else ""))
-        if not path.is_file() or path.stat().st_size != len(line.inside):
+        if not path.is_file() or path.stat().st_size != len(line.recording_bytes):
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(line.inside)
+            path.write_bytes(line.recording_bytes)
         return path
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A line that cannot be used: the utterance (or ``line N``), the class of the error, and its text."""
+    """A line or utterance that cannot be used.
+
+    Attributes:
+        id: utterance id, or ``line N``.
+        reason: name of the error's class.
+        what: text of the error.
+    """
 
     id: str
     reason: str
@@ -191,16 +197,16 @@ class Problem:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A checked manifest; reading it again costs no memory.
+    """A checked manifest, iterable over its valid utterances; utterances are not kept in memory.
 
     Attributes:
-        source: where it is and how it is read.
-        sha256: of the manifest's bytes.
-        utterances: good lines.
-        seconds: of audio, as far as durations are given.
+        source: the manifest, and how it is read.
+        sha256: SHA-256 of the manifest's bytes.
+        utterances: number of valid utterances.
+        seconds: total audio in seconds of utterances whose duration is given.
         problems: lines that cannot be used, in order.
-        bad_lines: their numbers.
-        limit: read only so many good lines; 0 for all.
+        bad_lines: numbers of these lines.
+        limit: number of valid utterances to read; 0 for all.
     """
 
     source: ManifestSource
@@ -227,7 +233,7 @@ class Manifest:
             yield self.source.utterance(line)
 
     def to_json(self) -> dict[str, Any]:
-        """What a store keeps of it."""
+        """Return the description that a store holds of it."""
         return {"sha256": self.sha256}
 
 
@@ -239,7 +245,20 @@ def open_source(
     allow_pipes: bool = False,
     unpack: str | Path | None = None,
 ) -> ManifestSource:
-    """A manifest of any known format; raises ``ManifestError``, ``UnknownName`` or ``UsageError``."""
+    """Open a manifest of any known format, without a check of its lines; see :func:`read_manifest`.
+
+    Args:
+        path: a file or folder.
+        audio_root: folder that relative audio paths are relative to; by default as the format defines it.
+        format: name of the format; by default recognised.
+        allow_pipes: run shell commands that stand for recordings.
+        unpack: folder that recordings inside the manifest are written to; None to refuse such recordings.
+
+    Raises:
+        ManifestError: the file cannot be read, or the folder has no known format.
+        UnknownName: there is no format of that name.
+        UsageError: the library that reads the format is not installed.
+    """
     path = Path(path)
     name, found = find_format(path, format)
     root = Path(audio_root) if audio_root is not None else path.parent if found.BESIDE else Path()
@@ -254,27 +273,27 @@ def read_manifest(
     format: str | None = None,
     allow_pipes: bool = False,
 ) -> Manifest:
-    """Check every line of a manifest: its fields, and that no id stands twice.
+    """Read a manifest and check every line: its fields, and that its id is unique.
 
     Args:
         path: a file or folder of any known format.
-        audio_root: what relative audio paths are relative to; the format's own habit when not given.
-        limit: only so many good lines.
-        format: ``jsonl``, ``nemo``, ``kaldi``, ``lhotse`` or ``huggingface``; recognised when not given.
+        audio_root: folder that relative audio paths are relative to; by default as the format defines it.
+        limit: number of valid utterances to read; 0 for all.
+        format: ``jsonl``, ``nemo``, ``kaldi``, ``lhotse`` or ``huggingface``; by default recognised.
         allow_pipes: run shell commands that stand for recordings.
 
     Raises:
-        ManifestError: nothing can be read at all; bad lines are listed in ``problems``.
-        UnknownName: no format of that name.
+        ManifestError: the manifest cannot be read at all; single bad lines are listed in ``problems``.
+        UnknownName: there is no format of that name.
         UsageError: the library that reads the format is not installed.
     """
     return check(open_source(path, audio_root=audio_root, format=format, allow_pipes=allow_pipes), limit)
 
 
 def check(source: ManifestSource, limit: int = 0) -> Manifest:
-    """Read a source from end to end; raises as :func:`read_manifest`.
+    """Check every line of an opened manifest; raise the errors of :func:`read_manifest`.
 
-    Ids are compared by hash, so that sixteen bytes an utterance are all the memory it takes.
+    Ids are compared by hash, which takes sixteen bytes of memory per utterance.
     """
     problems: dict[int, Problem] = {}
     hashes, numbers = array("Q"), array("q")
@@ -294,10 +313,10 @@ def check(source: ManifestSource, limit: int = 0) -> Manifest:
         for line in source.lines() if repeated else ():
             if line.number in repeated:
                 name = _name(line)
-                what = f"{line.where}: the id {name!r} stands already at line {repeated[line.number]}"
+                what = f"{line.where}: the id {name!r} is already at line {repeated[line.number]}"
                 problems[line.number] = Problem(name, "ManifestError", what)
     except OSError as e:
-        raise ManifestError(f"cannot be read: {e.strerror or e}", where=str(source.path)) from None
+        raise ManifestError(f"it cannot be read: {e.strerror or e}", where=str(source.path)) from None
     good = len(hashes) - len(repeated)
     return Manifest(
         source=source,
@@ -311,7 +330,7 @@ def check(source: ManifestSource, limit: int = 0) -> Manifest:
 
 
 def _sha256(files: Sequence[Path], path: Path) -> str:
-    """Over the bytes of a file; over the names and bytes of a folder's files."""
+    """Return the SHA-256 of a file's bytes, or of the names and bytes of a folder's files."""
     digest = hashlib.sha256()
     for file in files:
         if file != path:
@@ -323,7 +342,7 @@ def _sha256(files: Sequence[Path], path: Path) -> str:
 
 
 def _repeated(hashes: array[int], numbers: array[int]) -> dict[int, int]:
-    """Line numbers whose id stood before, each with the line where it stood first."""
+    """Return the numbers of lines whose id appeared before, each with the line of its first appearance."""
     keys, lines = np.frombuffer(hashes, np.uint64), np.frombuffer(numbers, np.int64)
     order = np.argsort(keys, kind="stable")
     same = np.flatnonzero(keys[order][1:] == keys[order][:-1]) + 1

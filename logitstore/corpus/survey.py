@@ -1,4 +1,4 @@
-"""A manifest looked at with its recordings: what is there, what is wrong, and the same as JSON lines."""
+"""Survey of a manifest and its recordings, and manifests written as JSON lines."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AudioError
-from .audio import EXPECTED_WITHIN, header
+from .audio import DURATION_TOLERANCE, header
 from .manifest import Manifest, Problem, Utterance
 
-ROUNDING = 0.01  # seconds that an utterance may end after its recording, as load_audio allows
+ROUNDING = 0.01  # seconds by which an utterance may end after its recording, as in load_audio
 
 
 @dataclass
 class Survey:
-    """What a manifest holds.
+    """Content of a manifest, and its problems.
 
     Attributes:
-        format: of the manifest.
-        utterances: good ones, whose recordings are there and long enough.
-        seconds: of audio in them.
-        rates: how many utterances have which sample rate, Hz.
-        texts: how many have a reference text.
-        tokens: how many have reference token ids.
-        problems: all that is wrong, one utterance or line each.
+        format: format of the manifest.
+        utterances: number of valid utterances, with recordings that exist and are long enough.
+        seconds: total audio of these in seconds.
+        rates: number of utterances by sample rate in Hz.
+        texts: number of utterances with a reference text.
+        tokens: number of utterances with reference token ids.
+        problems: lines and utterances that cannot be used.
     """
 
     format: str
@@ -52,9 +52,9 @@ class Survey:
 
 
 def survey(manifest: Manifest, into: Survey) -> Iterator[Utterance]:
-    """Every good utterance, its duration as its recording's header says it; fills in the survey meanwhile.
+    """Yield every valid utterance with the duration from its recording's header, and count it in ``into``.
 
-    A header is read once for consecutive utterances of one recording.
+    The header is read once for consecutive utterances of the same recording.
     """
     into.problems.extend(manifest.problems)
     last: tuple[object, tuple[int, int]] | None = None
@@ -69,16 +69,16 @@ def survey(manifest: Manifest, into: Survey) -> Iterator[Utterance]:
 
 
 def _measured(utt: Utterance, found: tuple[int, int], into: Survey) -> Utterance:
-    """The utterance with its true duration, counted; raises ``AudioError`` where it cannot be so long."""
+    """Return the utterance with its measured duration; raise ``AudioError`` if the recording is too short."""
     frames, rate = found
     whole = frames / rate
     duration = whole - utt.offset if utt.duration is None else utt.duration
     wrong = ""
     if duration <= 0:
-        wrong = f"nothing is left of it behind {utt.offset:.3f} s" if utt.offset else "it is empty"
+        wrong = f"it ends before the utterance begins, at {utt.offset:.3f} s" if utt.offset else "it is empty"
     elif utt.offset + duration > whole + ROUNDING:
         wrong = f"the manifest asks for {utt.offset:.3f} + {duration:.3f} s"
-    elif utt.expected is not None and abs(utt.expected - whole) > EXPECTED_WITHIN:
+    elif utt.expected is not None and abs(utt.expected - whole) > DURATION_TOLERANCE:
         wrong = f"the manifest says {utt.expected:.3f} s"
     if wrong:
         raise AudioError(f"{utt.audio} lasts {whole:.3f} s: {wrong}", where=utt.id)
@@ -91,7 +91,7 @@ def _measured(utt: Utterance, found: tuple[int, int], into: Survey) -> Utterance
 
 
 def to_line(utt: Utterance, beside: Path) -> bytes:
-    """One JSON line; a recording below the folder ``beside`` is written relative to it."""
+    """Encode an utterance as a JSON line; the path of a recording below ``beside`` becomes relative to it."""
     value: dict[str, Any] = {"id": utt.id}
     if utt.pipe:
         value["pipe"] = utt.pipe
@@ -113,17 +113,17 @@ def to_line(utt: Utterance, beside: Path) -> bytes:
     line = json.dumps(value, ensure_ascii=False) + "\n"
     try:
         return line.encode("utf-8")
-    except UnicodeEncodeError:  # a file name that is not UTF-8: its bytes stand as half surrogates
+    except UnicodeEncodeError:  # a file name that is not UTF-8, whose bytes became half surrogates
         return (json.dumps(value) + "\n").encode("ascii")
 
 
 def write_lines(utterances: Iterator[Utterance], to: Path) -> None:
-    """Write JSON lines; the file appears under its name when it is whole."""
+    """Write utterances as JSON lines; the file gets its name when it is complete."""
     write_bytes((to_line(utt, to.parent) for utt in utterances), to)
 
 
 def write_bytes(lines: Iterator[bytes], to: Path) -> int:
-    """Write lines and say how many; the file appears under its name when it is whole."""
+    """Write lines and return their number; the file gets its name when it is complete."""
     count = 0
     partial = to.with_name(f".{to.name}.{os.getpid()}")
     to.parent.mkdir(parents=True, exist_ok=True)

@@ -109,7 +109,7 @@ class TranscriptCheck:
         """Refuse a stream with no transcript but empty ones, where the recordings hold speech."""
         with_speech = [(o, found[stream]) for o, found in self._seen if o.loaded.utt.text != ""]
         seconds = sum(o.loaded.seconds for o, _ in with_speech)
-        if seconds < ENOUGH_SECONDS or any(t.said for _, t in with_speech):
+        if seconds < ENOUGH_SECONDS or any(t.tokens_or_text for _, t in with_speech):
             return
         self._skips.refuse(
             "all blank",
@@ -122,7 +122,7 @@ class TranscriptCheck:
 
     def _require_variety(self, stream: str) -> None:
         """Refuse a stream that has one transcript for different recordings."""
-        transcripts = {found[stream].said for _, found in self._seen}
+        transcripts = {found[stream].tokens_or_text for _, found in self._seen}
         recordings = {o.loaded.utt.text or round(o.loaded.seconds, 1) for o, _ in self._seen}
         if len(transcripts) > 1 or len(recordings) == 1 or not next(iter(transcripts)):
             return

@@ -1,1 +1,1 @@
-"""tokens."""
+"""Token tables, their file formats and differences, and transcripts."""

@@ -1,6 +1,6 @@
-"""What kind of difference lies between two token tables, in words.
+"""Comparison of token tables: the kind of their difference, described in words.
 
-A re-sorted or reduced dictionary has as good a shape as the right one, so nothing but the names can tell.
+A re-sorted or reduced table may have as many tokens as the right one, so tables are compared by token.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from typing import Protocol
 
 MARKERS = ("▁", "Ġ", "##", "@@")
 MAPPABLE = ("same", "blank", "re-sorted", "reduced", "extended", "overlapping")
-CHARACTERS, PIECES = 0.1, 0.4  # share of pieces of several characters: of a character table, of a BPE table
-KEYWORDS = 10  # so few characters are a keyword's, not a character table
-_OWN = "Use the table the teacher was trained with"
-_MAP = f"{_OWN}, or map by name: open_store(..., vocab=VocabMap.by_token(store.tokens, table))."
+# Largest share of tokens longer than one character in a character table, smallest share in a BPE table.
+MAX_CHARACTER_SHARE, MIN_BPE_SHARE = 0.1, 0.4
+MIN_CHARACTERS = 10  # fewer characters belong to a keyword table, not to a character table
+_USE_OWN = "Use the table the teacher was trained with"
+_MAP_TOKENS = f"{_USE_OWN}, or map by name: open_store(..., vocab=VocabMap.by_token(store.tokens, table))."
 
 
 class Tokens(Protocol):
@@ -29,13 +30,13 @@ class Tokens(Protocol):
 
 @dataclass(frozen=True)
 class TableDifference:
-    """How two tables differ.
+    """The difference between two token tables.
 
     Attributes:
-        kind: one of ``MAPPABLE``, or ``case``, ``marker``, ``units``, ``foreign``: there, tokens of one name
-            are not what the other table calls so.
-        what: the difference, with both counts and the first differing token.
-        do: what to do about it.
+        kind: one of ``MAPPABLE``, or ``case``, ``marker``, ``units`` or ``foreign``, where equal tokens of the
+            two tables need not mean the same.
+        what: description of the difference, with both sizes and the first differing token.
+        do: the remedy.
     """
 
     kind: str
@@ -44,18 +45,18 @@ class TableDifference:
 
     @property
     def mappable(self) -> bool:
-        """Whether a map by token name makes sense."""
+        """Whether the tables can be mapped by token."""
         return self.kind in MAPPABLE
 
 
 def compare(ours: Tokens, theirs: Tokens, which: tuple[str, str]) -> TableDifference:
-    """The difference between two tables, called ``which`` in the text."""
+    """Compare two tables; ``which`` are their names in the description."""
     one, two = which
     if ours.tokens == theirs.tokens:
         if ours.blank == theirs.blank:
             return TableDifference("same", "the tables are the same", "")
         what = f"blank is {ours.blank} in {one} but {theirs.blank} in {two}"
-        return TableDifference("blank", what, f"Say which blank is right. {_OWN}.")
+        return TableDifference("blank", what, f"Say which blank is right. {_USE_OWN}.")
     kind, more, do = _kind(ours, theirs, which)
     counts = f"{one} has {len(ours.tokens)} tokens, {two} {len(theirs.tokens)}"
     first = next(
@@ -70,95 +71,95 @@ def compare(ours: Tokens, theirs: Tokens, which: tuple[str, str]) -> TableDiffer
 
 
 def _kind(ours: Tokens, theirs: Tokens, which: tuple[str, str]) -> tuple[str, str, str]:
-    """Kind, its sentence, and what to do, of two tables whose tokens differ."""
+    """Return (kind, description, remedy) for two tables whose tokens differ."""
     one, two = which
-    a, b = _spoken(ours), _spoken(theirs)
+    a, b = _without_blank(ours), _without_blank(theirs)
     if a == b:
         if ours.blank == theirs.blank:
-            return "blank", "only the blank is called differently", _MAP
+            return "blank", "only the token of the blank differs", _MAP_TOKENS
         shift = f"blank moved from {ours.blank} to {theirs.blank}, and every id between moved by one"
-        return "blank", shift, _MAP
+        return "blank", shift, _MAP_TOKENS
     if sorted(a) == sorted(b):
         moved = "" if ours.blank == theirs.blank else f", and blank is {ours.blank} against {theirs.blank}"
-        return "re-sorted", f"the tokens are the same, in another order{moved}", _MAP
+        return "re-sorted", f"the tokens are the same, in another order{moved}", _MAP_TOKENS
     units = _units(a, b, which)
     if units:
         return "units", units, "Use the stored transcripts as hard targets, or a teacher with such units."
     known, wanted = set(a), set(b)
     both = known & wanted
     for kind, form, name, how in _SPELLINGS:
-        folded = {form(t) for t in _plain(known)} & {form(t) for t in _plain(wanted)}
-        fewest = min(len(_plain(known)), len(_plain(wanted)))
-        if len(folded) >= max(0.5 * fewest, 1.5 * len(_plain(both)), 1):
-            say = f"they differ in {name}: {len(both)} tokens are equal with it, {len(folded)} without"
-            return kind, say, f"VocabMap.by_token(..., {how}) maps one spelling to the other."
-    if not _plain(both) and _plain(known) and _plain(wanted):
-        return "foreign", "they have no token in common", f"{_OWN}."
-    if both and _plain(wanted) <= known:
-        return "reduced", _reduced(ours, theirs, which), _MAP
-    if both and _plain(known) <= wanted:
+        folded = {form(t) for t in _without_special(known)} & {form(t) for t in _without_special(wanted)}
+        fewest = min(len(_without_special(known)), len(_without_special(wanted)))
+        if len(folded) >= max(0.5 * fewest, 1.5 * len(_without_special(both)), 1):
+            sentence = f"they differ in {name}: {len(both)} tokens are equal with it, {len(folded)} without"
+            return kind, sentence, f"VocabMap.by_token(..., {how}) maps one spelling to the other."
+    if not _without_special(both) and _without_special(known) and _without_special(wanted):
+        return "foreign", "they have no token in common", f"{_USE_OWN}."
+    if both and _without_special(wanted) <= known:
+        return "reduced", _reduced(ours, theirs, which), _MAP_TOKENS
+    if both and _without_special(known) <= wanted:
         more = len(wanted - known)
-        return "extended", f"every token of {one} is in {two}, which has {more} more", _MAP
+        return "extended", f"every token of {one} is in {two}, which has {more} more", _MAP_TOKENS
     if not both:
-        return "foreign", "they have no token in common", f"{_OWN}."
-    return "overlapping", f"they share {len(both)} tokens", _MAP
+        return "foreign", "they have no token in common", f"{_USE_OWN}."
+    return "overlapping", f"they share {len(both)} tokens", _MAP_TOKENS
 
 
 def _units(a: Sequence[str], b: Sequence[str], which: tuple[str, str]) -> str:
-    """What to say of a character table against a BPE table; empty where they are not that."""
-    shares = _several(a), _several(b)
-    if min(shares) > CHARACTERS or max(shares) < PIECES:
+    """Describe the difference between a character table and a BPE table; return "" for other tables."""
+    shares = _share_of_longer(a), _share_of_longer(b)
+    if min(shares) > MAX_CHARACTER_SHARE or max(shares) < MIN_BPE_SHARE:
         return ""
     characters, pieces = (a, b) if shares[0] < shares[1] else (b, a)
-    if len(_plain(characters)) < KEYWORDS and _plain(characters) <= set(pieces):
+    if len(_without_special(characters)) < MIN_CHARACTERS and _without_special(characters) <= set(pieces):
         return ""
-    kinds = [("a character" if s <= CHARACTERS else "a BPE") for s in shares]
+    kinds = [("a character" if s <= MAX_CHARACTER_SHARE else "a BPE") for s in shares]
     return (
         f"{which[0]} is {kinds[0]} table ({shares[0]:.0%} of its tokens are longer than one character), "
-        f"{which[1]} {kinds[1]} table ({shares[1]:.0%}): the same words are cut into other pieces, and a "
-        "frame's distribution over the one says nothing about the other"
+        f"{which[1]} {kinds[1]} table ({shares[1]:.0%}): they split the same words into different "
+        "tokens, so a distribution over the one cannot be mapped to the other"
     )
 
 
 def _reduced(ours: Tokens, theirs: Tokens, which: tuple[str, str]) -> str:
-    """The accident this module is for: fewer tokens, so that every later id means another one."""
+    """Describe a table with fewer tokens, in which later ids stand for other tokens."""
     ids = {t: i for i, t in enumerate(ours.tokens)}
     kept = [(t, ids[t], i) for i, t in enumerate(theirs.tokens) if t in ids]
-    say = f"{which[1]} is a reduced table: {len(kept)} of the tokens of {which[0]}"
+    sentence = f"{which[1]} is a reduced table: {len(kept)} of the tokens of {which[0]}"
     moved = [(t, was, now) for t, was, now in kept if was != now]
     if moved:
         token, was, now = moved[0]
-        say += f", {len(moved)} of them under another id, the first {token!r}: {was} became {now}"
-    return say
+        sentence += f", {len(moved)} of them under another id, the first {token!r}: {was} became {now}"
+    return sentence
 
 
 def _at(table: Tokens, index: int) -> str:
     return repr(table.tokens[index]) if index < len(table.tokens) else "nothing"
 
 
-def _spoken(table: Tokens) -> list[str]:
-    """The tokens in order, without the blank."""
+def _without_blank(table: Tokens) -> list[str]:
+    """Return the tokens in order, without the blank."""
     return [t for i, t in enumerate(table.tokens) if i != table.blank]
 
 
 def is_special(token: str) -> bool:
-    """``<unk>``, ``[PAD]``, ``#0``: not text."""
+    """Return whether a token is in brackets, e.g. ``<unk>`` or ``[PAD]``, and so not text."""
     return len(token) > 2 and token[0] + token[-1] in ("<>", "[]")
 
 
-def _plain(tokens: Iterable[str]) -> set[str]:
+def _without_special(tokens: Iterable[str]) -> set[str]:
     return {t for t in tokens if not is_special(t)}
 
 
 def bare(token: str) -> str:
-    """A token without the mark that begins or joins a word."""
+    """Return a token without the marker that begins or joins a word."""
     for mark in MARKERS:
         token = token.removeprefix(mark).removesuffix(mark) or token
     return " " if token in ("|", "▁", "<space>", "Ġ") else token
 
 
-def _several(tokens: Sequence[str]) -> float:
-    """Share of the tokens that are longer than one character."""
+def _share_of_longer(tokens: Sequence[str]) -> float:
+    """Return the share of tokens that are longer than one character, markers and special tokens aside."""
     plain = [bare(t) for t in tokens if not is_special(t)]
     return sum(len(t) > 1 for t in plain) / len(plain) if plain else 0.0
 

@@ -1,4 +1,4 @@
-"""Token tables: which id is which token, and where the blank is."""
+"""Token tables: the token of every id, and the id of the blank."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _PAIR = re.compile(r"(.+)[ \t]([0-9]+)[ \t]*")
 
 @dataclass(frozen=True)
 class TokenTable:
-    """V classes in id order, each named by a token.
+    """A token table of V classes in id order, each named by a token.
 
     Attributes:
-        tokens: the token of every id from 0.
+        tokens: token of every id, from 0.
         blank: id of the blank.
-        also: further tokens and the id of the class they share with its first token, as reduced keyword
-            dictionaries have them; -1 for a token that is known but has no class. They are looked up by
-            ``id`` and ``members``; they are no part of :meth:`to_bytes`, and so not of a store.
+        also: (token, id) of further tokens that share a class, as in reduced tables of keyword spotting; id -1
+            for a known token without a class. ``id`` and ``members`` look them up; :meth:`to_bytes`, and so a
+            store, leaves them out.
     """
 
     tokens: tuple[str, ...]
@@ -68,7 +68,7 @@ class TokenTable:
         return self._ids.get(token, -1) >= 0 if isinstance(token, str) else False
 
     def id(self, token: str) -> int:
-        """The id of a token; raises ``TokenError``."""
+        """Return the id of a token; raise ``TokenError`` if it has none."""
         found = self._ids.get(token)
         if found is None:
             raise TokenError(f"{token!r} is not in the token table")
@@ -77,14 +77,14 @@ class TokenTable:
         return found
 
     def members(self, index: int) -> tuple[str, ...]:
-        """Every token of a class, the one that names it first."""
+        """Return all tokens of a class, beginning with the one that names it."""
         return (self.tokens[index], *(t for t, i in self.also if i == index))
 
     def text(self, ids: Sequence[int]) -> str:
-        """Tokens joined to words: ▁ begins a word, and so does | in a table that has no other way to. Tokens
-        of bytes, as GPT-2 and Whisper have them, are read as UTF-8.
+        """Return the text of token ids; raise ``TokenError`` for an id outside the table.
 
-        Raises ``TokenError`` for an id outside the table.
+        ``▁`` becomes a space, and so does ``|`` in a table that has neither a space nor ``▁``. Byte-level
+        tokens, as of GPT-2 and Whisper, are decoded as UTF-8.
         """
         for i in ids:
             if not 0 <= i < len(self.tokens):
@@ -98,24 +98,24 @@ class TokenTable:
         return words.strip()
 
     def to_bytes(self) -> bytes:
-        """k2's tokens.txt, in UTF-8: a token, a space, its id; in id order."""
+        """Encode as k2's tokens.txt, in UTF-8: a token, a space and its id per line, in id order."""
         return "".join(f"{t} {i}\n" for i, t in enumerate(self.tokens)).encode("utf-8")
 
     def digest(self) -> str:
-        """SHA-256 of :meth:`to_bytes`."""
+        """Return the SHA-256 of :meth:`to_bytes`."""
         return sha256(self.to_bytes())
 
     @classmethod
     def read(cls, path: str | Path, blank: int | None = None) -> TokenTable:
-        """Read a store's tokens.txt; ``blank`` is found by its name when it is not given.
+        """Read a store's tokens.txt; without ``blank``, the blank is found by its name.
 
-        :func:`logitstore.tokens.formats.read_table` reads every format, and other people's tokens.txt.
+        :func:`logitstore.tokens.formats.read_table` reads all formats, and tokens.txt of other toolkits.
         """
         return cls.parse(Path(path).read_bytes(), blank=blank, where=str(path))
 
     @classmethod
     def parse(cls, data: bytes, *, blank: int | None = None, where: str = "") -> TokenTable:
-        """The table that :meth:`to_bytes` wrote; raises ``VocabError`` naming the line that is wrong."""
+        """Parse the output of :meth:`to_bytes`; raise ``VocabError`` with the line that is wrong."""
         try:
             lines = data.decode("utf-8").split("\n")
         except UnicodeDecodeError as e:
@@ -139,7 +139,7 @@ class TokenTable:
 
 
 def in_order(found: dict[int, str], where: str) -> tuple[str, ...]:
-    """Tokens by id; raises ``VocabError`` unless the ids are 0…V-1."""
+    """Return tokens in id order; raise ``VocabError`` unless the ids are 0…V-1."""
     if sorted(found) != list(range(len(found))):
         missing = next(i for i in range(len(found) + 1) if i not in found)
         raise VocabError(f"ids are not 0…{len(found) - 1}: {missing} is missing", where=where)
@@ -147,7 +147,7 @@ def in_order(found: dict[int, str], where: str) -> tuple[str, ...]:
 
 
 def find_blank(tokens: Sequence[str], where: str) -> int:
-    """The id of the token that is named like a blank; raises ``VocabError`` where none is."""
+    """Return the id of the token that is named like a blank; raise ``VocabError`` if there is none."""
     found = next((tokens.index(b) for b in BLANKS if b in tokens), None)
     if found is None:
         raise VocabError("no token is named like a blank", where=where, do="Say which id it is.")
@@ -155,15 +155,13 @@ def find_blank(tokens: Sequence[str], where: str) -> int:
 
 
 def require_same(ours: TokenTable, theirs: TokenTable, *, where: str, which: tuple[str, str]) -> None:
-    """Raise ``VocabError`` unless two tables agree.
-
-    It names both counts, the first differing token, and what kind of difference it is.
+    """Raise ``VocabError`` unless two tables are equal; the message describes the difference.
 
     Args:
         ours: one table.
-        theirs: the other.
-        where: whose tables they are.
-        which: what to call the two in the message.
+        theirs: the other table.
+        where: the store or file, for the message.
+        which: names of the two tables in the message.
     """
     if ours == theirs:
         return
@@ -171,30 +169,25 @@ def require_same(ours: TokenTable, theirs: TokenTable, *, where: str, which: tup
     raise VocabError(
         found.what,
         where=where,
-        why="A logit's position is its token: another table turns every target into another word.",
+        why="The position of a logit stands for a token. With another table, targets stand for other words.",
         do=found.do,
     )
 
 
+# Byte-level tokens (GPT-2): a printable byte stands for itself, the n-th other byte is U+0100 + n; Ġ is the space.
 SPACE = "Ġ"
-
-
 _PRINT = (range(0x21, 0x7F), range(0xA1, 0xAD), range(0xAE, 0x100))
-
-
 _OTHERS = [b for b in range(256) if not any(b in r for r in _PRINT)]
-
-
 BYTES = {**{chr(b): b for r in _PRINT for b in r}, **{chr(0x100 + n): b for n, b in enumerate(_OTHERS)}}
 
 
 def is_byte_level(tokens: Sequence[str]) -> bool:
-    """Whether tokens of a table are bytes: some begin with Ġ, and none with SentencePiece's ▁."""
+    """Return whether tokens are byte-level: some begin with Ġ, and none with SentencePiece's ▁."""
     return any(t.startswith(SPACE) for t in tokens) and not any(t.startswith("▁") for t in tokens)
 
 
 def text_of(joined: str) -> str:
-    """The text of joined tokens; bytes that are no UTF-8 become U+FFFD."""
+    """Decode joined byte-level tokens; bytes that are not UTF-8 become U+FFFD."""
     data = bytearray()
     for c in joined:
         data += bytes([BYTES[c]]) if c in BYTES else c.encode("utf-8")

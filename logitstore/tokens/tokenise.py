@@ -1,4 +1,4 @@
-"""From a text to label ids, given nothing but a token table, or the SentencePiece model beside it."""
+"""Tokenisation of text with a token table alone, or with its SentencePiece model."""
 
 from __future__ import annotations
 
@@ -11,21 +11,25 @@ from ..errors import UsageError
 from .table import TokenTable
 
 UNKNOWN = "<unk>"
-SPACES = (" ", "<space>", "|")  # of tables whose tokens do not begin words themselves
+SPACES = (" ", "<space>", "|")  # word separators of tables without ▁
 
 
 class Tokeniser:
-    """Texts as ids of a table.
+    """Converts text to ids of a token table.
+
+    Without a SentencePiece model there are two methods. If every longer token consists of two tokens of lower
+    ids, pairs are merged in the order of the table, as byte-pair encoding does (Sennrich et al. 2016).
+    Otherwise the longest matching token is taken, from left to right.
 
     Args:
-        table: of the labels.
-        bpe: a SentencePiece model, whose pieces are looked up in the table by their names: ids may differ.
+        table: token table of the labels.
+        bpe: path of a SentencePiece model, whose pieces are looked up in the table by token, since ids may differ.
 
-    Without a model: where every longer token is two tokens of lower ids, pairs are merged in the order of the
-    table, which is how byte-pair encoding made it (Sennrich et al. 2016); else the longest tokens that fit,
-    from the left. ``how`` says which.
+    Attributes:
+        how: description of the method, for messages.
 
-    Raises ``UsageError`` where the model cannot be read.
+    Raises:
+        UsageError: the model cannot be read.
     """
 
     def __init__(self, table: TokenTable, bpe: str = "") -> None:
@@ -43,7 +47,7 @@ class Tokeniser:
             )
 
     def labels(self, text: str) -> list[int]:
-        """Token ids; raises ``ValueError`` for a text that has none."""
+        """Return the token ids of a text; raise ``ValueError`` if it cannot be tokenised."""
         blank = self._table.blank
         pieces = self._split(text)
         for piece in pieces:
@@ -59,19 +63,20 @@ class Tokeniser:
         return [t for i, word in enumerate(words) for t in (*(space if i else ()), *self._cut(word))]
 
     def _is_merged(self) -> bool:
-        """Whether the table is one of byte-pair encoding."""
+        """Return whether the table was made by byte-pair encoding."""
         longer = [t for t in self._ids if len(t) > 1 and t[0] not in "<#[⟨"]
-        ways = (
-            any(max(self._ids.get(t[:n], i), self._ids.get(t[n:], i)) < i for n in range(1, len(t)))
-            for t in longer
-            for i in (self._ids[t],)
-        )
-        return bool(longer) and all(ways)
+        return bool(longer) and all(map(self._is_pair, longer))
+
+    def _is_pair(self, token: str) -> bool:
+        """Return whether a token consists of two tokens of lower ids."""
+        own = self._ids[token]
+        splits = ((token[:n], token[n:]) for n in range(1, len(token)))
+        return any(self._ids.get(a, own) < own and self._ids.get(b, own) < own for a, b in splits)
 
     def _merge(self, word: str) -> list[str]:
         parts = list(word)
         if unknown := [c for c in parts if c not in self._ids]:
-            raise ValueError(f"it does not tokenise: no token holds {unknown[0]!r}")
+            raise ValueError(f"it does not tokenise: no token contains {unknown[0]!r}")
         while len(parts) > 1:
             joins = [(self._ids.get(a + b, len(self._ids)), at) for at, (a, b) in enumerate(pairwise(parts))]
             best, at = min(joins)

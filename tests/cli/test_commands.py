@@ -70,7 +70,7 @@ def test_inspect_names_holes(store, tmp_path):
     manifest = demo.write_manifest(tmp_path / "m.jsonl", lines)
     done = logitstore("inspect", store, "--manifest", manifest)
     assert "19 utterances, 1 missing, 2 extra" in done.stdout
-    for text in ("missing  new", "extra    demo-00", "stands already at line 19"):
+    for text in ("missing  new", "extra    demo-00", "is already at line 19"):
         assert text in done.stdout
 
 

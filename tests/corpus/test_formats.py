@@ -174,7 +174,7 @@ def test_a_pipe_that_fails_is_named(tmp_path):
         ({"wav": "u feats.ark:123\n"}, "inside an archive"),
         ({"wav": "u -\n"}, "inside an archive"),
         ({"wav": "u\n"}, "not a path"),
-        ({"wav": "u a.wav\nu b.wav\n"}, "stands already"),
+        ({"wav": "u a.wav\nu b.wav\n"}, "is already at line"),
         ({"wav": "u a.wav\n", "text": "u x\nu y\n"}, "'u' stands twice"),
         ({"wav": "u a.wav\n", "utt2dur": "u long\n"}, "'long' is not seconds"),
         ({"wav": "r a.wav\n", "segments": "u q 0 1\n"}, "'q' is not in wav.scp"),
@@ -317,7 +317,7 @@ def test_huggingface_without_audio(tmp_path):
 def test_unknown_formats(tmp_path):
     with pytest.raises(UsageError, match="Did you mean 'kaldi'"):
         read_manifest(tmp_path, format="kalid")
-    with pytest.raises(LogitStoreError, match="like no manifest known"):
+    with pytest.raises(LogitStoreError, match="no known format of manifests"):
         open_source(tmp_path)
 
 
@@ -358,10 +358,10 @@ def test_convert_finds_what_is_wrong_with_recordings_and_keeps_the_rest(tmp_path
     said = json.loads(result.stdout)
     assert (said["utterances"], said["rates"], said["hours"]) == (1, {"16000": 1}, 1 / 3600)
     what = {p["id"]: p["what"] for p in said["problems"]}
-    assert "stands already" in what["good"]
+    assert "is already at line" in what["good"]
     assert "does not exist" in what["gone"]
     assert "asks for 0.000 + 1.500 s" in what["long"]
-    assert "nothing is left" in what["behind"]
+    assert "it ends before the utterance" in what["behind"]
     (line,) = (tmp_path / "to" / "out.jsonl").read_text().splitlines()
     assert json.loads(line) == {"id": "good", "audio": str(tmp_path / "b.wav"), "duration": 1.0}
     assert run(tmp_path / "m.jsonl").exit_code == 1

@@ -137,7 +137,7 @@ def test_limit_counts_good_lines(tmp_path):
 def test_no_file(tmp_path):
     with pytest.raises(ManifestError, match="No such file"):
         read_manifest(tmp_path / "none.jsonl")
-    with pytest.raises(ManifestError, match="directory"):
+    with pytest.raises(ManifestError, match="folder"):
         read_manifest(tmp_path)
 
 

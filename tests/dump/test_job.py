@@ -186,7 +186,7 @@ BAD = {
     "blank": (lambda d: {"tokens": [3, 0]}, "TokenError", "the blank"),
     "nan": (lambda d: {"audio": audio(d / "n.wav", [np.nan] * 9000), "duration": None}, "AudioError", "NaN"),
     "json": (lambda d: "{", "ManifestError", "not JSON"),
-    "twice": (lambda d: {"id": "demo-00"}, "ManifestError", "stands already"),
+    "twice": (lambda d: {"id": "demo-00"}, "ManifestError", "is already at line"),
     "no id": (lambda d: {"id": ""}, "ManifestError", "non-empty"),
     "control": (lambda d: {"id": "a\x1b[2Jb"}, "ManifestError", "control"),
 }

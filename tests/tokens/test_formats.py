@@ -133,7 +133,7 @@ def test_extended():
 def test_blank_moved():
     assert "blank moved from 0 to 26" in refused(TokenTable((*LETTERS, "<blank>"), 26))
     assert "blank is 0 in the store but 3" in refused(TokenTable(TEACHER.tokens, 3))
-    assert "only the blank is called differently" in refused(TokenTable(("<pad>", *LETTERS), 0))
+    assert "only the token of the blank differs" in refused(TokenTable(("<pad>", *LETTERS), 0))
 
 
 def test_case():
@@ -198,7 +198,7 @@ def test_sherpa_puts_nemos_blank_last(tmp_path):
     ("text", "said"),
     [
         ("<blk> 0\na 1\nb 1\n", r"tokens.txt:3: id 1 is given to 'a' and to 'b'"),
-        ("<blk> 0\na 1\na 2\n", r"tokens.txt:3: token 'a' stands on line 2 already"),
+        ("<blk> 0\na 1\na 2\n", r"tokens.txt:3: token 'a' is already on line 2"),
         ("<blk> 0\na 1\nb\n", r"tokens.txt:3: 'b' is not a token and its id"),
         ("<blk> 0\na 1\nb -1\n", r"tokens.txt:3: 'b' has id -1"),
         ("<blk> 1\na 2\n", r"0 is missing"),
@@ -260,13 +260,13 @@ def test_espnet_begins_at_one(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("<blk> 0\na 1\na 2\n", "dict.txt:3: token 'a' stands on line 2 already"),
+        ("<blk> 0\na 1\na 2\n", "dict.txt:3: token 'a' is already on line 2"),
         ("<blk> 0\na 1\nb\n", "dict.txt:3: 'b' has no id"),
         ("<blk> 0\na 1\nb -2\n", "dict.txt:3: 'b' has id -2"),
         ("<blk> 0\na 1\n#b 2\n", "dict.txt:3: '#b' with id 2 is a comment or a token"),
         ("<blk> 0\na 1\nb 3\n", "2 is missing"),
         ("<blk>\na\nb 3\n", "dict.txt:3: 'b' has an id"),
-        ("<blk>\na\na\n", "dict.txt:3: token 'a' stands on line 2"),
+        ("<blk>\na\na\n", "dict.txt:3: token 'a' is already on line 2"),
     ],
 )
 def test_a_wrong_dict_txt_names_its_line(tmp_path, text, said):
@@ -353,7 +353,7 @@ def test_tokenizer_json(tmp_path, vocab):
     ("text", "said"),
     [
         ('{"<pad>": 0, "a": 1, "b": 1}', "id 1 is given to 'a' and to 'b'"),
-        ('{"<pad>": 0, "a": 1, "a": 2}', "'a' stands there twice"),
+        ('{"<pad>": 0, "a": 1, "a": 2}', "'a' appears twice"),
         ('{"<pad>": 0, "a": 2}', "1 is missing"),
         ('{"<pad>": 0, "a": "1"}', "token 'a' has id '1'"),
         ('{"deu": {"<pad>": 0}, "eng": {"<pad>": 0}}', "several tables: deu, eng"),
@@ -420,7 +420,7 @@ def test_sentencepiece_model_without_the_library(tmp_path, monkeypatch):
 
 def test_a_list_that_could_be_anything_is_asked_about(tmp_path):
     path = write(tmp_path, "words.txt", "a\nb\n")
-    with pytest.raises(VocabError, match="like no token table known here"):
+    with pytest.raises(VocabError, match="no known format of token tables"):
         read_table(path)
     assert read_table(path, format="nemo").blank == 2
     assert read_table(path, blank=0, format="dict_txt").tokens == ("a", "b")

@@ -1,4 +1,4 @@
-"""Lists of utterances as other toolkits write them. One file a format; its name opens the file."""
+"""File formats of manifests, one module each."""
 
 from .base import ManifestFormat, ManifestLine, find_format, recognise
 

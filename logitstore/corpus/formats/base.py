@@ -1,4 +1,4 @@
-"""What a format of manifests is, and how the format of a file or folder is found."""
+"""The protocol of a manifest format, and recognition of the format of a file or folder."""
 
 from __future__ import annotations
 
@@ -12,83 +12,83 @@ from typing import Any, Protocol, cast
 from ... import registry
 from ...errors import ManifestError
 
-LOOK = 100  # lines that are looked at to recognise a format; the first ones may be damaged
+RECOGNISED_BY = 100  # lines that are read to recognise a format; the first ones may be damaged
 DEFAULT = "jsonl"
 
 
 @dataclass(frozen=True)
 class ManifestLine:
-    """One utterance as a format found it, in the words of our own JSON lines.
+    """One line of a manifest, with the keys of logitstore's own JSON lines.
 
     Attributes:
-        number: its place, from 1; the same whenever the manifest is read.
-        where: the same for people, e.g. ``train.jsonl:12``.
-        value: ``id``, ``audio`` (or ``pipe``, a shell command that gives it), ``offset``, ``duration``,
-            ``channel``, ``recording``, ``expected``, ``text``, ``tokens``; not yet checked.
-        error: why the line cannot be used, where the format knows already.
-        inside: bytes of the recording where the manifest holds them itself; ``audio`` is then a mere name.
+        number: number of the line or row, from 1; the same whenever the manifest is read.
+        where: location of the line for messages, e.g. ``train.jsonl:12``.
+        value: ``id``, ``audio`` (or ``pipe``, a shell command that writes it), ``offset``, ``duration``,
+            ``channel``, ``recording``, ``expected``, ``text``, ``tokens``; not checked yet.
+        error: the reason that the line cannot be used, if the format has found one.
+        recording_bytes: the recording, if it is inside the manifest; ``audio`` is then a name only.
     """
 
     number: int
     where: str
     value: dict[str, Any] = field(default_factory=dict)
     error: ManifestError | None = None
-    inside: bytes | None = field(default=None, repr=False)
+    recording_bytes: bytes | None = field(default=None, repr=False)
 
 
 class ManifestFormat(Protocol):
-    """A module of this package."""
+    """A format of manifests: a module of this package, or a registered component."""
 
     BESIDE: bool
-    """Whether relative audio paths are relative to the manifest; else to the working directory."""
+    """Whether audio paths are relative to the manifest, and not to the working directory."""
 
     def recognises(self, path: Path, first: dict[str, Any] | None) -> bool:
-        """Whether a folder (``first`` is None), or a file of that first JSON object, is of this format."""
+        """Return whether a folder (``first`` is None), or a file with that first JSON object, has this format."""
 
     def files(self, path: Path) -> Sequence[Path]:
-        """The files whose bytes are the manifest; raises ``ManifestError`` where one is missing."""
+        """Return the files that make up the manifest; raise ``ManifestError`` if one is missing."""
 
     def lines(self, path: Path) -> Iterator[ManifestLine]:
-        """Every utterance, one after the other; raises ``ManifestError`` where nothing can be read at all."""
+        """Yield every line; raise ``ManifestError`` if the manifest cannot be read at all."""
 
 
 def find_format(path: Path, name: str | None = None) -> tuple[str, ManifestFormat]:
-    """The format of a manifest: the one named, or the one recognised.
+    """Return name and format of a manifest: the one named, or the one recognised.
 
     Raises:
-        ManifestError: a folder that is like no known manifest, or what cannot be read.
-        UnknownName: no format of that name.
-        UsageError: the library that reads it is not installed.
+        ManifestError: the folder has no known format, or the file cannot be read.
+        UnknownName: there is no format of that name.
+        UsageError: the library that reads the format is not installed.
     """
     name = name or recognise(path)
     return name, load(name)
 
 
 def load(name: str) -> ManifestFormat:
-    """The format of that name; raises ``UnknownName`` or ``UsageError``."""
+    """Return the format of a name; raise ``UnknownName`` or ``UsageError``."""
     return cast(ManifestFormat, registry.load("manifest_formats", name))
 
 
 def recognise(path: Path) -> str:
-    """Name of the format of a file or folder by what it holds; a file like no other is JSON lines."""
+    """Return the name of the format of a file or folder by its content; ``jsonl`` for other files."""
     try:
         first = None if path.is_dir() else first_object(path)
     except OSError as e:
-        raise ManifestError(f"cannot be read: {e.strerror}", where=str(path)) from None
+        raise ManifestError(f"it cannot be read: {e.strerror}", where=str(path)) from None
     for name in registry.names("manifest_formats"):
         if load(name).recognises(path, first):
             return name
     if path.is_dir():
         raise ManifestError(
-            "this directory is like no manifest known here",
+            "this folder has no known format of manifests",
             where=str(path),
-            do="A Kaldi data folder holds wav.scp, one of Hugging Face datasets dataset_info.json.",
+            do="Give a Kaldi data folder (with wav.scp) or a saved Hugging Face dataset (with dataset_info.json).",
         )
     return DEFAULT
 
 
 def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Number from 1 and bytes of every line that is not empty; gzip is opened."""
+    """Yield (number from 1, bytes) of every line that is not empty; a gzip file is decompressed."""
     with open(path, "rb") as f:
         packed = f.read(2) == b"\x1f\x8b"
     with gzip.open(path, "rb") if packed else open(path, "rb") as lines:
@@ -98,10 +98,10 @@ def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def first_object(path: Path) -> dict[str, Any]:
-    """The first line that is a JSON object, of the first hundred; empty where there is none."""
+    """Return the first JSON object among the first lines; empty if there is none."""
     try:
         for number, raw in raw_lines(path):
-            if number > LOOK:
+            if number > RECOGNISED_BY:
                 break
             try:
                 value = json.loads(raw)
@@ -115,7 +115,7 @@ def first_object(path: Path) -> dict[str, Any]:
 
 
 def json_lines(path: Path) -> Iterator[ManifestLine]:
-    """Every line of a file as a JSON object, or with the error that it is none."""
+    """Yield every line of a file as a JSON object, or with an error."""
     for number, raw in raw_lines(path):
         where, value = f"{path}:{number}", None
         try:

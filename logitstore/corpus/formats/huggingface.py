@@ -1,7 +1,7 @@
 """Folders of Hugging Face ``datasets`` (``save_to_disk``) with a column of audio, read through ``datasets``.
 
-``save_to_disk`` puts the recordings' bytes into the dataset itself, so that there is no file to refer to:
-such rows carry their bytes, and ``logitstore manifest FOLDER TO --audio-dir DIR`` writes them to files.
+``save_to_disk`` copies the recordings into the dataset, so that there are no files to refer to. Such lines hold
+the bytes of the recording, and ``logitstore manifest FOLDER TO --audio-dir DIR`` writes them to files.
 Facts: https://huggingface.co/docs/datasets/audio_dataset.
 """
 
@@ -17,20 +17,20 @@ from .base import ManifestLine
 BESIDE = False
 IDS = ("id", "utt_id", "utterance_id", "segment_id", "key")
 TEXTS = ("text", "transcription", "transcript", "sentence", "normalized_text")
-SPLITS, ONE = "dataset_dict.json", "dataset_info.json"
+SPLITS, DATASET = "dataset_dict.json", "dataset_info.json"
 
 
 def recognises(path: Path, first: dict[str, Any] | None) -> bool:
-    """A folder that ``save_to_disk`` wrote."""
-    return first is None and ((path / ONE).is_file() or (path / SPLITS).is_file())
+    """Return whether it is a folder that ``save_to_disk`` wrote."""
+    return first is None and ((path / DATASET).is_file() or (path / SPLITS).is_file())
 
 
 def files(path: Path) -> Sequence[Path]:
-    """Everything in the folder, Arrow files and their descriptions."""
+    """Return the Arrow and JSON files of the folder; raise ``ManifestError`` for a folder of splits."""
     if (path / SPLITS).is_file():
         splits = sorted(p.name for p in path.iterdir() if p.is_dir())
         raise ManifestError(
-            f"this folder holds splits: {', '.join(splits)}",
+            f"the folder holds several splits: {', '.join(splits)}",
             where=str(path),
             do=f"Give one of them: {path / splits[0] if splits else path}.",
         )
@@ -38,7 +38,7 @@ def files(path: Path) -> Sequence[Path]:
 
 
 def lines(path: Path) -> Iterator[ManifestLine]:
-    """Every row, in order; audio is never decoded here."""
+    """Yield every row of the dataset as a line, in order; audio is not decoded."""
     try:
         import datasets
     except ModuleNotFoundError as e:
@@ -77,4 +77,4 @@ def _line(
     if texts and row[texts] is not None:
         value["text"] = row[texts]
     value["audio"] = place
-    return ManifestLine(number, where, value, inside=audio.get("bytes"))
+    return ManifestLine(number, where, value, recording_bytes=audio.get("bytes"))

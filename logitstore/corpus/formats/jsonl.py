@@ -1,4 +1,4 @@
-"""JSON lines in our own words: ``id``, ``audio``, ``offset``, ``duration``, ``text``, ``tokens``, ..."""
+"""JSON lines of logitstore: ``id``, ``audio``, ``offset``, ``duration``, ``text``, ``tokens``, ..."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ BESIDE = True
 
 
 def recognises(path: Path, first: dict[str, Any] | None) -> bool:
-    """An id and a recording."""
+    """Return whether the first object has an id and a recording."""
     return first is not None and "id" in first and ("audio" in first or "pipe" in first)
 
 
 def files(path: Path) -> Sequence[Path]:
-    """The file itself."""
+    """Return the file itself."""
     return [path]

@@ -1,7 +1,7 @@
-"""Kaldi data folders: ``wav.scp``, and where they are there ``segments``, ``text`` and ``utt2dur``.
+"""Kaldi data folders: ``wav.scp``, and if they exist ``segments``, ``text`` and ``utt2dur``.
 
-Facts: https://kaldi-asr.org/doc/data_prep.html. Paths are relative to the working directory, as in every
-Kaldi recipe. A recording given as a shell command (``cmd |``) is only ever run when the user allows it.
+Facts: https://kaldi-asr.org/doc/data_prep.html. Paths are relative to the working directory, as in all
+Kaldi recipes. A shell command that stands for a recording (``cmd |``) is run only if the user allows it.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ PARTS = ("wav.scp", "segments", "text", "utt2dur")
 
 
 def recognises(path: Path, first: dict[str, Any] | None) -> bool:
-    """A folder with a wav.scp."""
+    """Return whether it is a folder with a wav.scp."""
     return first is None and (path / "wav.scp").is_file()
 
 
 def files(path: Path) -> Sequence[Path]:
-    """Those of wav.scp, segments, text and utt2dur that are there."""
+    """Return the files of wav.scp, segments, text and utt2dur that exist; raise ``ManifestError``."""
     if not (path / "wav.scp").is_file():
         raise ManifestError("there is no wav.scp", where=str(path), do="Give a Kaldi data folder.")
     return [path / name for name in PARTS if (path / name).is_file()]
 
 
 def lines(path: Path) -> Iterator[ManifestLine]:
-    """Every line of ``segments``, or of ``wav.scp`` where there is none."""
-    texts, lengths = _Keyed(path / "text"), _Keyed(path / "utt2dur")
+    """Yield every line of ``segments``, or of ``wav.scp`` if there are no segments."""
+    texts, lengths = _LinesByKey(path / "text"), _LinesByKey(path / "utt2dur")
     segmented = (path / "segments").is_file()
-    recordings = _Keyed(path / "wav.scp") if segmented else None
+    recordings = _LinesByKey(path / "wav.scp") if segmented else None
     source = path / ("segments" if segmented else "wav.scp")
     for number, raw in raw_lines(source):
         where = f"{source}:{number}"
@@ -59,7 +59,7 @@ def lines(path: Path) -> Iterator[ManifestLine]:
 
 
 def _split(raw: bytes, where: str) -> tuple[str, str]:
-    """A line's key and what stands behind it."""
+    """Split a line into its key and the rest."""
     try:
         key, _, rest = raw.decode("utf-8").strip().partition(" ")
     except UnicodeDecodeError as e:
@@ -69,15 +69,15 @@ def _split(raw: bytes, where: str) -> tuple[str, str]:
     return key, rest.strip()
 
 
-def _segment(rest: str, recordings: _Keyed, value: dict[str, Any], where: str) -> str:
-    """``RECORDING BEGIN END [CHANNEL]``: fills in the cut and gives the recording's own line."""
+def _segment(rest: str, recordings: _LinesByKey, value: dict[str, Any], where: str) -> str:
+    """Parse ``RECORDING BEGIN END [CHANNEL]`` into ``value``; return the recording's entry of wav.scp."""
     fields = rest.split()
     if len(fields) not in (3, 4):
         raise ManifestError(f"{rest!r} is not RECORDING BEGIN END", where=where)
     begin, end = _seconds(fields[1], where), _seconds(fields[2], where)
     if end >= 0:  # Kaldi writes -1 for the recording's end
         if end <= begin:
-            raise ManifestError(f"it ends at {end} s, where it begins at {begin} s", where=where)
+            raise ManifestError(f"it ends at {end} s, but begins at {begin} s", where=where)
         value["duration"] = round(end - begin, 6)
     value["offset"] = begin
     if len(fields) == 4:
@@ -96,7 +96,7 @@ def _audio(text: str, where: str) -> dict[str, str]:
     path, colon, at = text.rpartition(":")
     if text == "-" or (colon and path and at.isdigit()):
         raise ManifestError(
-            f"{text!r} lies inside an archive or a stream, not in a file of its own",
+            f"{text!r} is inside an archive or a stream, not in a file of its own",
             where=where,
             do="Copy it out first: wav-copy scp:wav.scp 'scp:out.scp'.",
         )
@@ -110,8 +110,8 @@ def _seconds(text: str, where: str) -> float:
         raise ManifestError(f"{text!r} is not seconds", where=where) from None
 
 
-class _Keyed:
-    """A file of ``KEY REST`` lines, looked up by key: sixteen bytes a line are all the memory it takes."""
+class _LinesByKey:
+    """A file of ``KEY REST`` lines, looked up by key; takes sixteen bytes of memory per line."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -133,7 +133,7 @@ class _Keyed:
             self._file.close()
 
     def get(self, key: str) -> str | None:
-        """What stands behind a key; None where it stands nowhere, an error where it stands twice."""
+        """Return the rest of a key's line; None if there is none. Raise ``ManifestError`` if there are two."""
         if self._file is None:
             return None
         low, high = (int(np.searchsorted(self._keys, np.uint64(id_hash(key)), s)) for s in ("left", "right"))

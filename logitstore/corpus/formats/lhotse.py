@@ -1,7 +1,7 @@
 """Cuts of lhotse, read through lhotse: ``.jsonl`` or ``.jsonl.gz`` of MonoCut and MultiCut.
 
-A cut is an offset into a recording. What lhotse would have to compute first (another speed, a mix, padding,
-an augmentation) has no recording to refer to: it is refused by the name of what was done to it. Facts:
+A cut is a part of a recording. A cut that lhotse has to compute (with changed speed, mixed, padded or
+augmented) is refused, because no recording has its audio; the message names the operation. Facts:
 https://lhotse.readthedocs.io/en/latest/cuts.html.
 """
 
@@ -20,17 +20,17 @@ RENDER = "Render such cuts to files first: cuts.save_audios(FOLDER).to_file('ren
 
 
 def recognises(path: Path, first: dict[str, Any] | None) -> bool:
-    """A line that says which kind of cut it is."""
+    """Return whether the first object is a cut of lhotse."""
     return first is not None and first.get("type") in CUTS
 
 
 def files(path: Path) -> Sequence[Path]:
-    """The file itself."""
+    """Return the file itself."""
     return [path]
 
 
 def lines(path: Path) -> Iterator[ManifestLine]:
-    """Every cut."""
+    """Yield every cut as a line."""
     try:
         from lhotse.serialization import deserialize_item
     except ModuleNotFoundError as e:
@@ -49,13 +49,13 @@ def lines(path: Path) -> Iterator[ManifestLine]:
         try:
             if line.value.get("type") not in CUTS:
                 raise ManifestError(
-                    "it is no cut",
+                    "it is not a cut",
                     where=line.where,
                     do="Make cuts of recordings and supervisions: CutSet.from_manifests(...).",
                 )
             try:
                 cut = deserialize_item(line.value)
-            except Exception as e:  # whatever lhotse stumbles over, this line is the reason
+            except Exception as e:  # lhotse raises errors of many types; the line is the cause of all
                 raise ManifestError(f"lhotse cannot read it: {e!r}", where=line.where) from None
             value.update(_value(cut, line.where))
         except ManifestError as e:
@@ -97,16 +97,16 @@ def _value(cut: Any, where: str) -> dict[str, Any]:
 
 
 def _transform(transform: Any) -> str:
-    """``Speed`` with its factor and the like, whether lhotse gives an object or a dict."""
+    """Return the name and the settings of a transform, which may be an object or a dict."""
     if isinstance(transform, dict):
         name, settings = transform.get("name", "?"), transform.get("kwargs", {})
     else:
         name, settings = type(transform).__name__, getattr(transform, "__dict__", {})
-    said = ", ".join(f"{k}={v}" for k, v in settings.items())
-    return f"{name}({said})"
+    listed = ", ".join(f"{k}={v}" for k, v in settings.items())
+    return f"{name}({listed})"
 
 
 def _refuse(what: str, where: str) -> ManifestError:
     return ManifestError(
-        what, where=where, why="The teacher would hear other audio than the cut is.", do=RENDER
+        what, where=where, why="The audio of the recording is not that of the cut.", do=RENDER
     )

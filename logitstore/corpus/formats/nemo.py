@@ -1,8 +1,8 @@
 """NeMo manifests: JSON lines of ``audio_filepath``, ``duration``, ``text``, ``offset``.
 
 Facts: https://docs.nvidia.com/nemo-framework/user-guide/latest/nemotoolkit/asr/datasets.html. They have no
-id: NeMo itself names an utterance by its recording, so ids are the file's name without its ending, and where
-a recording is cut up, with offset and duration in milliseconds behind it. An ``id`` on the line wins.
+ids; NeMo names an utterance after its recording. So the id is the file's name without its ending. For a part of
+a recording, begin and end in milliseconds follow. A line's own ``id`` is preferred.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ KEPT = ("duration", "offset", "channel", "text", "tokens")
 
 
 def recognises(path: Path, first: dict[str, Any] | None) -> bool:
-    """A line with an audio_filepath."""
+    """Return whether the first object has an audio_filepath."""
     return first is not None and "audio_filepath" in first
 
 
 def files(path: Path) -> Sequence[Path]:
-    """The file itself."""
+    """Return the file itself."""
     return [path]
 
 
 def lines(path: Path) -> Iterator[ManifestLine]:
-    """Every line; tarred manifests, whose recordings lie inside archives, are refused line by line."""
+    """Yield every line; lines of tarred manifests, whose recordings are inside archives, have an error."""
     for line in json_lines(path):
         yield line if line.error else _line(line)
 
@@ -45,16 +45,16 @@ def _line(line: ManifestLine) -> ManifestLine:
     value["id"] = given.get("id") or name_of(audio, given)
     if given.get("shard_id", -1) != -1:
         error = ManifestError(
-            f"{audio!r} lies inside tar archive {given['shard_id']}, not in a file",
+            f"{audio!r} is inside tar archive {given['shard_id']}, not in a file of its own",
             where=line.where,
-            do="Unpack the archives and give the manifest of the files.",
+            do="Unpack the archives and give a manifest of the files.",
         )
         return ManifestLine(line.number, line.where, value, error)
     return ManifestLine(line.number, line.where, value)
 
 
 def name_of(audio: str, given: dict[str, Any]) -> str:
-    """The file's name; where ``offset`` says that it is a part of the recording, which part."""
+    """Return the id of an utterance: the file's name, and begin and end if it is a part of the recording."""
     stem = PurePosixPath(audio).stem
     offset, duration = given.get("offset"), given.get("duration")
     if isinstance(offset, int | float) and isinstance(duration, int | float):

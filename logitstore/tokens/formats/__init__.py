@@ -1,4 +1,4 @@
-"""Token tables as other toolkits write them. One file a format; its name opens the file."""
+"""File formats of token tables, one module each."""
 
 from .base import TokenFormat, read_table, recognise
 

@@ -1,4 +1,4 @@
-"""Where the blank is in tables that name it, number it, or leave it out."""
+"""The blank of tables that name it or leave it out."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from ...errors import VocabError
 from ..table import TokenTable
 
-NAMES = ("<blk>", "<blank>", "[blank]", "<ctc_blank>", "<b>")  # never anything but a CTC blank
+NAMES = ("<blk>", "<blank>", "[blank]", "<ctc_blank>", "<b>")  # names that only a blank has
 APPENDED = "<blank>"
 
 
 def named(tokens: Sequence[str]) -> int | None:
-    """Id of the token that can only be a blank; padding and ε are not such names."""
+    """Return the id of the token that can only be a blank, or None; padding and ε may be other tokens."""
     return next((tokens.index(b) for b in NAMES if b in tokens), None)
 
 
 def appended(tokens: Sequence[str], where: str) -> TokenTable:
-    """A table whose blank comes after its V tokens, under a name that is free."""
+    """Return a table with the blank after its tokens; raise ``VocabError`` if its name is taken."""
     if APPENDED in tokens:
         raise VocabError(
             f"blank {len(tokens)} would be appended, but {APPENDED!r} is {tokens.index(APPENDED)} already",

@@ -1,4 +1,4 @@
-"""Lines of text tables: a token and its id, or a token alone."""
+"""Lines of token tables in text: a token and its id, or a token alone."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ DISAMBIGUATION = re.compile(r"#[0-9]+")
 
 @dataclass(frozen=True)
 class TokenLine:
-    """A token, its id where the line gives one, and where it stands.
+    """One line of a token table.
 
     Attributes:
-        number: from 1.
-        token: without the white space that pads columns; a lone space is a token itself.
-        id: None where the line is a token alone.
+        number: number of the line, from 1.
+        token: the token, without the white space that pads columns; a lone space is a token.
+        id: id of the token; None for a line with a token alone.
     """
 
     number: int
@@ -27,7 +27,7 @@ class TokenLine:
 
 
 def decode(data: bytes, where: str) -> str:
-    """UTF-8, with or without a byte-order mark; raises ``VocabError``."""
+    """Decode UTF-8, with or without a byte-order mark; raise ``VocabError`` for other bytes."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as e:
@@ -35,7 +35,7 @@ def decode(data: bytes, where: str) -> str:
 
 
 def split(data: bytes, where: str) -> list[TokenLine]:
-    """Every line that holds something; raises ``VocabError`` for other encodings than UTF-8."""
+    """Return all lines that are not empty; raise ``VocabError`` for bytes that are not UTF-8."""
     found = []
     for number, line in enumerate(decode(data, where).split("\n"), 1):
         line = line.rstrip("\r")
@@ -48,7 +48,7 @@ def split(data: bytes, where: str) -> list[TokenLine]:
 
 
 def peek(data: bytes) -> list[TokenLine]:
-    """As :func:`split`; nothing where the bytes are no text."""
+    """Return the lines as :func:`split` does; none for bytes that are not text."""
     try:
         return split(data, "") if b"\0" not in data else []
     except VocabError:
@@ -56,15 +56,15 @@ def peek(data: bytes) -> list[TokenLine]:
 
 
 def is_comment(line: TokenLine) -> bool:
-    """``# some words``. A lone ``#`` is a token."""
+    """Return whether a line is a comment, ``# some words``; a lone ``#`` is a token."""
     return line.token.startswith("# ")
 
 
 def kind(name: str, data: bytes) -> str:
-    """What a text table looks like, from its name and content.
+    """Return the kind of a token table by its name and content.
 
-    ``pairs``: a token and its id, each id once. ``classes``: the same, where ids may be shared or -1 and
-    comments may stand, as dict.txt and units.txt have them. ``list``: tokens alone. Empty: no text table.
+    ``pairs``: tokens and ids, each id once. ``classes``: tokens and ids, where ids may be shared or -1 and there
+    may be comments, as in dict.txt and units.txt. ``list``: tokens alone. Empty: not a token table in text.
     """
     lines = [] if name.endswith((".model", ".vocab", ".json", ".yaml", ".yml")) else peek(data)
     if not pairs(lines):
@@ -78,13 +78,13 @@ def kind(name: str, data: bytes) -> str:
 
 
 def pairs(lines: list[TokenLine]) -> bool:
-    """Whether most lines give an id, comments aside: a table of pairs, though some may be wrong."""
+    """Return whether most lines that are not comments give an id; a few lines may be wrong."""
     ids = [line.id is not None for line in lines if not is_comment(line)]
     return 2 * sum(ids) > len(ids) > 0
 
 
 def by_id(lines: list[TokenLine], where: str) -> dict[int, TokenLine]:
-    """Lines by id; raises ``VocabError`` where a line has none, or one that another has."""
+    """Return lines by id; raise ``VocabError`` for a line without an id, or with that of another line."""
     found: dict[int, TokenLine] = {}
     seen: dict[str, TokenLine] = {}
     for line in lines:
@@ -92,23 +92,27 @@ def by_id(lines: list[TokenLine], where: str) -> dict[int, TokenLine]:
         if line.id is None:
             raise VocabError(f"{line.token!r} is not a token and its id", where=at)
         if line.id < 0:
-            raise VocabError(f"{line.token!r} has id {line.id}", where=at, do="format='dict_txt' reads -1.")
+            raise VocabError(
+                f"{line.token!r} has id {line.id}",
+                where=at,
+                do="Read it with format='dict_txt' if -1 stands for no class.",
+            )
         if line.id in found:
             raise VocabError(
                 f"id {line.id} is given to {found[line.id].token!r} and to {line.token!r}",
                 where=at,
-                do="Correct it; or, where they share a class on purpose, say format='dict_txt'.",
+                do="Correct it. If both share a class on purpose, read it with format='dict_txt'.",
             )
-        no_twin(line, seen, where)
+        require_new(line, seen, where)
         found[line.id] = line
     return found
 
 
-def no_twin(line: TokenLine, seen: dict[str, TokenLine], where: str) -> None:
-    """Remember a line's token; raises ``VocabError`` where another line has it."""
+def require_new(line: TokenLine, seen: dict[str, TokenLine], where: str) -> None:
+    """Add a line to ``seen``; raise ``VocabError`` if another line has its token."""
     if line.token in seen:
         raise VocabError(
-            f"token {line.token!r} stands on line {seen[line.token].number} already",
+            f"token {line.token!r} is already on line {seen[line.token].number}",
             where=f"{where}:{line.number}",
         )
     seen[line.token] = line

@@ -1,4 +1,4 @@
-"""What a format of token tables is, and how a file's format is found."""
+"""The protocol of a token table format, and recognition of a file's format."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ..table import TokenTable
 
 
 class TokenFormat(Protocol):
-    """A module of this package."""
+    """A format of token tables: a module of this package, or a registered component."""
 
     def recognises(self, name: str, data: bytes) -> bool:
-        """Whether a file of this name and content is of this format and of no other."""
+        """Return whether a file of this name and content has this format and no other."""
 
     def parse(self, path: Path, data: bytes, blank: int | None) -> TokenTable:
-        """The table; raises ``VocabError`` naming the line that is wrong."""
+        """Parse a table; raise ``VocabError`` with the line that is wrong."""
 
 
 def read_table(path: str | Path, blank: int | None = None, format: str | None = None) -> TokenTable:
@@ -25,13 +25,13 @@ def read_table(path: str | Path, blank: int | None = None, format: str | None = 
 
     Args:
         path: the file.
-        blank: id of the blank; found by its name, or by the habit of the format, when it is not given.
-        format: ``tokens_txt``, ``dict_txt``, ``sentencepiece``, ``nemo`` or ``huggingface``; recognised
-            by name and content when it is not given.
+        blank: id of the blank; by default found by its name, or by the convention of the format.
+        format: ``tokens_txt``, ``dict_txt``, ``sentencepiece``, ``nemo`` or ``huggingface``; by default
+            recognised by name and content.
 
     Raises:
-        VocabError: a file that no format, or more than one, fits, or that is wrong in its own.
-        UnknownName: no format of that name.
+        VocabError: the file has no known format, may have several, or breaks the rules of its format.
+        UnknownName: there is no format of that name.
         UsageError: the library that reads the format is not installed.
     """
     path = Path(path)
@@ -43,15 +43,15 @@ def read_table(path: str | Path, blank: int | None = None, format: str | None = 
 
 
 def recognise(path: Path, data: bytes) -> str:
-    """Name of the format of a file; raises ``VocabError`` unless exactly one fits."""
+    """Return the name of a file's format; raise ``VocabError`` unless exactly one matches."""
     known = registry.names("token_formats")
     fits = [name for name in known if _load(name).recognises(path.name, data)]
     if len(fits) != 1:
         raise VocabError(
-            f"it could be {' or '.join(fits)}" if fits else "it is like no token table known here",
+            f"it could be {' or '.join(fits)}" if fits else "it has no known format of token tables",
             where=str(path),
-            why="Read as another format, every id could mean another token.",
-            do=f"Say format=, one of: {', '.join(fits or known)}.",
+            why="In another format, every id could stand for another token.",
+            do=f"Give format=, one of: {', '.join(fits or known)}.",
         )
     return fits[0]
 

@@ -11,7 +11,7 @@ from ._lines import TokenLine
 
 
 def recognises(name: str, data: bytes) -> bool:
-    """Pairs that k2 would not have (ids shared, -1, comments), or a list that names its blank."""
+    """Return whether it has pairs that k2 does not allow (shared ids, -1, comments), or a list with a blank."""
     kind = _lines.kind(name, data)
     if kind == "list":
         return _blank.named([line.token for line in _lines.peek(data)]) is not None
@@ -19,9 +19,10 @@ def recognises(name: str, data: bytes) -> bool:
 
 
 def parse(path: Path, data: bytes, blank: int | None) -> TokenTable:
-    """Tokens of one id share a class, whose name is its blank's or its first token's; -1 is no class.
+    """Parse a table whose tokens of the same id share a class; tokens of id -1 have none.
 
-    Where ids begin at 1 and ``blank`` is 0, the blank is put there, as ESPnet's training does.
+    A class is named by its blank, or else by its first token. If ids begin at 1 and ``blank`` is 0, a blank is
+    inserted at 0, as in ESPnet's training.
     """
     where = str(path)
     lines = [line for line in _lines.split(data, where) if not _comment(line, where)]
@@ -32,10 +33,10 @@ def parse(path: Path, data: bytes, blank: int | None) -> TokenTable:
     for line in lines:
         at = f"{where}:{line.number}"
         if line.id is None:
-            raise VocabError(f"{line.token!r} has no id, the other lines have", where=at)
+            raise VocabError(f"{line.token!r} has no id, but the other lines have one", where=at)
         if line.id < -1:
-            raise VocabError(f"{line.token!r} has id {line.id}; only -1 is no class", where=at)
-        _lines.no_twin(line, seen, where)
+            raise VocabError(f"{line.token!r} has id {line.id}; only -1 stands for no class", where=at)
+        _lines.require_new(line, seen, where)
         classes.setdefault(line.id, []).append(line.token)
     outside = classes.pop(-1, [])
     if classes and min(classes) == 1:
@@ -43,8 +44,8 @@ def parse(path: Path, data: bytes, blank: int | None) -> TokenTable:
             raise VocabError(
                 "ids begin at 1",
                 where=where,
-                why="Either 0 is a blank that is not listed, or every id is one too high.",
-                do="blank=0 puts a blank there; otherwise write the file again with ids from 0.",
+                why="Either id 0 is a blank that is not listed, or every id is too high by one.",
+                do="Give blank=0 to insert a blank there; otherwise write the file again with ids from 0.",
             )
         classes[0] = [_blank.APPENDED]
     names = {i: _name(tokens) for i, tokens in classes.items()}
@@ -55,12 +56,12 @@ def parse(path: Path, data: bytes, blank: int | None) -> TokenTable:
 
 
 def _name(members: list[str]) -> str:
-    """Of tokens that share a class: what looks like a blank, or else the first."""
+    """Return the name of a class: its token that is named like a blank, or else its first token."""
     return next((b for b in BLANKS if b in members), members[0])
 
 
 def _comment(line: TokenLine, where: str) -> bool:
-    """``# words`` is a comment, ``#`` a token, ``#word 5`` could be either."""
+    """Return whether a line is a comment; raise ``VocabError`` for ``#word 5``, which may be a token."""
     if line.id is not None and line.token.startswith("#") and len(line.token) > 1 and line.token[1] != "#":
         if _lines.is_comment(line):
             return True
@@ -77,8 +78,8 @@ def _listed(lines: list[TokenLine], blank: int | None, where: str) -> TokenTable
     for line in lines:
         if line.id is not None:
             raise VocabError(
-                f"{line.token!r} has an id, most lines have none", where=f"{where}:{line.number}"
+                f"{line.token!r} has an id, but most lines have none", where=f"{where}:{line.number}"
             )
-        _lines.no_twin(line, seen, where)
+        _lines.require_new(line, seen, where)
     tokens = tuple(seen)
     return TokenTable(tokens, find_blank(tokens, where) if blank is None else blank)

@@ -1,4 +1,4 @@
-"""``vocab.json`` and ``tokenizer.json`` of Hugging Face; the blank of its CTC models is the padding token."""
+"""``vocab.json`` and ``tokenizer.json`` of Hugging Face, where the padding token is the blank of CTC models."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")
 
 
 def recognises(name: str, data: bytes) -> bool:
-    """A JSON object."""
+    """Return whether the file is a JSON object."""
     return name.endswith(".json") and data.lstrip()[:1] == b"{"
 
 
 def parse(path: Path, data: bytes, blank: int | None) -> TokenTable:
-    """Tokens as they stand, so that the word delimiter stays ``|``; blank is the padding token.
+    """Parse a table; the blank is the padding token, and the word delimiter stays ``|``.
 
-    Which one that is, the tokenizer's config beside the file says; without one, ``[PAD]`` or ``<pad>``.
-    Tokens of ``added_tokens.json`` are left out: whether the head has classes for them, only the model
-    knows.
+    The padding token is read from the tokenizer's config beside the file; without one it is ``[PAD]`` or
+    ``<pad>``. Tokens of ``added_tokens.json`` are left out, because the head may have no classes for them.
     """
     where = str(path)
     value = _load(data, where)
@@ -44,7 +43,7 @@ def _load(data: bytes, where: str) -> dict[str, Any]:
         if len(value) != len(pairs):
             keys = [k for k, _ in pairs]
             twice = next(k for k in keys if keys.count(k) > 1)
-            raise VocabError(f"{twice!r} stands there twice", where=where)
+            raise VocabError(f"the key {twice!r} appears twice", where=where)
         return value
 
     try:
@@ -57,11 +56,11 @@ def _load(data: bytes, where: str) -> dict[str, Any]:
 
 
 def _entries(value: dict[str, Any], where: str) -> list[tuple[str, Any]]:
-    """Tokens and ids of either file."""
+    """Return (token, id) pairs of either file."""
     if isinstance(value.get("model"), dict):
         vocab, added = value["model"].get("vocab"), value.get("added_tokens") or []
         if not isinstance(vocab, list | dict):
-            raise VocabError("there is no model.vocab in it", where=where)
+            raise VocabError("it has no model.vocab", where=where)
         try:
             if isinstance(vocab, list):  # Unigram: pieces and scores in id order
                 vocab = {str(piece[0]): i for i, piece in enumerate(vocab)}
@@ -73,7 +72,7 @@ def _entries(value: dict[str, Any], where: str) -> list[tuple[str, Any]]:
         raise VocabError(
             f"it holds several tables: {names}",
             where=where,
-            do="Write the one of the language that the head was made for into a file of its own.",
+            do="Write the table of the head's language into a file of its own.",
         )
     return list(value.items())
 
@@ -87,9 +86,9 @@ def _pad(path: Path, tokens: tuple[str, ...]) -> int:
             if isinstance(pad, str):
                 if pad not in tokens:
                     raise VocabError(
-                        f"the padding token {pad!r} of {name} is not in it",
+                        f"the padding token {pad!r} of {name} is not in the table",
                         where=str(path),
-                        do="Say which id the blank is.",
+                        do="Give the id of the blank.",
                     )
                 return tokens.index(pad)
     pads = [p for p in PADS if p in tokens]
@@ -97,6 +96,6 @@ def _pad(path: Path, tokens: tuple[str, ...]) -> int:
         raise VocabError(
             f"both {' and '.join(pads)} are in it, and no {CONFIGS[0]} beside it says which is the blank",
             where=str(path),
-            do="Say which id it is.",
+            do="Give the id of the blank.",
         )
     return tokens.index(pads[0]) if pads else find_blank(tokens, str(path))

@@ -1,4 +1,4 @@
-"""NeMo's vocabularies: labels in a config (YAML), a JSON list, or one token a line. Blank comes last."""
+"""NeMo's token tables: labels in a config (YAML), a JSON list, or one token per line; the blank comes last."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KEYS = ("labels", "vocabulary", "token_list")
 
 
 def recognises(name: str, data: bytes) -> bool:
-    """A JSON list, a YAML file, or a vocab*.txt with a token a line and none named like a blank."""
+    """Return whether it is a JSON list, a YAML file, or a vocab*.txt of one token per line without a blank."""
     if name.endswith((".yaml", ".yml")):
         return True
     if name.endswith(".json"):
@@ -25,7 +25,7 @@ def recognises(name: str, data: bytes) -> bool:
 
 
 def parse(path: Path, data: bytes, blank: int | None) -> TokenTable:
-    """The tokens with the blank after them, unless one of them is named like a blank or ``blank`` says so."""
+    """Parse a table; append a blank unless a token is named like one, or ``blank`` is the id of a token."""
     where = str(path)
     if path.suffix == ".json":
         tokens = _json(data, where)
@@ -54,13 +54,13 @@ def _json(data: bytes, where: str) -> list[str]:
 
 
 def _yaml(data: bytes, where: str) -> list[str]:
-    """The list itself, or the one under ``labels``, ``vocabulary`` or ``token_list``, however deep."""
+    """Return the list itself, or the one under a key ``labels``, ``vocabulary`` or ``token_list`` at any depth."""
     try:
         import yaml
     except ModuleNotFoundError:
         raise UsageError("YAML needs the Python package 'yaml'", do="pip install pyyaml") from None
     try:
-        # The base loader knows strings alone: unquoted, the tokens no, y and 1 stay what they are.
+        # The base loader returns strings only, so that the unquoted tokens no, y and 1 are not converted.
         value = yaml.load(_lines.decode(data, where), Loader=yaml.BaseLoader)
     except yaml.YAMLError as e:
         raise VocabError(f"not YAML: {e}", where=where) from None
@@ -73,13 +73,13 @@ def _yaml(data: bytes, where: str) -> list[str]:
         raise VocabError(
             f"not one list of tokens under {', '.join(KEYS)}, but {places}",
             where=where,
-            do="Write the list that the model's head has into a file of its own.",
+            do="Write the list of the model's head into a file of its own.",
         )
     return list(next(iter(found)))
 
 
 def _search(value: Any, path: str, found: dict[tuple[str, ...], str]) -> None:
-    """Different token lists below a value, and the place of the first of each."""
+    """Collect different token lists below a value, with the path of the first of each."""
     if not isinstance(value, dict):
         return
     for key, below in value.items():
@@ -91,15 +91,15 @@ def _search(value: Any, path: str, found: dict[tuple[str, ...], str]) -> None:
 
 
 def _listed(data: bytes, where: str) -> list[str]:
-    """A token a line; a line of one space is the space."""
+    """Return one token per line; a line of one space is the space token."""
     lines = _lines.decode(data, where).replace("\r\n", "\n").removesuffix("\n").split("\n")
     for number, line in enumerate(lines, 1):
         if not line:
             raise VocabError("an empty line in the middle", where=f"{where}:{number}")
     if any(t.startswith("##") for t in lines) and not {"<unk>", "[UNK]"} & set(lines):
         raise VocabError(
-            "pieces begin with ##, and there is no <unk>: this is the list for people that lies beside "
-            "a tokenizer.model, not the table of its ids",
+            "tokens begin with ##, and there is no <unk>: it is the readable list that NeMo writes beside "
+            "tokenizer.model, which does not have the ids of the model",
             where=where,
             do="Read tokenizer.model or tokenizer.vocab.",
         )

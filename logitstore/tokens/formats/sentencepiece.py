@@ -1,4 +1,4 @@
-"""SentencePiece: the ``.model`` file by its own library, the ``.vocab`` file (piece, tab, score) without."""
+"""SentencePiece: ``.model``, read through its library, and ``.vocab`` (piece, tab, score), read without it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from . import _blank, _lines
 
 
 def recognises(name: str, data: bytes) -> bool:
-    """By the names that SentencePiece's trainer gives its two files."""
+    """Return whether the name ends as those that SentencePiece's trainer writes."""
     return name.endswith((".model", ".vocab"))
 
 
 def parse(path: Path, data: bytes, blank: int | None) -> TokenTable:
-    """Pieces in id order; a ``blank`` that equals their number is appended, as NeMo's training does."""
+    """Parse pieces in id order; append the blank if ``blank`` is their number, as NeMo's training does."""
     where = str(path)
     pieces = _scored(data, where) if path.suffix == ".vocab" else _model(data, where)
     if blank is None:
@@ -24,8 +24,8 @@ def parse(path: Path, data: bytes, blank: int | None) -> TokenTable:
         raise VocabError(
             "no piece is named like a blank",
             where=where,
-            why="The recogniser put its blank somewhere that the text model does not know of.",
-            do=f"blank={len(pieces)} appends it, as NeMo does; otherwise say which id it is.",
+            why="The SentencePiece model does not know the id that the recogniser uses for its blank.",
+            do=f"Give its id; blank={len(pieces)} appends it, as NeMo does.",
         )
     if blank == len(pieces):
         return _blank.appended(pieces, where)
@@ -45,7 +45,7 @@ def _scored(data: bytes, where: str) -> list[str]:
         if not tab or not piece:
             raise VocabError(f"{line!r} is not a piece and its score", where=f"{where}:{number}")
         if piece in seen:
-            raise VocabError(f"{piece!r} stands on line {seen[piece]} already", where=f"{where}:{number}")
+            raise VocabError(f"{piece!r} is already on line {seen[piece]}", where=f"{where}:{number}")
         seen[piece] = number
     return list(seen)
 
@@ -62,6 +62,6 @@ def _model(data: bytes, where: str) -> list[str]:
     processor = SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(data)
-    except Exception as e:  # the library raises RuntimeError or OSError, by version
+    except Exception as e:  # RuntimeError or OSError, depending on the version of the library
         raise VocabError(f"not a SentencePiece model: {e}", where=where) from None
     return [processor.IdToPiece(i) for i in range(processor.GetPieceSize())]

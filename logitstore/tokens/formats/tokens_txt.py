@@ -1,4 +1,4 @@
-"""``tokens.txt`` of k2, icefall, sherpa and of a store: a token, a space, its id."""
+"""``tokens.txt`` of k2, icefall, sherpa and of a store: a token, a space and its id per line."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from ._lines import DISAMBIGUATION, TokenLine
 
 
 def recognises(name: str, data: bytes) -> bool:
-    """Pairs whose ids are all there, once each; a file of that very name is held to it."""
+    """Return whether it has pairs with each id once, or is called tokens.txt."""
     return _lines.kind(name, data) == "pairs"
 
 
 def parse(path: Path, data: bytes, blank: int | None) -> TokenTable:
-    """Every id once; the disambiguation symbols at the end (#0, #1, ...) are no classes of a model."""
+    """Parse a table; leave out the disambiguation symbols (#0, #1, ...) at its end, which have no classes."""
     found = _lines.by_id(_lines.split(data, str(path)), str(path))
     for i in _disambiguation(found):
         del found[i]
@@ -24,7 +24,7 @@ def parse(path: Path, data: bytes, blank: int | None) -> TokenTable:
 
 
 def _disambiguation(found: dict[int, TokenLine]) -> list[int]:
-    """The last ids, where they are called #0, #1, ... in this order."""
+    """Return the last ids, if their tokens are #0, #1, ... in this order."""
     last = sorted(found)
     while last and DISAMBIGUATION.fullmatch(found[last[-1]].token):
         last.pop()
