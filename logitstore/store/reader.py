@@ -170,6 +170,8 @@ class Store(Mapping[str, Target]):
         """
         if streams is None:
             return self[utt_id]
+        if isinstance(streams, str):
+            raise UsageError(f"streams={streams!r} is one name", do=f"Give a list of names: [{streams!r}].")
         names = {s.name for s in self.spec.streams}
         if unknown := [name for name in streams if name not in names]:
             raise UsageError(f"no stream {unknown[0]!r}", where=utt_id, do=suggest(unknown[0], sorted(names)))
@@ -488,7 +490,7 @@ def _reopen(location: Any, vocab_map: VocabMap | None, verify: bool) -> Store:
 
 def _warn_of_damage(shard: str, error: StoreError) -> None:
     """Warn that the records of a shard cannot be found."""
-    warnings.warn(f"The records of shard {shard} cannot be found. {error}", stacklevel=2)
+    warnings.warn(f"The records of shard {shard} cannot be found. {error}", stacklevel=5)
 
 
 def _read_tokens(place: Place, spec: StoreSpec) -> TokenTable:

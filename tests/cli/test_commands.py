@@ -1,4 +1,4 @@
-"""The command line as a user meets it: output, exit status, any locale, several jobs."""
+"""The command line in processes of its own: output, exit status, locales, several jobs."""
 
 import json
 import os
@@ -27,13 +27,13 @@ def store(tmp_path_factory):
     return out
 
 
-def test_running_again_says_that_there_is_nothing_to_do(store):
+def test_running_again_prints_that_there_is_nothing_to_do(store):
     done = logitstore(*DUMP, *RNNT, "--out", store)
     assert done.returncode == 0
     assert "nothing to do, all 20 utterances are there" in done.stdout
 
 
-def test_inspect_shows_what_the_store_is_and_how_good(store):
+def test_inspect_shows_description_and_error_rates(store):
     done = logitstore("inspect", store, "--manifest", demo.MANIFEST)
     assert done.returncode == 0
     for text in ("ctc at ctc_output.1", "weights sha256:", "20 utterances", "0 missing, 0 extra", "topk:16"):
@@ -65,7 +65,7 @@ def test_inspect_one_utterance_fits_the_terminal_and_decodes_it(store):
     assert all(len(f["best"]) == 3 for f in data["streams"]["rnnt"]["frames"])
 
 
-def test_inspect_names_holes(store, tmp_path):
+def test_inspect_lists_missing_utterances(store, tmp_path):
     lines = [*demo.lines(20)[2:], {**demo.lines(1)[0], "id": "new"}, {**demo.lines(1)[0], "id": "new"}]
     manifest = demo.write_manifest(tmp_path / "m.jsonl", lines)
     done = logitstore("inspect", store, "--manifest", manifest)
@@ -98,7 +98,7 @@ def test_an_unknown_utterance_or_store_is_an_error_without_a_traceback(store, tm
         (["dump", "--teacher", "nothing.py:load", "--manifest", "m", "--out", "x"], "cannot be read"),
     ],
 )
-def test_wrong_usage_says_what_is_known(args, text, tmp_path):
+def test_wrong_usage_lists_the_known_names(args, text, tmp_path):
     done = logitstore(*[tmp_path / "x" if a == "x" else a for a in args])
     assert done.returncode in (1, 2)
     assert text in done.stderr
@@ -123,8 +123,8 @@ def test_verify_names_a_flipped_bit_and_exits_1(store, tmp_path):
     assert sum(len(f["utterances"]) for f in found["findings"]) == 1
 
 
-def test_any_locale_will_do(tmp_path):
-    """A job once died in ASCII on a ’ after hours."""
+def test_commands_work_in_an_ascii_locale(tmp_path):
+    """A job once died after hours at a ’ in an ASCII locale."""
     ascii_only = {
         "LANG": "C",
         "LC_ALL": "C",
@@ -163,7 +163,7 @@ def test_one_encoding_for_all_streams_and_positions_of_a_lattice(tmp_path):
     assert not (tmp_path / "t").exists()
 
 
-def test_ids_and_tokens_cannot_write_to_the_terminal():
+def test_ids_and_tokens_cannot_control_the_terminal():
     from logitstore.cli._terminal import printable
 
     assert printable("a\x1b[2Jb\u202e\x9b\u2028") == "a\\x1b[2Jb\\u202e\\x9b\\u2028"
@@ -173,7 +173,7 @@ def test_ids_and_tokens_cannot_write_to_the_terminal():
 HOSTILE = "\x1b[2J\x9b2J\u202e\u2066"
 
 
-def test_what_a_store_says_of_itself_cannot_write_to_the_terminal(store, tmp_path):
+def test_descriptions_of_a_store_cannot_control_the_terminal(store, tmp_path):
     copies = tmp_path / "a", tmp_path / "b"
     for copy in copies:
         shutil.copytree(store, copy)

@@ -45,7 +45,7 @@ def refused(done, out, *words):
     assert not (out / "sealed").exists()
 
 
-def test_reduced_dictionary_renumbered_its_tokens(tmp_path, dump):
+def test_a_token_table_whose_ids_were_renumbered(tmp_path, dump):
     """A re-sorted token table once raised false rejects from 3 % to 99 % without an error.
 
     The teacher's first transcripts show it. If the right table is given with --tokens, the difference is named
@@ -61,14 +61,14 @@ def test_reduced_dictionary_renumbered_its_tokens(tmp_path, dump):
     refused(done, tmp_path / "t", "VocabError", "the tokens are the same, in another order")
 
 
-def test_character_models_weights_moved_under_a_bpe_vocabulary(tmp_path, dump):
+def test_weights_of_a_character_model_under_a_bpe_vocabulary(tmp_path, dump):
     done = dump("characters", tmp_path / "s", streams=["--stream", "ctc=dense"])
     refused(done, tmp_path / "s", "word error rate", "a character model under another vocabulary")
     done = dump("characters_narrow", tmp_path / "t", streams=["--stream", "ctc=dense"])
     refused(done, tmp_path / "t", "VocabError", "40 classes, the token table has 150")
 
 
-def test_gpu_that_the_installed_torch_cannot_run(tmp_path, monkeypatch):
+def test_a_gpu_that_the_installed_torch_cannot_run(tmp_path, monkeypatch):
     """The device is checked first: neither manifest nor teacher exist here."""
     card = Gpu("NVIDIA GeForce RTX 5090", (12, 0))
     old = Cuda("2.4.0+cu121", "12.1", ("sm_80", "sm_86", "sm_90"), (card,), (card.name,))
@@ -92,7 +92,7 @@ def test_gpu_that_the_installed_torch_cannot_run(tmp_path, monkeypatch):
     assert "--device cuda:7" in done.stderr
 
 
-def test_job_that_died_in_ascii_on_an_apostrophe(tmp_path):
+def test_a_transcript_that_ascii_cannot_write(tmp_path):
     """A job died after hours, when it wrote the first ’. Here every step runs in a C locale."""
     ascii_ = {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     line = {**demo.lines(1)[0], "id": "don’t"}
@@ -111,6 +111,6 @@ def test_job_that_died_in_ascii_on_an_apostrophe(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["constant", "one_word"])
-def test_model_that_output_one_constant_all_day(name, tmp_path, dump):
+def test_a_model_whose_output_is_constant(name, tmp_path, dump):
     done = dump(name, tmp_path / "s")
     refused(done, tmp_path / "s", "the ctc branch is constant")

@@ -12,8 +12,7 @@ import logitstore
 from logitstore.cli import COMMANDS, cli
 from tests.support import demo
 
-SENTENCES = set(COMMANDS) - {"dump", "plan", "doctor", "capture", "probe"}
-HEAVY = ("torch", "webdataset", "zarr", "click", "numpy", "rich")
+HEAVY = ("torch", "webdataset", "zarr", "click", "numpy", "rich", "numcodecs", "soundfile", "soxr")
 
 
 def loaded(code):
@@ -56,7 +55,8 @@ def test_no_public_name_is_a_room():
 
 
 def test_importing_the_package_loads_nothing_heavy():
-    assert loaded("import logitstore") == []
+    code = "import logitstore; dir(logitstore); logitstore.LogitStoreError; logitstore.__version__"
+    assert loaded(code) == []
 
 
 def test_help_loads_no_torch_and_names_every_command():
@@ -77,7 +77,7 @@ def test_the_help_of_a_command_says_a_sentence_for_each_option(command):
     found = cli.get_command(click.Context(cli), command)
     assert found.help.split("\n\n")[0].endswith(".")
     for param in found.params:
-        if isinstance(param, click.Option) and command in SENTENCES:
+        if isinstance(param, click.Option):
             text = param.help
             assert text, param.name
             assert text[0].isupper(), text

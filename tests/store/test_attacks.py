@@ -1,4 +1,4 @@
-"""Stores from strangers, whose checksums are all right: tests/attacks/README.md lists what each tries.
+"""Hostile stores whose checksums are all right; attacks.md lists them.
 
 Each is refused with an error of the tree, within bounded time and memory; or reads back right.
 """
@@ -70,7 +70,7 @@ def forge_file(store, name, data):
 
 
 def refused(store, kind=StoreError, match=""):
-    """Opening, every read and verify: only errors of the tree, soon, and without eating memory."""
+    """Check that opening, reading and verify raise errors of the tree alone, in bounded time and memory."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     begin, errors = time.process_time(), []
     try:
@@ -182,7 +182,7 @@ def test_a_lock_that_is_a_link_truncates_nothing(store, tmp_path):
     "name", ["logitstore.json", f"sealed/{SHARD}.json", f"shards/{SHARD}.tar", "index.bin"]
 )
 @pytest.mark.parametrize("kind", ["fifo", "device", "folder"])
-def test_what_is_no_file(store, name, kind):
+def test_pipes_devices_and_folders_in_place_of_files(store, name, kind):
     s = store("webdataset")
     (s / name).unlink()
     if kind == "fifo":
@@ -238,15 +238,15 @@ def test_giant_and_wrong_numbers_of_classes(store, classes):
 
 
 def _tables(s):
-    """The tar's bytes and its layout."""
+    """Return the tar's bytes and its layout."""
     layout = json.loads(entry(s).read_bytes())["layout"]
     return bytearray((s / "shards" / f"{SHARD}.tar").read_bytes()), layout
 
 
 @pytest.mark.parametrize("value", [-1, -(1 << 63), (1 << 63) - 1, 1 << 40, 0])
 @pytest.mark.parametrize("table", ["offset", "start"])
-def test_offsets_that_lie(store, table, value):
-    """Negative, overflowing, over one another: at the second row of the second column."""
+def test_wrong_offsets(store, table, value):
+    """Try negative, overflowing and overlapping offsets of the second record of the second column."""
     s = store("webdataset")
     data, layout = _tables(s)
     width = 8
@@ -274,7 +274,7 @@ def test_offsets_that_lie(store, table, value):
     ],
     ids=str,
 )
-def test_layouts_that_lie(store, layout):
+def test_wrong_layouts(store, layout):
     s = store("webdataset")
     forge(entry(s), lambda e: e.update(layout={**e["layout"], **layout} if layout else {}))
     refused(s, StoreError)
@@ -366,7 +366,7 @@ def test_json_of_every_kind(store, name, what):
     ],
     ids=lambda c: str(c)[:40],
 )
-def test_entries_that_lie(store, change):
+def test_wrong_entries(store, change):
     s = store()
     forge(entry(s), lambda e: e.update(change))
     (s / "index.bin").unlink()
@@ -399,7 +399,7 @@ def test_entries_that_lie(store, change):
     ],
     ids=str,
 )
-def test_stores_that_lie(store, change):
+def test_wrong_descriptions(store, change):
     s = store()
     forge(s / "logitstore.json", lambda v: v.update(change))
     if change in ({"manifest": 3}, {"version": 1}, {"streams": []}):
@@ -418,7 +418,7 @@ def test_streams_whose_names_are_paths(store):
 @pytest.mark.parametrize(
     "meta", [{"T": -1}, {"T": "x"}, {"T": 1 << 70}, {"U": -3}, {"U": None}, {"text": []}, {"T": 1.5}]
 )
-def test_rows_that_lie(tmp_path, meta):
+def test_wrong_records(tmp_path, meta):
     from dataclasses import replace
 
     with StoreWriter(open_place(tmp_path), spec_of()).begin(TABLE) as w:
@@ -459,7 +459,7 @@ def test_names_that_are_not_utf8(store):
 
 
 def test_escape_sequences_never_reach_a_terminal(tmp_path, capsys):
-    """In a teacher's name, tokens, text, ids (bidi), skipped reasons, and in what errors say."""
+    """Try names, tokens, texts, ids with bidirectional controls, skipped reasons and error messages."""
     from dataclasses import replace
 
     from logitstore import TokenTable

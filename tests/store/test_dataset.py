@@ -49,19 +49,19 @@ def test_without_workers(path):
     same(found, batches(TargetDataset(open_store(path)), 0))
 
 
-def test_forked(path):
+def test_forked_workers(path):
     dataset = TargetDataset(path)
     same(batches(dataset, 0), batches(dataset, 2, "fork"))  # it was read from before the fork
 
 
-def test_spawned(path):
+def test_spawned_workers(path):
     if open_store(path).spec.storage["name"] != "zarr":
         pytest.skip("each spawned worker takes seconds to import torch; one storage says enough")
     dataset = TargetDataset(path)
     same(batches(dataset, 0), batches(dataset, 2, "spawn"))
 
 
-def test_some_ids(path):
+def test_a_dataset_of_some_ids(path):
     assert len(TargetDataset(path, ["utt-3", "utt-1", "utt-3"])) == 3
     assert TargetDataset(path, ["utt-3", "utt-1"])[1].id == "utt-1"
     with pytest.raises(MissingUtterance, match=r"1 of 2 .*'none'"):
@@ -69,7 +69,7 @@ def test_some_ids(path):
     assert TargetDataset(path, ["utt-3", "none"], missing="skip").ids == ["utt-3"]
 
 
-def test_an_error_in_a_worker_says_what_it_is(path, tmp_path):
+def test_an_error_in_a_worker_keeps_its_type_and_message(path, tmp_path):
     import shutil
 
     broken = tmp_path / "s"

@@ -1,4 +1,4 @@
-"""Yesterday's bytes, today's reader: stores written once, numbers written here by hand."""
+"""Stores that an earlier version wrote, read by this one; the expected numbers are written here by hand."""
 
 import re
 from pathlib import Path
@@ -31,7 +31,7 @@ def store(request):
     return open_store(GOLDEN / request.param)
 
 
-def test_what_it_says_of_itself(store):
+def test_the_description(store):
     assert list(store) == ["a.1", "b/2’"]
     assert store.tokens.tokens == ("<blk>", "a", "b", "▁c", "d")
     assert store.spec.version == "1.0"

@@ -1,4 +1,4 @@
-"""Stores of every encoding and form, written once; read as on that day, and as the model itself spoke."""
+"""Stores of every encoding and lattice form that an earlier version wrote: the numbers of then, and the model's own."""
 
 import importlib.util
 from pathlib import Path
@@ -24,12 +24,12 @@ COARSE = {"factored:int4": 0.2, "factored:int6": 0.05, "factored:0.001": 0.05}  
 
 @pytest.fixture(params=list(MADE.STORES))
 def golden(request):
-    """A store, and what was kept beside it."""
+    """Name of a store, the opened store, and the numbers kept beside it."""
     with np.load(GOLDEN / f"v1.0-{request.param}.npz") as kept:
         return request.param, open_store(GOLDEN / f"v1.0-{request.param}"), dict(kept)
 
 
-def test_what_they_say_of_themselves(golden):
+def test_the_descriptions(golden):
     name, store, _ = golden
     storage, ctc, rnnt = MADE.STORES[name]
     encoding, _, form = rnnt.partition("/")
@@ -40,7 +40,7 @@ def test_what_they_say_of_themselves(golden):
     assert not verify_store(GOLDEN / f"v1.0-{name}").findings
 
 
-def test_numbers_are_those_of_that_day(golden):
+def test_numbers_are_those_of_the_day_they_were_written(golden):
     _, store, kept = golden
     assert len(kept) == 2 * 2 * (1 + len(MADE.TEMPERATURES))
     for utt, target in store.items():
@@ -50,7 +50,7 @@ def test_numbers_are_those_of_that_day(golden):
                 np.testing.assert_allclose(target.log_probs(stream, t), wanted, atol=2e-5, rtol=1e-5)
 
 
-def test_rows_are_what_the_model_said(golden):
+def test_rows_are_the_models_distributions(golden):
     _, store, kept = golden
     for utt, target in store.items():
         for spec in store.spec.streams:
@@ -76,7 +76,7 @@ def test_rows_are_what_the_model_said(golden):
 
 
 def test_nodes_are_those_of_the_rules():
-    """What the forms chose, by the model's own scores."""
+    """Choose the nodes again by the model's own scores, and compare."""
     for name, form in (("nucleus", "banded"), ("factored-int6", "path"), ("factored-int4", "sample")):
         store = open_store(GOLDEN / f"v1.0-{name}")
         nodes = store["a.1"].nodes["rnnt"]

@@ -1,4 +1,4 @@
-"""Stores of decoders, layers and transcripts, written once; read as on that day, as the model spoke."""
+"""Stores of attention decoders, layers and transcripts that an earlier version wrote: the same numbers as then."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -42,12 +42,12 @@ TEMPERATURES = (1.0, 3.0)
 
 @pytest.fixture(params=list(SAID))
 def golden(request):
-    """A store, and what was kept beside it."""
+    """Name of a store, the opened store, and the numbers kept beside it."""
     with np.load(GOLDEN / f"v1.0-{request.param}.npz") as kept:
         return request.param, open_store(GOLDEN / f"v1.0-{request.param}"), dict(kept)
 
 
-def test_what_they_say_of_themselves(golden):
+def test_the_descriptions(golden):
     name, store, _ = golden
     storage, streams = SAID[name]
     said = {s.name: (s.kind, s.encoding, s.width, s.tail_points) for s in store.spec.streams}
@@ -66,7 +66,7 @@ def test_what_they_say_of_themselves(golden):
         assert target.shapes == {n: shapes.get(n, (target.T, 11)) for n in streams if n != "text"}
 
 
-def test_numbers_are_those_of_that_day(golden):
+def test_numbers_are_those_of_the_day_they_were_written(golden):
     _, store, kept = golden
     seen = {k for k in kept if k.endswith(" own")}
     for utt, target in store.items():
@@ -81,8 +81,8 @@ def test_numbers_are_those_of_that_day(golden):
     assert seen == set(kept)
 
 
-def test_layers_are_what_the_model_gave(golden):
-    """Within half a step of what SPEC E19 rounds to."""
+def test_vectors_are_the_models_layers(golden):
+    """Compare within half a step of the rounding of SPEC E19."""
     _, store, kept = golden
     for utt, target in store.items():
         for spec in store.spec.streams:
@@ -96,8 +96,8 @@ def test_layers_are_what_the_model_gave(golden):
     assert np.abs(own).max() > 0.3
 
 
-def test_rows_of_the_decoder_are_what_it_said_of_each_label(golden):
-    """The row and the label of SPEC S13, and the label that SPEC E9 always keeps."""
+def test_rows_of_the_decoder_are_its_distribution_of_each_label(golden):
+    """Check rows and labels by SPEC S13, and the label that SPEC E9 always keeps."""
     name, store, kept = golden
     for utt, target in store.items():
         own = kept[f"{utt} seq2seq own"].astype(np.float64)
@@ -128,8 +128,8 @@ def test_transcripts():
         open_store(GOLDEN / "v1.0-kinds-zarr")["a.1"]["text"]
 
 
-def test_where_rows_lie_in_their_recordings(golden):
-    """SPEC S16, as the row says it and as a cut finds it."""
+def test_the_place_of_records_in_their_recordings(golden):
+    """Check SPEC S16 in the record metadata, and find the record by a cut."""
     _, store, _ = golden
     first = {"id": "demo/00", "start": 0.5, "seconds": 3.0425, "channel": 0}
     assert store["a.1"].meta["recording"] == first
@@ -142,7 +142,7 @@ def test_where_rows_lie_in_their_recordings(golden):
 
 
 def cut(recording, start, seconds, channel=0):
-    """What lhotse calls a cut, of a recording with two channels."""
+    """Return the parts of a lhotse cut of a recording with two channels that the reader uses."""
     source = SimpleNamespace(channels=[0, 1])
     whole = SimpleNamespace(
         id=recording,
@@ -157,7 +157,7 @@ def cut(recording, start, seconds, channel=0):
     return kind(recording=whole, supervisions=[], **parts)
 
 
-def test_when_frames_are(golden):
+def test_times_of_frames(golden):
     """SPEC S17: frame 0 is centred on sample 80, so a student's, of 20 ms from sample 160 on, lie between."""
     _, store, _ = golden
     assert store.spec.teacher.offset == 80

@@ -39,7 +39,7 @@ def test_the_99th_percentile_of_the_loss_is_that_of_all_rows():
     assert true <= found.p99 < 1.5 * true < max(p99 for _, _, p99, _ in losses)
 
 
-def test_numbers_that_make_no_sense_are_refused(tmp_path):
+def test_numbers_below_one_are_refused(tmp_path):
     dump_logits(teacher(), manifest(1), tmp_path / "s", DumpOptions(streams={"ctc": "topk:4"}))
     with pytest.raises(UsageError, match="sample=0"):
         inspect_store(tmp_path / "s", sample=0)

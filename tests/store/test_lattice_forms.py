@@ -1,4 +1,4 @@
-"""Forms of a lattice: chosen as brute force chooses, stored, read again, resampled, and their losses."""
+"""Lattice forms: compared with brute force, stored, read again, resampled, and their losses."""
 
 import itertools
 from dataclasses import replace
@@ -45,7 +45,7 @@ def scores(t, u, seed):
 
 
 def alignments(blank, label):
-    """Every alignment: its log-probability, its nodes, and where it enters each frame."""
+    """Return every alignment: its log-probability, its nodes, and the position at which it enters each frame."""
     t, positions = blank.shape
     for frames in itertools.combinations_with_replacement(range(t), positions - 1):
         total, u, nodes, enters = 0.0, 0, [], []
@@ -202,7 +202,7 @@ SIZES = ((6, 3), (4, 2), (5, 0), (2, 4))
 
 
 def make(folder, how):
-    """A store of random lattices; gives it and their logits."""
+    """Write random lattices; return the store and their logits."""
     said = {}
     with StoreWriter.open(folder, tokens=TABLE, streams={"rnnt": how}) as w:
         for i, (t, u) in enumerate(SIZES):
@@ -304,7 +304,7 @@ def test_gradients_reach_the_whole_lattice(tmp_path):
 @pytest.mark.parametrize("student", [3, 6, 9])
 @pytest.mark.parametrize("form", ["banded:2+occupancy", "sample:2", "full+occupancy"])
 def test_resampling_follows_the_ranges(tmp_path, form, student, method):
-    """Every node of the result is the whole lattice's own, resampled, where both frames hold it."""
+    """Compare every node with the resampled whole lattice where both frames hold it."""
     store, _ = make(tmp_path / "s", f"dense/{form}")
     whole, _ = make(tmp_path / "w", "dense")
     some = collate_targets([store["u0"]], frames=[student], method=method)["rnnt"]
@@ -371,7 +371,7 @@ def test_forms_and_vocab_maps(tmp_path):
     assert mapped["u0"].blank == 1
 
 
-def test_what_cannot_be_is_refused(tmp_path):
+def test_streams_that_cannot_be_written_are_refused(tmp_path):
     with pytest.raises(UsageError, match="lattice"):
         StoreWriter.open(tmp_path / "a", tokens=TABLE, streams={"ctc": "dense/banded:2"})
     with pytest.raises(UsageError, match="lattice"):
@@ -428,7 +428,7 @@ def test_means_over_label_positions(tmp_path, form, encoding):
 
 @pytest.mark.parametrize("form", MEANS)
 def test_losses_of_means(tmp_path, form):
-    """A student that says what the teacher does is nowhere from it; any other is as far as a frame's loss."""
+    """Check that a student equal to the teacher has no loss, and another one that of its frames."""
     store, said = make(tmp_path / "s", f"dense/{form}")
     batch = collate_targets([store[i] for i in said], temperature=2.0)
     logits, share = torch.full((4, 6, 5, V), torch.nan), torch.zeros(4, 6, 5)
@@ -456,7 +456,7 @@ def test_losses_of_means(tmp_path, form):
     assert slower.logp.shape == (1, 3, V)
 
 
-def test_means_of_what_cannot_be(tmp_path):
+def test_means_that_cannot_be_written_are_refused(tmp_path):
     for how in ("collapsed/mean-u", "factored/mean-u", "dense/mean-u:3"):
         with pytest.raises(UsageError, match="mean-u"):
             StoreWriter.open(tmp_path / "a", tokens=TABLE, streams={"rnnt": how})
@@ -476,7 +476,7 @@ def test_means_of_what_cannot_be(tmp_path):
 
 @pytest.mark.parametrize("form", MEANS)
 def test_the_trained_teachers_means(tmp_path, form):
-    """The same for any number of jobs, what brute force says, and half a lattice's bytes at most."""
+    """Check means against brute force, for any number of jobs, at half the bytes of a lattice at most."""
     dump_logits(demo.teacher(), demo.manifest(3), tmp_path / "one", options(f"dense/{form}"))
     for i in range(2):
         dump_logits(
@@ -502,7 +502,7 @@ def options(how, **other):
 
 @pytest.mark.parametrize("how", ["topk:4/banded:4+occupancy", "collapsed/path", "topk:4/sample:3"])
 def test_the_trained_teachers_own_alignment(tmp_path, how):
-    """Its lattice in two passes: the same bytes for any number of jobs, and nearly all of its occupancy."""
+    """Check forms that need two passes: equal bytes for any number of jobs, and nearly all of the occupancy."""
     dump_logits(demo.teacher(), demo.manifest(4), tmp_path / "one", options(how))
     for i in range(2):
         dump_logits(demo.teacher(), demo.manifest(4), tmp_path / "two", options(how, part=JobPart(i, 2)))

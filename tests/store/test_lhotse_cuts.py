@@ -37,7 +37,7 @@ def supervision(name, recording, start, seconds, text="x"):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """Five cuts of recordings of their own, one long one of all, noise; and stores dumped from their cuts."""
+    """Five cuts, each of its own recording, a long recording of all five, noise, and stores dumped from the cuts."""
     folder = tmp_path_factory.mktemp("cuts")
     cuts, pieces, said, at = {}, [], [], 0
     noise = np.random.default_rng(0).normal(0, 0.01, 20 * RATE).astype(np.float32)
@@ -75,7 +75,7 @@ def kl(p, q):
 
 
 def misses(store, cut, clip=None):
-    """KL(teacher on the audio that lhotse loads ‖ target) where it is told anything, moved by k frames."""
+    """Return KL(teacher on the audio that lhotse loads ‖ target) on valid frames, moved by k frames."""
     real = teacher_says(cut.load_audio()[0])
     clip = clip or CutClips(store)(cut)
     batch = store.batch([clip], frames=[len(real)], ratio=(1, 1), streams=["ctc"])
@@ -122,7 +122,7 @@ def test_targets_follow_the_audio_that_lhotse_loads(world, change):
 
 
 def test_speed_ignored_or_inverted_is_seen(world):
-    """What the tests above would say of a reader that takes no notice of speed, or takes it the wrong way."""
+    """Check that the tests above would fail for a reader that ignores or inverts the speed."""
     cut = world["demo-04"].perturb_speed(1.1).truncate(offset=0.4, duration=1.4)
     right = misses(world["short"], cut)[0]
     for speed in (F(1), F(10, 11)):
@@ -149,8 +149,8 @@ def test_lhotse_itself_is_silently_wrong_after_perturb_speed(world):
     assert (right != lhotses).mean() > 0.8
 
 
-def test_parts_of_a_talk(world):
-    """Supervisions trimmed, windows and other cuts of one long recording, whichever way it was dumped."""
+def test_parts_of_a_long_recording(world):
+    """Check supervisions, windows and other cuts of one long recording, dumped whole or in parts."""
     talk = lhotse.CutSet.from_cuts([world["talk"]])
     for cut in talk.trim_to_supervisions():
         assert CutClips(world["parts"])(cut).ids[0] in world["parts"]
@@ -168,7 +168,7 @@ def test_parts_of_a_talk(world):
     assert (inside.start, inside.duration) == (1, 1)
 
 
-def test_padding_is_told_nothing_or_blank(world):
+def test_padding_has_no_target_or_blank(world):
     cut = world["demo-01"].pad(duration=2.0)
     store = world["short"]
     batch = store.batch([CutClips(store)(cut)])
@@ -179,7 +179,7 @@ def test_padding_is_told_nothing_or_blank(world):
     assert blank["rnnt"].mask[0].any(-1).all()
 
 
-def test_time_is_kept_by_what_does_not_touch_it(world):
+def test_changes_that_keep_the_time_change_no_target(world):
     clips = CutClips(world["short"])
     cut = world["demo-00"].truncate(offset=0.5, duration=1.0)
     plain = Clip("demo-00", start=F(1, 2), duration=1)
@@ -209,7 +209,7 @@ def test_names_do_not_matter_where_the_recording_is_known(world):
     assert clips(again) == Clip("demo-00", speed=F(11, 10))
 
 
-def test_a_recording_that_is_only_part_of_one_is_not_mistaken_for_it(world):
+def test_part_of_a_recording_is_not_mistaken_for_all_of_it(world):
     """``move_to_memory`` and Shar keep a recording's id, and cut its beginning off."""
     clips, cut = CutClips(world["short"]), world["demo-00"]
     part = cut.truncate(offset=0.5, duration=2.0).move_to_memory(audio_format="wav")
@@ -224,7 +224,7 @@ def test_a_recording_that_is_only_part_of_one_is_not_mistaken_for_it(world):
 
 
 def test_a_store_of_json_lines_is_found_by_ids(world, tmp_path):
-    """Rows that name no recording: by the id of cut, recording or supervision, at the same length."""
+    """Check records without a recording: found by id of cut, recording or supervision at the same length."""
     dump_logits(demo.teacher(), demo.manifest(2), tmp_path / "s", DumpOptions())
     clips, cut = CutClips(open_store(tmp_path / "s")), world["demo-00"]
     assert clips(cut.perturb_speed(1.1)) == Clip("demo-00", speed=F(11, 10))
@@ -294,7 +294,7 @@ def test_json_lines_keep_the_recording(world, tmp_path):
     assert CutClips(store)(cut).ids == CutClips(world["parts"])(cut).ids
 
 
-def test_in_a_dataset_with_workers(world):
+def test_clips_in_a_dataset_with_workers(world):
     clips = CutClips(world["short"])
     cuts = [world["demo-00"].perturb_speed(1.1), world["demo-04"].truncate(offset=0.2, duration=1.0)]
     dataset = TargetDataset(world["short"], [clips(c) for c in cuts])

@@ -1,4 +1,4 @@
-"""What goes into a head, from one's own loop: the store is that of a dump, a wrong head is refused."""
+"""Heads of ``factored`` streams in a loop: the store equals that of a dump, and a wrong head is refused."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def head():
 
 @pytest.fixture(scope="module")
 def said():
-    """By utterance: what goes into the teacher's head, and the logits that come out."""
+    """Input and logits of the teacher's head, by utterance."""
     teacher, found = demo.teacher(), {}
     for utt in demo.manifest(UTTERANCES):
         features = load(utt, teacher, TABLE, False).features[None]
@@ -67,7 +67,7 @@ def test_the_store_is_that_of_a_dump(tmp_path, said, how):
     assert not verify_store(tmp_path / "own").findings
 
 
-def test_transform_coding_chooses_its_axes_by_rows_behind_the_head(tmp_path, said):
+def test_transform_coding_chooses_its_axes_by_sample_inputs(tmp_path, said):
     rows = torch.cat([h for h, _ in said.values()])
     store = written(tmp_path / "s", said, "factored:1e-3", {"ctc": (head(), rows)})
     nats, frames = 0.0, 0
@@ -97,7 +97,7 @@ def test_a_store_goes_on_with_its_own_head_alone(tmp_path, said, how):
     assert list(store) == list(said)  # those refused left no lock behind
 
 
-def test_what_does_not_come_of_the_head_is_refused_and_nothing_is_lost(tmp_path, said):
+def test_logits_of_another_head_are_refused_and_nothing_is_lost(tmp_path, said):
     first, second = list(said)[:2]
     h, logits = said[first]
     bad = [
@@ -146,6 +146,6 @@ def test_heads_that_do_not_fit_are_refused_before_the_store_is_made(tmp_path, ho
     assert not (tmp_path / "s" / "logitstore.json").exists()
 
 
-def test_the_lattice_is_left_to_who_drives_the_joiner(tmp_path):
+def test_a_factored_lattice_needs_dump(tmp_path):
     with pytest.raises(UsageError, match="in a loop of your own"):
         StoreWriter.open(tmp_path / "s", tokens=TABLE, streams={"rnnt": "factored"}, heads={"rnnt": head()})

@@ -1,4 +1,4 @@
-"""verify --repair, verify --against-teacher, diff and compact, on a real dump of the demo."""
+"""Repair, comparison with the teacher, diff and compact, on a dump of the demo."""
 
 import json
 import shutil
@@ -43,7 +43,7 @@ def command(*args):
 
 
 def spoil(store, shard, row):
-    """Flip a bit inside one row's own bytes."""
+    """Flip a bit inside the bytes of one record."""
     path = store / "shards" / shard / "ctc" / "logp" / "c" / "0" / "0"
     data = bytearray(path.read_bytes())
     opened = open_store(store)
@@ -54,7 +54,7 @@ def spoil(store, shard, row):
     return utt_id
 
 
-def test_repair_drops_the_row_and_a_dump_makes_just_that_again(store, capsys):
+def test_repair_drops_the_record_and_a_dump_makes_just_that_again(store, capsys):
     utt_id = spoil(store, "000001", 1)
     with pytest.raises(CorruptError, match=rf"shard 000001 record 1 \('{utt_id}'\)"):
         open_store(store)[utt_id]
@@ -111,7 +111,7 @@ def test_against_teacher(store, capsys):
     assert max(dense) < 1e-5 < max(pruned)  # topk leaves something out, dense only rounds
 
 
-def test_another_teacher_is_found_out(store, capsys):
+def test_another_teacher_is_detected(store, capsys):
     with demo.poisoned("ctc_output.1", 40.0):
         found = against_teacher(open_store(store), demo.teacher(), demo.manifest(), 1)
     assert max(c.kl for c in found if c.stream == "ctc") > 0.01
@@ -127,14 +127,14 @@ def test_nothing_in_common_with_the_manifest(store, tmp_path):
         against_teacher(open_store(store), demo.teacher(), read_manifest(other), 1)
 
 
-def test_diff_of_the_same(store, whole, capsys):
+def test_diff_of_equal_stores(store, whole, capsys):
     assert command("diff", store, whole) == 0
     assert "6 utterances compared: the same" in capsys.readouterr().out
     compact_store(store, "100")
     assert command("diff", store, whole) == 0
 
 
-def test_diff_says_what_differs(store, tmp_path, capsys):
+def test_diff_lists_all_differences(store, tmp_path, capsys):
     other = tmp_path / "other"
     run(other, limit=4, streams={"ctc": "topk:8", "rnnt": "topk:16"})
     assert command("diff", store, other, "--json") == 1

@@ -1,4 +1,4 @@
-"""Every row keeps what the teacher itself would write down; rows are chosen by it and written out again."""
+"""Transcripts of the teacher: stored with every record, used to choose records, and written out again."""
 
 import json
 from contextlib import suppress
@@ -27,7 +27,7 @@ from tests.support.dumping import same_tree
 
 
 def run(*args, **options):
-    """A dump whose rows keep both branches' transcripts."""
+    """A dump that stores the transcripts of both branches."""
     return run_dump(*args, **{"transcripts": "all", **options})
 
 
@@ -39,7 +39,7 @@ def store(tmp_path_factory):
 
 
 def slow_search(teacher, utt, most=MAX_SYMBOLS):
-    """Frame by frame, joiner call by joiner call, with the model's own modules and nothing of ours."""
+    """Search frame by frame with one joiner call at a time, with the model's own modules alone."""
     model, loaded = teacher.model, load(utt, teacher, teacher.tokens(), True)
     with torch.inference_mode():
         enc, lens = model.forward_encoder(loaded.features[None], torch.tensor([len(loaded.features)]))
@@ -65,8 +65,8 @@ def test_the_search_is_the_models_own_frame_by_frame(store):
         assert abs(said["score"] - score) < 0.01
 
 
-def test_no_frame_says_more_than_it_may(monkeypatch):
-    """One token a frame, as icefall decodes, of a joiner that is made to say far too much."""
+def test_tokens_of_a_frame_are_bounded(monkeypatch):
+    """Check one token a frame, as icefall decodes, with a joiner that emits far too many."""
     teacher = demo.teacher()
     utt = next(iter(demo.manifest()))
     monkeypatch.setattr(transcribe, "MAX_SYMBOLS", 1)
@@ -100,7 +100,7 @@ def test_the_ctc_transcript_is_the_stored_rows_best_path(store):
         assert said["ter"] == round(edit_distance(target.labels.tolist(), kept) / target.U, 4)
 
 
-def test_a_joiner_that_never_says_blank_ends():
+def test_the_search_ends_for_a_joiner_that_never_emits_blank():
     teacher = demo.teacher()
     utt = next(iter(demo.manifest()))
     driver = TeacherDriver(teacher, teacher.tokens(), ["rnnt"], "cpu")
@@ -116,7 +116,7 @@ def test_a_joiner_that_never_says_blank_ends():
     assert len(heard["rnnt"].tokens) <= output.T
 
 
-def test_labels_come_from_the_teacher_where_nobody_gave_any(tmp_path, store):
+def test_without_references_labels_are_the_teachers_transcript(tmp_path, store):
     lines = [{k: v for k, v in x.items() if k != "text"} for x in demo.lines(4)]
     lines[0]["text"] = demo.lines(1)[0]["text"]
     run(tmp_path / "s", manifest=read_manifest(demo.write_manifest(tmp_path / "m.jsonl", lines)))
@@ -136,7 +136,7 @@ def test_labels_come_from_the_teacher_where_nobody_gave_any(tmp_path, store):
     assert opened.select("labels_from == 'rnnt'") == [i for i in opened if i != lines[0]["id"]]
 
 
-def test_rows_without_transcripts_when_they_are_not_wanted(tmp_path):
+def test_records_without_transcripts_if_none_are_asked_for(tmp_path):
     done = run(tmp_path / "s", limit=6, transcripts="none")
     opened = open_store(tmp_path / "s")
     assert all("hyp" not in opened[i].meta for i in opened)
@@ -212,7 +212,7 @@ def test_hours_fill_a_budget_in_order(store):
         ("a := 3", "is not a condition"),
     ],
 )
-def test_what_is_no_condition_is_refused_and_never_run(store, text, what):
+def test_text_that_is_no_condition_is_refused_and_never_run(store, text, what):
     with pytest.raises(UsageError, match="is not a condition") as e:
         store.select(text)
     assert what in str(e.value)
@@ -254,7 +254,7 @@ def test_the_command_writes_a_manifest_that_can_be_dumped(store, tmp_path):
     assert "It has: ctc, rnnt" in logitstore("transcripts", place, "--stream", "x").stderr
 
 
-def test_a_store_of_ones_own_loop_has_none(tmp_path):
+def test_a_loop_that_gives_no_transcripts_stores_none(tmp_path):
     table = TokenTable(("<blk>", "a"), 0)
     with StoreWriter.open(tmp_path / "s", tokens=table, streams={"ctc": "dense"}) as w:
         w.add("u", ctc=torch.randn(3, 2), text="a", seconds=1.0)
@@ -273,7 +273,7 @@ def brute(reference, hypothesis):
 
 
 @given(st.lists(st.integers(0, 4), max_size=80), st.lists(st.integers(0, 4), max_size=80))
-def test_edit_distance_is_the_tables(a, b):
+def test_edit_distance_equals_the_table(a, b):
     assert edit_distance(a, b) == brute(a, b)
 
 

@@ -1,4 +1,4 @@
-"""The writer: what is sealed survives, what is not was never there, and other answers are refused."""
+"""The writer: sealed records survive, others were never there, and other settings are refused."""
 
 import json
 import re
@@ -113,7 +113,7 @@ def test_one_frame_no_labels_and_slices(path):
     ],
     ids=lambda v: re.sub(r"\W+", "-", str(v))[:40],
 )
-def test_what_cannot_be_stored_is_refused_and_nothing_is_lost(path, given, error):
+def test_outputs_that_cannot_be_stored_are_refused_and_nothing_is_lost(path, given, error):
     good = {"ctc": logits(3), "rnnt": logits(3, 3), "labels": [1, 2]}
     with opened(path, BOTH) as w:
         w.add("first", **good)
@@ -128,8 +128,8 @@ def test_what_cannot_be_stored_is_refused_and_nothing_is_lost(path, given, error
 
 
 @pytest.mark.parametrize("storage", ["zarr", "webdataset"])
-def test_a_full_disk_never_seals_half_a_row(path, storage, monkeypatch):
-    """The caller may swallow the error; the shard must not take another row, nor be sealed."""
+def test_a_full_disk_never_seals_half_a_record(path, storage, monkeypatch):
+    """A caller may ignore the error; the shard must take no other record and must not be sealed."""
     from logitstore.storage.backends import _zarr_write, webdataset
 
     with opened(path, storage=storage) as w:
@@ -157,7 +157,7 @@ def test_a_full_disk_never_seals_half_a_row(path, storage, monkeypatch):
 
 
 @pytest.mark.parametrize("step", ["finish", "publish", "entry"])
-def test_a_seal_that_fails_says_so_and_can_be_tried_again(path, step, monkeypatch):
+def test_sealing_that_fails_raises_and_can_be_tried_again(path, step, monkeypatch):
     from logitstore.storage.backends._zarr_write import ZarrShardWriter
     from logitstore.storage.places.local import LocalPlace
 
@@ -226,7 +226,7 @@ def test_an_exception_before_anything_was_sealed_leaves_an_empty_store(path):
 
 @pytest.mark.parametrize("step", ["finish", "publish", "write", "after"])
 def test_a_crash_at_any_step_of_sealing_loses_only_that_shard(path, step, monkeypatch):
-    """SPEC C5: die at one of the steps of C3, look with a reader, resume with a writer."""
+    """SPEC C5: end the process at each step of C3, read the store, and resume with a writer."""
     fill(path, "old")
     script = textwrap.dedent("""
         import os, sys
@@ -290,7 +290,7 @@ def test_two_writers_of_one_name_are_refused(path):
     assert list(open_store(path)) == ["a"]
 
 
-def test_a_store_made_with_other_answers_is_refused(path):
+def test_a_store_made_with_other_settings_is_refused(path):
     with opened(path, teacher=TEACHER) as w:
         w.add("a", ctc=logits(2))
     other = replace(TEACHER, name="somebody else", features={"dither": 1})
@@ -345,7 +345,7 @@ def test_an_allowed_difference_is_recorded_once(path):
         ("storage.name", "dense", "webdataset"),
     ],
 )
-def test_what_gives_bytes_their_meaning_is_never_allowed(path, field, streams, storage):
+def test_differences_that_change_the_meaning_of_bytes_are_never_allowed(path, field, streams, storage):
     fill(path, "a")
     spec = make_spec(TeacherSpec("unnamed", 16000, 640), TABLE, {"ctc": streams}, storage=storage)
     with pytest.raises(IdentityError):
@@ -438,7 +438,7 @@ def test_a_damaged_index_is_made_anew(path, at):
     assert open_store(path)["b"].T == 3
 
 
-def test_an_index_that_misses_shards_is_not_used(path):
+def test_a_stale_index_is_not_used(path):
     fill(path, "a")
     old = (path / "index.bin").read_bytes()
     fill(path, "b")
@@ -449,7 +449,7 @@ def test_an_index_that_misses_shards_is_not_used(path):
     assert not (path / "index.bin").exists()  # a reader writes nothing
 
 
-def test_the_same_rows_give_the_same_store(tmp_path):
+def test_equal_records_give_equal_stores(tmp_path):
     for name in ("one", "two"):
         for storage in ("zarr", "webdataset"):
             fill(tmp_path / name / storage, "a", "b", storage=storage)
