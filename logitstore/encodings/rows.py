@@ -214,6 +214,24 @@ class Rows(DecodedRows):
         mixture = mix_logits if logits else mix
         return mixture(self.take(low).at(temperature), self.take(high).at(temperature), weight)
 
+    def compose(self, index: NDArray[np.int64], blank: int, temperature: float) -> Tempered:
+        """Return S rows, each composed of up to k rows that follow each other (:func:`compose`).
+
+        Args:
+            index: (S, k) row indices in the order of their frames; -1 for none.
+            blank: id of the blank among the rows' classes.
+            temperature: temperature of the result; probabilities are composed at it.
+        """
+
+        def column(number: int) -> Tempered:
+            chosen = self.take(np.maximum(index[:, number], 0)).at(temperature)
+            return _blank_where(index[:, number] < 0, chosen, blank)
+
+        rows = column(0)
+        for number in range(1, index.shape[1]):
+            rows = compose(rows, column(number), blank)
+        return rows
+
     def unmapped(self, blank: int) -> tuple[Rows, int]:
         """Return the rows over the teacher's own classes, and the id of the blank among these.
 
@@ -300,6 +318,9 @@ class MappedRows(Rows):
     ) -> Tempered:
         return self.map.apply(self.rows.mix(low, high, weight, temperature, logits=logits))
 
+    def compose(self, index: NDArray[np.int64], blank: int, temperature: float) -> Tempered:
+        return self.map.apply(self.rows.compose(index, self.map.teacher_blank, temperature))
+
     def unmapped(self, blank: int) -> tuple[Rows, int]:
         return self.rows, self.map.teacher_blank
 
@@ -371,41 +392,157 @@ def mix(a: Tempered, b: Tempered, weight: Float) -> Tempered:
 
 def _mix_pruned(a: Tempered, b: Tempered, log_a: NDArray[np.float64], log_b: NDArray[np.float64]) -> Tempered:
     """Return the mixture of pruned rows; ``log_a`` and ``log_b`` are the (N, 1) logs of the two shares."""
+    both = _Union.of(a, b)
+    logp = np.logaddexp(log_a + both.from_a, log_b + both.from_b)
+    return both.rows(logp, np.logaddexp(log_a[:, 0] + both.each_a, log_b[:, 0] + both.each_b))
+
+
+def compose(a: Tempered, b: Tempered, blank: int) -> Tempered:
+    """Return the distributions of two frames of a transducer at one label position, joined into one frame.
+
+    The joined frame emits nothing where both emit nothing, and else the first label that is emitted: blank' =
+    a(blank) · b(blank), label' = a(label) + a(blank) · b(label). Probabilities still sum to one, and joining
+    is associative.
+
+    Args:
+        a: N rows, with (N, Ka) entries where they are pruned.
+        b: N rows of the frames after them, at the same temperature, pruned if and only if ``a`` is.
+        blank: id of the blank.
+
+    Returns:
+        N rows; pruned rows hold the union of the classes and the blank, at most Ka + Kb + 1. A class that
+        only one side kept gets its equal share of the other side's tail.
+    """
+    if a.ids is None or b.ids is None:
+        waits = a.logp[:, blank].astype(np.float64)
+        logp = np.logaddexp(a.logp, waits[:, None] + b.logp)
+        logp[:, blank] = waits + b.logp[:, blank]
+        tail = np.maximum(np.logaddexp(a.tail, waits + b.tail), NOTHING)
+        return Tempered(
+            a.classes,
+            a.temperature,
+            np.maximum(logp, NOTHING).astype(np.float32),
+            None,
+            tail.astype(np.float32),
+        )
+    a = _with_blank(a, blank)
+    both = _Union.of(a, b)
     assert a.ids is not None
-    assert b.ids is not None
-    none = a.classes  # stands for an entry that a row does not have: sorts behind every class
-    real_a, real_b = a.logp > NOTHING, b.logp > NOTHING
-    each_a = a.tail - np.log(np.maximum(a.classes - real_a.sum(axis=1), 1))  # log-mass of a class left out
-    each_b = b.tail - np.log(np.maximum(b.classes - real_b.sum(axis=1), 1))
-
-    # One column for every entry of either side, with the log-probability that each side gives its class.
-    ids = np.concatenate([np.where(real_a, a.ids, none), np.where(real_b, b.ids, none)], axis=1)
-    from_a = np.concatenate([a.logp, np.broadcast_to(each_a[:, None], b.ids.shape)], 1, dtype=np.float64)
-    from_b = np.concatenate([np.broadcast_to(each_b[:, None], a.ids.shape), b.logp], 1, dtype=np.float64)
-    order = np.argsort(ids, axis=1, kind="stable")
-    ids, from_a, from_b = (np.take_along_axis(x, order, axis=1) for x in (ids, from_a, from_b))
-
-    # A class that both sides kept has two neighbouring columns: a's, then b's. The first takes b's value.
-    twin = np.zeros(ids.shape, bool)
-    twin[:, 1:] = ids[:, 1:] == ids[:, :-1]
-    from_b[:, :-1] = np.where(twin[:, 1:], from_b[:, 1:], from_b[:, :-1])
-    gone = twin | (ids == none)
-    logp = np.where(gone, NOTHING, np.logaddexp(log_a + from_a, log_b + from_b))
-
-    union = (~gone).sum(axis=1)
-    best = np.argsort(-logp, axis=1, kind="stable")[:, : int(union.max(initial=1))]
-    logp, ids = np.take_along_axis(logp, best, axis=1), np.take_along_axis(ids, best, axis=1)
-    ids = np.where(logp > NOTHING, ids, ids[:, :1])
-    with np.errstate(divide="ignore"):
-        log_left = np.log(np.maximum(a.classes - union, 0))
-    tail = np.logaddexp(log_a[:, 0] + each_a, log_b[:, 0] + each_b) + log_left
-    return Tempered(
-        a.classes,
-        a.temperature,
-        logp.astype(np.float32),
-        ids.astype(np.int32),
-        np.maximum(tail, NOTHING).astype(np.float32),
+    waits = np.where((a.ids == blank) & (a.logp > NOTHING), a.logp, -np.inf).max(axis=1).astype(np.float64)
+    logp = np.where(
+        both.ids == blank,
+        both.from_a + both.from_b,
+        np.logaddexp(both.from_a, waits[:, None] + both.from_b),
     )
+    return both.rows(logp, np.logaddexp(both.each_a, waits + both.each_b))
+
+
+def _with_blank(rows: Tempered, blank: int) -> Tempered:
+    """Return pruned rows that all have an entry of the blank; a row that left it out gives it its equal share."""
+    assert rows.ids is not None
+    kept = rows.logp > NOTHING
+    lacks = ~((rows.ids == blank) & kept).any(axis=1)
+    if not lacks.any():
+        return rows
+    left = np.maximum(rows.classes - kept.sum(axis=1), 1)
+    share = np.maximum(rows.tail - np.log(left), 2 * NOTHING)
+    with np.errstate(divide="ignore"):
+        tail = np.where(lacks, np.maximum(rows.tail + np.log1p(-1 / left), NOTHING), rows.tail)
+    # The blank comes first where it was left out; elsewhere the added entry is one that the row does not have.
+    first = np.where(lacks, blank, rows.ids[:, 0])
+    logp = np.where(lacks, share, rows.logp[:, 0])
+    second = np.where(lacks, rows.logp[:, 0], NOTHING)
+    return replace(
+        rows,
+        logp=np.column_stack([logp, second, rows.logp[:, 1:]]).astype(np.float32),
+        ids=np.column_stack([first, rows.ids]).astype(np.int32),
+        tail=tail.astype(np.float32),
+    )
+
+
+def _blank_where(which: NDArray[np.bool_], rows: Tempered, blank: int) -> Tempered:
+    """Return rows, with certain blanks in place of those that ``which`` names."""
+    if not which.any():
+        return rows
+    certain = np.full(rows.logp.shape[1], NOTHING, np.float32)
+    certain[blank if rows.ids is None else 0] = 0.0
+    return replace(
+        rows,
+        logp=np.where(which[:, None], certain, rows.logp),
+        ids=None if rows.ids is None else np.where(which[:, None], np.int32(blank), rows.ids),
+        tail=np.where(which, np.float32(NOTHING), rows.tail),
+    )
+
+
+@dataclass(frozen=True)
+class _Union:
+    """The classes that either of two pruned rows kept, with the log-probability that each side gives them.
+
+    Attributes:
+        classes: V.
+        temperature: temperature of both sides.
+        ids: (N, Ka + Kb) class of each column, V in columns of none.
+        from_a: (N, Ka + Kb) log-probability by the first side, with its share of the tail where it left the
+            class out.
+        from_b: the same of the second side.
+        gone: (N, Ka + Kb) bool, True in columns without a class of their own.
+        each_a: (N,) log-probability of one class that the first side left out.
+        each_b: the same of the second side.
+    """
+
+    classes: int
+    temperature: float
+    ids: NDArray[np.int64]
+    from_a: NDArray[np.float64]
+    from_b: NDArray[np.float64]
+    gone: NDArray[np.bool_]
+    each_a: NDArray[np.float64]
+    each_b: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, a: Tempered, b: Tempered) -> Self:
+        """Return the union of two pruned rows, each."""
+        assert a.ids is not None
+        assert b.ids is not None
+        none = a.classes  # stands for an entry that a row does not have: sorts behind every class
+        real_a, real_b = a.logp > NOTHING, b.logp > NOTHING
+        each_a = a.tail - np.log(np.maximum(a.classes - real_a.sum(axis=1), 1))
+        each_b = b.tail - np.log(np.maximum(b.classes - real_b.sum(axis=1), 1))
+
+        # One column for every entry of either side, with the log-probability that each side gives its class.
+        ids = np.concatenate([np.where(real_a, a.ids, none), np.where(real_b, b.ids, none)], axis=1)
+        from_a = np.concatenate([a.logp, np.broadcast_to(each_a[:, None], b.ids.shape)], 1, dtype=np.float64)
+        from_b = np.concatenate([np.broadcast_to(each_b[:, None], a.ids.shape), b.logp], 1, dtype=np.float64)
+        order = np.argsort(ids, axis=1, kind="stable")
+        ids, from_a, from_b = (np.take_along_axis(x, order, axis=1) for x in (ids, from_a, from_b))
+
+        # A class that both sides kept has two neighbouring columns: a's, then b's. The first takes b's value.
+        twin = np.zeros(ids.shape, bool)
+        twin[:, 1:] = ids[:, 1:] == ids[:, :-1]
+        from_b[:, :-1] = np.where(twin[:, 1:], from_b[:, 1:], from_b[:, :-1])
+        return cls(a.classes, a.temperature, ids, from_a, from_b, twin | (ids == none), each_a, each_b)
+
+    def rows(self, logp: NDArray[np.float64], each: NDArray[np.float64]) -> Tempered:
+        """Return pruned rows, best class first.
+
+        Args:
+            logp: (N, Ka + Kb) log-probabilities of the columns.
+            each: (N,) log-probability of one class that both sides left out.
+        """
+        logp = np.where(self.gone, NOTHING, np.maximum(logp, NOTHING))
+        union = (~self.gone).sum(axis=1)
+        best = np.argsort(-logp, axis=1, kind="stable")[:, : int(union.max(initial=1))]
+        logp, ids = np.take_along_axis(logp, best, axis=1), np.take_along_axis(self.ids, best, axis=1)
+        ids = np.where(logp > NOTHING, ids, ids[:, :1])
+        with np.errstate(divide="ignore"):
+            log_left = np.log(np.maximum(self.classes - union, 0))
+        return Tempered(
+            self.classes,
+            self.temperature,
+            logp.astype(np.float32),
+            ids.astype(np.int32),
+            np.maximum(each + log_left, NOTHING).astype(np.float32),
+        )
 
 
 def mix_logits(a: Tempered, b: Tempered, weight: Float) -> Tempered:

@@ -382,7 +382,8 @@ class Store(Mapping[str, Target]):
             frames: (B,) valid frames of the student; None keeps the teacher's.
             method: resampling method of all streams, or by stream name: ``keep-tokens``, ``linear``,
                 ``nearest+shift=2``, ... (:class:`logitstore.targets.frames.Method`). None, or ``+shift=n``
-                alone, is each stream's default: ``keep-tokens`` for ``ctc``, ``linear`` for the others.
+                alone, is each stream's default: ``keep-tokens`` for ``ctc``, ``compose`` for
+                ``rnnt``, ``linear`` for the others.
             temperature: temperature of the probabilities, 1 or more.
             ratio: student frames per teacher frame as (p, q), or the student's ``FrameClock``.
             tolerance: student frames by which ``frames`` may differ from what ``ratio`` gives.

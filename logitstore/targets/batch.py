@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
@@ -34,6 +35,7 @@ from .vocab_map import VocabMap
 __all__ = ["FactoredBatch", "StreamBatch", "TargetBatch", "VectorBatch", "collate_targets"]
 
 Source = Target | Clipped  # one example of a batch
+MAX_LOST = 0.01  # share of a batch's tokens that keep-tokens may lose without a warning
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,8 @@ def collate_targets(
         frames: (B,) valid frames of the student; None keeps the teacher's.
         method: resampling method of all streams, or by stream name: ``keep-tokens``, ``linear``,
             ``nearest+shift=2``, ... (:data:`logitstore.targets.frames.METHODS`). None, or ``+shift=n`` alone, is
-            each stream's default: ``keep-tokens`` for ``ctc``, ``linear`` for the others.
+            each stream's default: ``keep-tokens`` for ``ctc``, ``compose`` for ``rnnt``, ``linear`` for the
+            others.
         temperature: temperature of the probabilities, 1 or more.
         ratio: student frames per teacher frame as (p, q), or the student's own ``FrameClock``. Frames that do
             not fit it are refused, and it gives the exact times of a clip's frames.
@@ -124,6 +127,10 @@ def collate_targets(
         MissingUtterance: a stream that a target does not hold.
         UsageError: an empty batch, an unknown method or argument, a temperature below 1, a method that cannot
             resample a stream, or a stream that cannot follow a clip.
+
+    Warns:
+        UserWarning: ``keep-tokens`` has lost more than 1 % of the batch's tokens, because they do not fit into
+            the student's frames.
     """
     if not targets:
         raise UsageError("a batch of no utterances", do="Give at least one target.")
@@ -267,9 +274,28 @@ def _collate_stream(
     heads = _shared_heads(name, sources, lengths, request.methods[name])
     if heads is not None:
         check_temperature(request.temperature)
+        _warn_of_lost_tokens(heads)
         counts = lengths if follows_frames(name) else [len(head.inputs.h) for head in heads]
         return _pad_heads(heads, counts, request.temperature)
-    return _pad([_resample_rows(name, s, n, request) for s, n in zip(sources, lengths, strict=True)])
+    sampled = [_resample_rows(name, s, n, request) for s, n in zip(sources, lengths, strict=True)]
+    _warn_of_lost_tokens(sampled)
+    return _pad(sampled)
+
+
+def _warn_of_lost_tokens(sampled: Sequence[Resampled] | Sequence[ResampledHead]) -> None:
+    """Warn where the chosen frames have lost too many of the teacher's tokens.
+
+    Text and place are always the same, so that Python shows the warning once per process.
+    """
+    tokens, lost = sum(one.tokens for one in sampled), sum(one.lost for one in sampled)
+    if lost > MAX_LOST * tokens:
+        warnings.warn(
+            f"more than {MAX_LOST:.0%} of the tokens of a batch's CTC targets do not fit into the student's "
+            "frames. The student learns to leave them out. Give it more frames, or learn from the rnnt stream; "
+            "logitstore inspect STORE --rate P:Q shows how many tokens are lost at a rate",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def _resample_rows(name: str, source: Source, length: int, request: _Request) -> Resampled:

@@ -276,6 +276,8 @@ def _joined(parts: Sequence[Resampled]) -> Resampled:
         position=joined("position"),
         frame=joined("frame"),
         occupancy=joined("occupancy"),
+        tokens=sum(part.tokens for part in parts),
+        lost=sum(part.lost for part in parts),
     )
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Protocol
 
@@ -92,12 +92,18 @@ class FramePlan:
         high: teacher frames, as ``low``.
         weight: float32 share of ``high`` in [0, 1], as ``low``.
         valid: bool, as ``low``; False where the student frame has no target.
+        groups: (S, k) int64 teacher frames to compose in place of mixing, in order, -1 for none; else None.
+        tokens: tokens of the teacher's greedy decode, where the method counts them; else 0.
+        lost: tokens among these that the chosen frames no longer hold.
     """
 
     low: NDArray[np.int64]
     high: NDArray[np.int64]
     weight: NDArray[np.float32]
     valid: NDArray[np.bool_]
+    groups: NDArray[np.int64] | None = None
+    tokens: int = 0
+    lost: int = 0
 
     @classmethod
     def of_frames(cls, chosen: NDArray[np.int64]) -> FramePlan:
@@ -113,12 +119,21 @@ class FramePlan:
         lag = min(frames, count)
         if not lag:
             return self
-        low, high, weight, valid = (
-            np.concatenate([np.repeat(x[:1], lag, axis=0), x[: count - lag]])
-            for x in (self.low, self.high, self.weight, self.valid)
-        )
+
+        def moved(x: NDArray[Any]) -> NDArray[Any]:
+            return np.concatenate([np.repeat(x[:1], lag, axis=0), x[: count - lag]])
+
+        valid = moved(self.valid)
         valid[:lag] = False
-        return FramePlan(low, high, weight, valid)
+        groups = None if self.groups is None else moved(self.groups)
+        return replace(
+            self,
+            low=moved(self.low),
+            high=moved(self.high),
+            weight=moved(self.weight),
+            valid=valid,
+            groups=groups,
+        )
 
 
 class FrameEvidence(Protocol):
@@ -148,6 +163,7 @@ class MethodRule:
         mixes_logits: True where logits are mixed and not probabilities; only for rows of classes.
         needs_evidence: True where ``choose`` reads the evidence; only for frames of classes.
         lattices: True where the method can resample a lattice, which needs one rule for all label positions.
+        composes: True where the plan has groups; only for rows of classes with a blank.
     """
 
     choose: Choose
@@ -155,11 +171,12 @@ class MethodRule:
     mixes_logits: bool = False
     needs_evidence: bool = False
     lattices: bool = True
+    composes: bool = False
 
     @property
     def numbers(self) -> bool:
         """Tell whether the method can resample the numbers of a layer."""
-        return not (self.mixes_logits or self.needs_evidence)
+        return not (self.mixes_logits or self.needs_evidence or self.composes)
 
 
 def _choose_linear(ramp: Ramp, teacher: int, evidence: FrameEvidence | None) -> FramePlan:
@@ -178,12 +195,22 @@ def _choose_max_nonblank(ramp: Ramp, teacher: int, evidence: FrameEvidence | Non
 
 def _choose_keep_tokens(ramp: Ramp, teacher: int, evidence: FrameEvidence | None) -> FramePlan:
     assert evidence is not None
-    return FramePlan.of_frames(keep_tokens(evidence.best(), evidence.blank, ramp))
+    best = evidence.best()
+    chosen = keep_tokens(best, evidence.blank, ramp)
+    tokens, kept = (count_tokens(x, evidence.blank) for x in (best, best[chosen]))
+    return replace(FramePlan.of_frames(chosen), tokens=tokens, lost=tokens - kept)
+
+
+def _group_frames(ramp: Ramp, teacher: int, evidence: FrameEvidence | None) -> FramePlan:
+    near = ramp.nearest(teacher)
+    return replace(FramePlan.of_frames(near), groups=frame_groups(ramp, teacher, near))
 
 
 METHODS: dict[str, MethodRule] = {
     # a monotone choice of frames that keeps every token of the best path
     "keep-tokens": MethodRule(_choose_keep_tokens, needs_evidence=True, lattices=False),
+    # all frames within a student frame, composed: the first label that any of them emits, else the blank
+    "compose": MethodRule(_group_frames, composes=True),
     # the probabilities of the two nearest frames, mixed
     "linear": MethodRule(_choose_linear),
     # the logits of the two nearest frames, mixed
@@ -198,8 +225,8 @@ METHODS: dict[str, MethodRule] = {
 
 
 # At half the teacher's rate, linear mixing turns one token in six of the demo teacher's CTC targets into another
-# decode, keep-tokens one in sixty: benchmarks/resample.py.
-DEFAULTS = {"ctc": "keep-tokens"}
+# decode, keep-tokens one in sixty: benchmarks/resample.py. Composed lattices keep the probability of what is emitted.
+DEFAULTS = {"ctc": "keep-tokens", "rnnt": "compose"}
 
 
 def written(name: str) -> str:
@@ -231,7 +258,8 @@ class Method:
     def of(cls, stream: str, text: str | None) -> Method:
         """Return the method of a stream as written; its default for None, and for ``+shift=n`` alone.
 
-        The default of ``ctc`` is ``keep-tokens``, of other streams ``linear``. Raises ``UsageError``.
+        The default of ``ctc`` is ``keep-tokens``, of ``rnnt`` ``compose``, of other streams ``linear``. Raises
+        ``UsageError``.
         """
         text = text or ""
         return cls.parse(DEFAULTS.get(stream, "linear") + text if text.startswith("+") or not text else text)
@@ -380,6 +408,29 @@ def _needed_runs(
     edges = ramp.edges(len(best))
     needed &= (last >= edges[0]) & (first < edges[-1])
     return first[needed], last[needed]
+
+
+def count_tokens(best: NDArray[np.integer], blank: int) -> int:
+    """Return the number of tokens in the greedy CTC decode of (T,) classes."""
+    begins = np.ones(len(best), bool)
+    begins[1:] = best[1:] != best[:-1]
+    return int((begins & (best != blank)).sum())
+
+
+def frame_groups(ramp: Ramp, teacher: int, near: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return (S, k) teacher frames whose centres are within each student frame, in order; -1 for none.
+
+    Frames before the first student frame belong to it, those after the last to that. A student frame with no
+    teacher frame's centre within it has the nearest one, ``near`` (S,).
+    """
+    edges = ramp.edges(teacher)
+    if len(edges) > 1:
+        edges[0], edges[-1] = 0, teacher
+    counts = np.diff(edges)
+    offsets = np.arange(max(int(counts.max(initial=1)), 1))
+    groups = np.where(offsets < counts[:, None], edges[:-1, None] + offsets, -1)
+    groups[:, 0] = np.where(counts == 0, near, groups[:, 0])
+    return groups
 
 
 def check_stack(teacher: int, student: int, size: int) -> None:

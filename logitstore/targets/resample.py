@@ -33,6 +33,8 @@ class Resampled:
         position: (N,) int64 label position of lattice nodes; None where all U + 1 of each frame are present.
         frame: (N,) int64 frame of a path's nodes; None for other streams.
         occupancy: (N,) float32 probability that an alignment passes the node; None where it is not stored.
+        tokens: tokens of the teacher's greedy decode, where the method counts them; else 0.
+        lost: tokens among these that no student frame has.
     """
 
     rows: Tempered
@@ -41,6 +43,8 @@ class Resampled:
     position: NDArray[np.int64] | None = None
     frame: NDArray[np.int64] | None = None
     occupancy: NDArray[np.float32] | None = None
+    tokens: int = 0
+    lost: int = 0
 
 
 @dataclass(frozen=True)
@@ -113,12 +117,61 @@ def resample_stream(
         return _resample_path(target, rows, nodes, student, method, temperature)
     evidence = RowEvidence.of(target, stream) if method.rule.needs_evidence else None
     plan = frames.plan(target.T, student, method, evidence)
+    if plan.groups is not None:
+        width = axes[1] if lattice else 1
+        return _compose_frames(rows, width, axes, nodes, plan, target.blank, temperature)
     if lattice:
         return _resample_lattice(rows, axes[1], nodes, plan, method, temperature)
     mixed = _mix(
         rows, plan.low.reshape(-1), plan.high.reshape(-1), plan.weight.reshape(-1), method, temperature
     )
-    return Resampled(mixed, plan.low.shape, plan.valid.reshape(-1))
+    return Resampled(mixed, plan.low.shape, plan.valid.reshape(-1), tokens=plan.tokens, lost=plan.lost)
+
+
+def _compose_frames(
+    rows: Rows,
+    width: int,
+    axes: tuple[int, ...],
+    nodes: Nodes | None,
+    plan: frames.FramePlan,
+    blank: int,
+    temperature: float,
+) -> Resampled:
+    """Return rows composed of the frames of each group, every label position on its own.
+
+    The ranges of a banded lattice are those of the frame nearest to the student frame; frames of the group
+    that do not hold one of its nodes are left out there. The occupancy is the largest of the composed nodes.
+
+    Args:
+        rows: T · W rows.
+        width: rows per frame, W; 1 of a stream without label positions.
+        axes: (T, W) or (T,) of the rows.
+        nodes: lattice nodes of the rows; None where all are kept.
+        plan: groups of teacher frames of the S student frames.
+        blank: id of the blank among the rows' classes.
+        temperature: 1 or more.
+    """
+    assert plan.groups is not None
+    # One entry per node of the resampled lattice, frame after frame, and per frame of its group: (S · W, k).
+    frame = np.repeat(plan.groups, width, axis=0)
+    column = np.tile(np.arange(width), len(plan.low))[:, None]
+    position, occupancy = None, None
+    if nodes is not None:
+        positions = nodes.position.reshape(-1, width)
+        position = positions[plan.low].reshape(-1)
+        if nodes.form.name == "banded":  # the same label position is in another column of another frame
+            column = position[:, None] - positions[np.maximum(frame, 0), 0]
+    held = (frame >= 0) & (column >= 0) & (column < width)
+    index = np.where(held, frame * width + column, -1)
+    if nodes is not None and nodes.occupancy is not None:
+        occupancy = np.where(held, nodes.occupancy[index], np.float32(0)).max(axis=1)
+    if index.shape[1] == 1 and np.array_equal(index[:, 0], np.arange(len(rows))):
+        composed = rows.at(temperature)
+    else:
+        composed = rows.compose(index, blank, temperature)
+    return Resampled(
+        composed, (len(plan.low), *axes[1:]), np.repeat(plan.valid, width), position, occupancy=occupancy
+    )
 
 
 def _resample_lattice(
@@ -240,11 +293,15 @@ class ResampledHead:
         inputs: (S, D) inputs and the head.
         later: (S, D) inputs of the frames to mix probabilities with; None where nothing is mixed.
         share: (S,) float32 share of ``later`` in the mixture, with ``later``.
+        tokens: tokens of the teacher's greedy decode, where the method counts them; else 0.
+        lost: tokens among these that no student frame has.
     """
 
     inputs: HeadInputs
     later: NDArray[Any] | None = None
     share: NDArray[np.float32] | None = None
+    tokens: int = 0
+    lost: int = 0
 
 
 def resample_head(target: Target, stream: str, student: int, method: frames.Method) -> ResampledHead | None:
@@ -258,6 +315,8 @@ def resample_head(target: Target, stream: str, student: int, method: frames.Meth
         return None
     if student == target.T:
         return ResampledHead(inputs)
+    if method.rule.composes:
+        return None  # composed rows are no product with the head any more
     if method.rule.needs_evidence and target.grid(stream) is not None:
         return None  # refused where the lattice itself is resampled
     if method.rule.mixes_logits and inputs.dec is not None:
@@ -266,7 +325,7 @@ def resample_head(target: Target, stream: str, student: int, method: frames.Meth
     plan = frames.plan(target.T, student, method, evidence)
     low = replace(inputs, h=inputs.h[plan.low])
     if not plan.weight.any():
-        return ResampledHead(low)
+        return ResampledHead(low, tokens=plan.tokens, lost=plan.lost)
     later = inputs.h[plan.high]
     if not method.rule.mixes_logits:
         return ResampledHead(low, later, plan.weight)

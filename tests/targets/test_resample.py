@@ -26,6 +26,7 @@ from tests.support import demo
 V, BLANK = 9, 2
 TEXTS = [
     "keep-tokens",
+    "compose",
     "linear",
     "linear-logit",
     "nearest",
@@ -131,13 +132,14 @@ def test_methods_by_stream_and_defaults():
         "u", 12, rows.labels, {"ctc": rows["ctc"], "rnnt": rows["ctc"]}, {"ctc": (12, V), "rnnt": (12, V)}
     )
     assert Method.of("ctc", None) == Method("keep-tokens")
-    assert Method.of("rnnt", "") == Method("linear")
+    assert Method.of("rnnt", "") == Method("compose")
+    assert Method.of("hidden", "") == Method("linear")
     assert Method.of("ctc", "+shift=2") == Method("keep-tokens", shift=2)
     assert Method.of("ctc", "nearest") == Method("nearest")
     one = collate_targets([both], frames=[5], method={"ctc": "nearest"})
-    near, mixed = (collate_targets([both], frames=[5], method=m) for m in ("nearest", "linear"))
+    near, composed = (collate_targets([both], frames=[5], method=m) for m in ("nearest", "compose"))
     assert torch.equal(one["ctc"].logp, near["ctc"].logp)
-    assert torch.equal(one["rnnt"].logp, mixed["rnnt"].logp)
+    assert torch.equal(one["rnnt"].logp, composed["rnnt"].logp)
     with pytest.raises(UsageError, match="no stream 'ctd'"):
         collate_targets([both], frames=[5], method={"ctd": "nearest"})
     with pytest.raises(UsageError, match="stacks of 1, 2"):
