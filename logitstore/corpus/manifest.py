@@ -203,7 +203,7 @@ class Manifest:
         source: the manifest, and how it is read.
         sha256: SHA-256 of the manifest's bytes.
         utterances: number of valid utterances.
-        seconds: total audio in seconds of utterances whose duration is given.
+        seconds: total audio in seconds of the utterances with a duration.
         problems: lines that cannot be used, in order.
         bad_lines: numbers of these lines.
         limit: number of valid utterances to read; 0 for all.
@@ -342,7 +342,7 @@ def _sha256(files: Sequence[Path], path: Path) -> str:
 
 
 def _repeated(hashes: array[int], numbers: array[int]) -> dict[int, int]:
-    """Return the numbers of lines whose id appeared before, each with the line of its first appearance."""
+    """Return {line: first line of its id} for every line with an id that appeared before."""
     keys, lines = np.frombuffer(hashes, np.uint64), np.frombuffer(numbers, np.int64)
     order = np.argsort(keys, kind="stable")
     same = np.flatnonzero(keys[order][1:] == keys[order][:-1]) + 1

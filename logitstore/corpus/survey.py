@@ -113,7 +113,7 @@ def to_line(utt: Utterance, beside: Path) -> bytes:
     line = json.dumps(value, ensure_ascii=False) + "\n"
     try:
         return line.encode("utf-8")
-    except UnicodeEncodeError:  # a file name that is not UTF-8, whose bytes became half surrogates
+    except UnicodeEncodeError:  # a file name that is not UTF-8; its bytes became half surrogates
         return (json.dumps(value) + "\n").encode("ascii")
 
 

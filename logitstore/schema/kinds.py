@@ -29,17 +29,17 @@ class StreamKind:
 
     @property
     def classes(self) -> bool:
-        """Whether a row is a distribution over V classes, and not a vector of D numbers."""
+        """True if a row is a distribution over V classes; false if it is a vector of D numbers."""
         return self.axes[-1:] == ("V",)
 
     @property
     def frames(self) -> bool:
-        """Whether rows belong to teacher frames, so that targets depend on the student's frame rate."""
+        """True if rows belong to teacher frames, so that targets depend on the student's frame rate."""
         return "T" in self.axes
 
     @property
     def has_transcript(self) -> bool:
-        """Whether a transcript can be decoded from it, or is stored as it."""
+        """True if a transcript can be decoded from it, or is stored as it."""
         return self.classes or not self.axes
 
     def rows(self, t: int, u: int) -> int:

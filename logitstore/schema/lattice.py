@@ -51,17 +51,17 @@ class Form:
 
     @property
     def aligned(self) -> bool:
-        """Whether the choice of nodes depends on the teacher's scores of all nodes."""
+        """True if the choice of nodes depends on the teacher's scores of all nodes."""
         return self.occupancy or self.name in ("banded", "path")
 
     @property
     def whole(self) -> bool:
-        """Whether all nodes and nothing else are stored; the only form of the first version of the format."""
+        """True if all nodes and nothing else are stored; the only form of the first version of the format."""
         return self.name == "full" and not self.occupancy
 
     @property
     def framewise(self) -> bool:
-        """Whether each row stands for a frame instead of a node."""
+        """True if each row stands for a frame instead of a node."""
         return self.name == MEAN
 
     @property

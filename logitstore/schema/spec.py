@@ -114,7 +114,7 @@ class TeacherSpec(JsonDataclass):
 
     @property
     def clock(self) -> FrameClock | None:
-        """The clock of its frames; None for an unnamed teacher, whose frame shift is unknown."""
+        """The clock of its frames; None for an unnamed teacher, of unknown frame shift."""
         if self.name == UNNAMED:
             return None
         offset = None if self.offset is None else Fraction(self.offset, self.sample_rate)
@@ -152,7 +152,7 @@ class StreamSpec(JsonDataclass):
     Attributes:
         name: name of the stream, ``ctc``, ``rnnt``, ...; also the prefix of its columns.
         kind: name of its kind, a key of :data:`logitstore.schema.kinds.KINDS`.
-        classes: V, the size of the token table; also for a stream whose rows are not distributions.
+        classes: V, the size of the token table; also for a stream of vectors or text.
         blank: id of the blank.
         encoding: name and settings of the encoding, e.g. ``topk:16``.
         form: lattice form, ``full``, ``banded:5``, ...; empty for other kinds.

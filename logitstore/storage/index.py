@@ -47,7 +47,7 @@ class Index:
     _checked: NDArray[np.bool_] = field(repr=False)
 
     def find(self, utt_id: str) -> list[tuple[str, int]]:
-        """Return (shard, number) of every record whose id has this hash; the caller compares the ids."""
+        """Return (shard, number) of every record with the hash of an id; the caller compares the ids."""
         key = id_hash(utt_id)
         bucket = key >> (64 - self._bits) if self._bits else 0
         a, b = int(self._fan[bucket]), int(self._fan[bucket + 1])
@@ -80,7 +80,7 @@ class Index:
         )
 
     def repeated(self) -> list[tuple[str, int]]:
-        """Return (shard, number) of records whose hash appears before: duplicate ids, or collisions."""
+        """Return (shard, number) of records with a hash that appeared before: duplicate ids, or collisions."""
         hashes = self._table["hash"]
         same = np.flatnonzero(hashes[1:] == hashes[:-1]) + 1
         return [(self.shards[int(self._table["shard"][i])], int(self._table["number"][i])) for i in same]

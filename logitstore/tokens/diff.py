@@ -45,7 +45,7 @@ class TableDifference:
 
     @property
     def mappable(self) -> bool:
-        """Whether the tables can be mapped by token."""
+        """True if the tables can be mapped by token."""
         return self.kind in MAPPABLE
 
 
@@ -71,7 +71,7 @@ def compare(ours: Tokens, theirs: Tokens, which: tuple[str, str]) -> TableDiffer
 
 
 def _kind(ours: Tokens, theirs: Tokens, which: tuple[str, str]) -> tuple[str, str, str]:
-    """Return (kind, description, remedy) for two tables whose tokens differ."""
+    """Return (kind, description, remedy) for two tables with different tokens."""
     one, two = which
     a, b = _without_blank(ours), _without_blank(theirs)
     if a == b:

@@ -23,7 +23,7 @@ class Tokeniser:
 
     Args:
         table: token table of the labels.
-        bpe: path of a SentencePiece model, whose pieces are looked up in the table by token, since ids may differ.
+        bpe: path of a SentencePiece model; its pieces are looked up in the table, because ids may differ.
 
     Attributes:
         how: description of the method, for messages.

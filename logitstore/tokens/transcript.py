@@ -90,7 +90,7 @@ class Transcript:
 
     @property
     def broken(self) -> bool:
-        """Whether the score is NaN or infinite."""
+        """True if the score is NaN or infinite."""
         return self.score is not None and not math.isfinite(self.score)
 
     @property

@@ -40,7 +40,7 @@ class ManifestFormat(Protocol):
     """A format of manifests: a module of this package, or a registered component."""
 
     BESIDE: bool
-    """Whether audio paths are relative to the manifest, and not to the working directory."""
+    """True if audio paths are relative to the manifest, and not to the working directory."""
 
     def recognises(self, path: Path, first: dict[str, Any] | None) -> bool:
         """Return whether a folder (``first`` is None), or a file with that first JSON object, has this format."""

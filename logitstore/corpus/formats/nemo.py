@@ -29,7 +29,7 @@ def files(path: Path) -> Sequence[Path]:
 
 
 def lines(path: Path) -> Iterator[ManifestLine]:
-    """Yield every line; lines of tarred manifests, whose recordings are inside archives, have an error."""
+    """Yield every line; a line of a tarred manifest has an error, because its recording is in an archive."""
     for line in json_lines(path):
         yield line if line.error else _line(line)
 

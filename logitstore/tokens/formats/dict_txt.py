@@ -19,7 +19,7 @@ def recognises(name: str, data: bytes) -> bool:
 
 
 def parse(path: Path, data: bytes, blank: int | None) -> TokenTable:
-    """Parse a table whose tokens of the same id share a class; tokens of id -1 have none.
+    """Parse a table in which tokens of the same id share a class, and tokens of id -1 have none.
 
     A class is named by its blank, or else by its first token. If ids begin at 1 and ``blank`` is 0, a blank is
     inserted at 0, as in ESPnet's training.
