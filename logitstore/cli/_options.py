@@ -45,7 +45,7 @@ class SectionedCommand(click.Command):
         """Write one definition list for each section; options without a section come last."""
         sections: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
-            record = param.get_help_record(ctx)
+            record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
             if record is not None:
                 sections.setdefault(getattr(param, "section", ""), []).append(record)
         others = sections.pop("", [])

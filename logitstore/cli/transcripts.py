@@ -19,7 +19,7 @@ from ._options import AUDIO_ROOT, option, sectioned_command
     "--stream",
     default="",
     metavar="NAME",
-    help="Stream whose transcripts are written. Default: the first stream of the store that has any.",
+    help="Stream that the transcripts are taken from. Default: the first stream of the store that has any.",
 )
 @option(
     "--manifest",

@@ -1,1 +1,1 @@
-"""store."""
+"""Stores as a whole: reading, writing, verification, repair, conversion, comparison and summaries."""

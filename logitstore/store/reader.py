@@ -234,7 +234,7 @@ class Store(Mapping[str, Target]):
             raise _placed(error, shard.name, number, utt_id) from None
         if record.id != utt_id:
             raise FormatError(
-                f"the record is of {record.id!r}, its entry says {utt_id!r} (SPEC C2)",
+                f"the record is of {record.id!r}, its entry lists {utt_id!r} (SPEC C2)",
                 where=_place_of(shard.name, number, utt_id),
             )
         return record
@@ -491,7 +491,7 @@ def _reopen(location: Any, vocab_map: VocabMap | None, verify: bool) -> Store:
 
 def _warn_of_damage(shard: str, error: StoreError) -> None:
     """Warn that the records of a shard cannot be found."""
-    warnings.warn(f"The records of shard {shard} cannot be found. {error}", stacklevel=5)
+    warnings.warn(f"The records of shard {shard} cannot be found. {error}", stacklevel=2)
 
 
 def _read_tokens(place: Place, spec: StoreSpec) -> TokenTable:
@@ -518,7 +518,7 @@ def _read_tokens(place: Place, spec: StoreSpec) -> TokenTable:
         raise FormatError(f"{error.what} (SPEC F6)", where=error.where) from None
     if spec.tokens["size"] != len(table):
         raise FormatError(
-            f"the store is said to have {spec.tokens['size']} tokens, tokens.txt has {len(table)} (SPEC F4)",
+            f"{SPEC_FILE} counts {spec.tokens['size']} tokens, tokens.txt has {len(table)} (SPEC F4)",
             where=f"{place}/{SPEC_FILE}",
         )
     for stream in spec.streams:

@@ -24,12 +24,12 @@ def transcript_lines(
     manifest: Manifest | None = None,
     beside: Path = Path(),
 ) -> Iterator[bytes]:
-    """Yield a JSON line in UTF-8 for every chosen record, whose ``text`` is the teacher's own transcript.
+    """Yield a JSON line in UTF-8 for every chosen record, with the teacher's own transcript as ``text``.
 
     Args:
         store: an opened store, or its folder or URL.
         where: condition that chooses records; see :mod:`logitstore.store.select`. Empty for all.
-        stream: stream whose transcripts are written; empty for the first stream that has any.
+        stream: stream that the transcripts are taken from; empty for the first stream that has any.
         manifest: manifest of the recordings. The lines then follow its order, keep its fields and are a
             manifest themselves; without it they hold ``id``, ``text``, ``duration`` and ``score``, in stored
             order.
@@ -79,7 +79,7 @@ def write_transcripts(
         store: an opened store, or its folder or URL.
         out: path of the file.
         where: condition that chooses records; empty for all.
-        stream: stream whose transcripts are written; empty for the first stream that has any.
+        stream: stream that the transcripts are taken from; empty for the first stream that has any.
         manifest: manifest of the recordings, as in :func:`transcript_lines`.
     """
     path = Path(out)

@@ -136,7 +136,7 @@ def check_record(store: Store, shard: str, number: int) -> None:
 def _finding(
     error: Exception, where: str, utterances: tuple[str, ...] = (), shard: str = "", record: int = -1
 ) -> VerifyFinding:
-    """Return the finding of an error, which says its place once and leaves advice out."""
+    """Return the finding of an error: its place once, and no advice."""
     if not isinstance(error, LogitStoreError):
         return VerifyFinding(where, f"it cannot be decoded: {error!r}", utterances, shard, record)
     if error.where.startswith(where):

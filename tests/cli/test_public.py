@@ -76,6 +76,9 @@ def test_help_loads_no_torch_and_names_every_command():
 def test_the_help_of_a_command_says_a_sentence_for_each_option(command):
     found = cli.get_command(click.Context(cli), command)
     assert found.help.split("\n\n")[0].endswith(".")
+    page = found.get_help(click.Context(found, info_name=command))
+    arguments = [p.human_readable_name for p in found.params if isinstance(p, click.Argument)]
+    assert not [name for name in arguments if f"\n  {name}\n" in page or f"\n  [{name}]" in page]
     for param in found.params:
         if isinstance(param, click.Option):
             text = param.help
