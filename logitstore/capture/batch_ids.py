@@ -45,7 +45,7 @@ def find_ids(batch: Any, count: int | None = None) -> list[FoundIds]:
         count: B, where it is known; values of another length are left out.
     """
     found: dict[tuple[str, ...], tuple[int, FoundIds]] = {}
-    for order, (key, expression, value) in enumerate(_walk(batch, "batch", DEPTH)):
+    for order, (key, expression, value) in enumerate(walk(batch, "batch")):
         likely = ID_KEYS.index(key) if key in ID_KEYS else len(ID_KEYS)
         first = expression == "batch[0]" and likely == len(ID_KEYS)  # ESPnet: (ids, {...})
         if likely == len(ID_KEYS) and not first:
@@ -143,14 +143,14 @@ def stems_are_unique(paths: Sequence[str | Path]) -> bool:
 
 def find_texts(batch: Any, count: int) -> FoundIds | None:
     """Return the reference texts of a batch of ``count`` utterances, or None where it has none."""
-    for key, expression, value in _walk(batch, "batch", DEPTH):
+    for key, expression, value in walk(batch, "batch"):
         listed = isinstance(value, list | tuple) and len(value) == count
         if key in TEXT_KEYS and listed and all(isinstance(v, str) for v in value):
             return FoundIds(expression, tuple(value))
     return None
 
 
-def _walk(value: Any, expression: str, depth: int) -> Iterator[tuple[str, str, Any]]:
+def walk(value: Any, expression: str, depth: int = DEPTH) -> Iterator[tuple[str, str, Any]]:
     """Yield (last name, expression, value) of everything below a value, the nearest first."""
     inner: list[tuple[str, str, Any]] = []
     if isinstance(value, Mapping):
@@ -167,7 +167,7 @@ def _walk(value: Any, expression: str, depth: int) -> Iterator[tuple[str, str, A
     if depth > 1:
         for key, below, v in inner:
             if key not in ID_KEYS or not isinstance(v, list | tuple):
-                yield from _walk(v, below, depth - 1)
+                yield from walk(v, below, depth - 1)
 
 
 def _strings(value: Any, expression: str) -> FoundIds | None:

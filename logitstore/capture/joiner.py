@@ -13,10 +13,9 @@ from .expression import Expression
 from .inject.program import variable_of_shape
 from .job import CaptureOptions
 from .lattices import TO_BTD, RecipeTransducer, find_transducer
+from .locate import BatchLocator
 from .pieces import UtterancePieces, split_packed, split_padded, split_pruned
 from .writer import CapturedBatch, HeadShape
-
-Lookup = Callable[[str, torch.Tensor], Any]
 
 
 class JoinerCapture:
@@ -24,7 +23,7 @@ class JoinerCapture:
 
     Args:
         options: settings of the capture.
-        lookup: function that returns the value of a name in the program, or of B, T and output.
+        locator: answers about the batch at work.
         note: function that tells the user a finding, by name and text.
 
     Attributes:
@@ -32,8 +31,11 @@ class JoinerCapture:
             own output is stored.
     """
 
-    def __init__(self, options: CaptureOptions, lookup: Lookup, note: Callable[[str, str], None]) -> None:
-        self._options, self._lookup, self._note = options, lookup, note
+    def __init__(
+        self, options: CaptureOptions, locator: BatchLocator, note: Callable[[str, str], None]
+    ) -> None:
+        self._options, self._lookup, self._note = options, locator.lookup, note
+        self._require_model_order = locator.require_model_order
         self._labels = Expression(options.labels, "--labels") if options.labels else None
         self._ranges = Expression(options.ranges, "--ranges") if options.ranges else None
         self._pieces, self._layout = UtterancePieces(), ""
@@ -181,6 +183,7 @@ class JoinerCapture:
             blank: id of the blank.
             where: location for messages.
         """
+        self._require_model_order(labels, "--labels")
         value = labels.value(lambda name: self._lookup(name, logits))
         rows = [list(map(int, row)) for row in (value.tolist() if hasattr(value, "tolist") else value)]
         for row in rows:

@@ -13,17 +13,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import UsageError
+from ..errors import LengthError, UsageError
 from .batch_ids import find_by_index, find_ids, find_texts
 from .expression import Expression
 from .inject.batches import YieldedBatch, YieldedBatches, parts
 from .inject.finder import ModuleFinder
+from .inject.inputs import ModelInputs, lengths_in_batch
 from .inject.lengths import (
     FoundLengths,
     candidates,
     choose,
     possible_lengths,
     possible_lengths_in_variables,
+    proportional,
     variables,
 )
 from .inject.program import run_compiled_models_eagerly, variable
@@ -40,12 +42,14 @@ class BatchLocator:
         options: settings of the capture; ``ids`` and ``lengths`` may be empty.
         batches: batches that the program's loaders yielded.
         finder: finder of modules, whose outputs and inputs expressions may look at.
+        inputs: inputs of the model, which prove the order of the batch's utterances.
         note: function that tells the user a finding, by name and text.
 
     Attributes:
         ids_expression: expression for the ids; None until it is known.
         lengths_expression: expression for the valid lengths; None until it is known.
         batch: batch of a loader that the running module was given; None where no loader yielded it.
+        order: position in that batch of each row of the model's input; None where the rows are not recognised.
         compiled: whether the program compiles models. Variables of compiled functions do not exist.
     """
 
@@ -54,13 +58,15 @@ class BatchLocator:
         options: CaptureOptions,
         batches: YieldedBatches,
         finder: ModuleFinder,
+        inputs: ModelInputs,
         note: Callable[[str, str], None],
     ) -> None:
         self.ids_expression = Expression(options.ids, "--ids") if options.ids else None
         self.lengths_expression = Expression(options.lengths, "--lengths") if options.lengths else None
-        self.batches, self._finder, self._note = batches, finder, note
+        self.batches, self._finder, self._model_inputs, self._note = batches, finder, inputs, note
         self.batch: YieldedBatch | None = None
         self.compiled = False
+        self.order: tuple[int, ...] | None = None
         self._homes: dict[str, tuple[str, str]] = {}
         # module, "modules" or "inputs", rest of the expression, tensor that may hold lengths
         self._tensors: list[tuple[weakref.ref[nn.Module], str, str, torch.Tensor]] = []
@@ -77,6 +83,7 @@ class BatchLocator:
     def forget(self) -> None:
         """Drop what was kept of a batch."""
         self._finder.forget()
+        self._model_inputs.forget()
         self._tensors.clear()
 
     def stop(self) -> None:
@@ -115,7 +122,9 @@ class BatchLocator:
         Raises ``UsageError`` where no ids are found, or where the batch is not certain.
         """
         try:
-            self.batch = self.batches.claim(where)
+            self.batch = self.batches.claim(
+                where, lambda batch: self._model_inputs.order_of(batch) is not None
+            )
         except UsageError:
             if self.ids_from_loader:
                 raise
@@ -129,7 +138,8 @@ class BatchLocator:
             )
         if self.ids_expression is not None:
             value = self.ids_expression.value(lambda name: self.lookup(name, logits))
-            return [str(i) for i in ([value] if isinstance(value, str | int) else list(value))]
+            ids = [str(i) for i in ([value] if isinstance(value, str | int) else list(value))]
+            return self._in_model_order(ids, where)
         assert self.batch is not None
         found = find_ids(self.batch.batch, count)
         found += find_by_index(self.batch.index, self.batch.dataset, count)
@@ -142,12 +152,104 @@ class BatchLocator:
             )
         self.ids_expression = Expression(found[0].expression, "ids")  # the same place in every batch
         self._note("ids", found[0].expression)
-        return list(found[0].values)
+        return self._in_model_order(list(found[0].values), where)
+
+    def _in_model_order(self, ids: list[str], where: str) -> list[str]:
+        """Return the ids of a batch in the order of the model's input, where its rows are recognised.
+
+        Raises ``UsageError`` where ids that are a variable of the program are in the loader's order and the
+        model's input is not.
+        """
+        self.order = self._model_inputs.order_of(self.batch) if self.batch is not None else None
+        if self.order is None or len(self.order) != len(ids):
+            self.order = None
+            return ids
+        if not self.reordered:
+            return ids
+        if self.ids_from_loader:
+            self._note("order", "the model's input is the loader's batch in another order; the ids follow it")
+            return [ids[i] for i in self.order]
+        assert self.batch is not None
+        if any(list(found.values) == ids for found in find_ids(self.batch.batch, len(ids))):
+            raise UsageError(
+                "the ids are in the loader's order, but the model's input is the batch in another order",
+                where=where,
+                why="Each row would be stored under another utterance's id.",
+                do="Give the ids in the order of the model's input, or let them be found in the batch.",
+            )
+        return ids
+
+    @property
+    def reordered(self) -> bool:
+        """Whether the rows of the model's input are the loader's batch in another order."""
+        return self.order is not None and list(self.order) != sorted(self.order)
+
+    def require_model_order(self, expression: Expression, option: str) -> None:
+        """Raise ``UsageError`` for an expression that gives values in the loader's order, where rows are reordered."""
+        if self.reordered and expression.names & BATCH_NAMES:
+            raise UsageError(
+                f"{expression.text!r} is in the loader's order, but the model's input is in another one",
+                where=option,
+                why="Values of one utterance would be used for another.",
+                do="Give a variable of the program that is in the order of the model's input.",
+            )
+
+    def check_batch(self, ids: Sequence[str], lengths: Sequence[int], max_frames: int, where: str) -> None:
+        """Check that valid lengths do not contradict the batch that the ids are taken from.
+
+        Only where the rows of the model's input are not recognised, since the program computes features itself.
+        One utterance, and batches of equal lengths, prove nothing.
+
+        Args:
+            ids: utterance ids.
+            lengths: valid frames of each.
+            max_frames: T.
+            where: location for messages.
+
+        Raises:
+            LengthError: the lengths are those of the batch in another order.
+            UsageError: the loader fetches ahead, and the lengths fit another batch as well or better.
+        """
+        if self.order is not None or self.batch is None or not self.ids_from_loader or not max_frames:
+            return
+        self._model_inputs.not_recognised()
+        count = len(ids)
+        own = lengths_in_batch(self.batch, count, max_frames)
+        fits = any(proportional(lengths, found, max_frames) for found in own)
+        if self.batches.others and not self._only_fit(lengths, fits, max_frames):
+            raise UsageError(
+                "a loader fetches ahead, and which of its batches the model ran on is not certain",
+                where=f"{where}, {ids[0]}",
+                why="The program computes features itself, and the lengths of these logits fit several batches, or "
+                "none. Rows would be stored under the ids of another batch.",
+                do="Keep the ids of the batch in a variable beside its features, and name it: --ids EXPR.",
+            )
+        in_order = sorted(lengths)
+        if own and not fits and any(proportional(in_order, sorted(found), max_frames) for found in own):
+            raise LengthError(
+                f"the valid lengths {list(lengths[:8])} are those of the loader's batch in another order",
+                where=f"{where}, {ids[0]}",
+                why="The program sorts the batch and computes features itself, so the rows cannot be recognised. "
+                "They would be stored under other utterances' ids.",
+                do="Name a variable that holds the ids in the order of the model's input: --ids EXPR.",
+            )
+
+    def _only_fit(self, lengths: Sequence[int], fits: bool, max_frames: int) -> bool:
+        """Return whether lengths fit the claimed batch and no other that waits."""
+        if not fits or len(lengths) == 1:
+            return False
+        return not any(
+            proportional(lengths, found, max_frames)
+            for other in self.batches.others
+            for found in lengths_in_batch(other, len(lengths), max_frames)
+        )
 
     def texts(self, count: int) -> tuple[str, ...] | None:
         """Return the reference texts of a batch of ``count`` utterances, or None where it has none."""
         found = find_texts(self.batch.batch, count) if self.batch is not None else None
-        return found.values if found else None
+        if found is None:
+            return None
+        return tuple(found.values[i] for i in self.order) if self.order is not None else found.values
 
     def lengths(self, logits: torch.Tensor, root: nn.Module) -> list[int]:
         """Return the valid frames of each utterance of a batch.
@@ -163,6 +265,7 @@ class BatchLocator:
             self.lengths_expression = Expression(found.expression, "lengths")
             self._note("lengths", found.expression)
             return list(found.values)
+        self.require_model_order(self.lengths_expression, "--lengths")
         value = self.lengths_expression.value(lambda name: self.lookup(name, logits))
         if isinstance(value, torch.Tensor):
             value = value.reshape(-1).tolist()

@@ -40,6 +40,7 @@ from ..teachers.weight_products import PREFIX, Watch, split
 from .expression import Expression
 from .inject.batches import YieldedBatches
 from .inject.finder import ModuleFinder
+from .inject.inputs import ModelInputs
 from .inject.program import follow_compiling, follow_loaders, run_compiled_models_eagerly
 from .inject.report import ProcessReport
 from .job import CaptureJob
@@ -80,10 +81,11 @@ class CaptureRecorder:
             keep=kept_modules,
             hook_at=self._hook_at,
         )
-        self._locator = BatchLocator(self._options, YieldedBatches(), self._finder, self._note)
+        self._inputs = ModelInputs()
+        self._locator = BatchLocator(self._options, YieldedBatches(), self._finder, self._inputs, self._note)
         self._joiner: JoinerCapture | None = None
         if "rnnt" in self._paths:
-            self._joiner = JoinerCapture(self._options, self._locator.lookup, self._note)
+            self._joiner = JoinerCapture(self._options, self._locator, self._note)
         if "ctc" in self._paths:  # entered before any other torch function mode, so it lies below all of them
             self._products.__enter__()  # type: ignore[no-untyped-call]
         follow_loaders(self._loader_yielded)
@@ -147,12 +149,15 @@ class CaptureRecorder:
     def _program_compiles(self) -> None:
         """Run the first batch of a compiled model without compiling, so that its lengths can be found."""
         self._finder.hook_again()
+        self._inputs.detach()
         self._locator.compiled = True
         if self._locator.lengths_expression is None:
             run_compiled_models_eagerly(True)
 
     def _hook_at(self, stream: str, root: nn.Module, module: nn.Module) -> tuple[nn.Module, str]:
         """Return the module to hook, and its side; an empty side where only its weight is watched."""
+        if not self._locator.compiled:
+            self._inputs.attach(root)
         if stream == "rnnt" and self._joiner is not None:
             return self._joiner.hook_at(root, module)
         path = self._paths[stream]
@@ -290,6 +295,7 @@ class CaptureRecorder:
             # Lengths are looked up by B and T; an output in parts has another first axis.
             about = first.new_empty(len(ids), t, 0) if is_partial else first
             lengths, texts = self._locator.lengths(about, root), self._locator.texts(len(ids))
+            self._check_batch(stream, ids, lengths, t)
             batch = self._batch = self._new_batch(ids, lengths, t, texts, None if is_partial else first)
         if stream == "rnnt":
             assert self._joiner is not None
@@ -301,6 +307,11 @@ class CaptureRecorder:
             self._locator.forget()
             if batch.wanted:
                 self._writer.put(batch)
+
+    def _check_batch(self, stream: str, ids: Sequence[str], lengths: Sequence[int], t: int) -> None:
+        """Raise an error where the lengths contradict the batch that the ids are taken from."""
+        if len(lengths) == len(ids):
+            self._locator.check_batch(ids, lengths, t, self._options.flag(stream))
 
     def _add_piece(self, stream: str, ids: list[str], logits: torch.Tensor, root: nn.Module) -> None:
         """Take a piece of a batch's CTC logits: the next frames of all utterances, or the next utterances."""
@@ -408,6 +419,7 @@ class CaptureRecorder:
     def stop(self) -> None:
         """Remove all hooks."""
         self._finder.stop()
+        self._inputs.detach()
         self._products.remove()
         self._locator.stop()
 

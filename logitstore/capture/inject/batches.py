@@ -77,11 +77,13 @@ class YieldedBatches:
     Attributes:
         current: batch that the captured module ran on last.
         ahead: whether a loader was seen fetching ahead of the model.
+        others: batches that the module could have run on instead of the claimed one, which its input does not prove.
     """
 
     def __init__(self) -> None:
         self.current: YieldedBatch | None = None
         self.ahead = False
+        self.others: list[YieldedBatch] = []
         self._waiting: list[YieldedBatch] = []
         self._count = 0
         self._lock = threading.Lock()
@@ -101,12 +103,18 @@ class YieldedBatches:
                 del self._waiting[0]
             return is_first
 
-    def claim(self, where: str) -> YieldedBatch | None:
+    def claim(self, where: str, proves: Callable[[YieldedBatch], bool]) -> YieldedBatch | None:
         """Return the batch that the running module was given; None where no loader yielded any.
 
-        Batches before it are dropped. Raises ``UsageError`` where loaders fetch ahead and the batch is not
-        known.
+        Batches before it are dropped.
+
+        Args:
+            where: location for messages.
+            proves: function that tells whether the model's input holds the rows of a batch.
+
+        Raises ``UsageError`` where loaders fetch ahead and the batch is not known.
         """
+        self.others = []
         with self._lock:
             waiting = list(self._waiting)
         if waiting:
@@ -115,7 +123,13 @@ class YieldedBatches:
         if not self.ahead:
             chosen = waiting[-1] if waiting else self.current
         else:
-            chosen = _recognised([n for n in (self.current, *waiting) if n is not None])
+            possible = [n for n in (self.current, *waiting) if n is not None]
+            proven = [n for n in possible if proves(n)]
+            if len(proven) == 1:
+                chosen = proven[0]
+            else:
+                chosen = _recognised(possible)
+                self.others = [n for n in waiting if n is not chosen]
             if chosen is None:
                 raise UsageError(
                     f"the loader yielded {len(waiting)} batches before the module ran",

@@ -28,7 +28,7 @@ from torch.utils.data import get_worker_info
 from ...errors import TapError
 from ...registry import suggest
 from ...teachers.tap import find_module, first_argument
-from .program import live_modules, outermost, roots
+from .program import live_modules, not_compiled, outermost, roots
 
 PAUSE_FACTOR = 200  # a search that nothing asked for follows after this many times its own duration
 ModuleRan = Callable[[str, nn.Module | None, nn.Module, Any], None]
@@ -103,7 +103,7 @@ class ModuleFinder:
             side: ``input``: before it runs; ``output``: after it; ``call``: after it, with keyword arguments
                 too.
         """
-        hook = _not_compiled(function)
+        hook = not_compiled(function)
         if side == "input":
             handle: Any = module.register_forward_pre_hook(hook, with_kwargs=True)
         else:
@@ -212,9 +212,3 @@ class ModuleFinder:
             self._hook(target, before_call if side == "input" else after_call, side)
         if (dynamo := sys.modules.get("torch._dynamo")) is not None:
             dynamo.reset()  # a model that was compiled before runs no hook that is registered later
-
-
-def _not_compiled(hook: Any) -> Any:
-    """Return a hook that torch.compile leaves alone; the same hook where the program does not compile."""
-    dynamo = sys.modules.get("torch._dynamo")
-    return dynamo.disable(hook) if dynamo is not None else hook

@@ -12,7 +12,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -210,12 +210,15 @@ def agrees(values: tuple[int, ...], max_frames: int, inputs: Iterable[torch.Tens
         lengths = input_lengths(tensor, len(values), max_frames)
         if lengths is None or max(lengths) <= 0:
             continue
-        tolerance = 2 + 0.02 * max_frames
-        if all(
-            abs(v - max_frames * n / max(lengths)) <= tolerance for v, n in zip(values, lengths, strict=True)
-        ):
+        if proportional(values, lengths, max_frames):
             return True
     return False
+
+
+def proportional(values: Sequence[int], lengths: Sequence[int], max_frames: int) -> bool:
+    """Return whether lengths in frames are proportional to lengths of the model's input, in this order."""
+    tolerance, longest = 2 + 0.02 * max_frames, max(lengths)
+    return all(abs(v - max_frames * n / longest) <= tolerance for v, n in zip(values, lengths, strict=True))
 
 
 def input_lengths(tensor: torch.Tensor, b: int, t: int) -> list[int] | None:

@@ -75,6 +75,12 @@ def run_compiled_models_eagerly(wanted: bool) -> None:
         torch.compiler.set_stance("force_eager" if wanted else "default")
 
 
+def not_compiled(hook: Any) -> Any:
+    """Return a hook that torch.compile leaves alone; the same hook where the program does not compile."""
+    dynamo = sys.modules.get("torch._dynamo")
+    return dynamo.disable(hook) if dynamo is not None else hook
+
+
 def frames() -> Iterator[FrameType]:
     """Yield the stack frames of the program that lead here, the innermost first; not torch's and not ours."""
     frame: FrameType | None = sys._getframe(1)
