@@ -28,17 +28,17 @@ def write(fsdd: Path, pieces: Pieces, out: Path, *, utterances: int, seconds: fl
     lines = []
     for number in range(utterances):
         groups = draw_groups(rng, pieces)
-        while len((spoken := digits.draw(rng, groups)).audio) < seconds * SAMPLE_RATE:
+        while len((utterance := digits.draw(rng, groups)).audio) < seconds * SAMPLE_RATE:
             groups += draw_groups(rng, pieces)
         path = out / "digits" / f"digits-{number:04d}.flac"
-        soundfile.write(path, spoken.audio, SAMPLE_RATE, subtype="PCM_16")
-        duration = round(len(spoken.audio) / SAMPLE_RATE, 6)
+        soundfile.write(path, utterance.audio, SAMPLE_RATE, subtype="PCM_16")
+        duration = round(len(utterance.audio) / SAMPLE_RATE, 6)
         lines.append(
             {
                 "id": path.stem,
                 "audio": f"digits/{path.name}",
                 "duration": duration,
-                "text": text_of(spoken, pieces),
+                "text": text_of(utterance, pieces),
             }
         )
     manifest = out / "digits.jsonl"

@@ -24,8 +24,8 @@ TEST_TAKES = 5
 
 
 @dataclass(frozen=True)
-class Spoken:
-    """One utterance: its groups of digits, such as "4 29 071", and its audio (samples,) float32 at 16 kHz."""
+class DigitUtterance:
+    """Utterance of digit groups, such as "4 29 071", and its audio (samples,) float32 at 16 kHz."""
 
     text: str
     audio: np.ndarray
@@ -46,7 +46,7 @@ class Digits:
         self._recordings = found
         self._speakers = sorted(found)
 
-    def draw(self, rng: random.Random, groups: list[str]) -> Spoken:
+    def draw(self, rng: random.Random, groups: list[str]) -> DigitUtterance:
         """Draw groups of digits of one speaker: short silences within a group, longer ones around it."""
         speaker = self._recordings[rng.choice(self._speakers)]
         parts = [self._silence(rng, 0.15, 0.3)]
@@ -54,7 +54,7 @@ class Digits:
             for digit in group:
                 parts += [rng.choice(speaker[digit]), self._silence(rng, 0.01, 0.03)]
             parts.append(self._silence(rng, 0.15, 0.3))
-        return Spoken(" ".join(groups), np.concatenate(parts))
+        return DigitUtterance(" ".join(groups), np.concatenate(parts))
 
     @staticmethod
     def _silence(rng: random.Random, least: float, most: float) -> np.ndarray:

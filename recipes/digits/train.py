@@ -31,7 +31,7 @@ from recipes.demo.features import log_mel
 from recipes.demo.model import AsrModel, Sizes
 from recipes.demo.pieces import BLANK, START, Pieces, learn
 from recipes.demo.rnnt_loss import rnnt_loss
-from recipes.digits.data import Digits, Spoken
+from recipes.digits.data import Digits, DigitUtterance
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TRANSDUCER = 500  # the table that an RNN-T branch is trained for
@@ -61,10 +61,10 @@ def draw_groups(rng: random.Random, pieces: Pieces) -> list[str]:
     return [rng.choice([p for p in whole if len(p) == n]) for n in wanted]
 
 
-def text_of(spoken: Spoken, pieces: Pieces) -> str:
+def text_of(utterance: DigitUtterance, pieces: Pieces) -> str:
     """What was said, as the table spells it."""
     names = START + "0" not in pieces.pieces
-    return " ".join(NAMES[int(d)] for d in spoken.text.split()) if names else spoken.text
+    return " ".join(NAMES[int(d)] for d in utterance.text.split()) if names else utterance.text
 
 
 class Composed(nn.Linear):

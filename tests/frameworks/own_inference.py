@@ -47,9 +47,9 @@ def probed_and_captured(script: str, folder: Path, *args: object) -> tuple[dict[
     captured = run(sys.executable, "-m", *words, cwd=folder)
     assert captured.returncode == 0, captured.stderr.decode()
     plain = run(*program, cwd=folder)
-    heard = [[x for x in p.stdout.splitlines() if x[:1] == b"/"] for p in (captured, plain)]
-    assert heard[0] == heard[1], plain.stderr.decode()
-    assert len(heard[0]) == len(WAVS)
+    ctc_logits = [[x for x in p.stdout.splitlines() if x[:1] == b"/"] for p in (captured, plain)]
+    assert ctc_logits[0] == ctc_logits[1], plain.stderr.decode()
+    assert len(ctc_logits[0]) == len(WAVS)
     return found, open_store(folder / "store"), captured
 
 

@@ -1,4 +1,4 @@
-"""What every framework's teacher must keep, whatever the framework."""
+"""Checks that every framework's teacher must pass."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def batched(teacher: Any, audio: list[np.ndarray]) -> tuple[torch.Tensor, torch.
     )
 
 
-def heard(teacher: Any, audio: list[np.ndarray]) -> list[torch.Tensor]:
-    """Tapped CTC logits (T, V) of every recording, run as one batch."""
+def ctc_logits(teacher: Any, audio: list[np.ndarray]) -> list[torch.Tensor]:
+    """Return the tapped CTC logits (T, V) of every recording, run as one batch."""
     head = teacher.describe().head("ctc")
     features, lengths = batched(teacher, audio)
     with (
@@ -48,15 +48,15 @@ def heard(teacher: Any, audio: list[np.ndarray]) -> list[torch.Tensor]:
     assert frames.dtype == torch.int64
     assert int(frames.max()) <= logits.shape[1]
     assert logits.shape[2] == len(teacher.tokens())
-    said = teacher.log_probs(output).get("ctc") if hasattr(teacher, "log_probs") else None
-    if said is not None:
+    own = teacher.log_probs(output).get("ctc") if hasattr(teacher, "log_probs") else None
+    if own is not None:
         valid = torch.arange(logits.shape[1])[None] < frames[:, None]
-        assert (said - logits.log_softmax(-1))[valid].abs().max() < 1e-4
+        assert (own - logits.log_softmax(-1))[valid].abs().max() < 1e-4
     return [row[:n] for row, n in zip(logits, frames.tolist(), strict=True)]
 
 
 def lattice(teacher: Any, audio: list[np.ndarray], labels: list[int], step: int = 3) -> list[torch.Tensor]:
-    """(T, U+1, V) of every recording, its joiner driven in slices of frames."""
+    """Return (T, U+1, V) of every recording, the joiner run in slices of frames."""
     features, lengths = batched(teacher, audio)
     found = []
     with torch.inference_mode():
@@ -70,8 +70,8 @@ def lattice(teacher: Any, audio: list[np.ndarray], labels: list[int], step: int 
     return found
 
 
-def forced(teacher: Any, audio: list[np.ndarray], labels: list[int]) -> list[torch.Tensor]:
-    """(U, V) of an attention decoder that is made to say these labels and its end, of every recording."""
+def decoder_logits(teacher: Any, audio: list[np.ndarray], labels: list[int]) -> list[torch.Tensor]:
+    """Return (U, V) of an attention decoder under these labels and its end token, of every recording."""
     head = teacher.describe().head("seq2seq")
     labels, found = [*labels, head.end], []
     with torch.inference_mode():
@@ -84,15 +84,19 @@ def forced(teacher: Any, audio: list[np.ndarray], labels: list[int]) -> list[tor
     return found
 
 
-def said_by(teacher: Any, stream: str, audio: list[np.ndarray]) -> list[torch.Tensor]:
-    """Rows of one stream of every recording."""
+def rows_of(teacher: Any, stream: str, audio: list[np.ndarray]) -> list[torch.Tensor]:
+    """Return the rows of one stream of every recording."""
     if stream == "ctc":
-        return heard(teacher, audio)
-    return forced(teacher, audio, [1, 2, 1]) if stream == "seq2seq" else lattice(teacher, audio, [1, 2, 1])
+        return ctc_logits(teacher, audio)
+    return (
+        decoder_logits(teacher, audio, [1, 2, 1])
+        if stream == "seq2seq"
+        else lattice(teacher, audio, [1, 2, 1])
+    )
 
 
 def check_teacher(teacher: Any, *, rate: int = 16000, leak: float = 1e-4) -> None:
-    """Protocol, tokens, frame shift, steadiness, and a batch of one against a batch of many."""
+    """Check protocol, tokens, frame shift, determinism, and a batch of one against a batch of many."""
     check_protocol(teacher, "test")
     spec, table = teacher.describe(), teacher.tokens()
     assert spec.sample_rate == rate
@@ -105,12 +109,12 @@ def check_teacher(teacher: Any, *, rate: int = 16000, leak: float = 1e-4) -> Non
     audio = recordings(rate)
     check_deterministic(teacher, *batched(teacher, audio))
     for stream in (h.stream for h in spec.heads):
-        many = said_by(teacher, stream, audio)
-        for a, said in zip(audio, many, strict=True):
-            one = said_by(teacher, stream, [a])
-            assert one[0].shape == said.shape
-            assert (one[0] - said).abs().max() < leak
-            assert stream == "seq2seq" or abs(len(said) - len(a) / spec.frame_shift) <= 4
+        many = rows_of(teacher, stream, audio)
+        for a, own in zip(audio, many, strict=True):
+            one = rows_of(teacher, stream, [a])
+            assert one[0].shape == own.shape
+            assert (one[0] - own).abs().max() < leak
+            assert stream == "seq2seq" or abs(len(own) - len(a) / spec.frame_shift) <= 4
 
 
 def framework(name: str) -> None:

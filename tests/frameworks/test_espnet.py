@@ -5,90 +5,30 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from logitstore.errors import TeacherError, UsageError
 from logitstore.teachers import load_teacher
 from logitstore.teachers.tap import Tap
+from tests.frameworks.models_espnet import CONDITIONED, CONFORMER, CTC, TOKENS, TRANSDUCER, build
 from tests.frameworks.teacher_checks import (
     batched,
     check_teacher,
-    forced,
+    ctc_logits,
+    decoder_logits,
     framework,
-    heard,
     lattice,
     recordings,
 )
 
 framework("espnet2.tasks.asr")
 
-TOKENS = ["<blank>", "<unk>", "<space>", *"acdehost", "<sos/eos>"]
-CONFORMER: dict[str, Any] = {
-    "output_size": 16,
-    "attention_heads": 2,
-    "linear_units": 24,
-    "num_blocks": 3,
-    "cnn_module_kernel": 5,
-    "dropout_rate": 0.1,
-}
-CONDITIONED: dict[str, Any] = {
-    **CONFORMER,
-    "interctc_layer_idx": [1, 2],
-    "interctc_use_conditioning": True,
-}
-
-
-def build(folder: Path, *options: str, task: str = "asr", **config: Any) -> Any:
-    import yaml
-    from espnet2.tasks.asr import ASRTask
-    from espnet2.tasks.asr_transducer import ASRTransducerTask
-
-    from logitstore.teachers.espnet import _no_rwkv_kernel, _transducer_loss_stub
-
-    Task = ASRTask if task == "asr" else ASRTransducerTask
-    args = Task.get_parser().parse_args(["--output_dir", str(folder), "--token_type", "char", *options])
-    for key, value in {"token_list": TOKENS, "frontend_conf": {"fs": "16k", "n_mels": 40}, **config}.items():
-        setattr(args, key, value)
-    stats = folder.parent / "exp" / "asr_stats" / "feats_stats.npz"
-    stats.parent.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(0)
-    np.savez(stats, count=100, sum=rng.standard_normal(40) * 100, sum_square=np.full(40, 1e4))
-    args.normalize, args.normalize_conf = "global_mvn", {"stats_file": str(stats)}
-    torch.manual_seed(0)
-    with _transducer_loss_stub(), _no_rwkv_kernel():
-        model = Task.build_model(args)
-    for p in model.decoder.parameters() if task == "asr_transducer" else ():
-        p.data += 0.1 * torch.randn_like(p)  # the blank is a row of zeros, and a norm would make noise of it
-    said = {**vars(args), "normalize_conf": {"stats_file": "exp/asr_stats/feats_stats.npz"}}
-    (folder / "config.yaml").write_text(yaml.safe_dump(said))
-    torch.save(model.state_dict(), folder / "valid.acc.ave.pth")
-    torch.save({"model": None, "optimizers": [], "epoch": 1}, folder / "checkpoint.pth")
-    return model.eval()
-
 
 @pytest.fixture
 def exp(tmp_path: Path) -> Path:
     (tmp_path / "exp").mkdir()
     return tmp_path / "exp" / "asr" if (tmp_path / "exp" / "asr").mkdir() is None else tmp_path
-
-
-CTC: dict[str, Any] = {
-    "encoder": "conformer",
-    "encoder_conf": CONFORMER,
-    "decoder": None,
-    "decoder_conf": {},
-    "model_conf": {"ctc_weight": 1.0},
-}
-TRANSDUCER: dict[str, Any] = {
-    "encoder": "conformer",
-    "encoder_conf": CONFORMER,
-    "decoder": "transducer",
-    "decoder_conf": {"rnn_type": "lstm", "num_layers": 1, "hidden_size": 12},
-    "joint_net_conf": {"joint_space_size": 10},
-    "model_conf": {"ctc_weight": 0.3, "report_cer": False, "report_wer": False},
-}
 
 
 @pytest.mark.parametrize("encoder", ["conformer", "conditioned", "transformer", "e_branchformer", "vgg_rnn"])
@@ -119,7 +59,7 @@ def test_ctc(encoder: str, exp: Path) -> None:
             enc, lengths = model.encode(torch.from_numpy(audio)[None], torch.tensor([len(audio)]))
             enc = enc[0] if isinstance(enc, tuple) else enc
             own = model.ctc.log_softmax(enc)[0]
-        got = heard(teacher, [audio])[0]
+        got = ctc_logits(teacher, [audio])[0]
         assert len(got) == int(lengths[0])
         assert (got.log_softmax(-1) - own).abs().max() <= 1e-5
 
@@ -132,7 +72,7 @@ def test_a_batch_together_is_what_the_model_says_of_that_batch(exp: Path) -> Non
     with torch.inference_mode():
         enc, lengths = model.encode(waves, torch.tensor([len(a) for a in audio]))
         own = model.ctc.log_softmax(enc)
-    for got, said, n in zip(heard(teacher, audio), own, lengths.tolist(), strict=True):
+    for got, said, n in zip(ctc_logits(teacher, audio), own, lengths.tolist(), strict=True):
         assert len(got) == n
         assert (got.log_softmax(-1) - said[:n]).abs().max() <= 1e-5
 
@@ -161,7 +101,7 @@ def test_attention_decoder(decoder: str, weight: float, exp: Path) -> None:
         model.criterion_att.forward = lambda *pair: caught.append(pair) or torch.tensor(0.0)
         model._calc_att_loss(enc, n, torch.tensor([labels]), torch.tensor([len(labels)]))
     said, wanted = caught[0]  # what the model itself compares in training
-    got = forced(teacher, [audio], labels)[0]
+    got = decoder_logits(teacher, [audio], labels)[0]
     assert wanted[0].tolist() == [*labels, head.end]
     assert (got - said[0]).abs().max() <= 1e-5
 
@@ -256,7 +196,7 @@ def test_the_task_asr_transducer(body: str, decoder: str, exp: Path) -> None:
         assert len(got) == int(lengths[0])
         for full in own:
             assert (got - full).abs().max() <= 1e-4
-        assert (heard(teacher, [audio])[0] - ctc).abs().max() <= 1e-5
+        assert (ctc_logits(teacher, [audio])[0] - ctc).abs().max() <= 1e-5
 
 
 def test_its_inference_class_says_the_same(exp: Path) -> None:

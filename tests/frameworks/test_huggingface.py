@@ -25,53 +25,12 @@ from logitstore.teachers import load_teacher
 from logitstore.teachers.layers import with_layers
 from logitstore.teachers.tap import Tap
 from logitstore.tokens.table import BYTES
-from tests.frameworks.teacher_checks import batched, check_teacher, framework, heard, lattice, recordings
+from tests.frameworks.teacher_checks import batched, check_teacher, ctc_logits, framework, lattice, recordings
 
 framework("transformers")
 import transformers  # noqa: E402
 
-LETTERS = ["<pad>", "<s>", "</s>", "<unk>", "|", *"EATONHI"]
-SMALL: dict[str, Any] = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "vocab_size": len(LETTERS),
-    "pad_token_id": 0,
-}
-WAVE: dict[str, Any] = {
-    **SMALL,
-    "conv_dim": (16,) * 7,
-    "num_conv_pos_embeddings": 16,
-    "num_conv_pos_embedding_groups": 2,
-}
-WAVES = {
-    "Wav2Vec2": {"feat_extract_norm": "group"},
-    "Wav2Vec2-layer": {"feat_extract_norm": "layer", "do_stable_layer_norm": True},
-    "Wav2Vec2-adapter": {
-        "feat_extract_norm": "layer",
-        "add_adapter": True,
-        "output_hidden_size": 32,
-        "num_adapter_layers": 1,
-    },
-    "Hubert": {"feat_extract_norm": "group"},
-    "WavLM": {"feat_extract_norm": "layer", "num_buckets": 20, "max_bucket_distance": 40},
-    "UniSpeechSat": {"feat_extract_norm": "layer"},
-    "Data2VecAudio": {"conv_pos_kernel_size": 5},
-    "Wav2Vec2Conformer": {"feat_extract_norm": "layer"},
-    "UniSpeech": {"feat_extract_norm": "layer"},
-    "SEWD": {
-        **{"feat_extract_norm": "layer", "conv_stride": (5, *(2,) * 6), "conv_kernel": (10, *(3,) * 6)},
-        **{"max_position_embeddings": 64, "position_buckets": 16, "feature_layer_norm_eps": 1e-5},
-    },
-    "SEW": {"feat_extract_norm": "layer", "conv_stride": (5, *(2,) * 6), "conv_kernel": (10, *(3,) * 6)},
-}
-
-
-def letters(folder: Path) -> None:
-    vocab = folder / "vocab.json"
-    vocab.write_text(json.dumps({t: i for i, t in enumerate(LETTERS)}))
-    transformers.Wav2Vec2CTCTokenizer(str(vocab)).save_pretrained(folder)
+from tests.frameworks.models_huggingface import LETTERS, SMALL, WAVE, WAVES, letters, wave_model  # noqa: E402
 
 
 def pieces(folder: Path, size: int, blank: str) -> None:
@@ -85,18 +44,6 @@ def pieces(folder: Path, size: int, blank: str) -> None:
     transformers.ParakeetTokenizer(
         tokenizer_object=inner, unk_token="<unk>", pad_token=blank
     ).save_pretrained(folder)
-
-
-def wave_model(name: str, folder: Path) -> Any:
-    kind, extra = name.partition("-")[0], WAVES[name]
-    torch.manual_seed(0)
-    model = getattr(transformers, f"{kind}ForCTC")(getattr(transformers, f"{kind}Config")(**WAVE, **extra))
-    model.save_pretrained(folder)
-    transformers.Wav2Vec2FeatureExtractor(
-        return_attention_mask=extra.get("feat_extract_norm") != "group"
-    ).save_pretrained(folder)
-    letters(folder)
-    return model.eval()
 
 
 ENCODER: dict[str, Any] = {
@@ -135,7 +82,7 @@ def test_a_wave_model(name: str, tmp_path: Path) -> None:
         given = transformers.Wav2Vec2FeatureExtractor()(audio, sampling_rate=16000, return_tensors="pt")
         with torch.inference_mode():
             own = model(given.input_values).logits[0]
-        got = heard(teacher, [audio])[0]
+        got = ctc_logits(teacher, [audio])[0]
         assert got.shape == own.shape
         assert (got - own).abs().max() <= 1e-5
 
@@ -150,7 +97,7 @@ def test_lengths_of_a_batch_with_a_mask(tmp_path: Path) -> None:
     with torch.inference_mode():
         own = model(**given).logits
     wanted = model._get_feat_extract_output_lengths(given.attention_mask.sum(-1))
-    for got, logits, n in zip(heard(teacher, audio), own, wanted, strict=True):
+    for got, logits, n in zip(ctc_logits(teacher, audio), own, wanted, strict=True):
         assert len(got) == n
         assert (got - logits[:n]).abs().max() <= 1e-5
 
@@ -169,7 +116,7 @@ def test_wav2vec2_bert(tmp_path: Path) -> None:
     audio = recordings()[0]
     with torch.inference_mode():
         own = model(**extractor(audio, sampling_rate=16000, return_tensors="pt")).logits[0]
-    got = heard(teacher, [audio])[0]
+    got = ctc_logits(teacher, [audio])[0]
     assert (got - own[: len(got)]).abs().max() <= 1e-5
 
 
@@ -186,7 +133,7 @@ def test_parakeet_ctc(tmp_path: Path) -> None:
     given = transformers.ParakeetFeatureExtractor()(audio, sampling_rate=16000, return_tensors="pt")
     with torch.inference_mode():
         own = model(**given, output_attention_mask=True).logits[0]
-    got = heard(teacher, [audio])[0]
+    got = ctc_logits(teacher, [audio])[0]
     assert (got - own[: len(got)]).abs().max() <= 1e-5
     assert len(got) == int(model._get_subsampling_output_length(given.attention_mask.sum(-1)))
 
@@ -273,7 +220,7 @@ def test_granite_speech(tmp_path: Path) -> None:
     for audio in recordings():
         with torch.inference_mode():
             own = model(**extractor(audio, sampling_rate=16000, return_tensors="pt")).logits[0]
-        got = heard(teacher, [audio])[0]
+        got = ctc_logits(teacher, [audio])[0]
         assert len(own) - len(got) <= 1
         assert (got - own[: len(got)]).abs().max() <= 1e-5
 
@@ -311,7 +258,7 @@ def test_a_language_of_mms(tmp_path: Path) -> None:
     with torch.inference_mode():
         said = [m(given.input_values).logits[0] for m in (model, own)]
     for teacher, logits in zip((english, spanish), said, strict=True):
-        assert (heard(teacher, [audio])[0] - logits).abs().max() <= 1e-5
+        assert (ctc_logits(teacher, [audio])[0] - logits).abs().max() <= 1e-5
     with pytest.raises(TeacherError, match=r"say target_lang=spa\."):
         load_teacher(f"huggingface:{tmp_path},target_lang=fra")
 

@@ -17,7 +17,7 @@ from logitstore.teachers import load_teacher
 from logitstore.teachers._checkpoints import between, mean_of
 from logitstore.teachers.icefall import IcefallTeacher, teacher_of
 from logitstore.tokens.table import TokenTable
-from tests.frameworks.teacher_checks import batched, check_teacher, heard, lattice, recordings
+from tests.frameworks.teacher_checks import batched, check_teacher, ctc_logits, lattice, recordings
 
 TOKENS = ["<blk>", "<sos/eos>", "<unk>", "▁the", "▁", "▁c", "at", "a", "t", "s", "▁s", "e", "h"]
 
@@ -168,7 +168,7 @@ def test_an_experiment_folder(experiment: Experiment) -> None:
     assert (spec.frame_shift, spec.features["snip_edges"]) == (640, False)
     assert teacher.tokens() == TokenTable(tuple(TOKENS), 0)  # without #0 and #1
     for audio in recordings():
-        got, own = heard(teacher, [audio])[0], own_ctc(experiment.models[2], teacher, audio)
+        got, own = ctc_logits(teacher, [audio])[0], own_ctc(experiment.models[2], teacher, audio)
         assert got.shape == own.shape
         assert (got.log_softmax(-1) - own).abs().max() <= 1e-5
         assert got.logsumexp(-1).abs().max() > 1e-2  # before the LogSoftmax
@@ -202,7 +202,7 @@ def test_padding_is_log_epsilon_or_nothing(experiment: Experiment) -> None:
     with torch.inference_mode():
         own = experiment.models[2].forward_encoder(padded, lengths)[0]
         assert torch.equal(together.forward(features, lengths)["enc"], own)
-    for a, b in zip(heard(together, audio), heard(alone, audio), strict=True):
+    for a, b in zip(ctc_logits(together, audio), ctc_logits(alone, audio), strict=True):
         assert (a - b).abs().max() < 1e-4
     assert together.describe() != alone.describe()
 
@@ -244,7 +244,7 @@ def test_a_pretrained_file_and_a_function_without_arguments(tmp_path: Path) -> N
         teacher = load_teacher(f"icefall:{where},model={experiment.recipe}:ready")
         audio = recordings()[0]
         own = own_ctc(experiment.models[0], teacher, audio)
-        assert (heard(teacher, [audio])[0].log_softmax(-1) - own).abs().max() <= 1e-5
+        assert (ctc_logits(teacher, [audio])[0].log_softmax(-1) - own).abs().max() <= 1e-5
 
 
 def test_weights_that_do_not_fit_are_named(experiment: Experiment) -> None:
@@ -417,11 +417,11 @@ def test_models_of_one_forward(kind: type[nn.Module]) -> None:
         kind.__name__,
         640 if kind is Conformer else 480,
     )
-    for audio, many in zip(recordings(), heard(together, recordings()), strict=True):
+    for audio, many in zip(recordings(), ctc_logits(together, recordings()), strict=True):
         x = teacher.features(audio)[None]
         with torch.inference_mode():
             own = model(x.clone())[0][0] if kind is Conformer else model(x.transpose(1, 2))[0]
-        got = heard(teacher, [audio])[0]
+        got = ctc_logits(teacher, [audio])[0]
         assert got.shape == own.shape == many.shape
         assert (got.log_softmax(-1) - own).abs().max() <= 1e-5
 
@@ -431,7 +431,7 @@ def test_a_tail_of_silence(experiment: Experiment) -> None:
     audio = recordings()[0]
     x = torch.nn.functional.pad(plain.features(audio), (0, 0, 0, 30), value=math.log(1e-10))
     assert torch.equal(tailed.features(audio), x)
-    assert len(heard(tailed, [audio])[0]) == (len(x) - 7) // 4 + 1
+    assert len(ctc_logits(tailed, [audio])[0]) == (len(x) - 7) // 4 + 1
     assert (tailed.describe().features["tail"], "tail" in plain.describe().features) == (30, False)
 
 

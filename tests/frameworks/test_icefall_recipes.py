@@ -19,7 +19,7 @@ import torch
 from logitstore.teachers import load_teacher
 from logitstore.teachers.icefall import _ignored_thread_counts
 from logitstore.teachers.script import run_file
-from tests.frameworks.teacher_checks import check_teacher, heard, lattice, recordings
+from tests.frameworks.teacher_checks import check_teacher, ctc_logits, lattice, recordings
 
 ROOT = os.environ.get("ICEFALL", "")
 RECIPES = Path(ROOT) / "egs/librispeech/ASR"
@@ -228,7 +228,7 @@ def test_a_transducer(name: str, tmp_path: Path) -> None:
         if "ctc" in streams:
             with torch.inference_mode():
                 ctc = model.ctc_output(enc)[0, : len(got)]
-            assert (heard(teacher, [audio])[0].log_softmax(-1) - ctc).abs().max() <= 1e-5
+            assert (ctc_logits(teacher, [audio])[0].log_softmax(-1) - ctc).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize("name", ["zipformer_ctc", "conformer_ctc3", "zipformer_mmi"])
@@ -243,7 +243,7 @@ def test_a_ctc_model(name: str, tmp_path: Path) -> None:
             enc, lengths = model.encoder(x, torch.tensor([x.shape[1]]))[:2]
             head = model.ctc_output_module if name == "conformer_ctc3" else model.ctc_output
             own = head(enc)[0, : int(lengths[0])].log_softmax(-1)
-        got = heard(teacher, [audio])[0].log_softmax(-1)
+        got = ctc_logits(teacher, [audio])[0].log_softmax(-1)
         assert got.shape == own.shape
         assert (got - own).abs().max() <= 1e-5
 
@@ -280,7 +280,7 @@ def test_a_ctc_model_of_one_forward(name: str, tmp_path: Path) -> None:
         x = teacher.features(audio)[None]
         with torch.inference_mode():
             own = model(x.transpose(1, 2))[0] if tdnn else model(x.clone(), None)[0][0]
-        got = heard(teacher, [audio])[0]
+        got = ctc_logits(teacher, [audio])[0]
         assert got.shape == own.shape
         assert (got.log_softmax(-1) - own).abs().max() <= 1e-5
         assert got.logsumexp(-1).abs().max() > 1e-2
@@ -292,7 +292,7 @@ def test_a_ctc_model_of_one_forward(name: str, tmp_path: Path) -> None:
     segments = {"sequence_idx": torch.arange(3), "start_frame": 0 * frames, "num_frames": frames}
     with torch.inference_mode():
         own = model(x.transpose(1, 2)) if tdnn else model(x, segments)[0]
-    for got, said in zip(heard(together, audio), own, strict=True):
+    for got, said in zip(ctc_logits(together, audio), own, strict=True):
         assert (got.log_softmax(-1) - said[: len(got)]).abs().max() <= 1e-5
 
 
@@ -326,13 +326,13 @@ def test_the_zipformer(tmp_path: Path, causal: bool) -> None:
     teacher: Any = load_teacher(where)
     check_teacher(teacher)
     # In a batch the last frame of a shorter recording sees its padding: hence alone.
-    together = heard(load_teacher(f"{where},batch=together"), recordings())
-    leaks = [(a - b).abs().amax(1) for a, b in zip(together, heard(teacher, recordings()), strict=True)]
+    together = ctc_logits(load_teacher(f"{where},batch=together"), recordings())
+    leaks = [(a - b).abs().amax(1) for a, b in zip(together, ctc_logits(teacher, recordings()), strict=True)]
     assert max(leak[:-2].max() for leak in leaks) < 1e-2 < 0.1 < max(leak[-1] for leak in leaks)
     assert teacher.describe().frame_shift == 640
     audio = recordings()
     for a in audio:
-        got, own = heard(teacher, [a])[0], own_ctc(model, teacher.features(a))
+        got, own = ctc_logits(teacher, [a])[0], own_ctc(model, teacher.features(a))
         assert len(got) == ((len(teacher.features(a)) - 7) // 2 + 1) // 2
         assert (got.log_softmax(-1) - own).abs().max() <= 1e-5
     x = teacher.features(audio[0])[None]
@@ -348,12 +348,12 @@ def test_decode_py_of_a_causal_zipformer_hears_a_tail(tmp_path: Path) -> None:
     decode, audio = imported("zipformer", "decode.py"), recordings()[0]
     teacher, plain = load_teacher(f"{where},tail=30"), load_teacher(where)
     x = plain.features(audio)
-    heard_by_it: list[tuple[torch.Tensor, torch.Tensor]] = []
+    encoded: list[tuple[torch.Tensor, torch.Tensor]] = []
     encode = model.forward_encoder
 
     def listen(x: torch.Tensor, lengths: torch.Tensor) -> Any:
-        heard_by_it.append(encode(x, lengths))
-        return heard_by_it[-1]
+        encoded.append(encode(x, lengths))
+        return encoded[-1]
 
     model.forward_encoder = listen
     model.device = torch.device("cpu")
@@ -363,14 +363,14 @@ def test_decode_py_of_a_causal_zipformer_hears_a_tail(tmp_path: Path) -> None:
     batch = {"inputs": x[None], "supervisions": {"num_frames": torch.tensor([len(x)])}}
     with torch.inference_mode():
         decode.decode_one_batch(params, model, SimpleNamespace(decode=lambda ids: [""] * len(ids)), batch)
-        enc, lengths = heard_by_it[0]
+        enc, lengths = encoded[0]
         own = model.ctc_output(enc)[0, : lengths[0]]
-    got = heard(teacher, [audio])[0].log_softmax(-1)
+    got = ctc_logits(teacher, [audio])[0].log_softmax(-1)
     assert got.shape == own.shape
     assert (got - own).abs().max() <= 1e-5
     assert teacher.describe().features["tail"] == 30
     assert teacher.describe().frame_shift == 640
-    without = heard(plain, [audio])[0].log_softmax(-1)
+    without = ctc_logits(plain, [audio])[0].log_softmax(-1)
     assert len(got) - len(without) == 8
     # The tail is no mere appendix: what the last chunk says of the recording itself depends on it.
     assert (got[: len(without)] - without).abs().max() > 1e-3

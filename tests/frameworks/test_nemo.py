@@ -11,126 +11,20 @@ import torch
 from logitstore.errors import TeacherError
 from logitstore.teachers import load_teacher
 from logitstore.teachers.tap import Tap
-from tests.frameworks.teacher_checks import batched, check_teacher, framework, heard, lattice, recordings
+from tests.frameworks.models_nemo import (
+    CTC_DECODER,
+    ENCODER,
+    PREPROCESSOR,
+    build,
+)
+from tests.frameworks.teacher_checks import batched, check_teacher, ctc_logits, framework, lattice, recordings
 
 framework("nemo.collections.asr")
 
-SENTENCES = "the cat sat on the mat\na dog ate that hat\nthe hat sat on a dog\nthat mat the dog ate\n" * 5
-PREPROCESSOR = {
-    "_target_": "nemo.collections.asr.modules.AudioToMelSpectrogramPreprocessor",
-    "sample_rate": 16000,
-    "normalize": "per_feature",
-    "window_size": 0.025,
-    "window_stride": 0.01,
-    "features": 40,
-    "n_fft": 512,
-    "dither": 0.00001,
-    "pad_to": 16,
-}
-ENCODER = {
-    "_target_": "nemo.collections.asr.modules.ConformerEncoder",
-    "feat_in": 40,
-    "feat_out": -1,
-    "n_layers": 2,
-    "d_model": 16,
-    "n_heads": 2,
-    "conv_kernel_size": 5,
-    "subsampling": "dw_striding",
-    "subsampling_factor": 8,
-    "subsampling_conv_channels": 8,
-    "dropout": 0.1,
-}
-CTC_DECODER = {
-    "_target_": "nemo.collections.asr.modules.ConvASRDecoder",
-    "feat_in": 16,
-    "num_classes": -1,
-    "vocabulary": [],
-}
-TRANSDUCER = {
-    "decoder": {
-        "_target_": "nemo.collections.asr.modules.RNNTDecoder",
-        "prednet": {"pred_hidden": 12, "pred_rnn_layers": 1, "dropout": 0.1},
-    },
-    "joint": {
-        "_target_": "nemo.collections.asr.modules.RNNTJoint",
-        "jointnet": {"joint_hidden": 10, "activation": "relu", "dropout": 0.2},
-        "fuse_loss_wer": True,
-        "fused_batch_size": 2,
-    },
-    "model_defaults": {"enc_hidden": 16, "pred_hidden": 12, "joint_hidden": 10},
-    "decoding": {"strategy": "greedy", "greedy": {"max_symbols": 10}},
-    "loss": {"loss_name": "pytorch"},
-}
-KINDS = {
-    "ctc": ("EncDecCTCModelBPE", {"decoder": CTC_DECODER}),
-    "rnnt": ("EncDecRNNTBPEModel", TRANSDUCER),
-    "hybrid": (
-        "EncDecHybridRNNTCTCBPEModel",
-        {**TRANSDUCER, "aux_ctc": {"decoder": CTC_DECODER, "ctc_loss_weight": 0.3}},
-    ),
-    "tdt": (
-        "EncDecRNNTBPEModel",
-        {
-            **TRANSDUCER,
-            "joint": {**TRANSDUCER["joint"], "num_extra_outputs": 5},
-            "decoding": {**TRANSDUCER["decoding"], "model_type": "tdt", "durations": [0, 1, 2, 3, 4]},
-            "loss": {"loss_name": "tdt", "tdt_kwargs": {"durations": [0, 1, 2, 3, 4]}},
-        },
-    ),
-    "hat": (
-        "EncDecRNNTBPEModel",
-        {
-            **TRANSDUCER,
-            "joint": {**TRANSDUCER["joint"], "_target_": "nemo.collections.asr.modules.HATJoint"},
-        },
-    ),
-}
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import sentencepiece
-
-    folder = tmp_path_factory.mktemp("tokenizer")
-    (folder / "text").write_text(SENTENCES)
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(folder / "text"),
-        model_prefix=str(folder / "tokenizer"),
-        vocab_size=25,
-        hard_vocab_limit=False,
-        bos_id=-1,
-        eos_id=-1,
-        minloglevel=2,
-    )
-    processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
-    pieces = [processor.id_to_piece(i) for i in range(processor.get_piece_size())]
-    (folder / "vocab.txt").write_text("\n".join(pieces[1:]), encoding="utf-8")
-    return folder
-
-
-def build(kind: str, tokenizer: Path, folder: Path) -> tuple[Any, Path]:
-    from nemo.collections.asr import models
-    from omegaconf import OmegaConf
-
-    name, extra = KINDS[kind]
-    torch.manual_seed(0)
-    config = OmegaConf.create(
-        {
-            "sample_rate": 16000,
-            "preprocessor": PREPROCESSOR,
-            "encoder": ENCODER,
-            "tokenizer": {"dir": str(tokenizer), "type": "bpe"},
-            **extra,
-        }
-    )
-    model = getattr(models, name)(cfg=config)
-    model.save_to(str(folder / f"{kind}.nemo"))
-    return model.eval(), folder / f"{kind}.nemo"
-
 
 @pytest.mark.parametrize("kind", ["ctc", "hybrid"])
-def test_ctc(kind: str, tokenizer: Path, tmp_path: Path) -> None:
-    model, path = build(kind, tokenizer, tmp_path)
+def test_ctc(kind: str, nemo_tokenizer: Path, tmp_path: Path) -> None:
+    model, path = build(kind, nemo_tokenizer, tmp_path)
     teacher: Any = load_teacher(f"nemo:{path}")
     check_teacher(teacher)
     head, table = teacher.describe().head("ctc"), teacher.tokens()
@@ -146,15 +40,15 @@ def test_ctc(kind: str, tokenizer: Path, tmp_path: Path) -> None:
                 input_signal=torch.from_numpy(audio)[None], input_signal_length=torch.tensor([len(audio)])
             )
             own = said[0] if kind == "ctc" else model.ctc_decoder(encoder_output=said[0])
-        got = heard(teacher, [audio])[0]
+        got = ctc_logits(teacher, [audio])[0]
         assert len(got) == int(said[1][0])
         assert (got.log_softmax(-1) - own[0, : len(got)]).abs().max() <= 1e-5
         assert got.logsumexp(-1).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("kind", ["rnnt", "hybrid", "tdt", "hat"])
-def test_transducers(kind: str, tokenizer: Path, tmp_path: Path) -> None:
-    model, path = build(kind, tokenizer, tmp_path)
+def test_transducers(kind: str, nemo_tokenizer: Path, tmp_path: Path) -> None:
+    model, path = build(kind, nemo_tokenizer, tmp_path)
     teacher: Any = load_teacher(f"nemo:{path}")
     check_teacher(teacher)
     labels = teacher.labels("the cat")
@@ -181,8 +75,8 @@ def test_transducers(kind: str, tokenizer: Path, tmp_path: Path) -> None:
         assert torch.equal(tap.take("rnnt")[0][..., :classes], out)
 
 
-def test_no_labels_is_one_row(tokenizer: Path, tmp_path: Path) -> None:
-    teacher = load_teacher(f"nemo:{build('rnnt', tokenizer, tmp_path)[1]}")
+def test_no_labels_is_one_row(nemo_tokenizer: Path, tmp_path: Path) -> None:
+    teacher = load_teacher(f"nemo:{build('rnnt', nemo_tokenizer, tmp_path)[1]}")
     assert lattice(teacher, recordings()[:1], [])[0].shape[1] == 1
 
 
@@ -254,10 +148,10 @@ for wav in sys.argv[2:]:
 
 
 @pytest.mark.parametrize("kind", ["rnnt", "tdt", "hat"])
-def test_its_own_greedy_search_captured(kind: str, tokenizer: Path, tmp_path: Path) -> None:
+def test_its_own_greedy_search_captured(kind: str, nemo_tokenizer: Path, tmp_path: Path) -> None:
     from tests.frameworks.own_inference import audio, check_lattices, probed_and_captured
 
-    _, path = build(kind, tokenizer, tmp_path)
+    _, path = build(kind, nemo_tokenizer, tmp_path)
     found, store, _ = probed_and_captured(SCRIPT, tmp_path, path)
     assert found["driven"]["convention"] == "nemo"
     assert (found["driven"]["joiner"], found["driven"]["encoder"]) == ("joint", "encoder")

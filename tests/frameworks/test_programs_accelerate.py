@@ -16,7 +16,7 @@ framework("accelerate")
 framework("transformers")
 import transformers  # noqa: E402
 
-from tests.frameworks.test_huggingface import letters, wave_model  # noqa: E402
+from tests.frameworks.models_huggingface import letters, wave_model  # noqa: E402
 
 DATA = """
 import sys

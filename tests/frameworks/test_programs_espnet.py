@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
+from tests.frameworks.models_espnet import CONDITIONED, CTC, build
 from tests.frameworks.programs import LINES, capture, dump, probe, run, same, wav
-from tests.frameworks.test_espnet import CONDITIONED, CTC, build
+from tests.frameworks.teacher_checks import framework
+
+framework("espnet2.tasks.asr")
 
 PROGRAM = [sys.executable, "-m", "espnet2.bin.asr_inference"]
 FILES = ["--asr_train_config", "asr/config.yaml", "--asr_model_file", "asr/valid.acc.ave.pth"]

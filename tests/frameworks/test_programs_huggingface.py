@@ -20,7 +20,7 @@ framework("transformers")
 import transformers  # noqa: E402
 
 from logitstore import open_store  # noqa: E402
-from tests.frameworks.test_huggingface import letters, wave_model  # noqa: E402
+from tests.frameworks.models_huggingface import letters, wave_model  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 WAVS = [str(ROOT / "manifests" / "demo" / f"demo-0{i}.flac") for i in range(4)]

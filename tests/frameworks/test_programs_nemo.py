@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 
+from tests.frameworks.models_nemo import build
 from tests.frameworks.programs import LINES, capture, dump, probe, same, wav
-from tests.frameworks.test_nemo import build, tokenizer  # noqa: F401 - a fixture
 
 TRANSCRIBE = """
 import sys
 from nemo.collections.asr.models import ASRModel
+from tests.frameworks.teacher_checks import framework
+
+framework("nemo.collections.asr")
 
 model = ASRModel.restore_from(sys.argv[1], map_location="cpu")
 if "hybrid" in sys.argv[1]:
@@ -25,7 +28,7 @@ print(model.transcribe(sys.argv[2:], batch_size=2, num_workers=0))
 HEADS = {"ctc": "decoder.decoder_layers.0", "hybrid": "ctc_decoder.decoder_layers.0"}
 
 
-def saved(kind: str, tokenizer: Path, folder: Path) -> Any:  # noqa: F811
+def saved(kind: str, tokenizer: Path, folder: Path) -> Any:
     """A model whose config has what `transcribe` looks for."""
     from omegaconf import open_dict
 
@@ -46,18 +49,18 @@ def check(found: Any, kind: str, path: Path, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", list(HEADS))
-def test_transcribe(kind: str, tokenizer: Path, tmp_path: Path) -> None:  # noqa: F811
-    path = saved(kind, tokenizer, tmp_path)
+def test_transcribe(kind: str, nemo_tokenizer: Path, tmp_path: Path) -> None:
+    path = saved(kind, nemo_tokenizer, tmp_path)
     (tmp_path / "x.py").write_text(TRANSCRIBE)
     program = [sys.executable, "x.py", path, *map(wav, LINES[:5])]
     check(probe(program, tmp_path), kind, path, tmp_path)
 
 
-def test_transcribe_speech(tokenizer: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_transcribe_speech(nemo_tokenizer: Path, tmp_path: Path) -> None:
     script = Path(os.environ.get("NEMO", "")) / "examples" / "asr" / "transcribe_speech.py"
     if not script.exists():
         pytest.skip("set NEMO to a clone of NeMo to run its transcribe_speech.py")
-    path = saved("ctc", tokenizer, tmp_path)
+    path = saved("ctc", nemo_tokenizer, tmp_path)
     lines = [{"audio_filepath": wav(x), "duration": x["duration"], "text": x["text"]} for x in LINES[:5]]
     (tmp_path / "manifest.json").write_text("".join(json.dumps(x) + "\n" for x in lines))
     said = [f"model_path={path}", "dataset_manifest=manifest.json", "output_filename=out.json"]

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from tests.frameworks.programs import LINES, capture, dump, probe, run, same, wav
-from tests.frameworks.test_speechbrain import ctc  # noqa: F401 - a fixture
 
 TRANSCRIBE = """
 import sys
@@ -24,6 +23,9 @@ for path in sys.argv[2:]:
 # torchaudio reads audio with a library that is not installed here.
 SHIM = """
 import soundfile, torch, torchaudio
+from tests.frameworks.teacher_checks import framework
+
+framework("speechbrain")
 
 def load(file, **options):
     audio, rate = soundfile.read(file, dtype="float32", always_2d=True)
@@ -40,8 +42,8 @@ def shim(tmp_path: Path) -> Path:
     return tmp_path / "shim"
 
 
-def test_transcribe_file(ctc: tuple[Path, Any], tmp_path: Path, shim: Path) -> None:  # noqa: F811
-    folder, _ = ctc
+def test_transcribe_file(speechbrain_ctc: tuple[Path, Any], tmp_path: Path, shim: Path) -> None:
+    folder, _ = speechbrain_ctc
     text = (folder / "hyperparams.yaml").read_text().replace("somebody/somewhere", str(folder))
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "hyperparams.yaml").write_text(text)

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.frameworks.models_wenet import ENCODER, TOKENS
 from tests.frameworks.programs import LINES, capture, dump, probe, run, same, wav
-from tests.frameworks.test_wenet import ENCODER, TOKENS, clone  # noqa: F401 - a fixture
 
 # The clone is older than the torch and the torchaudio here: what it imports from the one is gone, and the
 # other reads audio with a library that is not installed. Its own files stay as they are.
@@ -50,7 +50,7 @@ CONFIG: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_recognize(clone: str, workers: int, tmp_path: Path) -> None:  # noqa: F811
+def test_recognize(wenet_clone: str, workers: int, tmp_path: Path) -> None:
     import yaml
     from wenet.utils.init_model import init_model
 
@@ -69,9 +69,9 @@ def test_recognize(clone: str, workers: int, tmp_path: Path) -> None:  # noqa: F
     (tmp_path / "data.list").write_text("".join(json.dumps(x) + "\n" for x in lines))
     said = ["--config", "exp/train.yaml", "--checkpoint", "exp/final.pt", "--test_data", "data.list"]
     said += ["--result_dir", "out", "--modes", "ctc_greedy_search", "--num_workers", str(workers)]
-    program: list[object] = [sys.executable, Path(clone) / "wenet" / "bin" / "recognize.py", *said]
+    program: list[object] = [sys.executable, Path(wenet_clone) / "wenet" / "bin" / "recognize.py", *said]
 
-    paths = (clone, tmp_path / "shim")
+    paths = (wenet_clone, tmp_path / "shim")
     found = probe([*program, "--batch_size", "3"], tmp_path, path=paths)
     assert (found["ctc"]["path"], found["ctc"]["layout"]) == ("ctc.ctc_lo", "BTV")
     assert found["ctc"]["chosen"] == "encoder_lens"

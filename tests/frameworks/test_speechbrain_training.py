@@ -13,7 +13,7 @@ import torch
 
 from logitstore.errors import TeacherError, UsageError
 from logitstore.teachers import load_teacher
-from tests.frameworks.teacher_checks import check_teacher, framework, heard, lattice, recordings
+from tests.frameworks.teacher_checks import check_teacher, ctc_logits, framework, lattice, recordings
 
 framework("speechbrain")
 import speechbrain as sb  # noqa: E402
@@ -292,7 +292,7 @@ def test_the_best_checkpoint_of_a_training(tmp_path: Path, monkeypatch: pytest.M
     assert teacher.model["encoder"].parts["normalize"].device == torch.device("cpu")
     for audio in recordings():
         said = own(brain, audio)[1]
-        got = heard(teacher, [audio])[0]
+        got = ctc_logits(teacher, [audio])[0]
         assert got.shape == said.shape
         assert (got.log_softmax(-1) - said).abs().max() <= 1e-5
 
@@ -306,7 +306,7 @@ def test_another_checkpoint(option: str, epoch: int, tmp_path: Path, monkeypatch
     assert teacher.describe().features["checkpoint"] == f"CKPT+{epoch}"
     brain.at(epoch)
     audio = recordings()[0]
-    assert (heard(teacher, [audio])[0].log_softmax(-1) - own(brain, audio)[1]).abs().max() <= 1e-5
+    assert (ctc_logits(teacher, [audio])[0].log_softmax(-1) - own(brain, audio)[1]).abs().max() <= 1e-5
 
 
 def test_a_conformer_transducer_averaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,14 +326,14 @@ def test_a_conformer_transducer_averaged(tmp_path: Path, monkeypatch: pytest.Mon
             h, _ = brain.modules.dec(brain.modules.emb(torch.tensor([[0, *labels]])))
             h = brain.modules.proj_dec(h)
             joint = brain.modules.transducer_lin(brain.modules.Tjoint(enc.unsqueeze(2), h.unsqueeze(1)))[0]
-        assert (heard(teacher, [audio])[0].log_softmax(-1) - said).abs().max() <= 1e-5
+        assert (ctc_logits(teacher, [audio])[0].log_softmax(-1) - said).abs().max() <= 1e-5
         assert (lattice(teacher, [audio], labels)[0] - joint).abs().max() <= 1e-4
     together, audio = load_teacher(f"speechbrain:{brain.out},batch=together"), recordings()
     waves = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(a) for a in audio], True)
     relative = torch.tensor([len(a) for a in audio]) / len(audio[0])
     with torch.inference_mode():
         many = brain.compute_forward({"wavs": waves, "lens": relative}, sb.Stage.TEST)
-    for got, said in zip(heard(together, audio), many, strict=True):
+    for got, said in zip(ctc_logits(together, audio), many, strict=True):
         assert (got.log_softmax(-1) - said[: len(got)]).abs().max() <= 1e-5
     one = load_teacher(f"speechbrain:{brain.out},avg=1")
     assert "averaged" not in one.describe().features
@@ -346,7 +346,7 @@ def test_the_yaml_that_the_training_was_started_with(tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     teacher = load_teacher(f"speechbrain:{brain.out},hparams={tmp_path}/recipe/hparams.yaml")
     audio = recordings()[0]
-    assert (heard(teacher, [audio])[0].log_softmax(-1) - own(brain, audio)[1]).abs().max() <= 1e-5
+    assert (ctc_logits(teacher, [audio])[0].log_softmax(-1) - own(brain, audio)[1]).abs().max() <= 1e-5
     assert not (tmp_path / "results").exists()
 
 
@@ -360,7 +360,7 @@ def test_modules_by_other_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "chain=compute_features+normalize+enc" in str(e.value)
     teacher = load_teacher(f"speechbrain:{saved.out},chain=compute_features+normalize+ears")
     audio = recordings()[0]
-    assert (heard(teacher, [audio])[0].log_softmax(-1) - own(saved, audio)[1]).abs().max() <= 1e-5
+    assert (ctc_logits(teacher, [audio])[0].log_softmax(-1) - own(saved, audio)[1]).abs().max() <= 1e-5
     with pytest.raises(UsageError, match="Did you mean 'ears'"):
         load_teacher(f"speechbrain:{saved.out},chain=compute_features+normalize+eers")
 

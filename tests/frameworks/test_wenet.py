@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import typing
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +11,18 @@ from torch import nn
 
 from logitstore.errors import TeacherError
 from logitstore.teachers import load_teacher
-from logitstore.teachers._fbank import Fbank
 from logitstore.teachers.tap import Tap
 from logitstore.teachers.wenet import WenetTeacher, WenetTransducer
 from logitstore.tokens.table import TokenTable
-from tests.frameworks.teacher_checks import batched, check_teacher, forced, heard, lattice, recordings
-
-TOKENS = ["<blank>", "<unk>", *"▁acehst", "<sos/eos>"]
-FBANK = Fbank(16000, 40, scale=32768.0)
+from tests.frameworks.models_wenet import ENCODER, FBANK, TOKENS
+from tests.frameworks.teacher_checks import (
+    batched,
+    check_teacher,
+    ctc_logits,
+    decoder_logits,
+    lattice,
+    recordings,
+)
 
 
 class Small(nn.Module):
@@ -92,36 +94,8 @@ def test_live_dropout_is_refused() -> None:
         WenetTransducer(model, TokenTable(tuple(TOKENS), 0), FBANK)
 
 
-@pytest.fixture
-def clone(monkeypatch: pytest.MonkeyPatch) -> str:
-    root = os.environ.get("WENET", "")
-    if not (Path(root) / "wenet/utils/init_model.py").exists() or not root:
-        pytest.skip("set WENET to a clone of WeNet to test its real models")
-    try:
-        import torchaudio  # noqa: F401
-        import yaml  # noqa: F401
-    except (ImportError, OSError) as e:
-        pytest.skip(f"WeNet needs what does not import: {e}")
-    for name in ("Union", "Optional"):  # WeNet imports them from there; torch 2.13 has them no more
-        monkeypatch.setattr(torch.nn.modules.conv, name, getattr(typing, name), raising=False)
-    monkeypatch.syspath_prepend(root)
-    return root
-
-
-ENCODER = {
-    "output_size": 16,
-    "attention_heads": 2,
-    "linear_units": 24,
-    "num_blocks": 2,
-    "input_layer": "conv2d",
-    "cnn_module_kernel": 5,
-    "use_dynamic_chunk": True,
-    "causal": True,
-}
-
-
 @pytest.mark.parametrize("kind", ["asr_model", "bitransformer", "transducer", "hat"])
-def test_the_real_models(clone: str, kind: str, tmp_path: Path) -> None:
+def test_the_real_models(wenet_clone: str, kind: str, tmp_path: Path) -> None:
     import argparse
 
     import yaml
@@ -185,14 +159,14 @@ def test_the_real_models(clone: str, kind: str, tmp_path: Path) -> None:
     with torch.inference_mode():
         enc, _ = model._forward_encoder(x, torch.tensor([x.shape[1]]))
         ctc = model.ctc_logprobs(enc)[0]
-    assert (heard(teacher, [audio])[0].log_softmax(-1) - ctc).abs().max() <= 1e-5
+    assert (ctc_logits(teacher, [audio])[0].log_softmax(-1) - ctc).abs().max() <= 1e-5
     caught = []
     with torch.inference_mode():
         model.criterion_att.forward = lambda *pair: caught.append(pair) or torch.tensor(0.0)
         mask = torch.ones(1, 1, enc.shape[1], dtype=torch.bool)
         model._calc_att_loss(enc, mask, torch.tensor([labels]), torch.tensor([len(labels)]))
     assert caught[0][1][0].tolist() == [*labels, teacher.describe().head("seq2seq").end]
-    assert (forced(teacher, [audio], labels)[0] - caught[0][0][0]).abs().max() <= 1e-5
+    assert (decoder_logits(teacher, [audio], labels)[0] - caught[0][0][0]).abs().max() <= 1e-5
     if kind in ("asr_model", "bitransformer"):
         return
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Gates before the first shard: a broken branch is refused with its word, a good teacher never is."""
+"""Checks before the first shard: a broken branch is refused with the reason, a good teacher never is."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def refused(tmp_path, teacher, match, error=TeacherError, **options):
 
 
 @pytest.mark.parametrize(
-    ("name", "said", "error"),
+    ("name", "message", "error"),
     [
         ("constant", "the ctc branch is constant: all .* frames", TeacherError),
         ("one_word", "the ctc branch is constant: it writes '.*' for all", TeacherError),
@@ -31,8 +31,8 @@ def refused(tmp_path, teacher, match, error=TeacherError, **options):
         ("deaf", "the rnnt branch is constant", TeacherError),
     ],
 )
-def test_a_broken_branch_is_refused_with_its_word(name, said, error, tmp_path):
-    refused(tmp_path, getattr(broken_teachers, name)(), said, error)
+def test_a_broken_branch_is_refused_with_its_word(name, message, error, tmp_path):
+    refused(tmp_path, getattr(broken_teachers, name)(), message, error)
 
 
 @pytest.mark.parametrize("name", ["constant", "uniform", "all_blank", "deaf"])
@@ -147,7 +147,7 @@ def test_renumbering_is_only_said_where_one_numbering_explains_the_other():
 
 
 def test_a_mended_teacher_goes_on_where_a_gate_stopped_it(tmp_path):
-    """Nothing was sealed, so the refused teacher's answers bind nobody; another live writer's do."""
+    """A refused dump sealed nothing, so its settings do not count; those of another live writer do."""
     refused(tmp_path, broken_teachers.constant(), "constant", limit=6)
     with open_place(tmp_path / "s").lock("job-1-of-2"), pytest.raises(IdentityError, match="weights"):
         run(tmp_path / "s", limit=6)

@@ -1,4 +1,4 @@
-"""A teacher that breaks its promises is named before anything is stored."""
+"""A teacher with wrong modules, lengths or tokens is refused before anything is stored."""
 
 from dataclasses import replace
 
@@ -22,7 +22,7 @@ from tests.support.dumping import run
 
 
 def tapping(stream, module):
-    """A description that taps another module for a stream."""
+    """Return a describe() that names another module for a stream."""
 
     def describe(teacher):
         spec = teacher.describe()

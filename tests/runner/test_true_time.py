@@ -18,7 +18,7 @@ def spoiled(shift):
 @pytest.mark.parametrize(
     ("shift", "what"),
     [
-        (160, "4 times too few: the frame shift may be"),  # 10 ms frames said, 40 ms given
+        (160, "4 times too few: the frame shift may be"),  # 10 ms frames described, 40 ms given
         (2560, "4 times too many: the lengths may count feature frames"),
         (720, "another time"),
     ],
@@ -27,11 +27,11 @@ def test_frames_of_another_length_than_the_audio(tmp_path, shift, what):
     """The error names both, the likely cause, and the shift that would be right."""
     with pytest.raises(LengthError, match=what) as e:
         dump_logits(spoiled(shift), demo.manifest(2), tmp_path / "s", DumpOptions())
-    said = str(e.value)
-    assert "demo-00" in said
-    assert f"76 teacher frames of {shift / 16:g} ms are {76 * shift / 16000:.3f} s" in said
-    assert "the audio lasts 3.042 s" in said
-    assert "about 40 ms" in said
+    message = str(e.value)
+    assert "demo-00" in message
+    assert f"76 teacher frames of {shift / 16:g} ms are {76 * shift / 16000:.3f} s" in message
+    assert "the audio lasts 3.042 s" in message
+    assert "about 40 ms" in message
     assert not len(open_store(tmp_path / "s"))
 
 
