@@ -369,6 +369,7 @@ class Store(Mapping[str, Target]):
         temperature: float = 1.0,
         ratio: tuple[int, int] | FrameClock | None = None,
         tolerance: int = 2,
+        stretch: bool = False,
         streams: Sequence[str] | None = None,
         vocab: VocabMap | None = None,
     ) -> TargetBatch:
@@ -386,7 +387,8 @@ class Store(Mapping[str, Target]):
                 ``rnnt``, ``linear`` for the others.
             temperature: temperature of the probabilities, 1 or more.
             ratio: student frames per teacher frame as (p, q), or the student's ``FrameClock``.
-            tolerance: student frames by which ``frames`` may differ from what ``ratio`` gives.
+            tolerance: student frames by which ``frames`` may differ from the ratio, or from one common ratio.
+            stretch: True to take ``frames`` whose ratio to the teacher's differs between utterances.
             streams: names of the streams wanted; None for all.
             vocab: map to the student's token table, for a store opened without one.
 
@@ -403,6 +405,7 @@ class Store(Mapping[str, Target]):
             temperature=temperature,
             ratio=ratio,
             tolerance=tolerance,
+            stretch=stretch,
             streams=streams,
             vocab=vocab,
         )

@@ -18,7 +18,7 @@ from ..registry import suggest
 from ..schema.clock import FrameClock
 from .clip import Clipped
 from .clip_resample import Ratio, check_frames, clip_vectors, frames_of, resample_clip, stretches
-from .frames import Method
+from .frames import Method, check_common_ratio
 from .keywords import checked_keywords
 from .resample import (
     Resampled,
@@ -101,6 +101,7 @@ def collate_targets(
     temperature: float = 1.0,
     ratio: tuple[int, int] | FrameClock | None = None,
     tolerance: int = 2,
+    stretch: bool = False,
     streams: Sequence[str] | None = None,
     vocab: VocabMap | None = None,
 ) -> TargetBatch:
@@ -116,7 +117,9 @@ def collate_targets(
         temperature: temperature of the probabilities, 1 or more.
         ratio: student frames per teacher frame as (p, q), or the student's own ``FrameClock``. Frames that do
             not fit it are refused, and it gives the exact times of a clip's frames.
-        tolerance: student frames by which ``frames`` may differ from the ratio.
+        tolerance: student frames by which ``frames`` may differ from the ratio, or from one common ratio.
+        stretch: True to take ``frames`` whose ratio to the teacher's differs between utterances, or is beyond
+            8:1 or 1:8; both are signs of padded lengths or of lengths in other units.
         streams: names of the streams to put into the batch; None for all.
         vocab: map to a student's token table, for targets of a store that was opened without it. Rows are
             mapped after resampling, at the temperature.
@@ -144,6 +147,10 @@ def collate_targets(
     if ratio is not None:
         for source, length in zip(sources, lengths, strict=True):
             check_frames(source, length, ratio, tolerance)
+    elif frames is not None and not stretch:
+        check_common_ratio(
+            [source.id for source in sources], [frames_of(s) for s in sources], lengths, tolerance
+        )
     request = _Request(methods, float(temperature), ratio, at_teacher_rate=frames is None)
     labels, label_lengths, label_mask = _pad_labels([_labels(source) for source in sources])
     return TargetBatch(

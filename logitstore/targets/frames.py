@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from ..errors import LengthError, UsageError
 
+WIDEST_RATIO = 8  # of student to teacher frames, or the other way round
 MAX_DRIFT = 2  # student frames by which keep-tokens may move a teacher frame
 
 
@@ -463,6 +464,44 @@ def check_ratio(teacher: int, student: int, ratio: tuple[int, int], tolerance: i
             where=where,
             why="Stretching over such a gap would move every label.",
             do="Check that teacher and student have the same audio, or widen the tolerance knowingly.",
+        )
+
+
+def check_common_ratio(
+    ids: Sequence[str], teacher: Sequence[int], student: Sequence[int], tolerance: int
+) -> None:
+    """Raise ``LengthError`` unless one ratio, from 1:8 to 8:1, leads from all T to all S.
+
+    Args:
+        ids: utterance ids, for the error.
+        teacher: T of each utterance.
+        student: S of each utterance.
+        tolerance: student frames by which each S may differ from T times the ratio.
+    """
+    known = [(i, t, s) for i, t, s in zip(ids, teacher, student, strict=True) if t and s]
+    if not known:
+        return
+    lowest = max(known, key=lambda x: Fraction(x[2] - tolerance, x[1]))  # of the least ratio that fits it
+    highest = min(known, key=lambda x: Fraction(x[2] + tolerance, x[1]))
+    at_least, at_most = (
+        Fraction(lowest[2] - tolerance, lowest[1]),
+        Fraction(highest[2] + tolerance, highest[1]),
+    )
+    if at_least > at_most:
+        raise LengthError(
+            f"{lowest[2]} student frames for {lowest[1]} teacher frames, but {highest[2]} for {highest[1]} "
+            f"of {highest[0]!r}",
+            where=lowest[0],
+            why="Frames of one student have one ratio to the teacher's; padded lengths look like this.",
+            do="Give each utterance's own valid length, or stretch=True where the ratios do differ.",
+        )
+    if at_least > WIDEST_RATIO or at_most < 1 / WIDEST_RATIO:
+        raise LengthError(
+            f"{lowest[2]} student frames for {lowest[1]} teacher frames",
+            where=lowest[0],
+            why=f"No student has more than {WIDEST_RATIO} times as many frames as its teacher, or as few; "
+            "lengths in samples or feature frames look like this.",
+            do="Give the student's lengths after subsampling, or stretch=True where this is meant.",
         )
 
 

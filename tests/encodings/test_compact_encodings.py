@@ -289,7 +289,7 @@ def test_a_convolution_over_one_frame_is_a_head_too():
 def test_a_loop_without_a_head_is_refused(tmp_path):
     table = demo.teacher().tokens()
     with (
-        pytest.raises(UsageError, match="stores what goes into the ctc head"),
+        pytest.raises(UsageError, match="stores the input of the ctc head"),
         StoreWriter.open(tmp_path / "s", tokens=table, streams={"ctc": "factored"}) as w,
     ):
         w.add("a", ctc=torch.zeros(3, len(table)))
@@ -395,7 +395,7 @@ JOINERS = {
     "gelu": (lambda out, e, d: out(torch.nn.functional.gelu(e + d)), "not tanh or relu"),
     "a blank apart": (
         lambda out, e, d: torch.cat([x := out(torch.tanh(e + d)), x[..., :0]], -1) * 1.2,
-        r"what join\(\) says",
+        r"miss the output of join\(\)",
     ),
 }
 

@@ -114,5 +114,5 @@ def test_no_other_number_of_points_is_read(tmp_path):
     spec.pop("crc32c")
     spec["streams"][0]["tail_points"] = 6
     path.write_bytes(seal_json(spec))
-    with pytest.raises(FormatError, match="6 points"):
+    with pytest.raises(FormatError, match="at 6 temperatures"):
         open_store(tmp_path)

@@ -11,7 +11,7 @@ from logitstore.encodings.dense import Dense
 from logitstore.encodings.rows import NOTHING, Tempered, logsumexp, mix
 from logitstore.encodings.topk import Sparse
 from logitstore.errors import LengthError, UsageError
-from logitstore.targets.frames import Method, check_ratio, linear, nearest
+from logitstore.targets.frames import Method, check_common_ratio, check_ratio, linear, nearest
 from logitstore.targets.resample import resample
 
 lengths = st.integers(1, 300)
@@ -181,3 +181,31 @@ def test_a_row_with_fewer_entries_spreads_its_tail_over_the_rest():
     )
     row.logp[0, 2] = NOTHING
     np.testing.assert_allclose(np.exp(row.dense()), [[0.25 / 3, 0.25, 0.25 / 3, 0.5, 0.25 / 3]], atol=1e-6)
+
+
+LENGTHS = [40, 61, 87, 120]
+
+
+@pytest.mark.parametrize(
+    ("frames", "wrong"),
+    [
+        ([120] * 4, "padded lengths"),  # the longest of the batch for all: the classic mistake
+        ([20, 31, 44, 110], "padded lengths"),
+        ([10 * t for t in LENGTHS], "lengths in samples or feature frames"),
+        ([max(1, t // 16) for t in LENGTHS], "lengths in samples or feature frames"),
+    ],
+)
+def test_frames_without_one_ratio_to_the_teachers_are_refused(frames, wrong):
+    with pytest.raises(LengthError, match=wrong):
+        check_common_ratio([f"u{t}" for t in LENGTHS], LENGTHS, frames, 2)
+
+
+@given(
+    st.lists(st.integers(1, 400), min_size=1, max_size=8),
+    st.sampled_from([(1, 1), (1, 2), (3, 4), (2, 1), (1, 4)]),
+)
+def test_frames_of_any_usual_student_are_taken(teacher, rate):
+    for rounded in (lambda t: t * rate[0] // rate[1], lambda t: -(-t * rate[0] // rate[1])):
+        student = [max(1, rounded(t)) for t in teacher]
+        check_common_ratio(list(map(str, teacher)), teacher, student, 2)
+        check_common_ratio(list(map(str, teacher)), teacher, [s + 1 for s in student], 2)

@@ -152,7 +152,7 @@ def test_resampled_frames_stay_factored(make, kind, method, times, over):
     frames[0] = store[ids[0]].T  # taken as they are, beside others that are mixed
     for stream, loss in LOSSES.items():
         one = dense(store, ids, stream, 2.0, frames, method)
-        two = store.batch(ids, frames=frames, method=method, temperature=2.0)[stream]
+        two = store.batch(ids, frames=frames, method=method, temperature=2.0, stretch=True)[stream]
         mixed = method == "linear-logit" and stream == "rnnt"
         assert isinstance(two, StreamBatch if mixed else FactoredBatch)
         assert torch.equal(two.mask, one.mask)

@@ -175,7 +175,7 @@ def test_nonblank_mass(encoding):
 @pytest.mark.parametrize("student", [5, 13, 30])
 def test_max_nonblank_takes_rows(student):
     made, logits = target(13)
-    stream = collate_targets([made], frames=[student], method="max-nonblank")["ctc"]
+    stream = collate_targets([made], frames=[student], method="max-nonblank", stretch=True)["ctc"]
     frames = spikes(1 - torch.softmax(logits, -1)[:, BLANK].numpy(), nearest(13, student), student)
     wanted = torch.log_softmax(logits, -1)[torch.from_numpy(frames)]
     torch.testing.assert_close(stream.logp[0].double(), wanted, atol=5e-3, rtol=2e-3)
@@ -196,7 +196,9 @@ def test_max_nonblank_uses_the_teachers_own_blank():
 def test_linear_logit_mixes_logits(t, s, temperature, seed):
     made, logits = target(t, seed=seed)
     how = Method("linear-logit")
-    stream = collate_targets([made], frames=[s], method=str(how), temperature=temperature)["ctc"]
+    stream = collate_targets([made], frames=[s], method=str(how), temperature=temperature, stretch=True)[
+        "ctc"
+    ]
     p = plan(t, s, how)
     w = torch.from_numpy(p.weight).double()[:, None]
     mixed = (1 - w) * logits[p.low] + w * logits[p.high]
@@ -233,13 +235,13 @@ def test_stacked_frames():
 def test_shift_moves_targets_of_a_lagging_student(method):
     made = [target(t, "topk:3", seed=t)[0] for t in (12, 7)]
     frames = [6, 9]
-    plain = collate_targets(made, frames=frames, method=method)["ctc"]
-    late = collate_targets(made, frames=frames, method=f"{method}+shift=2")["ctc"]
+    plain = collate_targets(made, frames=frames, method=method, stretch=True)["ctc"]
+    late = collate_targets(made, frames=frames, method=f"{method}+shift=2", stretch=True)["ctc"]
     assert not bool(late.mask[:, :2].any())
     for b, length in enumerate(frames):
         assert bool(late.mask[b, 2:length].all())
         assert torch.equal(late.dense()[b, 2:length], plain.dense()[b, : length - 2])
-    gone = collate_targets(made, frames=frames, method=f"{method}+shift=9")["ctc"]
+    gone = collate_targets(made, frames=frames, method=f"{method}+shift=9", stretch=True)["ctc"]
     assert not bool(gone.mask.any())
     logits = torch.randn(2, 9, V, requires_grad=True)
     loss = ctc_kd(logits, gone)
