@@ -37,6 +37,12 @@ STATISTICS = "Statistics of a store"
 )
 @option("--audio-root", section=STATISTICS, type=click.Path(), help=AUDIO_ROOT)
 @option(
+    "--rate",
+    section=STATISTICS,
+    metavar="P:Q",
+    help="Print the token errors of the targets as served to a student with P frames for Q of the teacher.",
+)
+@option(
     "--top",
     section="One utterance",
     default=5,
@@ -52,6 +58,7 @@ def command(
     sample: int,
     manifest: str | None,
     audio_root: str | None,
+    rate: str | None,
     top: int,
     as_json: bool,
 ) -> None:
@@ -64,10 +71,39 @@ def command(
         lines = [json_text(one.to_json())] if as_json else list(_utterance_lines(one))
     else:
         asked = None if manifest is None else read_manifest(manifest, audio_root=audio_root)
-        whole = inspect_store(store, sample=sample, manifest=asked)
+        whole = inspect_store(
+            store, sample=sample, manifest=asked, rate=None if rate is None else _ratio(rate)
+        )
         lines = [json_text(whole.to_json())] if as_json else list(_store_lines(whole))
+        if rate is not None and not as_json:
+            lines += ["", *_served_lines(whole, rate)]
     for line in lines:
         click.echo(line)
+
+
+def _ratio(text: str) -> tuple[int, int]:
+    """Return a rate written as P:Q; raises ``click.BadParameter``."""
+    p, separator, q = text.partition(":")
+    if not (separator and p.isdecimal() and q.isdecimal() and int(p) and int(q)):
+        raise click.BadParameter(f"{text!r} is not a rate: write student frames and teacher frames, 1:2.")
+    return int(p), int(q)
+
+
+def _served_lines(s: StoreSummary, rate: str) -> Iterator[str]:
+    """Yield the table of the targets' token errors at another rate."""
+    yield f"targets as served at {rate}, by each stream's default method, against the stored rows"
+    rows = [
+        [
+            one.stream,
+            one.method,
+            f"{100 * one.rate:.2f} %",
+            f"{100 * one.unfit / max(one.utterances, 1):.1f} %",
+            f"{one.drift:.2f}",
+        ]
+        for one in s.served or ()
+    ]
+    yield from table(["stream", "method", "token errors", "do not fit", "drift"], rows)
+    yield "do not fit: share of utterances with more tokens than student frames; drift: in student frames"
 
 
 def _store_lines(s: StoreSummary) -> Iterator[str]:

@@ -19,6 +19,7 @@ from ..storage.constants import file_name
 from ..storage.entries import Entry, entry_name, read_entry
 from ..storage.places import Place
 from ..targets.decode import best_classes, decode, forced_rnnt, on_grid
+from ..targets.served import ServedErrors, served_errors
 from ..targets.target import Target
 from ..tokens.transcript import edit_distance
 from .reader import Store, as_store
@@ -138,6 +139,7 @@ class StoreSummary:
         streams: summary of each stream, by name.
         transcript_error_rates: by stream, token error rate of the teacher's own transcripts in the sample.
         manifest: comparison with a manifest, if one was given.
+        served: token errors of the targets as served at another rate, if one was given.
     """
 
     store: str
@@ -160,12 +162,17 @@ class StoreSummary:
     streams: dict[str, StreamSummary]
     transcript_error_rates: dict[str, float]
     manifest: ManifestComparison | None = None
+    served: list[ServedErrors] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything as JSON values; ``manifest`` only if there is one."""
+        """Return everything as JSON values; ``manifest`` and ``served`` only if they were asked for."""
         value = asdict(self)
         if self.manifest is None:
             del value["manifest"]
+        if self.served is None:
+            del value["served"]
+        else:
+            value["served"] = [errors.to_json() for errors in self.served]
         return value
 
 
@@ -266,20 +273,30 @@ class Footprint:
         return self.rows + self.once
 
 
-def inspect_store(store: Any, *, sample: int = SAMPLE, manifest: Manifest | None = None) -> StoreSummary:
+def inspect_store(
+    store: Any,
+    *,
+    sample: int = SAMPLE,
+    manifest: Manifest | None = None,
+    rate: tuple[int, int] | None = None,
+) -> StoreSummary:
     """Summarise a store: its description, its size and statistics of every stream.
 
     Args:
         store: an opened store, or its folder or URL.
         sample: largest number of utterances that statistics are measured on, spread evenly over the store.
         manifest: utterances that the store should hold; the summary then lists missing and extra ones.
+        rate: (p, q), p student frames for q frames of the teacher; the summary then has the token errors of
+            the targets as they are served at that rate.
 
     Raises:
-        UsageError: ``sample`` is not a positive number.
+        UsageError: ``sample`` or ``rate`` is not made of positive numbers.
         NotAStore, FormatError, CorruptError: the store cannot be read.
     """
     if sample < 1:
         raise UsageError(f"sample={sample}", do="Give the number of utterances to measure, 1 or more.")
+    if rate is not None and min(rate) < 1:
+        raise UsageError(f"rate={rate}", do="Give student frames and teacher frames, such as (1, 2).")
     store = as_store(store)
     entries = [read_entry(store.place, name) for name in store.shards]
     ids = [utt_id for entry in entries for utt_id in entry.ids]
@@ -316,7 +333,19 @@ def inspect_store(store: Any, *, sample: int = SAMPLE, manifest: Manifest | None
         streams={name: of_stream.summary() for name, of_stream in statistics.items()},
         transcript_error_rates=transcripts.rates(),
         manifest=None if manifest is None else compare_manifest(store, manifest),
+        served=None if rate is None else _served_errors(store, chosen, rate),
     )
+
+
+def _served_errors(store: Store, ids: Iterable[str], rate: tuple[int, int]) -> list[ServedErrors]:
+    """Return the token errors of the targets at another rate; of streams with frames that can be decoded."""
+    streams = [
+        s.name
+        for s in store.spec.streams
+        if s.kind == "ctc"
+        or (s.kind == "rnnt" and not _has_mean_rows(s) and Form.parse(s.form).name != "path")
+    ]
+    return served_errors((store.target(utt_id, streams) for utt_id in ids), streams, rate)
 
 
 class _TranscriptErrors:
