@@ -45,7 +45,6 @@ test-fast: install
 # Which tests are slow or start processes, measured by running all of them.
 marks: install
 	$(PY) -m pytest --measure tests/marks.txt
-	rm tests/marks.costs
 
 test-frameworks:
 	VENVS="$${VENVS:-$(CURDIR)/.venv-frameworks}" bash tests/frameworks/run.sh

@@ -1,7 +1,7 @@
 """Marks of tests by what they cost: ``python -m tests.marks`` checks the list, ``make marks`` measures it again.
 
-Each line of ``tests/marks.txt`` is a test function and its marks. ``slow``: more than five seconds of CPU, its children and
-fixtures included. ``subprocess``: it or one of its fixtures starts a process. Time on the CPU is what counts, because it
+Each line of ``tests/marks.txt`` is a test function and its marks. ``slow``: more than five seconds of CPU over all of its
+parameters, its children and fixtures included. ``subprocess``: it or one of its fixtures starts a process. Time on the CPU is what counts, because it
 hardly depends on what else the machine does.
 """
 
@@ -63,24 +63,25 @@ class Measure:
     def _count_start(self, event, args):
         self._started += event in STARTS
 
-    def _around(self, key):
+    def _around(self, key, add):
         begin, started = cost(), self._started
         result = yield
-        self._costs[key] = max(self._costs[key], cost() - begin)
+        spent = cost() - begin
+        self._costs[key] = self._costs[key] + spent if add else max(self._costs[key], spent)
         if self._started > started:
             self._starts.add(key)
         return result
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(self, fixturedef, request):
-        return (yield from self._around((fixturedef.baseid, fixturedef.argname)))
+        return (yield from self._around((fixturedef.baseid, fixturedef.argname), add=False))
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item):
         for definitions in item._fixtureinfo.name2fixturedefs.values():
             used = {(d.baseid, d.argname) for d in definitions}
             self._fixtures[function(item)] |= used
-        return (yield from self._around(function(item)))
+        return (yield from self._around(function(item), add=True))
 
     def pytest_sessionfinish(self):
         lines = []
@@ -91,9 +92,6 @@ class Measure:
             if marks and not name.startswith("frameworks/"):
                 lines.append(f"{name} {' '.join(marks)}\n")
         self._file.write_text("".join(sorted(lines)), "utf-8")
-        costs = self._file.with_suffix(".costs")
-        by_cost = sorted(((c, str(k)) for k, c in self._costs.items()), reverse=True)
-        costs.write_text("".join(f"{c:8.2f} {k}\n" for c, k in by_cost), "utf-8")
 
 
 def missing():

@@ -8,6 +8,7 @@ import pytest
 from logitstore.storage import faults
 from tests.torture import families, store
 
+pytestmark = [pytest.mark.slow, pytest.mark.subprocess]  # all or none: the second test needs the first
 RAN = {}
 
 
