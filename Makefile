@@ -1,4 +1,5 @@
 # make demo    a trained teacher and real audio into a store: inspected, verified, read back
+# make student   the demo, then a student trained from its store, with labels only and with distillation
 # make test    the tests
 # make test-fast   the tests that take under five seconds and start no process
 # make wheel-demo   the demo, by a wheel that is built and installed outside of the repository
@@ -15,9 +16,9 @@ VENV := $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv)
 PY := $(VENV)/bin/python
 DEMO := demo-store
 
-.PHONY: demo wheel-demo test test-fast marks docs test-frameworks torture fuzz check install benchmark digits clean help
+.PHONY: demo student wheel-demo test test-fast marks docs test-frameworks torture fuzz check install benchmark digits clean help
 help:
-	@sed -n '1,11s/^# //p' Makefile
+	@sed -n '1,12s/^# //p' Makefile
 
 # torch is left alone where there is one: a user's own CUDA build stays theirs.
 $(VENV)/.logitstore: setup.cfg pyproject.toml
@@ -31,6 +32,9 @@ install: $(VENV)/.logitstore
 
 demo: install
 	PYTHON=$(PY) bash recipes/demo/run.sh $(DEMO)
+
+student: demo
+	$(PY) recipes/student/train.py $(DEMO) --manifest manifests/demo.jsonl
 
 # The wheel, built and installed outside of the repository, passes the demo.
 wheel-demo: install
