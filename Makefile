@@ -44,7 +44,7 @@ test: install
 	$(PY) -m pytest
 
 test-fast: install
-	$(PY) -m pytest -m "not slow and not subprocess and not framework"
+	$(PY) -m pytest -n 2 --dist loadfile -m "not slow and not subprocess and not framework"
 
 # Which tests are slow or start processes, measured by running all of them.
 marks: install

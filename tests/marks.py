@@ -1,8 +1,8 @@
 """Marks of tests by what they cost: ``python -m tests.marks`` checks the list, ``make marks`` measures it again.
 
-Each line of ``tests/marks.txt`` is a test function and its marks. ``slow``: more than five seconds of CPU over all of its
-parameters, its children and fixtures included. ``subprocess``: it or one of its fixtures starts a process. Time on the CPU is what counts, because it
-hardly depends on what else the machine does.
+Each line of ``tests/marks.txt`` is a test function and its marks. ``slow``: more than five seconds of CPU over all of
+its parameters, its children and fixtures included. ``subprocess``: it or one of its fixtures starts a process. Time on
+the CPU is what counts, because it hardly depends on what else the machine does.
 """
 
 import ast

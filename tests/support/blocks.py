@@ -1,6 +1,6 @@
 """Code blocks of Markdown pages.
 
-A block that follows the comment ``<!-- not run: reason -->`` is checked as far as possible without running it: Python is
+A block behind the comment ``<!-- not run: reason -->`` is checked as far as possible without running it: Python is
 compiled, and the options of ``logitstore`` commands are parsed.
 """
 
