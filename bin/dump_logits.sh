@@ -1,15 +1,18 @@
 #!/usr/bin/env bash
 # Dump a teacher's logits with N parallel jobs on this machine, then index and check the store.
 #
-#   bin/dump_logits.sh --teacher FILE.py:NAME --manifest FILE.jsonl --out STORE [--key value ...]
+#   bin/dump_logits.sh --teacher FILE.py:NAME --manifest FILE.jsonl --out STORE [--key value ...] [-- DUMP OPTIONS]
 #
 # Stages: 1 dump (N jobs, each its own writer into one store), 2 index, 3 verify, 4 inspect.
 # Running it again does only what is missing. The finished store is the same for any --nj.
+# Options after -- are passed on to `logitstore dump`: -- --encoding auto --allow-different teacher.name
+# SIGTERM and SIGINT are forwarded to the jobs; they seal what is complete, and the script waits for them.
 set -euo pipefail
 
 stage=1             # first stage to run
 stop_stage=4        # last stage to run
 nj=1                # number of parallel jobs; each loads the teacher once
+cmd=                # program that starts jobs, as run.pl or slurm.pl: called with JOB=1:NJ LOG COMMAND; empty: this machine
 teacher=            # FILE.py:NAME or FRAMEWORK:WHERE, as --teacher of logitstore dump
 manifest=           # the utterances, in any format that logitstore reads
 out=                # the store; made, or resumed
@@ -34,15 +37,16 @@ threads=2           # threads of each job that load audio
 logdir=             # folder of the jobs' logs; empty: $out.log
 python=${PYTHON:-}  # interpreter; empty: the one that logitstore was installed with, else python3
 
-usage() { sed -n '2,8s/^# \{0,1\}//p' "$0"; echo; echo "Options, with their defaults:"; sed -n '/^stage=1/,/^python=/s/^\([a-z_]*\)=\(.*\)$/  --\1 \2/p' "$0" | sed '$d; s/_/-/g'; }
+usage() { sed -n '2,10s/^# \{0,1\}//p' "$0"; echo; echo "Options, with their defaults:"; sed -n '/^stage=1/,/^python=/s/^\([a-z_]*\)=\(.*\)$/  --\1 \2/p' "$0" | sed '$d; s/_/-/g'; }
 
 skipped=0
 while [ $# -gt 0 ]; do
   case "$1" in
     -h|--help) usage; exit 0 ;;
+    --) shift; break ;;
     --*)
       name=$(printf %s "${1#--}" | tr - _)
-      case " stage stop_stage nj teacher manifest out streams hidden storage batch_seconds shard_size device on_error max_skipped limit chunk overlap transcripts manifest_format max_wer skip_checks tokens audio_root threads logdir python " in
+      case " stage stop_stage nj cmd teacher manifest out streams hidden storage batch_seconds shard_size device on_error max_skipped limit chunk overlap transcripts manifest_format max_wer skip_checks tokens audio_root threads logdir python " in
         *" $name "*) ;;
         *) echo "$0: no option $1 (try --help)" >&2; exit 2 ;;
       esac
@@ -51,6 +55,7 @@ while [ $# -gt 0 ]; do
     *) echo "$0: unexpected argument $1: options are --key value (try --help)" >&2; exit 2 ;;
   esac
 done
+more=("$@")  # options after --
 for name in stage stop_stage nj; do
   case "${!name}" in ''|*[!0-9]*) echo "$0: --$name needs a number, not '${!name}'" >&2; exit 2 ;; esac
 done
@@ -79,30 +84,79 @@ if [ "$stage" -le 1 ] && [ "$stop_stage" -ge 1 ]; then
   [ -z "$skip_checks" ] || args+=(--skip-checks "$skip_checks")
   [ -z "$tokens" ] || args+=(--tokens "$tokens")
   [ -z "$audio_root" ] || args+=(--audio-root "$audio_root")
-  gpus=0
-  if [ "$device" = cuda ]; then gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())'); fi
-  pids=()
-  trap 'kill "${pids[@]}" 2>/dev/null || true' INT TERM
-  for ((i = 0; i < nj; i++)); do
-    dev=$device
-    if [ "$gpus" -gt 0 ]; then dev=cuda:$((i % gpus)); fi
-    run "${args[@]}" --device "$dev" --job "$i/$nj" >"$logdir/dump.$i.log" 2>&1 &
+  args+=(${more[@]+"${more[@]}"})
+  # One file for all jobs: programs such as run.pl pass arguments through a shell, which would split them.
+  {
+    echo '#!/usr/bin/env bash'
+    echo '# Job $1 of a dump, counted from 1; written by dump_logits.sh. Leaves its exit status in a file.'
+    echo 'set -um  # jobs in groups of their own: a signal to this group reaches the dump once, through the trap'
+    printf 'job=$1 nj=%q device=%q python=%q logdir=%q\n' "$nj" "$device" "$python" "$logdir"
+    printf 'args=('; printf '%q ' "${args[@]}"; echo ')'
+    cat <<'JOB'
+if [ "$device" = cuda ]; then
+  gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())')
+  [ "${gpus:-0}" -eq 0 ] || device=cuda:$(((job - 1) % gpus))
+fi
+pid=
+trap 'caught=1; [ -z "$pid" ] || kill -TERM "$pid" 2>/dev/null' TERM
+trap 'caught=1; [ -z "$pid" ] || kill -INT "$pid" 2>/dev/null' INT
+"$python" -m logitstore "${args[@]}" --device "$device" --job "$((job - 1))/$nj" &
+pid=$!
+while :; do
+  caught= status=0
+  wait "$pid" || status=$?
+  [ -n "$caught" ] || break
+done
+echo "$status" >"$logdir/dump.$job.status"
+[ "$status" -ne 3 ] || status=0  # some utterances skipped: no failure
+exit "$status"
+JOB
+  } >"$logdir/dump_job.sh"
+  rm -f "$logdir"/dump.*.status
+  pids=() signal=
+  forward() {
+    caught=1 signal=$1
+    log "SIG$1: the jobs stop at the next batch and seal what is complete; waiting for them"
+    for pid in ${pids[@]+"${pids[@]}"}; do kill "-$1" -- "-$pid" 2>/dev/null || true; done
+  }
+  trap 'forward TERM' TERM
+  trap 'forward INT' INT
+  set -m  # every job in a process group of its own, so that signals go through forward() alone
+  if [ -n "$cmd" ]; then
+    $cmd JOB=1:"$nj" "$logdir/dump.JOB.log" bash "$logdir/dump_job.sh" JOB &
     pids+=($!)
-  done
+  else
+    for ((i = 1; i <= nj; i++)); do
+      bash "$logdir/dump_job.sh" "$i" >"$logdir/dump.$i.log" 2>&1 &
+      pids+=($!)
+    done
+  fi
+  set +m
   worst=0
-  for i in "${!pids[@]}"; do
-    status=0
-    wait "${pids[$i]}" || status=$?
-    if [ $status -eq 3 ]; then
+  for pid in "${pids[@]}"; do
+    while :; do
+      caught='' status=0
+      wait "$pid" || status=$?
+      [ -n "$caught" ] || break
+    done
+    while kill -0 -- "-$pid" 2>/dev/null; do sleep 0.1 || true; done  # jobs of a $cmd that ended before them
+    [ $status -eq 0 ] || [ -z "$cmd" ] || worst=$status
+  done
+  trap - INT TERM
+  for ((i = 1; i <= nj; i++)); do
+    status=$(cat "$logdir/dump.$i.status" 2>/dev/null || echo 1)
+    if [ "$status" -eq 3 ]; then
       skipped=3
       log "job $i: done, some utterances skipped"
-    elif [ $status -ne 0 ]; then
-      log "job $i failed with status $status; the end of $logdir/dump.$i.log:"
-      tail -n 12 "$logdir/dump.$i.log" >&2
+    elif [ "$status" -ne 0 ]; then
+      log "job $i ended with status $status; the end of $logdir/dump.$i.log:"
+      tail -n 12 "$logdir/dump.$i.log" >&2 || true
       [ $worst -ne 0 ] || worst=$status
     fi
   done
-  trap - INT TERM
+  grep -hs 'no shard for this job' "$logdir"/dump.*.log | tail -n 1 >&2 || true
+  [ "$signal" != TERM ] || worst=143
+  [ "$signal" != INT ] || worst=130
   if [ $worst -ne 0 ]; then
     log "sealed shards are kept; run the same command again to continue"
     exit $worst

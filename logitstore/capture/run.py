@@ -25,6 +25,8 @@ from ..storage import parse_storage
 from ..storage.commit import finish_store, publish
 from ..storage.entries import parse_entry
 from ..storage.places import Place, open_place
+from ..storage.spec_file import read_spec
+from ..store.layout import columns_of
 from .inject.launch import InjectionSession, injection_session, run_injected
 from .job import CaptureJob, CaptureOptions
 
@@ -123,7 +125,8 @@ def _seal_or_drop(place: Place, job: CaptureJob, session: InjectionSession, stat
         for report in writers:
             if "entry" in report:
                 entry = parse_entry(report["entry"].encode("utf-8"), report["shard"], "handover")
-                publish(place, storage, place.stage(job.handover) / entry.shard, entry)
+                staged = place.stage(job.handover) / entry.shard
+                publish(place, storage, staged, entry, columns_of(read_spec(place)))
     notes = [f"{name}: {text}" for report in reports for name, text in report["notes"].items()]
     return CaptureResult(
         status,

@@ -188,11 +188,13 @@ class StopSignals:
     """SIGINT and SIGTERM, noted while this context manager is open.
 
     The first signal is noted, and ``check`` raises :class:`StoppedBySignal` where it is safe to stop. A
-    second signal raises at once.
+    second signal raises at once, unless it is the same one within a second: cluster schedulers send a signal to
+    a job's shell and to its processes, so that it arrives twice.
     """
 
     def __init__(self) -> None:
         self._noted = 0
+        self._when = 0.0
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -211,8 +213,10 @@ class StopSignals:
             raise StoppedBySignal(self._noted)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == self._noted and time.monotonic() - self._when < 1:
+            return
         if self._noted:
             raise StoppedBySignal(number)
-        self._noted = number
+        self._noted, self._when = number, time.monotonic()
         name = signal.Signals(number).name
         click.echo(f"logitstore: {name}: stopping at the next batch; send it again to stop at once", err=True)

@@ -218,8 +218,8 @@ def _sealed(out: str) -> str:
 
     store = Store(out)
     return (
-        f"{out}: stopped; {len(store)} utterances in {len(store.shards)} sealed shards are kept, the open shard "
-        "is not. The same command goes on from here."
+        f"{out}: stopped; {len(store)} utterances in {len(store.shards)} sealed shards are kept, the last of them "
+        "shorter than asked for. The same command goes on from here."
     )
 
 

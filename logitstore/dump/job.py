@@ -29,7 +29,7 @@ from ..schema.clock import check_audio
 from ..schema.kinds import kind_of
 from ..schema.spec import StoreSpec
 from ..storage.commit import problem_key
-from ..storage.entries import ShardSize
+from ..storage.entries import Entry, ShardSize
 from ..storage.places import open_place
 from ..store.layout import make_spec
 from ..store.writer import StoreWriter
@@ -156,16 +156,37 @@ class _Dump:
         asked = manifest.utterances + len(manifest.problems)
         self.may_skip = options.may_skip(-(-asked // options.part.count))
         self.begin = time.perf_counter()
+        self.progress.findings += self._manifest_difference()
+
+    def _manifest_difference(self) -> tuple[str, ...]:
+        """Return a finding where the store was made with another manifest; the store has a note of it."""
+        changed = [(was, now) for field, was, now in self.writer.differences if field == "manifest.sha256"]
+        return tuple(
+            f"the manifest has changed since the store was made: it was {was}, it is {now}; this one has "
+            f"{self.manifest.utterances} utterances, the store {self.writer.sealed} records. Records of utterances "
+            "that this manifest does not name stay."
+            for was, now in changed
+        )
 
     def run(self) -> DumpProgress:
         size = ShardSize.parse(self.options.shard_size)
         problems = list(self.manifest.problems) if self.options.part.index == 0 else []
+        idle = True
         for block in blocks(self.manifest, size, self.options.part, _length):
+            idle = False
+            self.writer.refresh()  # other jobs may have sealed some of them since this one began
             missing = tuple(u for u in block.utterances if u.id not in self.writer)
             self.progress.present += len(block.utterances) - len(missing)
             if missing:
                 self._block(Block(block.number, missing), problems)
                 problems = []
+            self._tell()
+        if idle and self.manifest.utterances:
+            self.progress.findings += (
+                f"no shard for this job: the {self.manifest.utterances} utterances make fewer shards of "
+                f"{self.options.shard_size} than there are jobs ({self.options.part.count}). Choose a smaller "
+                "shard size, or fewer jobs.",
+            )
             self._tell()
         return self.progress
 
@@ -182,29 +203,47 @@ class _Dump:
             )
 
     def _block(self, block: Block, problems: list[Problem]) -> None:
-        """Dump the missing utterances of one block into one shard and seal it."""
-        before = self.progress
+        """Dump the missing utterances of one block into one shard and seal it.
+
+        After an error or a signal the records that are whole are sealed as a short shard.
+        """
         shard, skip = self.writer.shard(block.name), self.options.on_error == "skip"
-        with Pipe(shard, self.writer.encoder, skip=skip) as pipe:
-            self._bounded(problems)
-            for batch in self._batches(block, pipe):
-                outputs = self.driver.run(batch)
-                transcribed = self._checked(outputs, pipe)
-                for output, _ in transcribed:
-                    pipe.put(output, self.driver)
+        pipe = Pipe(shard, self.writer.encoder, skip=skip)
+        try:
+            with pipe:
+                self._bounded(problems)
+                for batch in self._batches(block, pipe):
+                    outputs = self.driver.run(batch)
+                    transcribed = self._checked(outputs, pipe)
+                    for output, _ in transcribed:
+                        pipe.put(output, self.driver)
+                    self._bounded([*problems, *pipe.failed])
+                    self._tell(pipe)
+                pipe.finish()
                 self._bounded([*problems, *pipe.failed])
-                self._tell(pipe)
-            pipe.finish()
-            self._bounded([*problems, *pipe.failed])
-            skipped = [p.to_json() for p in (*problems, *pipe.failed)]
-            entry = pipe.seal(s for s in skipped if problem_key(s) not in self.writer.listed)
-        before.skipped += len(skipped)
-        before.done += pipe.utterances
-        before.seconds += pipe.seconds
-        before.frames += pipe.frames
+                skipped = [p.to_json() for p in (*problems, *pipe.failed)]
+                entry = pipe.seal(s for s in skipped if problem_key(s) not in self.writer.listed)
+        except BaseException as e:
+            self._count(pipe.rescued, pipe)
+            if pipe.rescued is not None:
+                e.add_note(
+                    f"logitstore: {len(pipe.rescued.ids)} utterances of the open shard were sealed; the same dump "
+                    "goes on from there"
+                )
+            raise
+        self.progress.skipped += len(skipped)
+        self._count(entry, pipe)
+
+    def _count(self, entry: Entry | None, pipe: Pipe) -> None:
+        """Add what was sealed to the progress; utterances that another writer has sealed are present."""
+        now = self.progress
+        now.present += len(pipe.duplicates)
         if entry is not None:
-            before.bytes += entry.bytes
-            before.shards += 1
+            now.done += len(entry.ids)
+            now.seconds += entry.seconds
+            now.frames += entry.frames
+            now.bytes += entry.bytes
+            now.shards += 1
 
     def _checked(
         self, outputs: list[TeacherOutput], pipe: Pipe
@@ -221,9 +260,11 @@ class _Dump:
             except LogitStoreError as e:
                 pipe.fail(output.loaded.utt, e)
         if first:
-            self.progress.findings = (*checks, *lines(transcribed))
+            self.progress.findings += (*checks, *lines(transcribed))
             self._tell()
+        pipe.keep = False  # during the check: records of a refused teacher are not sealed
         self.transcript_check.add(transcribed)
+        pipe.keep = True
         while self.skips.messages:
             self.progress.findings += (self.skips.messages.pop(0),)
         return transcribed

@@ -119,7 +119,7 @@ class DumpProgress:
     Attributes:
         total: utterances of the manifest, of all parts.
         done: utterances dumped in this run.
-        present: utterances that were sealed before.
+        present: utterances that were sealed before, or by another job meanwhile.
         skipped: utterances listed in ``skipped.jsonl`` in this run.
         seconds: seconds of audio dumped in this run.
         frames: teacher frames dumped in this run.

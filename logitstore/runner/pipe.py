@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -84,11 +85,15 @@ class Pipe:
         utterances: records written.
         seconds: seconds of audio written.
         frames: teacher frames written.
+        keep: seal the records that are whole if an error ends the ``with`` block; otherwise discard them.
+        rescued: entry of the shard that was sealed after an error.
     """
 
     def __init__(self, shard: UnsealedShard, encoder: RecordEncoder, *, skip: bool) -> None:
         self.failed: list[Problem] = []
         self.utterances, self.seconds, self.frames = 0, 0.0, 0
+        self.keep = True
+        self.rescued: Entry | None = None
         self._shard, self._skip = shard, skip
         self._encoder = encoder
         self._queue: queue.Queue[_Item] = queue.Queue(DEPTH)
@@ -104,6 +109,19 @@ class Pipe:
     ) -> None:
         if error is not None:
             self._stop()
+            self._rescue()
+
+    @property
+    def duplicates(self) -> tuple[str, ...]:
+        """Ids that were left out when the shard was sealed, because another writer had sealed them."""
+        return self._shard.duplicates
+
+    def _rescue(self) -> None:
+        """After an error, seal the records that were written completely; discard them where that fails."""
+        if self.keep and len(self._shard) and self._shard.whole:
+            with suppress(LogitStoreError, OSError):  # the error that is being raised says more
+                self.rescued = self._shard.seal()
+        else:
             self._shard.discard()
 
     def put(self, output: TeacherOutput, driver: TeacherDriver) -> None:
@@ -138,7 +156,7 @@ class Pipe:
         return len(self._shard)
 
     def seal(self, skipped: Iterable[dict[str, str]]) -> Entry | None:
-        """Seal the finished shard; return None where it holds nothing or another writer sealed it."""
+        """Seal the finished shard; return None where it holds nothing that other writers have not sealed."""
         skipped = list(skipped)
         if self.finish() or skipped:
             return self._shard.seal(skipped)

@@ -9,19 +9,20 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..errors import FormatError, StoreBusy, StoreError
+from ..errors import FormatError, LogitStoreError, StoreError, Vanished
 from ..schema.checksums import parse_json
 from ..schema.spec import REPLACES, Column
 from . import StorageBackend, faults, open_storage
-from .base import EncodedRecord
+from .base import EncodedRecord, ShardContents
 from .entries import Entry, current_index, entry_name, read_entry, shard_names
 from .places import Place, disk_errors
 from .spec_file import is_store, read_spec, write_spec
+from .staging import check_staged, new_staging, remove_staging, staged_place
 
 _TEMPORARY = re.compile(
     r"\.(logitstore\.json|tokens\.txt|index\.bin|skipped\.jsonl|[\w.-]+\.json)\.\d+", re.ASCII
@@ -38,21 +39,45 @@ class UnsealedShard:
         columns: columns of the store.
         name: name of the shard.
         writer: name of the writer, which holds the lock of that name.
+        known: names of the sealed entries in which the caller has looked the ids up; None: those that exist now.
+
+    Attributes:
+        duplicates: ids that :meth:`seal` left out, because another writer had sealed them meanwhile.
     """
 
     def __init__(
-        self, place: Place, storage: StorageBackend, columns: tuple[Column, ...], name: str, writer: str
+        self,
+        place: Place,
+        storage: StorageBackend,
+        columns: tuple[Column, ...],
+        name: str,
+        writer: str,
+        known: Collection[str] | None = None,
     ) -> None:
-        self.place, self.name, self._storage, self._writer = place, name, storage, writer
-        self._staged = place.stage(writer) / name
-        with disk_errors(self._staged, missing_too=True):
-            self._shard = storage.create(self._staged, name, columns)
+        self.place, self.name, self._storage, self._columns = place, name, storage, columns
+        self.duplicates: tuple[str, ...] = ()
+        self._known = frozenset(shard_names(place) if known is None else known)
+        self._staging = new_staging(writer)
+        try:
+            self._staged = place.stage(self._staging) / name
+            with disk_errors(self._staged, missing_too=True):
+                self._shard = storage.create(self._staged, name, columns)
+        except BaseException:
+            with suppress(LogitStoreError):
+                remove_staging(place, self._staging)
+            raise
         self._ids: list[str] = []
         self._failed: str | None = None  # id of a record that may be written in part
+        self._finished = False
         self._seconds, self._frames = 0.0, 0
 
     def __len__(self) -> int:
         return len(self._ids)
+
+    @property
+    def whole(self) -> bool:
+        """True as long as every record was written completely and no attempt was made to seal the shard."""
+        return self._failed is None and not self._finished
 
     def add(self, record: EncodedRecord) -> None:
         """Append a record; it is written to disk at once.
@@ -77,7 +102,10 @@ class UnsealedShard:
     def seal(
         self, skipped: Iterable[Mapping[str, str]] = (), *, replaces: Iterable[str] = ()
     ) -> Entry | None:
-        """Seal the shard and return its entry; None if another writer has sealed a shard of that name.
+        """Seal the shard and return its entry; None if other writers have sealed all its records meanwhile.
+
+        The entry has another name than the shard where another writer has taken that name, and fewer records
+        where another writer has sealed some of them; ``duplicates`` then holds the ids of those.
 
         Args:
             skipped: ``id``, ``reason`` and ``what`` of the utterances that could not be dumped into it.
@@ -85,15 +113,13 @@ class UnsealedShard:
         """
         try:
             entry = self._finish(skipped, replaces)
-            sealed = publish(self.place, self._storage, self._staged, entry)
+            found = publish(self.place, self._storage, self._staged, entry, self._columns, self._known)
         except BaseException:
             self.discard()
             raise
-        if not sealed:
-            self.discard()
-            return None
-        self.place.remove(f"partial/{self._writer}")
-        return entry
+        self.duplicates = found.duplicates
+        remove_staging(self.place, self._staging)
+        return found.entry
 
     def set_aside(self, folder: str) -> Entry:
         """Finish the files and move them to ``partial/FOLDER``, for the holder of that lock to seal them."""
@@ -103,7 +129,7 @@ class UnsealedShard:
         except BaseException:
             self.discard()
             raise
-        self.place.remove(f"partial/{self._writer}")
+        remove_staging(self.place, self._staging)
         return entry
 
     def _require_complete(self) -> None:
@@ -117,6 +143,7 @@ class UnsealedShard:
 
     def _finish(self, skipped: Iterable[Mapping[str, str]], replaces: Iterable[str]) -> Entry:
         self._require_complete()
+        self._finished = True
         with disk_errors(self._staged, missing_too=True):
             contents = self._shard.finish()
         faults.reach("finished")
@@ -134,28 +161,178 @@ class UnsealedShard:
         """Remove the files of the shard."""
         with suppress(OSError):  # on a full disk, buffered bytes cannot be written; they are not needed
             self._shard.close()
-        self.place.remove(f"partial/{self._writer}")
+        remove_staging(self.place, self._staging)
 
 
-def publish(place: Place, storage: StorageBackend, staged: Path, entry: Entry) -> bool:
-    """Carry out steps 2 to 4 of sealing (SPEC C3); return False if there is an entry of that name."""
-    with place.lock("store", wait=True):
-        finish_replacements(place)  # of a writer that died: it may have replaced a shard of this name
-        if place.exists(entry_name(entry.shard)):
-            return False
-        if entry.replaces:
-            announce_replacement(place)
-        # The index is compared with the entries by name. It would seem up to date if a shard was removed
-        # and another one sealed under the same name.
-        place.remove("index.bin")
-        faults.reach("unindexed")
-        place.publish(staged, storage.path(entry.shard))
-        faults.reach("published")
-        place.write(entry_name(entry.shard), entry.to_bytes())
-        faults.reach("sealed")
-        if entry.replaces:
-            finish_replacements(place)
-    return True
+@dataclass(frozen=True)
+class Publication:
+    """The outcome of publishing a staged shard.
+
+    Attributes:
+        entry: the entry that was sealed; None where other writers had sealed all its records.
+        duplicates: ids that were left out, because another writer had sealed them.
+    """
+
+    entry: Entry | None
+    duplicates: tuple[str, ...] = ()
+
+
+def publish(
+    place: Place,
+    storage: StorageBackend,
+    staged: Path,
+    entry: Entry,
+    columns: Sequence[Column],
+    known: Collection[str] = (),
+) -> Publication:
+    """Check a staged shard and carry out steps 2 to 4 of sealing (SPEC C3).
+
+    Records that another writer has sealed meanwhile are left out, and where the shard's name is taken the next
+    free one is used. In both cases the records are written again into a new staged shard.
+
+    Args:
+        place: place of the store.
+        storage: storage backend of the store.
+        staged: the staged file or folder.
+        entry: entry of the staged shard.
+        columns: columns of the store.
+        known: names of the sealed entries in which the ids of the shard were looked up before it was written.
+    """
+    check_staged(storage, staged, entry)
+    seen, duplicates = set(known) | set(entry.replaces), list[str]()
+    while True:
+        with place.lock("store", wait=True):
+            finish_replacements(place)  # of a writer that died: it may have replaced a shard of this name
+            names = set(shard_names(place))
+            ids, problems = _sealed_in(place, names - seen)
+            repeated = ids.intersection(entry.ids)
+            if entry.shard not in names and not repeated:
+                _seal(place, storage, staged, entry)
+                return Publication(entry, tuple(duplicates))
+        seen |= names
+        duplicates += [i for i in entry.ids if i in repeated]
+        staged, entry = _rewrite(
+            storage, staged, entry, columns, _next_name(entry.shard, names), repeated, problems
+        )
+        if not (entry.ids or entry.skipped or entry.replaces):
+            return Publication(None, tuple(duplicates))
+
+
+def _sealed_in(place: Place, names: Iterable[str]) -> tuple[set[str], set[tuple[str, str, str]]]:
+    """Return the ids, and the keys of skipped utterances, in the entries of these names."""
+    ids, problems = set[str](), set[tuple[str, str, str]]()
+    for name in names:
+        with suppress(Vanished):
+            entry = read_entry(place, name)
+            ids.update(entry.ids)
+            problems.update(map(problem_key, entry.skipped))
+    return ids, problems
+
+
+def _next_name(shard: str, taken: Collection[str]) -> str:
+    """Return the first free name of ``NAME``, ``NAME-1``, ``NAME-2``, ... from a shard's own name on."""
+    found = re.fullmatch(r"(.+)-([1-9]\d{0,3})", shard, re.ASCII)
+    base, generation = (found[1], int(found[2])) if found else (shard, 0)
+    name = shard
+    while name in taken:
+        generation += 1
+        name = f"{base}-{generation}"
+    return name
+
+
+def _rewrite(
+    storage: StorageBackend,
+    staged: Path,
+    entry: Entry,
+    columns: Sequence[Column],
+    name: str,
+    left_out: Collection[str],
+    problems: Collection[tuple[str, str, str]],
+) -> tuple[Path, Entry]:
+    """Write the records of a staged shard into a new one beside it, under another name and without some ids.
+
+    Args:
+        storage: storage backend of the store.
+        staged: the staged file or folder.
+        entry: entry of the staged shard.
+        columns: columns of the store.
+        name: name of the new shard.
+        left_out: ids of the records to leave out.
+        problems: keys of the skipped utterances that another entry lists.
+
+    Returns the staged file or folder of the new shard, and its entry; no files where nothing is left.
+    """
+    skipped = tuple(s for s in entry.skipped if problem_key(s) not in problems)
+    numbers = [n for n, utt_id in enumerate(entry.ids) if utt_id not in left_out]
+    if not (numbers or skipped or entry.replaces):
+        return staged, Entry(name, (), 0.0, 0, ShardContents([]))
+    place = staged_place(storage, staged, entry)
+    new = staged.with_name(f"{staged.name}~")
+    seconds, frames = 0.0, 0
+    with disk_errors(new, missing_too=True):
+        writer = storage.create(new, name, columns)
+        try:
+            shard = storage.open(place, entry.shard, entry.contents, columns) if numbers else None
+            for number in numbers:
+                assert shard is not None
+                record = shard.record(number)
+                writer.add(record)
+                seconds += record.meta.get("seconds", 0.0)
+                frames += record.meta["T"]
+            contents = writer.finish()
+        except BaseException:
+            with suppress(OSError):
+                writer.close()
+            raise
+    ids = tuple(entry.ids[n] for n in numbers)
+    return new, Entry(name, ids, seconds, frames, contents, skipped, entry.replaces)
+
+
+def _seal(place: Place, storage: StorageBackend, staged: Path, entry: Entry) -> None:
+    """Carry out steps 2 to 4 of sealing; the caller holds the store's lock and has checked ids and name."""
+    if entry.replaces:
+        announce_replacement(place)
+    # The index is compared with the entries by name. It would seem up to date if a shard was removed
+    # and another one sealed under the same name.
+    place.remove("index.bin")
+    faults.reach("unindexed")
+    data, name = entry.to_bytes(), entry_name(entry.shard)
+    # With working locks none of the checks from here on can fail.
+    if place.exists(name):
+        raise _locks_do_not_work(entry)
+    place.publish(staged, storage.path(entry.shard))
+    faults.reach("published")
+    if place.exists(name):
+        raise _locks_do_not_work(entry)
+    _require_sizes(place, entry)
+    place.write(name, data)
+    faults.reach("sealed")
+    if place.read(name) != data:
+        raise _locks_do_not_work(entry)
+    _require_sizes(place, entry)
+    if entry.replaces:
+        finish_replacements(place)
+
+
+def _require_sizes(place: Place, entry: Entry) -> None:
+    """Raise ``StoreError`` unless the files of a shard that is being sealed are there, at their sizes."""
+    for file in entry.contents.files:
+        try:
+            size = place.size(file.path)
+        except FileNotFoundError:
+            raise _locks_do_not_work(entry) from None
+        if size != file.bytes:
+            raise _locks_do_not_work(entry)
+
+
+def _locks_do_not_work(entry: Entry) -> StoreError:
+    return StoreError(
+        "another process wrote the same shard while this one held the lock of the store",
+        where=f"shard {entry.shard}",
+        why="Locks of this file system do not work between its users; both shards may be damaged.",
+        do="Run `logitstore verify --repair` on the store, then the jobs again with parts of their own (--job i/N), "
+        "or one at a time. `logitstore doctor` tests the locks.",
+    )
 
 
 def finish_store(place: Place) -> None:
@@ -194,14 +371,6 @@ def remove_temporary_files(place: Place) -> None:
         for name in place.names(folder):
             if _TEMPORARY.fullmatch(name):
                 place.remove(f"{folder}/{name}" if folder else name)
-
-
-def remove_unfinished_shards(place: Place, writer: str) -> None:
-    """Remove unfinished shards and locks of dead writers; the caller holds the lock ``writer``."""
-    place.remove(f"partial/{writer}")
-    for name in {n.removesuffix(".lock") for n in place.names("partial")} - {writer, "store"}:
-        with suppress(StoreBusy), place.lock(name):
-            place.remove(f"partial/{name}")
 
 
 def problem_key(problem: Mapping[str, object]) -> tuple[str, str, str]:

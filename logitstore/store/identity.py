@@ -1,4 +1,7 @@
-"""Identity of a store: every writer must agree on teacher, token table, streams, storage backend and manifest."""
+"""Identity of a store: every writer must agree on teacher, token table, streams and storage backend.
+
+A manifest that differs is noted in the store and is no error: a corpus grows, and damaged recordings are removed.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +34,9 @@ def establish(
         place: place of the store.
         spec: description that the writer would give the store.
         tokens: token table, written into a new store.
-        allowed: fields that may differ, e.g. ``{"teacher.weights"}``; only fields below ``teacher`` and
-            ``manifest`` can be allowed. The store keeps a note of each.
+        allowed: fields that may differ, e.g. ``{"teacher.weights"}``; only fields below ``teacher`` can be
+            allowed. The manifest may always differ: other utterances do not change what a record means. The
+            store keeps a note of each difference.
         heads: constants of a new store, by stream and name.
 
     Returns the description of the store that is there now.
@@ -50,7 +54,7 @@ def establish(
         streams = [_with_constants(*pair) for pair in zip(was.streams, spec.streams, strict=True)]
         spec = replace(spec, streams=tuple(streams))
     found = differences(was, spec)
-    refused = [d for d in found if not any(_below(d[0], a) for a in allowed)]
+    refused = [d for d in found if not any(_below(d[0], a) for a in (*allowed, "manifest"))]
     if refused:
         width = max(len(field) for field, _, _ in refused)
         rows = [("", "store", "now"), *((field, _short(a), _short(b)) for field, a, b in refused)]
@@ -59,7 +63,7 @@ def establish(
             f"the store was made with other settings\n{table}",
             where=str(place),
             why="A student could not tell the records of two teachers, token tables or encodings apart.",
-            do="Write to another store. Fields of teacher and manifest may differ if they are named in "
+            do="Write to another store. Fields of the teacher may differ if they are named in "
             "allow_different=[...], or --allow-different FIELD.",
         )
     if found:

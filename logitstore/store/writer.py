@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import lru_cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..encodings import parse_encoding, stores_head
 from ..errors import LengthError, LogitStoreError, ManifestError, UsageError, Vanished, VocabError
@@ -15,23 +19,24 @@ from ..registry import suggest
 from ..schema.ids import check_id
 from ..schema.kinds import KINDS
 from ..schema.lattice import Form, Nodes
-from ..schema.spec import UNNAMED, StoreSpec, StreamSpec, TeacherSpec
+from ..schema.spec import UNNAMED, StoreSpec, StreamSpec, TeacherSpec, differences
 from ..storage import parse_storage
 from ..storage.commit import (
     UnsealedShard,
     finish_replacements,
     finish_store,
     remove_temporary_files,
-    remove_unfinished_shards,
     skipped_keys,
 )
 from ..storage.constants import Constants
 from ..storage.constants import read as read_constants
 from ..storage.entries import Entry, current_index, read_entry, shard_names
+from ..storage.index import Index, build, hashes, open_index
 from ..storage.places import Place, open_place
+from ..storage.staging import remove_dead_staging
 from ..tokens.table import TokenTable
 from ..tokens.transcript import Transcript
-from .identity import PLANNING, establish, note_skipped_check, remove_spec_of_empty_store
+from .identity import ALLOWABLE, PLANNING, establish, note_skipped_check, remove_spec_of_empty_store
 from .layout import columns_of, make_spec
 from .record_encoder import RecordEncoder, label_count
 
@@ -41,9 +46,14 @@ if TYPE_CHECKING:
     from .loop_heads import LoopHeads
     from .stream_output import StreamOutput
 
+MAX_INDEXES = 16  # indexes of later entries that are searched one after the other
+
 
 class StoreWriter:
     """Writer of records into a store; sealed records survive whatever happens later.
+
+    Where an exception ends the ``with`` block, the records added until then are sealed too, and a note on the
+    exception says how many.
 
     ::
 
@@ -57,6 +67,9 @@ class StoreWriter:
         spec: the store's description.
         encoder: encoder of the next record.
         listed: keys of the lines of ``skipped.jsonl``.
+        duplicates: ids that this writer added and that another writer had sealed first; they were left out.
+        differences: fields of the identity in which this writer differs from the store: (field, the store's
+            value, the writer's value).
     """
 
     listed: frozenset[tuple[str, str, str]] = frozenset()
@@ -77,6 +90,11 @@ class StoreWriter:
         self._shard: UnsealedShard | None = None
         self._open = ExitStack()
         self._fresh: set[str] = set()
+        self._known: frozenset[str] = frozenset()  # sealed entries that ids are looked up in
+        self._indexes: list[Index] = []
+        self._later: dict[str, NDArray[np.uint64]] = {}  # id hashes of the entries sealed since begin()
+        self.duplicates: list[str] = []
+        self.differences: list[tuple[str, Any, Any]] = []
         self._heads: LoopHeads | None = None
 
     @classmethod
@@ -153,13 +171,15 @@ class StoreWriter:
                 remove_spec_of_empty_store(self.place, self._writer)
                 finish_replacements(self.place)
                 remove_temporary_files(self.place)
-                self.spec = establish(self.place, self.spec, tokens, set(allow_different), constants)
+                asked = self.spec
+                self.spec = establish(self.place, asked, tokens, set(allow_different), constants)
+                self.differences = [d for d in differences(self.spec, asked) if d[0].startswith(ALLOWABLE)]
                 if not self.place.exists("index.bin"):
                     self._storage.describe(self.place, {"format": "logitstore", "version": self.spec.version})
             self.encoder = RecordEncoder(self.spec, read_constants(self.place, self.spec))
             self._columns = columns_of(self.spec)
-            remove_unfinished_shards(self.place, self._writer)
-            self._index = current_index(self.place)
+            remove_dead_staging(self.place, self._writer)
+            self._load_index()
             self.listed = skipped_keys(self.place)
         except BaseException:
             self._open.close()
@@ -178,17 +198,45 @@ class StoreWriter:
             return True
         while True:
             try:
-                found = self._index.find(utt_id)
+                found = [at for index in self._indexes for at in index.find(utt_id)]
                 return any(self._entry(shard).ids[row : row + 1] == (utt_id,) for shard, row in found)
             except Vanished:  # merged or repaired meanwhile: read the entries again
-                self._index = current_index(self.place)
+                self._load_index()
+
+    @property
+    def sealed(self) -> int:
+        """Number of records in the sealed shards that the writer knows of."""
+        return sum(index.records for index in self._indexes)
+
+    def refresh(self) -> None:
+        """Look up which shards other writers have sealed meanwhile, so that ``in`` finds their utterances."""
+        names = set(shard_names(self.place))
+        if self._known - names:  # merged or repaired meanwhile
+            return self._load_index()
+        added = {}
+        for name in sorted(names - self._known):
+            with suppress(Vanished):
+                added[name] = hashes(read_entry(self.place, name).ids)
+        if added:
+            self._later.update(added)
+            if len(self._indexes) > MAX_INDEXES:  # one index for all of them again
+                added, self._indexes = self._later, self._indexes[:1]
+            data = build(list(added), added.values(), 0)
+            self._indexes.append(open_index(np.frombuffer(data, np.uint8)))
+            self._known = self._known.union(added)
+
+    def _load_index(self) -> None:
+        """Read the index of all sealed entries."""
+        self._known = frozenset(shard_names(self.place))  # first: entries that come later are compared again
+        self._indexes = [current_index(self.place)]
+        self._later = {}
 
     def shard(self, name: str) -> UnsealedShard:
         """Begin a shard under the first free name of ``name``, ``name-1``, ``name-2``, ..."""
         taken, generation = set(shard_names(self.place)), 0
         while (free := f"{name}-{generation}" if generation else name) in taken:
             generation += 1
-        return UnsealedShard(self.place, self._storage, self._columns, free, self._writer)
+        return UnsealedShard(self.place, self._storage, self._columns, free, self._writer, self._known)
 
     def add(
         self,
@@ -203,6 +251,9 @@ class StoreWriter:
         **given: Any,
     ) -> None:
         """Add one utterance; every ``shard_rows`` utterances are sealed as a shard.
+
+        An utterance that another writer has sealed by then is left out of the shard; the writer warns once and
+        lists it in ``duplicates``.
 
         Args:
             utt_id: id, unique in the store.
@@ -261,8 +312,26 @@ class StoreWriter:
         self._shard.add(row)
         self._fresh.add(utt_id)
         if len(self._shard) >= self._rows:
-            self._shard.seal()
-            self._shard = None
+            self.flush()
+
+    def flush(self) -> int:
+        """Seal the utterances added since the last shard as a shard of their own; return their number."""
+        shard, self._shard = self._shard, None
+        if shard is None:
+            return 0
+        entry = shard.seal()
+        if entry is not None:
+            self._known |= {entry.shard}
+        if shard.duplicates:
+            if not self.duplicates:
+                warnings.warn(
+                    f"another writer has sealed {shard.duplicates[0]!r} and {len(shard.duplicates) - 1} more "
+                    f"utterances that the writer {self._writer!r} added; they were left out. "
+                    "StoreWriter.duplicates lists them all.",
+                    stacklevel=3,
+                )
+            self.duplicates += shard.duplicates
+        return 0 if entry is None else len(entry.ids)
 
     def _metadata(
         self,
@@ -338,9 +407,7 @@ class StoreWriter:
     def close(self) -> None:
         """Seal the last shard, bring the index and ``skipped.jsonl`` up to date, release the lock."""
         try:
-            if self._shard is not None:
-                self._shard.seal()
-                self._shard = None
+            self.flush()
             finish_store(self.place)
         finally:
             self._open.close()
@@ -371,12 +438,21 @@ class StoreWriter:
         if error is None:
             return self.close()
         try:
+            if self._shard is not None:
+                error.add_note(self._rescue())
             with suppress(LogitStoreError):  # the error that is being raised says more
-                if self._shard is not None:
-                    self._shard.discard()
                 finish_store(self.place)
         finally:
             self._open.close()
+
+    def _rescue(self) -> str:
+        """Seal the open shard after an error, and return a sentence that says how much was kept."""
+        added = 0 if self._shard is None else len(self._shard)
+        try:
+            kept = self.flush()
+        except (LogitStoreError, OSError) as e:
+            return f"logitstore: the last {added} utterances were lost: {getattr(e, 'what', e)}"
+        return f"logitstore: {kept} utterances of the open shard were sealed; the same program can go on from there"
 
 
 def _keeps_head(stream: StreamSpec) -> bool:

@@ -11,7 +11,7 @@ from logitstore import TargetDataset, collate_targets, open_store
 from logitstore.errors import TeacherError
 from logitstore.store.verify import verify_store
 from tests.support import demo
-from tests.support.dumping import run, same_tree
+from tests.support.dumping import run, same_records
 
 
 def dies(error, at):
@@ -41,7 +41,7 @@ def test_a_loader_thread_that_dies_names_its_utterance(tmp_path):
     assert not verify_store(tmp_path / "s").findings
     run(tmp_path / "s", batch_seconds=0.0)
     run(tmp_path / "whole", batch_seconds=0.0)
-    assert same_tree(tmp_path / "s", tmp_path / "whole")
+    assert same_records(tmp_path / "s", tmp_path / "whole")
 
 
 def test_a_teacher_out_of_memory_says_what_to_do(tmp_path):

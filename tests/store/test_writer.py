@@ -202,23 +202,37 @@ def test_names_a_writer_cannot_have(path, name):
 
 
 @pytest.mark.parametrize("storage", ["zarr", "webdataset"])
-def test_an_exception_never_seals(path, storage):
-    with pytest.raises(RuntimeError, match="loop"), opened(path, storage=storage, shard_rows=2) as w:
+def test_an_exception_in_the_loop_seals_the_whole_records(path, storage):
+    with (
+        pytest.raises(RuntimeError, match="loop") as caught,
+        opened(path, storage=storage, shard_rows=2) as w,
+    ):
         for i in range(5):
             w.add(f"u{i}", ctc=logits(2))
         raise RuntimeError("my own loop")
+    assert "1 utterances of the open shard were sealed" in caught.value.__notes__[0]
     s = open_store(path)
-    assert list(s) == ["u0", "u1", "u2", "u3"]
+    assert list(s) == ["u0", "u1", "u2", "u3", "u4"]
     assert not any("partial" in f for f in files(path))
     with opened(path, storage=storage) as w:
-        assert [f"u{i}" in w for i in range(6)] == [True] * 4 + [False] * 2
-        w.add("u4", ctc=logits(2))
-    assert len(open_store(path)) == 5
+        assert [f"u{i}" in w for i in range(6)] == [True] * 5 + [False]
+        w.add("u5", ctc=logits(2))
+    assert len(open_store(path)) == 6
 
 
-def test_an_exception_before_anything_was_sealed_leaves_an_empty_store(path):
-    with pytest.raises(RuntimeError, match="loop"), opened(path) as w:
-        w.add("u", ctc=logits(2))
+def test_flush_seals_a_short_shard(path):
+    with opened(path) as w:
+        w.add("a", ctc=logits(2))
+        assert w.flush() == 1
+        assert list(open_store(path)) == ["a"]
+        assert w.flush() == 0
+        w.add("b", ctc=logits(2))
+    assert list(open_store(path)) == ["a", "b"]
+    assert len(open_store(path).shards) == 2
+
+
+def test_an_exception_before_anything_was_added_leaves_an_empty_store(path):
+    with pytest.raises(RuntimeError, match="loop"), opened(path):
         raise RuntimeError("my own loop")
     assert len(open_store(path)) == 0
     assert list(open_store(path)) == []

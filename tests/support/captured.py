@@ -17,6 +17,8 @@ from logitstore.storage import parse_storage
 from logitstore.storage.commit import publish
 from logitstore.storage.entries import parse_entry
 from logitstore.storage.places import open_place
+from logitstore.storage.spec_file import read_spec
+from logitstore.store.layout import columns_of
 from recipes.demo.decode import collate, read_manifest
 from recipes.demo.pieces import Pieces
 from tests.support import demo
@@ -91,7 +93,8 @@ class Session:
             if "entry" in said:
                 entry = parse_entry(said["entry"].encode("utf-8"), said["shard"], "")
                 staged = place.stage(self.job.handover) / entry.shard
-                publish(place, parse_storage(self.job.options.storage), staged, entry)
+                columns = columns_of(read_spec(place))
+                publish(place, parse_storage(self.job.options.storage), staged, entry, columns)
         return open_store(self.place)
 
 

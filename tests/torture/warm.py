@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 
@@ -79,6 +80,8 @@ def serve():
                 main(args)
             except SystemExit as e:
                 status = e.code if isinstance(e.code, int) else 1
+            except BaseException:
+                traceback.print_exc()
             finally:
                 sys.stdout.flush(), sys.stderr.flush()
                 os._exit(status)
