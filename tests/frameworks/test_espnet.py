@@ -290,8 +290,8 @@ def test_its_own_beam_search_captured(exp: Path) -> None:
     stats = str(exp.parent / "exp" / "asr_stats" / "feats_stats.npz")
     (exp / "config.yaml").write_text(config.replace("exp/asr_stats/feats_stats.npz", stats))
     found, store, _ = probed_and_captured(SCRIPT, exp)
-    assert found["driven"]["convention"] == "espnet"
-    assert (found["driven"]["joiner"], found["driven"]["encoder"]) == ("joint_network", "encoder")
+    assert found["transducer"]["convention"] == "espnet"
+    assert (found["transducer"]["joiner"], found["transducer"]["encoder"]) == ("joint_network", "encoder")
     assert store.spec.teacher.heads[-1].module == "joint_network.lin_out"
     teacher: Any = load_teacher(f"espnet:{exp}")
     check_lattices(store, lambda wav, labels: lattice(teacher, [audio(wav)], labels)[0])

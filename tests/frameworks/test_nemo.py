@@ -153,8 +153,8 @@ def test_its_own_greedy_search_captured(kind: str, nemo_tokenizer: Path, tmp_pat
 
     _, path = build(kind, nemo_tokenizer, tmp_path)
     found, store, _ = probed_and_captured(SCRIPT, tmp_path, path)
-    assert found["driven"]["convention"] == "nemo"
-    assert (found["driven"]["joiner"], found["driven"]["encoder"]) == ("joint", "encoder")
+    assert found["transducer"]["convention"] == "nemo"
+    assert (found["transducer"]["joiner"], found["transducer"]["encoder"]) == ("joint", "encoder")
     head = store.spec.teacher.heads[-1]
     assert head.normalised == (kind == "hat")
     teacher: Any = load_teacher(f"nemo:{path}")

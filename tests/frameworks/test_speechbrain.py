@@ -173,7 +173,7 @@ def test_a_head_that_no_checkpoint_fills_is_refused(speechbrain_ctc: tuple[Path,
     text = CTC.replace("- [!ref <enc>, !ref <ctc_lin>]", "- [!ref <enc>]")
     (folder / "hyperparams.yaml").write_text(text)
     torch_save(load_hyperpyyaml(text)["asr"], folder / "asr.ckpt")
-    with pytest.raises(TeacherError, match="no checkpoint fills the speechbrain_ctc head"):
+    with pytest.raises(TeacherError, match="no checkpoint fills the ctc head"):
         load_teacher(f"speechbrain:{folder}")
 
 
@@ -214,7 +214,7 @@ def test_its_own_greedy_search_captured(transducer: tuple[Path, dict[str, Any]],
     text = (folder / "hyperparams.yaml").read_text() + paths + "transducer_beam_search: True\n"
     (tmp_path / "own" / "hyperparams.yaml").write_text(text)
     found, store, _ = probed_and_captured(SCRIPT, tmp_path)
-    assert found["driven"]["convention"] == "speechbrain"
-    assert found["driven"]["encoder"] == "input:mods.decoder"
+    assert found["transducer"]["convention"] == "speechbrain"
+    assert found["transducer"]["encoder"] == "input:mods.decoder"
     teacher: Any = load_teacher(f"speechbrain:{folder}")
     check_lattices(store, lambda wav, labels: lattice(teacher, [audio(wav)], labels)[0])
