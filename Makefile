@@ -34,7 +34,7 @@ demo: install
 	PYTHON=$(PY) bash recipes/demo/run.sh $(DEMO)
 
 student: demo
-	$(PY) recipes/student/train.py $(DEMO) --manifest manifests/demo.jsonl
+	$(PY) recipes/student/train.py $(DEMO) --manifest manifests/demo.jsonl --steps 200
 
 # The wheel, built and installed outside of the repository, passes the demo.
 wheel-demo: install

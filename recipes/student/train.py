@@ -2,7 +2,7 @@
 
     python recipes/student/train.py STORE --manifest TRAIN [--test TEST] [--rate 1:2] [--out DIR]
 
-The teacher does not run: its targets come from the store, the audio from the manifest. Lines marked with KD are
+The teacher does not run: its targets come from the store, the audio from the manifest. The lines after KD are
 all that distillation adds to a plain training loop. A run that was stopped goes on from its checkpoint in DIR.
 """
 
@@ -31,6 +31,7 @@ from recipes.demo.features import BANDS, SAMPLE_RATE, log_mel
 from recipes.demo.rnnt_loss import rnnt_loss
 
 FRAME = 0.01  # seconds of a feature frame
+DILATIONS = (1, 3, 8)  # of the convolutions: the student sees 1.5 s, since teachers emit tokens late or early
 REPORT = 50  # steps between two lines of progress and two checkpoints
 MOST_SYMBOLS = 8  # labels of one frame that the RNN-T search emits at most
 
@@ -57,7 +58,7 @@ class Settings:
     seed: int = 0
     ctc: float = 1.0  # λ of the losses on labels and on targets; 0 leaves a loss out
     rnnt: float = 1.0
-    ctc_kd: float = 1.0
+    ctc_kd: float = 3.0
     rnnt_kd: float = 1.0
     temperature: float = 1.0
 
@@ -72,8 +73,10 @@ class Student(nn.Module):
         super().__init__()
         self.blank, self.stride = blank, stride
         self.front = nn.Conv1d(BANDS, width, 2 * stride + 1, stride=stride, padding=stride)
-        self.blocks = nn.ModuleList(nn.Conv1d(width, width, 7, padding=3) for _ in range(3))
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
+        self.blocks = nn.ModuleList(
+            nn.Conv1d(width, width, 7, padding=3 * step, dilation=step) for step in DILATIONS
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in DILATIONS)
         self.ctc_head = nn.Linear(width, classes)
         self.embedding = nn.Embedding(classes, width)  # the prediction network sees one label
         self.joiner = nn.Linear(width, classes)
@@ -103,10 +106,10 @@ class Student(nn.Module):
 def read_examples(manifest: str, labels_of: Tokeniser) -> list[Example]:
     """Read the audio and the reference of every utterance of a manifest."""
     examples = []
-    for utterance in read_manifest(manifest):
-        audio = load_audio(utterance, SAMPLE_RATE)
-        labels = utterance.tokens or labels_of.labels(utterance.text or "")
-        examples.append(Example(utterance.id, torch.from_numpy(log_mel(audio)), tuple(labels)))
+    for u in read_manifest(manifest):
+        labels = u.tokens or labels_of.labels(u.text or "")
+        features = torch.from_numpy(log_mel(load_audio(u, SAMPLE_RATE)))
+        examples.append(Example(u.id, features, tuple(labels)))
     return examples
 
 
@@ -125,33 +128,33 @@ def loss_of(model: Student, examples: Sequence[Example], store: Store | None, se
     """Return the loss of a batch: on labels where there are some, and on the teacher's targets with a store."""
     features, frames, labels, counts = pad(examples)
     hidden, lengths = model.encode(features, frames), model.lengths(frames)
-    ctc_logits, lattice = model.ctc_head(hidden), model.join(hidden, labels)
+    logits = {"ctc": model.ctc_head(hidden)}
+    if settings.rnnt or settings.rnnt_kd:
+        logits["rnnt"] = model.join(hidden, labels)
     chosen = torch.tensor([e.labelled for e in examples]).nonzero()[:, 0]
     total = counts[chosen].sum().clamp(min=1)
 
     def hard_ctc() -> Tensor:
-        own, to = ctc_logits[chosen].log_softmax(-1).transpose(0, 1), labels[chosen]
-        nats = functional.ctc_loss(
-            own, to, lengths[chosen], counts[chosen], model.blank, "sum", zero_infinity=True
-        )
-        return nats / total
+        own, to = logits["ctc"][chosen].log_softmax(-1).transpose(0, 1), labels[chosen]
+        sizes = lengths[chosen], counts[chosen]
+        return functional.ctc_loss(own, to, *sizes, model.blank, "sum", zero_infinity=True) / total
 
     def hard_rnnt() -> Tensor:
-        nats = rnnt_loss(lattice[chosen], labels[chosen], lengths[chosen], counts[chosen], model.blank)
+        nats = rnnt_loss(logits["rnnt"][chosen], labels[chosen], lengths[chosen], counts[chosen], model.blank)
         return nats.sum() / total
 
-    hard = {"ctc": hard_ctc, "rnnt": hard_rnnt} if len(chosen) else {}
+    lambdas = {"ctc": settings.ctc, "rnnt": settings.rnnt} if len(chosen) else {}
+    both = {"ctc": hard_ctc, "rnnt": hard_rnnt}
+    hard = {name: both[name] for name, factor in lambdas.items() if factor}
     if store is None:
-        return settings.ctc * hard_ctc() + settings.rnnt * hard_rnnt()
-    lambdas = {"ctc": settings.ctc, "rnnt": settings.rnnt}
-    # KD: targets at the student's frames, and λ · KL of every stream beside the losses on labels
-    soft = {"ctc": settings.ctc_kd, "rnnt": settings.rnnt_kd}  # KD
-    names = [s.name for s in store.spec.streams if soft.get(s.name)]  # KD
-    ids, tau = [e.id for e in examples], settings.temperature  # KD
-    batch = store.batch(ids, frames=lengths, ratio=settings.rate, temperature=tau, streams=names)  # KD
-    logits = {name: {"ctc": ctc_logits, "rnnt": lattice}[name] for name in names}  # KD
-    lambdas = {name: lambdas[name] for name in hard} | {f"{name}_kd": soft[name] for name in names}  # KD
-    return joint_kd(batch, logits=logits, hard=hard, lambdas=lambdas).total  # KD
+        return torch.stack([lambdas[name] * loss() for name, loss in hard.items()]).sum()
+    soft = {"ctc": settings.ctc_kd, "rnnt": settings.rnnt_kd}  # KD, here and below: λ · KL of each stream
+    names = [s.name for s in store.spec.streams if soft.get(s.name)]
+    ids, tau = [e.id for e in examples], settings.temperature
+    batch = store.batch(ids, frames=lengths, ratio=settings.rate, temperature=tau, streams=names)
+    given = {name: logits[name] for name in names}
+    factors = {name: lambdas[name] for name in hard} | {f"{name}_kd": soft[name] for name in names}
+    return joint_kd(batch, logits=given, hard=hard, lambdas=factors).total
 
 
 def train(
@@ -256,22 +259,15 @@ def score(model: Student, examples: Iterable[Example]) -> dict[str, float]:
 
 def main() -> None:
     """Train both students and print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("store", help="store of the teacher's targets")
-    parser.add_argument(
-        "--manifest", required=True, help="utterances to train on; the store holds all of them"
-    )
-    parser.add_argument(
-        "--test", help="utterances to test on; without them, every fifth of --manifest is kept out"
-    )
-    parser.add_argument(
-        "--rate", default="1:1", metavar="P:Q", help="student frames for frames of the teacher"
-    )
-    parser.add_argument("--steps", type=int, default=Settings.steps, help="steps of either run")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="folder of the checkpoints; a stopped run goes on from them")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    add = parser.add_argument
+    add("store", help="store of the teacher's targets")
+    add("--manifest", required=True, help="utterances to train on; the store holds all of them")
+    add("--test", help="utterances to test on; without them, every fifth of --manifest is kept out")
+    add("--rate", default="1:1", metavar="P:Q", help="student frames for frames of the teacher")
+    add("--steps", type=int, default=Settings.steps, help="steps of either run")
+    add("--seed", type=int, default=0)
+    add("--out", type=Path, help="folder of the checkpoints; a stopped run goes on from them")
     given = parser.parse_args()
     store = open_store(given.store)
     labels_of = Tokeniser(store.tokens)

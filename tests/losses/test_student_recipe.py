@@ -16,7 +16,9 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     path = tmp_path_factory.mktemp("student") / "s"
-    dump_logits(demo.teacher(), demo.manifest(), path, DumpOptions(streams={"ctc": "dense", "rnnt": "topk:16"}))
+    dump_logits(
+        demo.teacher(), demo.manifest(), path, DumpOptions(streams={"ctc": "dense", "rnnt": "topk:16"})
+    )
     return path
 
 
