@@ -31,6 +31,7 @@ CONSISTENT = 0.8  # share of them that one renumbering must explain
 # The self-check
 ALREADY_NORMALISED = 1e-3  # nats: |log Σ exp| of a row of log-probabilities
 SAME_DISTRIBUTION = 1e-3  # probability by which tapped logits may differ from the model's own output
+SHORTEST_FRAMES = 8  # teacher frames of the shortest input that the padding check tries
 PADDING_LEAK = 1e-2  # probability by which an utterance alone may differ from the same one in a batch
 UNIFORM = 1e-3  # logit between the best and the worst class of a row
 CONSTANT = 1e-5  # probability by which the rows of a batch differ
@@ -299,7 +300,7 @@ def self_check(
       pass). Hidden layers are checked for NaN and for being constant.
     * Rows are logits, not log-probabilities.
     * Their log_softmax is the model's own output, where the teacher gives it (``log_probs``).
-    * An utterance alone gives the same as in a padded batch.
+    * Utterances alone give the same as in a padded batch, whatever remainder of the stride their lengths leave.
     * A stored head gives the model's own logits from its input.
 
     Raises ``NotLogits``, ``NonFinite`` or ``TeacherError`` naming the utterance and the difference.
@@ -328,7 +329,7 @@ def self_check(
             found.append(require_factors(driver, outputs, stream))
     if finding := _compare_with_model(driver, outputs):
         found.append(finding)
-    if len(outputs) > 1 and any(kind.axes for kind in driver.kinds.values()):
+    if any(kind.axes for kind in driver.kinds.values()):
         found.append(_compare_alone_with_batch(driver, outputs))
     return SelfCheck(tuple(found))
 
@@ -466,30 +467,68 @@ def _compare_with_model(driver: TeacherDriver, outputs: Sequence[TeacherOutput])
 
 
 def _compare_alone_with_batch(driver: TeacherDriver, outputs: Sequence[TeacherOutput]) -> str:
-    """Compare the shortest utterance, which has the most padding, alone and in its batch."""
-    item = min(outputs, key=lambda o: o.T)
-    alone = driver.run([item.loaded])[0]
-    where = item.loaded.utt.id
-    if alone.T != item.T:
-        raise TeacherError(f"{item.T} frames in a batch, {alone.T} alone", where=where)
-    worst = 0.0
-    for stream, kind in driver.kinds.items():
-        if not kind.axes:
-            continue
-        a, b = _rows(driver, alone, stream), _rows(driver, item, stream)
-        if kind.classes:
-            a, b = a.softmax(-1), b.softmax(-1)
-        elif bool(a.isfinite().all() & b.isfinite().all()):  # relative to the largest number of a layer
-            a, b = (x / b.abs().max().clamp(min=1e-30) for x in (a, b))
-        else:
-            continue  # the encoder names this utterance
-        worst = max(worst, float((a - b).abs().max()) if a.numel() else 0.0)
+    """Compare utterances alone and in a padded batch; return the largest difference, raise on a large one.
+
+    A batch is sorted by length, so its own padding may be next to none. One utterance is therefore shortened to
+    several lengths, so that every remainder of the encoder's stride occurs, and run beside its whole self; the
+    batch's shortest utterance is compared as well.
+    """
+    shortest = min(outputs, key=lambda o: o.T)
+    worst, where = _difference(driver, driver.run([shortest.loaded])[0], shortest), shortest.loaded.utt.id
+    middle = sorted(outputs, key=lambda o: o.T)[len(outputs) // 2]
+    variants = [
+        replace(middle.loaded, features=middle.loaded.features[:n]) for n in _shortened_lengths(middle)
+    ]
+    if variants:
+        together = driver.run([middle.loaded, *variants])[1:]
+        for variant, padded in zip(variants, together, strict=True):
+            found = _difference(driver, driver.run([variant])[0], padded)
+            if found > worst:
+                worst = found
+                where = f"{middle.loaded.utt.id}, its first {len(variant.features)} feature frames"
     if worst > PADDING_LEAK:
         unit = "probabilities" if any(k.classes for k in driver.kinds.values()) else "numbers"
         raise TeacherError(
             f"alone and in a padded batch its {unit} differ by {worst:.3g}",
             where=where,
             why="Padding reaches valid frames (or dropout is active): targets would depend on the batch.",
-            do="Mask the padding in forward(), or run one utterance at a time (batch_seconds 0).",
+            do="Mask the padding in forward(), or run one utterance at a time (batch_seconds=0, "
+            "--batch-seconds 0).",
         )
-    return f"an utterance alone and in a padded batch agree within {worst:.1e} in probability"
+    return (
+        f"{1 + len(variants)} utterances, shortened to every remainder of the stride, alone and in a padded "
+        f"batch agree within {worst:.1e} in probability"
+    )
+
+
+def _shortened_lengths(output: TeacherOutput) -> list[int]:
+    """Return lengths, in feature frames, that try the remainders of the stride, and a half and a third."""
+    whole = len(output.loaded.features)
+    stride = whole / max(output.T, 1)
+    cuts = {max(1, round(stride * eighth / 8)) for eighth in range(1, 9)}
+    lengths = {whole - cut for cut in cuts} | {whole // 2, whole // 3}
+    return sorted(n for n in lengths if n >= SHORTEST_FRAMES * stride)
+
+
+def _difference(driver: TeacherDriver, alone: TeacherOutput, padded: TeacherOutput) -> float:
+    """Return the largest difference of an utterance alone and in a batch; raises ``TeacherError`` for other T."""
+    if alone.T != padded.T:
+        raise TeacherError(
+            f"{padded.T} frames in a batch, {alone.T} alone",
+            where=padded.loaded.utt.id,
+            why="Valid lengths must not depend on the other utterances of a batch.",
+            do="Return the encoder's own lengths from lengths(), computed from each utterance's input length.",
+        )
+    worst = 0.0
+    for stream, kind in driver.kinds.items():
+        if not kind.axes:
+            continue
+        a, b = _rows(driver, alone, stream), _rows(driver, padded, stream)
+        if kind.classes:
+            a, b = a.softmax(-1), b.softmax(-1)
+        elif bool(a.isfinite().all() & b.isfinite().all()):  # relative to the largest number of a layer
+            a, b = (x / b.abs().max().clamp(min=1e-30) for x in (a, b))
+        else:
+            continue  # the encoder raises an error that names this utterance
+        worst = max(worst, float((a - b).abs().max()) if a.numel() else 0.0)
+    return worst
