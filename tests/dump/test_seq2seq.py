@@ -286,7 +286,7 @@ def test_stories(stores, tmp_path, capsys):
     with pytest.raises(SystemExit) as e:
         main(list(map(str, args)))
     assert e.value.code == 0
-    assert "seq2seq: 2 utterances again: KL in nats a row" in capsys.readouterr().out
+    assert "seq2seq: 2 utterances again: KL of a row in nats" in capsys.readouterr().out
 
 
 def test_batches_have_masks_whatever_the_frames(stores, own):
@@ -295,7 +295,9 @@ def test_batches_have_masks_whatever_the_frames(stores, own):
     counts = [len(own[i][1]) for i in ids]
     for frames, method in ((None, "linear"), ([7, 9, 8, 5], "nearest"), ([7, 9, 8, 5], "max-nonblank")):
         streams = ["ctc", "seq2seq"] if method == "max-nonblank" else None
-        batch = opened.batch(ids, frames=frames, method=method, temperature=2.0, streams=streams)
+        batch = opened.batch(
+            ids, frames=frames, method=method, temperature=2.0, streams=streams, stretch=True
+        )
         rows = batch["seq2seq"]
         assert rows.logp.shape == (4, max(counts), 151)
         assert rows.mask.sum(1).tolist() == counts
