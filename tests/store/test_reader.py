@@ -95,7 +95,7 @@ def test_pickling_opens_it_again(path):
 
 
 def test_batches_are_equal_whatever_the_storage(stores):
-    options = {"frames": [3, 2, 9, 5], "temperature": 2.0}
+    options = {"frames": [3, 2, 9, 5], "temperature": 2.0, "stretch": True}
     batches = [open_store(p).batch(IDS, **options) for p in stores.values()]
     for other in batches[1:]:
         for stream in STREAMS:
@@ -109,7 +109,7 @@ def test_batches_are_equal_whatever_the_storage(stores):
 @pytest.mark.parametrize("frames", [None, [4, 3, 2, 10]])
 def test_a_batch_is_its_utterances_padded(stores, method, frames):
     s = open_store(stores["zarr"])
-    batch = s.batch(IDS, frames=frames, method=method, temperature=3.0)
+    batch = s.batch(IDS, frames=frames, method=method, temperature=3.0, stretch=True)
     lengths = frames or [2, 3, 4, 5]
     assert batch.utt_ids == tuple(IDS)
     assert batch.lengths.tolist() == lengths
