@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import subprocess
 from typing import Any
 
@@ -53,12 +54,28 @@ def header(utt: Utterance) -> tuple[int, int]:
 def _recording(utt: Utterance) -> bytes | io.BytesIO:
     """Return the path of a recording, or the output of its shell command; raise ``AudioError``."""
     if not utt.pipe:
+        _require_file(utt)
         return os.fsencode(utt.audio)  # the name of a file need not be UTF-8
     ran = subprocess.run(["bash", "-o", "pipefail", "-c", utt.pipe], capture_output=True, check=False)
     if ran.returncode:
         message = ran.stderr.decode("utf-8", "replace").strip()
         raise AudioError(f"{utt.pipe!r} ended with status {ran.returncode}: {message}", where=utt.id)
     return io.BytesIO(ran.stdout)
+
+
+def _require_file(utt: Utterance) -> None:
+    """Raise ``AudioError`` for a named pipe, a socket or a device, which could block for ever."""
+    try:
+        mode = os.stat(utt.audio).st_mode
+    except OSError:
+        return  # libsndfile reports it
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise AudioError(
+            f"{utt.audio} is a pipe, a socket or a device, and not a file",
+            where=utt.id,
+            why="Reading it could wait for ever.",
+            do="Give the recording as a file.",
+        )
 
 
 def fingerprint(audio: Float) -> str:

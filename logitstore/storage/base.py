@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -205,6 +206,36 @@ def check_table(name: str, start: NDArray[np.int64], crc: NDArray[np.uint32], co
         )
     if start[0].any() or (start[1:] < start[:-1]).any():
         raise FormatError("record starts decrease (SPEC S4)", where=f"shard {name}")
+
+
+class SizeWatch:
+    """Watch over the length of a mapped file: reading beyond the end of a cut file would end the process (SIGBUS).
+
+    Args:
+        place: place of the store; only places with local paths are watched.
+        file: the mapped file.
+    """
+
+    def __init__(self, place: Place, file: ShardFile) -> None:
+        self._file, self._path, self._inode = file, place.local(file.path), -1
+        if self._path is not None:
+            self._inode = os.stat(self._path).st_ino
+
+    def check(self) -> None:
+        """Raise ``CorruptError`` if the file was cut since it was mapped; a replaced file keeps its old bytes."""
+        if self._path is None:
+            return
+        try:
+            now = os.stat(self._path)
+        except OSError:
+            return  # removed: the map keeps its bytes
+        if now.st_ino == self._inode and now.st_size < self._file.bytes:
+            raise CorruptError(
+                f"it was cut to {now.st_size} of {self._file.bytes} bytes while it was in use (SPEC S6)",
+                where=str(self._path),
+                why="Reading the missing part would end this process with SIGBUS.",
+                do="Restore it from a copy, or repair the store and dump the lost utterances again.",
+            )
 
 
 def check_file(data: NDArray[np.uint8] | bytes, file: ShardFile) -> None:

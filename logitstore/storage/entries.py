@@ -181,13 +181,22 @@ def current_index(place: Place, *, write: bool = False, damaged: OnDamaged | Non
     if place.exists("index.bin"):
         with suppress(CorruptError, FormatError, FileNotFoundError):
             index = open_index(place.map("index.bin"))
-            if index.digest == entries_digest(shard_names(place)) and (not write or index.intact()):
+            names = shard_names(place)
+            if index.digest == entries_digest(names) and (
+                not write or (_is_plausible(place, index, names) and index.intact())
+            ):
                 return index
     ids, digest = read_ids(place, damaged)
     data = build(list(ids), ids.values(), digest)
     if write:
         place.write("index.bin", data)
     return open_index(np.frombuffer(data, np.uint8))
+
+
+def _is_plausible(place: Place, index: Index, names: list[str]) -> bool:
+    """Return whether the entries are large enough to list as many ids as the index has records."""
+    bytes_of_an_id = 4  # in JSON: quotes, a comma and at least one character
+    return index.records * bytes_of_an_id <= sum(place.size(entry_name(n)) for n in names)
 
 
 DEFAULT_SHARD_SIZE = "500"

@@ -8,6 +8,7 @@ Opening reads the header and the fan-out; a look-up reads and checks one bucket.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,9 @@ RECORD = np.dtype([("hash", "<u8"), ("shard", "<u4"), ("number", "<u4")])
 # magic, records, bits, bytes of the shard names, digest, CRC-32C of the tables, CRC-32C of the header
 _HEADER = struct.Struct("<8sQQQQI16xI")
 RECORDS_PER_BUCKET = 64
+MAX_BITS = 40
+SPARE_BITS = 4  # more bits than this writer would take that a reader accepts: bounds the size of the tables
+MAX_BUCKET = 1 << 16  # records; hashes spread evenly, so that only a forged index has a larger bucket
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ def build(shards: Sequence[str], ids: Iterable[Sequence[str] | NDArray[np.uint64
         parts.append(part)
     table = np.concatenate(parts) if parts else np.zeros(0, RECORD)
     table.sort(order=("hash", "shard", "number"))
-    bits = max(0, int(np.ceil(np.log2(len(table) / RECORDS_PER_BUCKET)))) if len(table) else 0
+    bits = _bits(len(table))
     edges = np.arange((1 << bits) + 1, dtype=np.uint64)
     fan = np.empty(len(edges), "<u8")
     fan[:-1] = np.searchsorted(table["hash"], edges[:-1] << np.uint64(64 - bits)) if bits else 0
@@ -126,6 +130,11 @@ def build(shards: Sequence[str], ids: Iterable[Sequence[str] | NDArray[np.uint64
     return head + crc32c(head).to_bytes(4, "little") + tables + table.tobytes()
 
 
+def _bits(records: int) -> int:
+    """Return the number of leading hash bits that choose a bucket."""
+    return min(MAX_BITS, max(0, math.ceil(math.log2(records / RECORDS_PER_BUCKET)))) if records else 0
+
+
 def open_index(raw: NDArray[np.uint8]) -> Index:
     """Open the bytes of an index; raise ``FormatError`` or ``CorruptError``."""
     where = "index.bin"
@@ -135,12 +144,12 @@ def open_index(raw: NDArray[np.uint8]) -> Index:
     magic, records, bits, names_bytes, digest, crc_tables, crc_head = _HEADER.unpack(head)
     if magic != MAGIC or crc32c(head[:-4]) != crc_head:
         raise CorruptError("its header is damaged (SPEC I1)", where=where)
-    buckets = 1 << min(bits, 40)
+    buckets = 1 << min(bits, MAX_BITS)
     fan_begin = _HEADER.size + names_bytes
     crc_begin = fan_begin + 8 * (buckets + 1)
     crc_end = crc_begin + 4 * buckets
     table_begin = crc_end + -(4 * buckets) % 8
-    if bits > 40 or table_begin + records * RECORD.itemsize != len(raw):
+    if bits > _bits(records) + SPARE_BITS or table_begin + records * RECORD.itemsize != len(raw):
         raise FormatError(f"its {len(raw)} bytes do not hold {records} records (SPEC I1)", where=where)
     if crc32c(raw[_HEADER.size : table_begin]) != crc_tables:
         raise CorruptError("its fan-out is damaged (SPEC I3)", where=where)
@@ -150,6 +159,8 @@ def open_index(raw: NDArray[np.uint8]) -> Index:
     fan = raw[fan_begin:crc_begin].view("<u8")
     if int(fan[0]) != 0 or int(fan[-1]) != records or bool((fan[1:] < fan[:-1]).any()):
         raise FormatError("its fan-out decreases (SPEC I3)", where=where)
+    if int((fan[1:] - fan[:-1]).max()) > MAX_BUCKET:
+        raise FormatError(f"a bucket has more than {MAX_BUCKET} records (SPEC I3)", where=where)
     return Index(
         shards=tuple(shards),
         records=records,

@@ -86,7 +86,7 @@ BITES = [
     (disk(writes="Read-only file system"), "disk", "bad", "Read-only"),
     (disk(locks="No locks available"), "filesystem", "bad", "has no flock: No locks available"),
     (disk(renames="denied"), "filesystem", "bad", "does not rename"),
-    ({"open_files": (256, 4096)}, "files", "note", "256 files"),
+    ({"open_files": (128, 4096)}, "files", "note", "128 files"),
     ({"shared_memory": (64 << 20, 64 << 20)}, "memory", "note", "67.1 MB of 67.1 MB"),
     ({"shared_memory": None}, "memory", "note", "no /dev/shm"),
     (

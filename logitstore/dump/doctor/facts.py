@@ -9,6 +9,8 @@ import os
 import platform
 import resource
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -222,7 +224,7 @@ def try_disk(out: Path) -> DiskFacts:
 
 
 def _locks(folder: Path) -> str:
-    """Return the error of an flock: two openings of one file must not both hold it."""
+    """Return the error of an flock: neither two openings of one file nor two processes may both hold it."""
     with open(folder / "lock", "wb") as one, open(folder / "lock", "wb") as two:
         try:
             fcntl.flock(one, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -230,9 +232,24 @@ def _locks(folder: Path) -> str:
             return str(e)
         try:
             fcntl.flock(two, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return "two writers both got the lock"
         except OSError:
-            return ""
-        return "two writers both got the lock"
+            pass
+        return _lock_of_another_process(folder / "lock")
+
+
+def _lock_of_another_process(path: Path) -> str:
+    """Return the error where another process takes a lock that this process holds; empty where it cannot."""
+    program = (
+        "import fcntl, sys\n"
+        "try:\n"
+        "    fcntl.flock(open(sys.argv[1], 'wb'), fcntl.LOCK_EX | fcntl.LOCK_NB)\n"
+        "except OSError:\n"
+        "    sys.exit(0)\n"
+        "sys.exit(7)\n"
+    )
+    ran = subprocess.run([sys.executable, "-I", "-c", program, str(path)], capture_output=True, check=False)
+    return "a second process got the lock that the first one held" if ran.returncode == 7 else ""
 
 
 def _renames(folder: Path) -> str:

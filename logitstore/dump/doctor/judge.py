@@ -10,7 +10,7 @@ from ...runner.gpu import runs_on, trouble
 from .facts import FRAMEWORKS, Facts
 
 GOOD, NOTE, BAD = "good", "note", "bad"
-FEW_FILES = 1024  # a reader keeps up to 64 shards open, with one or two files for each column
+FEW_FILES = 256  # a reader keeps no file open; audio, the shard being written and workers of a DataLoader do
 LITTLE_SHARED = 1 << 30
 SPARE = 1.1  # factor on an estimate of bytes, for entries, the index and the open shard
 COMMON = ("WAV", "FLAC", "OGG", "MP3")
@@ -134,7 +134,7 @@ def filesystem(f: Facts) -> DoctorFinding:
 def open_files(f: Facts) -> DoctorFinding:
     """Check that enough files may be open at once."""
     soft, hard = f.open_files
-    what = f"{soft} files may be open at once"
+    what = f"{soft} files may be open at once; a reader keeps none open for its shards"
     if 0 <= soft < FEW_FILES:
         return DoctorFinding("files", NOTE, what, f"ulimit -n {hard if hard > soft else FEW_FILES}")
     return DoctorFinding("files", GOOD, what if soft >= 0 else "any number of files may be open")

@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 from ...errors import CorruptError, FormatError
 from ...schema.checksums import crc32c, parse_json
 from ...schema.spec import Column
-from ..base import DTYPES, METADATA, Shard, ShardContents, ShardFile, check_file
+from ..base import DTYPES, METADATA, Shard, ShardContents, ShardFile, SizeWatch, check_file
 from ..places import Place
 
 _TABLE = ("table/start", "table/crc32c")
 MAX_CHUNK_BYTES = 64 << 20  # of a decoded inner chunk; writers make them of one mebibyte, or one item
+MAX_UNPACKED_BYTES = 256 << 20  # of one read; more only where the compressed bytes are at least this part:
+MAX_RATIO = 1000
 _CODECS = {"none": [], "zstd": ["zstd"], "blosc": ["blosc"]}  # codecs after "bytes"
 
 
@@ -70,6 +72,7 @@ class _View:
                 "it has data without items, or items without data (SPEC S2)", where=self._data_name
             )
         self._mapped: NDArray[Any] | None = None
+        self._watch: SizeWatch | None = None
         self._dtype = np.dtype(column.dtype).newbyteorder("<")
         self._item = int(self._dtype.itemsize * np.prod(column.shape, dtype=int))
         if self._file is not None and _size(place, self._file) != self._file.bytes:
@@ -78,10 +81,10 @@ class _View:
             )
 
     def all(self) -> NDArray[Any]:
-        """Return the whole array after a check of its file's checksum; for the record table."""
+        """Return a copy of the whole array after a check of its file's checksum; for the record table."""
         if self._file is not None:
             check_file(self._raw(), self._file)
-        return self.items_of(0, self.items)
+        return self.items_of(0, self.items).copy()  # a file that is cut later must not take it along
 
     def items_of(self, a: int, b: int) -> NDArray[Any]:
         """Return items [a, b) as a read-only array."""
@@ -91,10 +94,14 @@ class _View:
             return self._decoded(a, b)
         if self._mapped is None:
             self._mapped = self._map()
+        if self._watch is not None:
+            self._watch.check()
         return self._mapped[a:b]
 
     def _raw(self) -> NDArray[np.uint8]:
         raw = self._place.map(self._data_name)
+        if self._file is not None:
+            self._watch = SizeWatch(self._place, self._file)
         if self._file is None or len(raw) != self._file.bytes:
             raise CorruptError(
                 f"it has {len(raw)} bytes, another number than was sealed (SPEC S6)", where=self._data_name
@@ -141,6 +148,15 @@ class _View:
                 f"its inner chunks have {size} bytes, too many to decode (SPEC Z1)", where=self._data_name
             )
         first, last = a // self._chunk, -(-b // self._chunk)
+        begins, lengths = pairs[:, 0], pairs[:, 1]
+        if (lengths > end).any() or (begins[1:] < begins[:-1] + lengths[:-1]).any():
+            raise FormatError("its inner chunks overlap or are not in order (SPEC Z1)", where=self._data_name)
+        packed = int(lengths[first:last].sum())
+        if (last - first) * size > max(MAX_UNPACKED_BYTES, MAX_RATIO * packed):
+            raise FormatError(
+                f"{packed} compressed bytes stand for {(last - first) * size} bytes, too many to decode (SPEC Z1)",
+                where=self._data_name,
+            )
         out = np.empty(max(last - first, 0) * size, np.uint8)
         for n, (at, length) in enumerate(pairs[first:last].tolist()):
             if not 0 < length <= end or at + length > end:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ...errors import CorruptError, FormatError, UsageError
 from ...schema.checksums import canonical, crc32c, id_hash
 from ...schema.spec import Column
-from ..base import METADATA, EncodedRecord, RecordTable, Shard, ShardContents, ShardFile
+from ..base import METADATA, EncodedRecord, RecordTable, Shard, ShardContents, ShardFile, SizeWatch
 from ..places import Place
 
 MAX_KEY = 60
@@ -147,6 +147,7 @@ def _open(place: Place, shard: str, contents: ShardContents, columns: Sequence[C
     (file,) = contents.files
     try:
         raw = place.map(file.path)
+        watch = SizeWatch(place, file)
     except FileNotFoundError:
         raise CorruptError("a file of a sealed shard is missing (SPEC S6)", where=file.path) from None
     if len(raw) != file.bytes:
@@ -165,7 +166,9 @@ def _open(place: Place, shard: str, contents: ShardContents, columns: Sequence[C
         data = _slice(raw, _number(at.get("offset"), where), size, where)
         if crc32c(data) != at["crc32c"]:
             raise CorruptError(f"the table {name} is damaged (SPEC S5)", where=where)
-        return data.view(dtype).reshape(length, width)
+        return (
+            data.view(dtype).reshape(length, width).copy()
+        )  # a file that is cut later must not take it along
 
     offset, start = table("offset", "<i8", rows), table("start", "<i8", rows + 1)
     dtypes = [(np.dtype(c.dtype).newbyteorder("<"), c.shape) for c in (METADATA, *columns)]
@@ -174,6 +177,7 @@ def _open(place: Place, shard: str, contents: ShardContents, columns: Sequence[C
 
     def load(i: int, c: int, a: int, b: int) -> NDArray[Any]:
         dtype, shape = dtypes[c]
+        watch.check()
         data = _slice(raw, int(offset[i, c]), (b - a) * int(sizes[c]), where)
         return data.view(dtype).reshape(b - a, *shape)
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import fcntl
-import mmap
 import os
 import shutil
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 from ...errors import FormatError, StoreBusy
 from .. import faults
 from ._disk_errors import disk_errors
+from ._mapping import map_file
 
 MAX_READ_BYTES = 1 << 30  # size of the largest file that is read as a whole
+MAX_TRIES = 40  # attempts to make a folder that other writers may remove when they end: 0.8 seconds
 
 
 def fsync(path: Path) -> None:
@@ -89,9 +91,7 @@ class LocalPlace:
 
     def map(self, name: str) -> NDArray[np.uint8]:
         with self._reading(name) as fd:
-            if os.fstat(fd).st_size == 0:  # an empty file cannot be mapped
-                return np.zeros(0, np.uint8)
-            return np.frombuffer(mmap.mmap(fd, 0, access=mmap.ACCESS_READ), np.uint8)
+            return map_file(fd)
 
     def write(self, name: str, data: bytes) -> None:
         with disk_errors(self.root / name, missing_too=True):
@@ -141,6 +141,7 @@ class LocalPlace:
     def lock(self, writer: str, wait: bool = False) -> Iterator[None]:
         """Hold an flock. The kernel releases it when its holder dies, so it cannot become stale."""
         path = self.root / "partial" / f"{writer}.lock"
+        tries = 0
         while True:
             try:
                 with disk_errors(path):
@@ -150,8 +151,14 @@ class LocalPlace:
                     f = open(
                         os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "wb"
                     )
-            except FileNotFoundError:  # the last holder has just removed the folder
-                continue
+            except FileNotFoundError as e:  # the last holder has just removed the folder
+                tries += 1
+                if tries < MAX_TRIES:
+                    time.sleep(0.001 * tries)
+                    continue
+                with disk_errors(path, missing_too=True):  # a link to nothing, or a folder such as /proc
+                    raise OSError(e.errno, "no folder can be made there") from None
+                raise
             try:
                 with disk_errors(path):
                     fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
