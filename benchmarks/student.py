@@ -163,6 +163,7 @@ def main() -> None:
         "--ctc-only", action="store_true", help="train the CTC branch alone, in a fifth of the time"
     )
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help="rows of the table to run; all without it")
     parser.add_argument("--short", action="store_true", help="two runs of a few steps, in under a minute")
     given = parser.parse_args()
     if given.out is None and not given.short:
@@ -190,7 +191,7 @@ def main() -> None:
         branches = "ctc" if given.ctc_only else "both"
         results = [r for r in results if (r["steps"], r["branches"]) == (steps, branches)]
         done = {(r["seed"], r["scenario"], r["row"]) for r in results}
-        todo = [job for job in jobs if job not in done]
+        todo = [job for job in jobs if job not in done and job[2] in (given.rows or [job[2]])]
         if todo:
             labels_of = Tokeniser(corpus.store("topk:16", "teacher's rate").tokens)
             data = read_examples(corpus.train, labels_of), read_examples(corpus.test, labels_of)
