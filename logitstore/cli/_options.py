@@ -24,7 +24,7 @@ AUDIO_ROOT = """\
 Folder that relative audio paths start from. Default: the folder of a JSON lines or NeMo manifest, else the
 current folder."""
 MANIFEST_FORMAT = """\
-Format of the manifest: jsonl, nemo, kaldi, lhotse or huggingface. Recognised from the files if not given."""
+Format of the manifest: jsonl, nemo, kaldi, lhotse, wenet or huggingface. Recognised from the files if not given."""
 ALLOW_PIPES = "Run the shell commands that a Kaldi or lhotse manifest gives in place of recordings."
 STORAGES = "zarr, zarr:zstd, zarr:blosc or webdataset"
 SHARD_SIZE = "a number of utterances (500) or a length of audio (90s, 30m, 2h)"

@@ -279,7 +279,7 @@ def read_manifest(
         path: a file or folder of any known format.
         audio_root: folder that relative audio paths are relative to; by default as the format defines it.
         limit: number of valid utterances to read; 0 for all.
-        format: ``jsonl``, ``nemo``, ``kaldi``, ``lhotse`` or ``huggingface``; by default recognised.
+        format: ``jsonl``, ``nemo``, ``kaldi``, ``lhotse``, ``wenet`` or ``huggingface``; by default recognised.
         allow_pipes: run shell commands that stand for recordings.
 
     Raises:

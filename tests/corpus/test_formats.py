@@ -438,3 +438,22 @@ def test_memory_does_not_grow_with_texts(tmp_path):
 def test_gzip_json_lines(tmp_path):
     (tmp_path / "m.gz").write_bytes(gzip.compress(json.dumps(LINES[0]).encode()))
     assert good(tmp_path / "m.gz")[0].id == LINES[0]["id"]
+
+
+def test_wenet(tmp_path, monkeypatch):
+    monkeypatch.chdir(demo.ROOT)
+    lines = [json.loads(x) for x in demo.MANIFEST.read_text("utf-8").splitlines()][:3]
+    audio = [str((demo.MANIFEST.parent / x["audio"]).relative_to(demo.ROOT)) for x in lines]
+    given = [{"key": x["id"], "wav": a, "txt": x["text"]} for x, a in zip(lines, audio, strict=True)]
+    given.append({"key": "part", "wav": audio[0], "txt": "a", "start": 0.25, "end": 0.75})
+    given.append({"key": "bad", "wav": audio[0], "txt": "a", "start": 0.75, "end": 0.25})
+    path = tmp_path / "data.list"
+    path.write_text("".join(json.dumps(x, ensure_ascii=False) + "\n" for x in given), "utf-8")
+    m = read_manifest(path)
+    assert m.source.format == "wenet"
+    found = {u.id: u for u in m}
+    assert list(found) == [*(x["id"] for x in lines), "part"]
+    assert found[lines[0]["id"]].text == lines[0]["text"]
+    assert (found["part"].offset, found["part"].duration) == (0.25, 0.5)
+    assert "not times in seconds" in m.problems[0].what
+    assert len(load_audio(found["part"], 16000)) == 8000

@@ -10,7 +10,16 @@ from logitstore import open_store
 from logitstore.store.verify import verify_store
 from tests.support import demo
 
-COMMON = ["--teacher", demo.FACTORY, "--manifest", demo.MANIFEST, "--streams", "ctc=topk:4", "--stop-stage", 1]
+COMMON = [
+    "--teacher",
+    demo.FACTORY,
+    "--manifest",
+    demo.MANIFEST,
+    "--streams",
+    "ctc=topk:4",
+    "--stop-stage",
+    1,
+]
 STARTER = """#!/usr/bin/env bash
 # As run.pl: JOB=1:N LOG COMMAND..., the word JOB replaced by the number of the job.
 range=${1#JOB=1:} log=$2; shift 2
@@ -61,7 +70,9 @@ def test_options_are_passed_on_and_jobs_started_by_a_program(tmp_path):
     assert (tmp_path / "run.pl.used").exists()
     assert len(open_store(tmp_path / "s")) == 20
     assert {s.name for s in open_store(tmp_path / "s").spec.streams} == {"ctc", "hidden"}
-    assert sorted(p.name for p in (tmp_path / "s.log").glob("dump.*.log")) == [f"dump.{i}.log" for i in (1, 2, 3)]
+    assert sorted(p.name for p in (tmp_path / "s.log").glob("dump.*.log")) == [
+        f"dump.{i}.log" for i in (1, 2, 3)
+    ]
     assert "no shard for this job" in said
     assert "Choose a smaller shard size" in said
 

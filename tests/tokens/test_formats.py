@@ -444,3 +444,28 @@ def test_any_bytes_are_a_table_or_an_error_of_ours(tmp_path_factory, data, name)
     path.write_bytes(data)
     with contextlib.suppress(VocabError):
         assert len(read_table(path)) > 0
+
+
+# --- a folder ---------------------------------------------------------------------------------------------
+
+
+def test_a_folder_with_one_table_is_read(tmp_path):
+    write(tmp_path, "bpe.model", b"\x00")
+    write(tmp_path, "words.txt", "<eps> 0\nhello 1\n")
+    write(tmp_path, "tokens.txt", "<blk> 0\na 1\nb 2\n")
+    assert read_table(tmp_path) == read_table(tmp_path / "tokens.txt")
+
+
+def test_a_folder_whose_only_table_has_another_name_is_read(tmp_path):
+    write(tmp_path, "my_tokens.txt", "<blk> 0\na 1\nb 2\n")
+    write(tmp_path, "README", "about this folder\n")
+    assert read_table(tmp_path).tokens == ("<blk>", "a", "b")
+
+
+def test_a_folder_with_two_tables_or_none_is_refused(tmp_path):
+    with pytest.raises(VocabError, match="no token table"):
+        read_table(tmp_path)
+    write(tmp_path, "tokens.txt", "<blk> 0\na 1\nb 2\n")
+    write(tmp_path, "units.txt", "<blk> 0\nb 1\na 2\n")
+    with pytest.raises(VocabError, match=r"several token tables: tokens\.txt, units\.txt"):
+        read_table(tmp_path)
