@@ -128,7 +128,7 @@ class CaptureOptions:
 
     @property
     def runs_joiner(self) -> bool:
-        """Whether capture runs the joiner itself on the encoder output; else the joiner's is stored."""
+        """True where capture runs the joiner itself; else the program's own joiner output is stored."""
         return bool(self.joiner) and bool(self.encoder or self.joiner_adapter or not self.labels)
 
     def flag(self, stream: str) -> str:
@@ -202,7 +202,7 @@ class CaptureOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class CaptureJob:
-    """Everything an injected process needs to know about a capture.
+    """Settings of a capture for the injected process.
 
     Attributes:
         out: location of the store; an absolute path, or a URL.
@@ -234,7 +234,7 @@ class CaptureJob:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeJob:
-    """Everything an injected process needs to know about a probe.
+    """Settings of a probe for the injected process.
 
     Attributes:
         batches: number of batches to watch.

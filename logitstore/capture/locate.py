@@ -104,7 +104,7 @@ class BatchLocator:
 
     @property
     def ids_from_loader(self) -> bool:
-        """Whether the ids are found by what a loader yielded, not by the program's variables alone."""
+        """True where the ids come from what a loader yielded, not from the program's variables alone."""
         return self.ids_expression is None or bool(self.ids_expression.names & BATCH_NAMES)
 
     def batch_key(self, ids: Sequence[str]) -> Hashable:
@@ -181,7 +181,7 @@ class BatchLocator:
 
     @property
     def reordered(self) -> bool:
-        """Whether the rows of the model's input are the loader's batch in another order."""
+        """True where the rows of the model's input are the loader's batch in another order."""
         return self.order is not None and list(self.order) != sorted(self.order)
 
     def require_model_order(self, expression: Expression, option: str) -> None:

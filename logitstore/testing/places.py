@@ -34,7 +34,7 @@ TURNS = 20
 
 
 def check_location(open_again: OpenPlace) -> None:
-    """``str()`` of a place is its location, and ``open_place`` returns a place unchanged."""
+    """Check that ``str()`` of a place is its location, and that ``open_place`` returns a place unchanged."""
     place = open_again()
     expect(bool(str(place)), "str() of the place is empty")
     expect(str(place) == str(open_again()), "the same location has two names")
@@ -42,7 +42,7 @@ def check_location(open_again: OpenPlace) -> None:
 
 
 def check_nothing_there(open_again: OpenPlace) -> None:
-    """An empty location has no names; reading raises ``FileNotFoundError`` and removing does nothing."""
+    """Check that an empty location has no names; reading raises ``FileNotFoundError`` and removing does nothing."""
     place = open_again()
     expect(not place.exists("logitstore.json"), "a file exists at an empty location")
     expect(place.names("") == [], f"names at an empty location: {place.names('')}")
@@ -78,7 +78,7 @@ def check_files(open_again: OpenPlace) -> None:
 
 
 def check_names(open_again: OpenPlace) -> None:
-    """``names`` lists files and folders directly below a folder, sorted."""
+    """Check that ``names`` lists files and folders directly below a folder, sorted."""
     place = open_again()
     for name in ("b", "a/2", "a/10/deep/x", "a/1.json", "ab/x"):
         place.write(name, b"x")
@@ -88,7 +88,7 @@ def check_names(open_again: OpenPlace) -> None:
 
 
 def check_remove(open_again: OpenPlace) -> None:
-    """``remove`` removes a file or a folder with everything in it, and nothing beside it."""
+    """Check that ``remove`` removes a file or a folder with everything in it, and nothing beside it."""
     place = open_again()
     for name in ("a/1", "a/2", "a/b/3", "ab/1", "c"):
         place.write(name, b"x")
@@ -102,7 +102,7 @@ def check_remove(open_again: OpenPlace) -> None:
 
 
 def check_maps_keep_their_bytes(open_again: OpenPlace) -> None:
-    """A mapped file keeps its bytes when the file is replaced or removed."""
+    """Check that a mapped file keeps its bytes when the file is replaced or removed."""
     place = open_again()
     place.write("x", b"old")
     before = place.map("x")
@@ -114,7 +114,7 @@ def check_maps_keep_their_bytes(open_again: OpenPlace) -> None:
 
 
 def check_stage(open_again: OpenPlace) -> None:
-    """Every writer has a local folder of its own, listed below ``partial`` and removed from there."""
+    """Check that every writer has a local folder of its own, listed below ``partial`` and removed from there."""
     place = open_again()
     one, two = place.stage("one"), place.stage("two")
     expect(one.is_dir() and two.is_dir() and one != two, f"{one} and {two} are not two folders")
@@ -132,7 +132,7 @@ def check_stage(open_again: OpenPlace) -> None:
 
 
 def check_publish(open_again: OpenPlace) -> None:
-    """A staged file or folder moves to its name, over what a crashed writer left there."""
+    """Check that a staged file or folder moves to its name, over what a crashed writer left there."""
     place = open_again()
     for content in (b"one", b"two"):
         staged = place.stage("w") / "s-0"
@@ -152,7 +152,7 @@ def check_publish(open_again: OpenPlace) -> None:
 
 
 def check_locks(open_again: OpenPlace) -> None:
-    """A lock is held once at a time, beside locks of other names, and ends with its block."""
+    """Check that a lock is held once at a time, beside locks of other names, and ends with its block."""
     place, other = open_again(), open_again()
     with place.lock("w"):
         expect("w.lock" in other.names("partial"), "names('partial') does not list a lock that is held")
