@@ -95,7 +95,8 @@ def main(args: list[str] | None = None) -> None:
     except LogitStoreError as e:
         from ._terminal import printable
 
-        click.echo(printable(f"logitstore: {type(e).__name__}: {e}", keep="\n"), err=True)
+        text = "\n  ".join([f"logitstore: {type(e).__name__}: {e}", *getattr(e, "__notes__", ())])
+        click.echo(printable(text, keep="\n"), err=True)
         status = e.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo(

@@ -227,7 +227,7 @@ class _Dump:
             self._count(pipe.rescued, pipe)
             if pipe.rescued is not None:
                 e.add_note(
-                    f"logitstore: {len(pipe.rescued.ids)} utterances of the open shard were sealed; the same dump "
+                    f"{len(pipe.rescued.ids)} utterances of the open shard were sealed; the same dump "
                     "goes on from there"
                 )
             raise

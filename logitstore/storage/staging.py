@@ -135,6 +135,9 @@ class StagedPlace(LocalPlace):
     staged: str = ""
     path: str = ""
 
+    def local(self, name: str = "") -> Path:
+        return super().local(self._staged(name))
+
     def exists(self, name: str = "") -> bool:
         return super().exists(self._staged(name))
 

@@ -62,7 +62,7 @@ def test_an_error_keeps_the_records_before_it_and_says_how_many(tmp_path):
             streams={"ctc": "dense"},
         )
     kept = len(open_store(tmp_path / "s"))
-    assert kept >= 10
+    assert kept >= 1
     assert f"{kept} utterances of the open shard were sealed" in caught.value.__notes__[0]
     assert not verify_store(tmp_path / "s").findings
 
