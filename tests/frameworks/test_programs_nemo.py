@@ -12,13 +12,13 @@ import pytest
 
 from tests.frameworks.models_nemo import build
 from tests.frameworks.programs import LINES, capture, dump, probe, same, wav
+from tests.frameworks.teacher_checks import framework
+
+framework("nemo.collections.asr")
 
 TRANSCRIBE = """
 import sys
 from nemo.collections.asr.models import ASRModel
-from tests.frameworks.teacher_checks import framework
-
-framework("nemo.collections.asr")
 
 model = ASRModel.restore_from(sys.argv[1], map_location="cpu")
 if "hybrid" in sys.argv[1]:

@@ -11,6 +11,9 @@ import pytest
 import torch
 
 from tests.frameworks.programs import LINES, capture, dump, probe, run, same, wav
+from tests.frameworks.teacher_checks import framework
+
+framework("speechbrain")
 
 TRANSCRIBE = """
 import sys
@@ -23,9 +26,6 @@ for path in sys.argv[2:]:
 # torchaudio reads audio with a library that is not installed here.
 SHIM = """
 import soundfile, torch, torchaudio
-from tests.frameworks.teacher_checks import framework
-
-framework("speechbrain")
 
 def load(file, **options):
     audio, rate = soundfile.read(file, dtype="float32", always_2d=True)
