@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from logitstore import registry
 from logitstore.cli import cli, main
 from tests.support import demo
 from tests.support.blocks import blocks
@@ -47,6 +48,9 @@ def folder(store, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHON", sys.executable)
     monkeypatch.setenv("PWD", str(tmp_path))
+    monkeypatch.setattr(
+        registry, "_registered", dict(registry._registered)
+    )  # what a page registers ends with it
     return tmp_path
 
 
