@@ -104,6 +104,21 @@ def test_padding_that_leaks_at_one_remainder_of_the_stride(tmp_path, limit):
     refused(tmp_path, TeacherError, "alone and in a padded batch", limit=limit, forward=forward)
 
 
+def test_a_model_of_one_input_length_is_compared_without_shortening(tmp_path):
+    """Whisper refuses any other number of feature frames."""
+    known = []
+
+    def forward(teacher, features, lengths):
+        if not known:
+            known.extend(lengths.tolist())
+        if not set(lengths.tolist()) <= set(known):
+            raise ValueError("expects other features")
+        return teacher.forward(features, lengths)
+
+    done = run(tmp_path / "s", limit=3, teacher=demo.Spoiled(forward=forward))
+    assert any(f.startswith("an utterance alone and in a padded batch agree") for f in done.findings)
+
+
 def test_a_model_that_says_the_same_of_every_class(tmp_path):
     def forward(teacher, features, lengths):
         linear = teacher.model.ctc_output[1]
