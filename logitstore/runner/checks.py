@@ -479,16 +479,19 @@ def _compare_alone_with_batch(driver: TeacherDriver, outputs: Sequence[TeacherOu
     variants = [
         replace(middle.loaded, features=middle.loaded.features[:n]) for n in _shortened_lengths(middle)
     ]
-    if variants:
-        try:
-            together = driver.run([middle.loaded, *variants])[1:]
-        except (ValueError, RuntimeError, AssertionError, IndexError):
-            variants, together = [], []  # inputs of one fixed length, as Whisper's, have no padding to leak
-        for variant, padded in zip(variants, together, strict=True):
-            found = _difference(driver, driver.run([variant])[0], padded)
-            if found > worst:
-                worst = found
-                where = f"{middle.loaded.utt.id}, its first {len(variant.features)} feature frames"
+    pairs: list[tuple[TeacherOutput, TeacherOutput]] = []
+    try:
+        together = driver.run([middle.loaded, *variants])[1:] if variants else []
+        pairs = [
+            (driver.run([variant])[0], padded) for variant, padded in zip(variants, together, strict=True)
+        ]
+    except (ValueError, RuntimeError, AssertionError, IndexError):
+        pass  # inputs of one fixed length, as Whisper's, cannot be shortened and have no padding to leak
+    for alone, padded in pairs:
+        found = _difference(driver, alone, padded)
+        if found > worst:
+            worst = found
+            where = f"{middle.loaded.utt.id}, its first {len(alone.loaded.features)} feature frames"
     if worst > PADDING_LEAK:
         unit = "probabilities" if any(k.classes for k in driver.kinds.values()) else "numbers"
         raise TeacherError(
