@@ -501,11 +501,8 @@ def _compare_alone_with_batch(driver: TeacherDriver, outputs: Sequence[TeacherOu
             do="Mask the padding in forward(), or run one utterance at a time (batch_seconds=0, "
             "--batch-seconds 0).",
         )
-    tried = (
-        f"{1 + len(variants)} utterances, shortened to every remainder of the stride,"
-        if variants
-        else "an utterance"
-    )
+    shortened = f"{1 + len(pairs)} utterances, shortened to every remainder of the stride,"
+    tried = shortened if pairs else "an utterance"
     return f"{tried} alone and in a padded batch agree within {worst:.1e} in probability"
 
 
