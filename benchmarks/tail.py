@@ -61,7 +61,7 @@ class TailError:
 def tail_errors(
     encoding: Encoding, logits: NDArray[Any], blank: int = 0, grid: tuple[float, ...] = GRID
 ) -> list[TailError]:
-    """What an encoding serves as the mass it left out, at each temperature of a grid.
+    """Compare the mass that an encoding serves as left out with the exact one, at each temperature of a grid.
 
     Args:
         encoding: ``topk`` or ``nucleus``.

@@ -251,7 +251,9 @@ class _Dump:
         """Transcribe a batch and run the checks of the teacher; raises their errors."""
         first, self.checked = not self.checked, True
         if first:
-            checks = self_check(self.driver, outputs, self.skips).findings
+            checks = self_check(
+                self.driver, outputs, self.skips, batched=self.options.batch_seconds > 0
+            ).findings
         transcribed = []
         for output in outputs:
             try:

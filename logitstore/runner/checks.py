@@ -292,7 +292,11 @@ class SelfCheck:
 
 
 def self_check(
-    driver: TeacherDriver, outputs: Sequence[TeacherOutput], skips: SkippedChecks | None = None
+    driver: TeacherDriver,
+    outputs: Sequence[TeacherOutput],
+    skips: SkippedChecks | None = None,
+    *,
+    batched: bool = True,
 ) -> SelfCheck:
     """Check on the first batch that the tapped tensors are the model's logits.
 
@@ -300,7 +304,8 @@ def self_check(
       pass). Hidden layers are checked for NaN and for being constant.
     * Rows are logits, not log-probabilities.
     * Their log_softmax is the model's own output, where the teacher gives it (``log_probs``).
-    * Utterances alone give the same as in a padded batch, whatever remainder of the stride their lengths leave.
+    * Utterances alone give the same as in a padded batch, whatever remainder of the stride their lengths
+      leave; not where utterances run one at a time (``batched`` False).
     * A stored head gives the model's own logits from its input.
 
     Raises ``NotLogits``, ``NonFinite`` or ``TeacherError`` naming the utterance and the difference.
@@ -329,7 +334,7 @@ def self_check(
             found.append(require_factors(driver, outputs, stream))
     if finding := _compare_with_model(driver, outputs):
         found.append(finding)
-    if any(kind.axes for kind in driver.kinds.values()):
+    if batched and any(kind.axes for kind in driver.kinds.values()):
         found.append(_compare_alone_with_batch(driver, outputs))
     return SelfCheck(tuple(found))
 

@@ -102,6 +102,8 @@ def test_padding_that_leaks_at_one_remainder_of_the_stride(tmp_path, limit):
         return teacher.forward(features, lengths)
 
     refused(tmp_path, TeacherError, "alone and in a padded batch", limit=limit, forward=forward)
+    one_at_a_time = run(tmp_path / "s", limit=limit, teacher=demo.Spoiled(forward=forward), batch_seconds=0)
+    assert one_at_a_time.done == limit  # the remedy that the error names
 
 
 def test_a_model_of_one_input_length_is_compared_without_shortening(tmp_path):

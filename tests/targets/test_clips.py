@@ -72,7 +72,7 @@ def faster(samples, speed):
 @pytest.mark.parametrize("speed", [F(9, 10), F(11, 10)])
 @pytest.mark.parametrize("utt", IDS)
 def test_targets_at_another_speed_fit_the_teacher_on_that_audio(store, utt, speed):
-    """Of targets moved by whole frames, the unmoved ones are nearest to the teacher's output for that audio."""
+    """Check that of targets moved by whole frames, unmoved ones are nearest to the teacher's output for that audio."""
     real = teacher_on(faster(audio(utt), speed))
     clip = Clip(utt).at_speed(speed)
     batch = store.batch([clip], frames=[len(real)], ratio=FrameClock(FRAME), streams=["ctc"], method="linear")

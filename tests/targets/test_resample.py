@@ -65,7 +65,7 @@ paths = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 4)), min_size=1, ma
 
 
 def fits(best, ramp):
-    """Whether some rising choice of frames within the drift keeps the decode; every choice is tried."""
+    """Return whether some rising choice of frames within the drift keeps the decode; tries every choice."""
     wanted, reach = greedy_ctc(best, 0), max(1, -(-MAX_DRIFT * ramp.step.numerator // ramp.step.denominator))
     near = ramp.nearest(len(best))
     states = {(-1, ())}  # the last frame chosen, and the decode so far with its last class

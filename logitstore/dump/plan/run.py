@@ -251,7 +251,12 @@ class _Planner:
         self.layer_widths = {
             n: int(rows.shape[1]) for n, rows in outputs[0].rows.items() if not self.driver.kinds[n].classes
         }
-        self.findings = self_check(self.driver, outputs, SkippedChecks(self.options.skip_checks)).findings
+        self.findings = self_check(
+            self.driver,
+            outputs,
+            SkippedChecks(self.options.skip_checks),
+            batched=self.options.batch_seconds > 0,
+        ).findings
         self.described = replace(self.described, weights=weights_sha256(self.teacher.model))
         for stream, criterion in self.options.criteria().items():
             form = self.options.streams[stream].form
