@@ -372,6 +372,7 @@ class Store(Mapping[str, Target]):
         stretch: bool = False,
         streams: Sequence[str] | None = None,
         vocab: VocabMap | None = None,
+        missing: str = "error",
     ) -> TargetBatch:
         """Read B utterances and pad their targets into tensors.
 
@@ -391,16 +392,41 @@ class Store(Mapping[str, Target]):
             stretch: True to take ``frames`` whose ratio to the teacher's differs between utterances.
             streams: names of the streams wanted; None for all.
             vocab: map to the student's token table, for a store opened without one.
+            missing: treatment of ids that the store does not hold. ``error``: they are refused. ``mask``: their
+                rows have no target: length 0, no labels, a mask that is False. ``skip``: they are left out, and
+                ``utt_ids`` of the batch says which are in it.
 
         Raises:
-            MissingUtterance: an id that the store does not hold.
+            MissingUtterance: an id that the store does not hold, with ``error``; no id that it holds, with
+                ``skip``.
             UsageError, LengthError, TokenError: as :func:`logitstore.targets.batch.collate_targets`.
         """
         from ..targets.batch import collate_targets
+        from ..targets.missing import check_missing, with_masked_rows
 
-        return collate_targets(
-            [self.read_clip(i, streams) if isinstance(i, Clip) else self.target(i, streams) for i in ids],
-            frames=frames,
+        check_missing(missing)
+        held = list(range(len(ids)))
+        if missing != "error":
+            held = [i for i, chosen in enumerate(ids) if self._holds(chosen)]
+        lengths = None if frames is None else [int(count) for count in frames]
+        if missing == "skip" and ids and not held:
+            raise MissingUtterance(
+                f"the store holds none of the {len(ids)} utterances, the first {_name_of(ids[0])!r}",
+                where=str(self.place),
+                do="Use missing='mask' where a batch may have no targets at all.",
+            )
+        with_target: Sequence[str | Clip] = [ids[i] for i in held]
+        of_them = lengths
+        if lengths is not None and len(lengths) == len(ids):
+            of_them = [lengths[i] for i in held]
+        if ids and not held:  # a target of the right streams and classes, of which nothing is kept
+            with_target, of_them = [self._any_id()], None
+        batch = collate_targets(
+            [
+                self.read_clip(chosen, streams) if isinstance(chosen, Clip) else self.target(chosen, streams)
+                for chosen in with_target
+            ],
+            frames=of_them,
             method=method,
             temperature=temperature,
             ratio=ratio,
@@ -409,6 +435,23 @@ class Store(Mapping[str, Target]):
             streams=streams,
             vocab=vocab,
         )
+        if missing != "mask" or len(held) == len(ids):
+            return batch
+        return with_masked_rows(batch, [_name_of(chosen) for chosen in ids], held, lengths)
+
+    def _any_id(self) -> str:
+        """Return the first id of the store; raises ``MissingUtterance`` for a store without records."""
+        for utt_id in self:
+            return utt_id
+        raise MissingUtterance(
+            "the store holds no records, so that nothing says how large a masked row is",
+            where=str(self.place),
+            do="Dump at least one utterance first.",
+        )
+
+    def _holds(self, chosen: str | Clip) -> bool:
+        """Return whether the store holds every utterance of an id or a clip."""
+        return all(utt_id in self for utt_id in (chosen.ids if isinstance(chosen, Clip) else [chosen]))
 
     def require_vocab(self, table: TokenTable) -> None:
         """Raise ``VocabError`` naming the first token that differs between the store's table and another."""
@@ -564,6 +607,11 @@ def _require_transcript(record: EncodedRecord, stream: str) -> None:
     transcript = transcripts.get(stream) if isinstance(transcripts, dict) else None
     if not (isinstance(transcript, dict) and isinstance(transcript.get("text"), str)):
         raise FormatError(f"no transcript of the {stream} stream (SPEC S15)", where=record.id)
+
+
+def _name_of(chosen: str | Clip) -> str:
+    """Return the name of an utterance or a clip in a batch."""
+    return chosen.name if isinstance(chosen, Clip) else chosen
 
 
 def _place_of(shard: str, number: int, utt_id: str) -> str:
