@@ -5,6 +5,7 @@
 # make wheel-demo   the demo, by a wheel that is built and installed outside of the repository
 # make test-frameworks   teachers against the real frameworks, each in an environment of its own; FRAMEWORKS=...
 # make docs    the documentation, in build/site; strict
+# make benchmark-short   every benchmark in its short form
 # make check   ruff, mypy, the arrows between rooms
 # make torture kills, disk faults, rot and hostile input, thousands of cases in under ten minutes; one table
 # make fuzz    coverage-guided fuzzing of everything that reads a store, for FUZZ_SECONDS (60)
@@ -16,9 +17,9 @@ VENV := $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv)
 PY := $(VENV)/bin/python
 DEMO := demo-store
 
-.PHONY: demo student wheel-demo test test-fast marks docs test-frameworks torture fuzz check install benchmark digits clean help
+.PHONY: demo student wheel-demo test test-fast marks docs test-frameworks torture fuzz check install benchmark benchmark-short digits clean help
 help:
-	@sed -n '1,12s/^# //p' Makefile
+	@sed -n '1,13s/^# //p' Makefile
 
 # torch is left alone where there is one: a user's own CUDA build stays theirs.
 $(VENV)/.logitstore: setup.cfg pyproject.toml
@@ -89,6 +90,12 @@ benchmark: install
 	$(PY) benchmarks/resample.py
 	$(PY) benchmarks/capture.py
 	$(PY) benchmarks/verify.py
+
+# Every benchmark in a few seconds: it runs, and keeps those of its promises that do not depend on the clock.
+benchmark-short: install
+	@set -e; for file in benchmarks/*.py; do \
+	  echo "-- $$file --short"; $(PY) $$file --short || { echo "$$file --short failed" >&2; exit 1; }; \
+	done
 
 digits: install
 	@test -d "$(FSDD)/recordings" || { echo "make digits FSDD=DIR, a folder that holds recordings/"; exit 2; }

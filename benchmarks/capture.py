@@ -1,11 +1,12 @@
-"""What a capture costs a recipe: the demo's decoding loop, with and without taps, in one process.
+"""Cost of a capture: the demo's decoding loop with and without it.
 
-    python benchmarks/capture.py [--rounds 20]
+    python benchmarks/capture.py [--short] [--rounds 20] [--turns 3]
 
-Prints what a batch costs with and without, in processor time, since other jobs of the machine disturb
-the clock: of the recipe's own thread in its decoding call, and of all threads with the loading of audio. Then
-whole programs, with all their processes, at two lengths: what each batch more costs, and what is there once
-(imports, finding the model, the digest of its weights, opening the store, sealing).
+Prints the processor time of a batch, which other jobs of the machine disturb less than the clock: of the recipe's own
+thread in its decoding call, and of all threads with the loading of audio. Then that of whole programs with all their
+processes at two lengths, which gives the cost of each further batch, and the cost that does not depend on the number of
+batches (imports, finding the model, the digest of its weights, opening the store, sealing). Exits with 1 where the
+store does not hold every utterance.
 """
 
 import argparse
@@ -19,11 +20,15 @@ import tempfile
 import time
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from logitstore import open_store
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def inner(rounds):
-    """Runs in the captured process: the decoding loop, timed round by round."""
+    """Run the decoding loop in the captured process, and print its times round by round."""
     sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "recipes" / "icefall_shaped")]
     import torch
     from asr_datamodule import Cut, SpeechRecognitionDataset, read_cuts
@@ -51,39 +56,48 @@ def inner(rounds):
 
 
 def run(command):
-    """Processor time of a command and all that it starts, seconds; what it prints."""
+    """Return the processor time, in seconds, of a command with its children, and the JSON that it prints."""
     begin = spent()
     out = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     return spent() - begin, json.loads(out)
 
 
 def spent():
+    """Return the processor time of all children that have ended, in seconds."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def commands(rounds, folder):
+    """Return the plain command and the captured one."""
     plain = [sys.executable, __file__, "--inner", "--rounds", str(rounds)]
     capture = [sys.executable, "-m", "logitstore", "capture", "--ctc", "ctc_output.1", "--out", folder]
     return {"plain": plain, "captured": [*capture, "--", *plain]}
 
 
 def main():
+    """Read the command line, print the figures, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--short", action="store_true", help="one turn of few rounds")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--inner", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.inner:
-        return inner(asked.rounds)
+        inner(asked.rounds)
+        return 0
+    if asked.short:
+        asked.rounds, asked.turns = 2, 1
+    recordings = len((ROOT / "manifests" / "demo.jsonl").read_text("utf-8").splitlines())
+    complete = True
     times = {"plain": [], "captured": []}
     whole = {(n, r): [] for n in times for r in (asked.rounds, 3 * asked.rounds)}
     cpu = {"plain": [], "captured": []}
-    for _, (name, rounds) in itertools.product(
-        range(asked.turns), whole
-    ):  # in turns: the machine's mood is shared
+    for _, (name, rounds) in itertools.product(range(asked.turns), whole):  # alternating
         with tempfile.TemporaryDirectory() as folder:
             seconds, said = run(commands(rounds, f"{folder}/store")[name])
+            if name == "captured":
+                complete &= len(open_store(f"{folder}/store")) == rounds * recordings
         whole[name, rounds].append(seconds)
         cpu[name].append(1000 * said["cpu"])
         times[name] += [1000 * s for turn, number, s in said["took"] if turn]
@@ -103,7 +117,9 @@ def main():
     a, b = (1000 * batch[n] for n in times)
     print(f"  a batch of 10 more: {a:.1f} ms plain, {b:.1f} ms captured: {100 * (b / a - 1):+.1f} %")
     print(f"  once: {once['captured'] - once['plain']:+.2f} s")
+    print("every utterance was stored" if complete else "utterances are missing in the store")
+    return 0 if complete else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
