@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from importlib import import_module
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -81,6 +82,8 @@ def main(args: list[str] | None = None) -> None:
     if args is None and sys.getfilesystemencoding() != "utf-8":
         # Under LANG=C file names and arguments would be ASCII; Python's UTF-8 mode needs a new process.
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+    _open_closed_streams()
+    warnings.showwarning = _show_warning
     for stream in (sys.stdout, sys.stderr):
         reconfigure: Any = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
@@ -108,3 +111,39 @@ def main(args: list[str] | None = None) -> None:
         sys.stderr.close()  # the process that reads the output, such as head, has ended
         status = 0
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _open_closed_streams() -> None:
+    """Open the null device in place of standard streams that the caller has closed, as with ``2>&-``.
+
+    The next file that is opened would get the number of the closed stream, and messages would be written into
+    it.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is not None:
+            continue
+        null = os.open(os.devnull, os.O_RDWR)
+        try:
+            os.fstat(number)
+        except OSError:
+            os.dup2(null, number, inheritable=True)
+            os.close(null)
+            null = number
+        setattr(sys, name, open(null, mode, encoding="utf-8", closefd=False))
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print a warning that is meant for the user as one message; any other as Python does."""
+    if issubclass(category, UserWarning):
+        from ._terminal import printable
+
+        click.echo(f"logitstore: warning: {printable(str(message), keep=chr(10))}", err=True)
+    else:
+        click.echo(warnings.formatwarning(message, category, filename, lineno, line), err=True, nl=False)

@@ -141,6 +141,13 @@ def _store_lines(s: StoreSummary) -> Iterator[str]:
         yield from (f"  missing  {printable(utt_id)}" for utt_id in m.missing)
         yield from (f"  extra    {printable(utt_id)}" for utt_id in m.extra)
         yield from (f"  bad line {printable(problem['what'])}" for problem in m.bad_lines)
+        if m.other_names:
+            wanted, stored = next(iter(m.other_names.items()))
+            yield printable(
+                f"  {len(m.other_names)} of the missing ones are stored under another id, by the file's name: "
+                f"{wanted} as {stored}. A student finds a record by the stored id: use the same ids in the "
+                "manifest, or capture again with --ids and stem(), or give the store's ids to the student"
+            )
 
 
 def _stream_table(streams: dict[str, StreamSummary]) -> list[str]:

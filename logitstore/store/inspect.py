@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -105,12 +106,15 @@ class ManifestComparison:
         asked: number of utterances in the manifest.
         missing: ids that the store lacks.
         extra: ids that the manifest lacks.
+        other_names: for missing ids, the id of an extra record that is named after the same file: one of the two is
+            the path of the audio and the other its name, or both are paths in different folders.
         bad_lines: lines of the manifest that cannot be used, as JSON values.
     """
 
     asked: int
     missing: list[str]
     extra: list[str]
+    other_names: dict[str, str]
     bad_lines: list[dict[str, Any]]
 
 
@@ -505,12 +509,24 @@ def _has_mean_rows(spec: StreamSpec) -> bool:
 def compare_manifest(store: Store, manifest: Manifest) -> ManifestComparison:
     """Compare the ids of a manifest with those of a store, in both directions."""
     asked = {utterance.id for utterance in manifest}
+    missing = sorted(i for i in asked if i not in store)
+    extra = sorted(i for i in store if i not in asked)
     return ManifestComparison(
         asked=len(asked),
-        missing=sorted(i for i in asked if i not in store),
-        extra=sorted(i for i in store if i not in asked),
+        missing=missing,
+        extra=extra,
+        other_names=_same_files(missing, extra),
         bad_lines=[problem.to_json() for problem in manifest.problems],
     )
+
+
+def _same_files(missing: Sequence[str], extra: Sequence[str]) -> dict[str, str]:
+    """Return {missing id: extra id} for ids that are named after one file, where the name is unique."""
+    by_name: dict[str, list[str]] = {}
+    for utt_id in extra:
+        by_name.setdefault(PurePosixPath(utt_id).stem, []).append(utt_id)
+    found = {utt_id: by_name.get(PurePosixPath(utt_id).stem, []) for utt_id in missing}
+    return {utt_id: names[0] for utt_id, names in found.items() if len(names) == 1}
 
 
 def inspect_utterance(store: Any, utt_id: str, *, top: int = 5) -> UtteranceSummary:

@@ -205,12 +205,22 @@ class Store(Mapping[str, Target]):
             raise MissingUtterance(
                 f"no utterance {utt_id!r}",
                 where=str(self.place),
-                why=f"It may be in a shard whose entry cannot be read: {unreadable}." if unreadable else "",
+                why=f"It may be in a shard whose entry cannot be read: {unreadable}."
+                if unreadable
+                else self._other_kind_of_id(utt_id),
                 do="inspect_store(store, manifest=...), or logitstore inspect STORE --manifest FILE, lists "
                 "what is missing.",
             )
         shard, number = found
         return self._read(shard, number, utt_id, only)
+
+    def _other_kind_of_id(self, utt_id: str) -> str:
+        """Return a sentence if the store's ids are paths and the id is none, or the other way round."""
+        example = next(iter(self), utt_id)
+        if ("/" in example) == ("/" in utt_id):
+            return ""
+        kind = "paths" if "/" in example else "no paths"
+        return f"The ids of this store are {kind}, such as {example!r}."
 
     def records(self, shard: str) -> Iterator[EncodedRecord]:
         """Yield every record of a shard, in stored order."""

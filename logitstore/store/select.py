@@ -8,6 +8,7 @@ record does not have is false. :mod:`logitstore.schema.expression` evaluates con
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,6 +44,11 @@ class Where:
         text: the condition; empty to choose every record.
         streams: names of the store's streams that have transcripts, in order.
 
+    Attributes:
+        records: number of records that the condition was evaluated for.
+        chosen: number of records that meet it.
+        seconds: audio of these.
+
     Raises:
         UsageError: the text is not a condition, or it uses a name that records do not have.
     """
@@ -51,6 +57,8 @@ class Where:
         self._text, self._streams = text, tuple(streams)
         self._first = next(iter(streams), "")
         self.seconds = 0.0
+        self.records = self.chosen = 0
+        self._without: Counter[str] = Counter()  # records without a value, by name
         try:
             self._expression = SafeExpression(text.strip() or "True", GRAMMAR)
             for name in sorted(self._expression.names):
@@ -62,13 +70,27 @@ class Where:
         """Return whether a record is chosen; the audio of a chosen one counts towards ``hours``."""
         seconds = self.seconds + float(meta.get("seconds") or 0.0)
         values = {**meta, "hours": seconds / 3600}
+        self.records += 1
         try:
             chosen = bool(self._expression.value(lambda name: self._lookup(values, name)))
         except (TypeError, ValueError, ArithmeticError) as e:
             raise self._error(f"for record {meta.get('id')!r}: {e}") from None
+        self._without.update(name for name in self._expression.names if self._lookup(values, name) is None)
         if chosen:
             self.seconds = seconds
+            self.chosen += 1
         return chosen
+
+    def explain_nothing(self) -> str:
+        """Return the sentence that says why no record was chosen; empty where some were."""
+        if self.chosen or not self._text.strip():
+            return ""
+        if not self.records:
+            return f"No record was compared with the condition {self._text!r}: there is none."
+        said = f"None of {self.records} records meets the condition {self._text!r}."
+        for name, count in sorted(self._without.items()):
+            said += f" {count} of them have no {name!r}, and a comparison with a missing value is false."
+        return said
 
     def _error(self, what: str) -> UsageError:
         return UsageError(

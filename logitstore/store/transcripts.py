@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +39,9 @@ def transcript_lines(
     Raises:
         UsageError: the condition cannot be read, the stream is not in the store, or a chosen record has no
             transcript.
+
+    Warns:
+        UserWarning: no record meets the condition, so that there are no lines; with the likeliest reason.
     """
     store = as_store(store)
     names = store.spec.transcript_streams
@@ -52,6 +56,7 @@ def transcript_lines(
                 text, score = _transcript(meta, stream, store)
                 line = {"id": meta["id"], "text": text, "duration": meta.get("seconds"), "score": score}
                 yield (json.dumps(line, ensure_ascii=False) + "\n").encode("utf-8")
+        _warn_of_nothing(chosen)
         return
     for utterance in manifest:
         try:
@@ -61,6 +66,13 @@ def transcript_lines(
         if chosen(meta):
             text, _ = _transcript(meta, stream, store)
             yield to_line(replace(utterance, text=text, tokens=None), beside)
+    _warn_of_nothing(chosen)
+
+
+def _warn_of_nothing(chosen: Where) -> None:
+    """Warn where a condition has chosen no record."""
+    if reason := chosen.explain_nothing():
+        warnings.warn(reason, UserWarning, stacklevel=2)
 
 
 def write_transcripts(
