@@ -117,6 +117,8 @@ def _store_lines(s: StoreSummary) -> Iterator[str]:
     yield f"teacher    {printable(teacher['name'])}, weights {weights}"
     yield f"tapped     {printable(modules) or 'nothing: written by a loop of its own'}"
     yield f"audio      {teacher['sample_rate']} Hz, one frame every {milliseconds:g} ms"
+    if assumed := teacher.get("assumed"):
+        yield f"assumed    {printable(', '.join(assumed))}: given by nobody, and not used for frame times"
     yield f"tokens     {tokens['size']}, blank {tokens['blank']}, {printable(tokens['sha256'])}"
     yield f"made with  {printable(versions)}"
     yield f"size       {s.utterances} utterances, {s.hours:.3f} h, {s.frames} frames, {s.shards} shards"

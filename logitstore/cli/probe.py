@@ -130,6 +130,8 @@ def _report(finding: ProbeFinding, rows: int) -> Iterator[str]:
     if finding.blank.reasons:
         index = "unknown" if finding.blank.index is None else finding.blank.index
         yield f"blank    {index}: {'; '.join(finding.blank.reasons)}"
+    if finding.rates.reasons:
+        yield f"audio    {'; '.join(finding.rates.reasons)}"
     if finding.rnnt is not None:
         for name in finding.rnnt.labels[:SHOWN]:
             yield f"labels   {name}"

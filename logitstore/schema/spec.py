@@ -14,6 +14,7 @@ from .clock import FrameClock
 from .kinds import KINDS, StreamKind
 
 VERSION = "1.0"
+ASSUMABLE = ("blank", "frame_shift", "sample_rate")  # values of a teacher that a capture may have to assume
 UNNAMED = "unnamed"  # name of the teacher if a StoreWriter was opened without a TeacherSpec
 REPLACES, LATTICE_FORMS, TAIL_POINTS = "replaces", "lattice-forms", "tail-points"
 LATER_KINDS = frozenset(KINDS) - {"ctc", "rnnt"}  # kinds that readers must be able to refuse
@@ -80,9 +81,12 @@ class TeacherSpec(JsonDataclass):
         features: settings that change the teacher's numbers, e.g. of its filterbank; any JSON.
         weights: ``sha256:`` digest over the model's parameters and buffers; filled in by logitstore.
         offset: audio samples from the start of a recording to the centre of frame 0; None where it is unknown.
+        assumed: names of values that nobody has given and nothing has shown, among ``blank``, ``frame_shift`` and
+            ``sample_rate``: a capture does not know them unless it is told. No frame times are made of them.
 
     Raises:
-        ValueError: a sample rate or frame shift that is not a positive integer, or an offset that is no integer.
+        ValueError: a sample rate or frame shift that is not a positive integer, an offset that is no integer, or
+            another name in ``assumed``.
     """
 
     name: str
@@ -92,8 +96,12 @@ class TeacherSpec(JsonDataclass):
     features: dict[str, Any] = field(default_factory=dict)
     weights: str = ""
     offset: int | None = None
+    assumed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "assumed", tuple(self.assumed))
+        if unknown := [name for name in self.assumed if name not in ASSUMABLE]:
+            raise ValueError(f"{unknown[0]!r} is assumed; only {', '.join(ASSUMABLE)} can be")
         heads = tuple(h if isinstance(h, Head) else Head.from_json(h) for h in self.heads)
         object.__setattr__(self, "heads", heads)
         # Convert as JSON does (tuples to lists, keys to strings), so that it equals the spec read from a store.
@@ -110,12 +118,16 @@ class TeacherSpec(JsonDataclass):
         value = {**asdict(self), "heads": [h.to_json() for h in self.heads]}
         if self.offset is None:
             del value["offset"]
+        if self.assumed:
+            value["assumed"] = list(self.assumed)
+        else:
+            del value["assumed"]
         return value
 
     @property
     def clock(self) -> FrameClock | None:
-        """The clock of its frames; None for an unnamed teacher, of unknown frame shift."""
-        if self.name == UNNAMED:
+        """The clock of its frames; None for an unnamed teacher, and where its rates are assumed."""
+        if self.name == UNNAMED or {"frame_shift", "sample_rate"} & set(self.assumed):
             return None
         offset = None if self.offset is None else Fraction(self.offset, self.sample_rate)
         return FrameClock(Fraction(self.frame_shift, self.sample_rate), offset, self.sample_rate)
@@ -312,6 +324,8 @@ def differences(was: StoreSpec, now: StoreSpec) -> list[tuple[str, Any, Any]]:
     found: list[tuple[str, Any, Any]] = []
 
     def compare(path: str, old: Any, new: Any) -> None:
+        if path == "teacher.assumed":  # equal values are equal, whoever gave them
+            return
         if isinstance(old, dict) and isinstance(new, dict):
             for key in sorted({*old, *new}):
                 compare(f"{path}.{key}", old.get(key), new.get(key))

@@ -49,6 +49,10 @@ def test_a_recipe_never_seen_before(probed):
     assert "log-probs" in report
     assert f"tokens   {demo.TOKENS}: 150, as many as classes" in report
     assert "blank    0: the token table has '<blk>' at 0; the model names it: decoder.blank_id = 0" in report
+    assert (
+        "audio    16000 Hz by the headers of 5 audio files; a frame every 40 ms by the lengths of 5" in report
+    )
+    assert "--frame-shift 640 --sample-rate 16000 --out store" in report
     assert "lengths  encoder_out_lens = [76, 37, 42, 34, 62]" in report
     assert 'lengths  modules["encoder"][1] = [76, 37, 42, 34, 62]' in report
     assert 'ids      [x.id for x in batch["supervisions"]["cut"]]: demo-00, demo-01, demo-02' in report

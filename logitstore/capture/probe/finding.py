@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+from .audio import FoundRates
 from .rank import HeadCandidate
 
 
@@ -91,6 +92,7 @@ class ProbeReport:
         repeated_ids: expressions that gave an id more than once, and how.
         texts: expression for the reference texts; empty where there are none.
         opened: files that the program opened and that may be token tables.
+        audio: audio files that the first batch names.
         blanks: blank ids that models name, by path.
         batches: number of batches watched.
     """
@@ -101,6 +103,7 @@ class ProbeReport:
     repeated_ids: tuple[str, ...] = ()
     texts: str = ""
     opened: tuple[str, ...] = ()
+    audio: tuple[str, ...] = ()
     blanks: Mapping[str, int]
     batches: int
 
@@ -142,6 +145,7 @@ class ProbeFinding:
         tokens: file of the token table that fits; empty where none does.
         tables: every token table that was found: file, and number of tokens.
         blank: blank of the CTC head, or of the joiner where there is none.
+        rates: sample rate and frame shift, by the audio files that the program reads.
         batches: number of batches watched.
         command: command to run next; empty where no logits were found.
         notes: facts that the command does not show, and contradictions.
@@ -156,6 +160,7 @@ class ProbeFinding:
     tokens: str
     tables: tuple[tuple[str, int], ...]
     blank: FoundBlank
+    rates: FoundRates
     batches: int
     command: str
     notes: tuple[str, ...] = ()

@@ -60,6 +60,7 @@ from ..inject.program import (
 from ..inject.report import ProcessReport
 from ..job import ProbeJob
 from ..lattices import find_frames
+from .audio import audio_paths
 from .finding import FoundValues, ProbedHead, ProbedJoiner, ProbeReport
 from .observer import EmittedOutput, OutputObserver
 from .rank import B_AND_T_AXES, HeadCandidate, named, rank
@@ -181,6 +182,7 @@ class ProbeRecorder:
         self._tops: list[nn.Module] = []
         self._held_batches: set[int] = set()
         self._opened: list[str] = []
+        self._audio: tuple[str, ...] = ()  # files of the first batch
         sys.addaudithook(self._note_opened)
         follow_loaders(self._loader_yielded)
         follow_compiling(self._program_compiles)
@@ -208,6 +210,8 @@ class ProbeRecorder:
         if self._yielded > self._wanted_batches and not self._in_thread:
             self._report_and_wait()
         self._batch = batch
+        if not self._audio:
+            self._audio = audio_paths(batch, index)
         found = [*find_ids(batch), *find_by_index(index, dataset, guess=True)]
         if self._last_source is None or self._last_source() is not source:
             self._last_source = weakref.ref(source)
@@ -377,6 +381,7 @@ class ProbeRecorder:
             repeated_ids=tuple(f"{e} {how}" for e, how in self._ids.repeated.items()),
             texts=texts.expression if texts else "",
             opened=tuple(dict.fromkeys(self._opened)),
+            audio=self._audio,
             blanks=_blanks(tops),
             batches=max(len(output.calls) for output in emitted if output.module is best),
         )

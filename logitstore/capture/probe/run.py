@@ -20,6 +20,7 @@ from ...tokens.table import TokenTable
 from ..inject.launch import injection_session, run_injected
 from ..job import ProbeJob
 from ..lattices import MAX_DURATIONS
+from .audio import FoundRates, rates_of
 from .finding import FoundBlank, ProbedHead, ProbedJoiner, ProbeFinding, ProbeReport
 from .rank import FEW_CALLS
 
@@ -93,6 +94,7 @@ def finding_of(
     if not gives_lattice:
         transducer = next((joiner for joiner in report.joiners if joiner.calls), None)
     blank = _blank(head, table, report.blanks)
+    rates = _rates(report, transducer or head)
     # A head that inner layers are conditioned on too, whose answering call is not certain.
     is_unclear = ctc is not None and ctc.calls > 1 and ctc.call is None and not ctc.accumulate
     captured_ctc = None if is_unclear and (transducer or gives_lattice) else ctc
@@ -107,11 +109,12 @@ def finding_of(
         tokens=tokens,
         tables=tuple((path, len(t)) for path, t in tables.items()),
         blank=blank,
+        rates=rates,
         batches=report.batches,
         command=_capture_command(
-            captured_ctc, captured_rnnt, transducer, report, tokens, table, blank, command, out
+            captured_ctc, captured_rnnt, transducer, report, tokens, table, blank, rates, command, out
         ),
-        notes=tuple(_notes(report, heads, ctc, transducer)) if command else (),
+        notes=(*_notes(report, heads, ctc, transducer), *_unknown(tokens, blank, rates)) if command else (),
     )
 
 
@@ -183,6 +186,25 @@ def _blank(head: ProbedHead | None, table: TokenTable | None, named: Mapping[str
     return FoundBlank(None, (by_argmax, "no token table was found; --tokens FILE settles it"))
 
 
+def _rates(report: ProbeReport, head: ProbedHead | ProbedJoiner | None) -> FoundRates:
+    """Return the rates that the audio files of the first batch show."""
+    ids = report.ids[0].values if report.ids else ()
+    frames = head.lengths[0].values if head is not None and head.lengths else ()
+    return rates_of(report.audio, ids, [int(n) for n in frames])
+
+
+def _unknown(tokens: str, blank: FoundBlank, rates: FoundRates) -> Iterator[str]:
+    """Yield a note for each value that the printed command does not give and a capture would assume."""
+    if blank.index is None and not tokens:
+        yield "the blank is not known: add --blank ID or --tokens FILE; capture assumes 0, and the store says so"
+    if rates.frame_shift is None:
+        yield (
+            "the frame shift is not known: add --frame-shift SAMPLES; capture assumes 640, and the store says so"
+        )
+    if rates.sample_rate is None:
+        yield "the sample rate is not known: add --sample-rate HZ; capture assumes 16000, and the store says so"
+
+
 def _notes(
     report: ProbeReport,
     heads: Sequence[ProbedHead],
@@ -240,6 +262,7 @@ def _capture_command(
     tokens: str,
     table: TokenTable | None,
     blank: FoundBlank,
+    rates: FoundRates,
     command: Sequence[str],
     out: str,
 ) -> str:
@@ -271,6 +294,10 @@ def _capture_command(
         words += ["--lengths", head.lengths_expression]
     if tokens:
         words += ["--tokens", tokens]
-    elif blank.index:
+    elif blank.index is not None:
         words += ["--blank", str(blank.index)]
+    if rates.frame_shift is not None:
+        words += ["--frame-shift", str(rates.frame_shift)]
+    if rates.sample_rate is not None:
+        words += ["--sample-rate", str(rates.sample_rate)]
     return shlex.join([*words, "--out", out, "--", *command])
