@@ -31,6 +31,7 @@ CLAIM = np.dtype(
         ("batch", "<u4"),
         ("position", "<u4"),
         ("frames", "<u4"),
+        ("stored", "?"),
         ("signature", "<f4", SIGNATURE_SIZE),
     ]
 )
@@ -56,7 +57,12 @@ class IdClaims:
         self._file.close()
 
     def take(
-        self, ids: Sequence[str], batch: int, lengths: Sequence[int], signatures: Signatures | None
+        self,
+        ids: Sequence[str],
+        batch: int,
+        lengths: Sequence[int],
+        signatures: Signatures | None,
+        stored: Sequence[bool],
     ) -> list[bool]:
         """Claim the ids of a batch; return for each whether it is new to this capture.
 
@@ -65,6 +71,7 @@ class IdClaims:
             batch: number of the batch, for messages.
             lengths: valid frames of each utterance.
             signatures: (B, 16) signatures of their outputs; None where there are none.
+            stored: whether each is in the store already.
 
         Raises ``ManifestError`` where an id was claimed for another utterance.
         """
@@ -72,6 +79,7 @@ class IdClaims:
         made["id"] = [id_hash(i) for i in ids]
         made["process"], made["batch"] = os.getpid(), batch
         made["position"], made["frames"] = np.arange(1, len(ids) + 1), lengths
+        made["stored"] = stored
         if signatures is not None:
             made["signature"] = signatures
         is_new = []
@@ -91,6 +99,16 @@ class IdClaims:
         finally:
             fcntl.flock(self._file, fcntl.LOCK_UN)
         return is_new
+
+
+def captured_by(session: Path, pid: int) -> int:
+    """Return the number of utterances that a process claimed to write."""
+    path = session / "claims"
+    if not path.exists():
+        return 0
+    data = path.read_bytes()
+    claims = np.frombuffer(data[: len(data) // CLAIM.itemsize * CLAIM.itemsize], CLAIM)
+    return int(((claims["process"] == pid) & ~claims["stored"]).sum())
 
 
 def _same_utterance(first: np.void, second: np.void) -> bool:

@@ -207,17 +207,18 @@ class CaptureJob:
     Attributes:
         out: location of the store; an absolute path, or a URL.
         session: name of this run, part of the names of its writers.
+        handover: name of the staging folder in which finished shards wait until the parent process seals them.
         options: settings of the capture, with absolute file paths.
     """
 
     out: str
     session: str
+    handover: str
     options: CaptureOptions
 
-    @property
-    def handover(self) -> str:
-        """Name of the staging folder in which finished shards wait until the parent process seals them."""
-        return f"handover-{self.session}"
+    def writer(self, pid: int | None = None) -> str:
+        """Return the name of a process's writer, with which its shards' names begin; of all without ``pid``."""
+        return f"capture-{self.session}-" + ("" if pid is None else str(pid))
 
     def to_json(self) -> dict[str, Any]:
         """Return the job as JSON values; :func:`job_from_json` reads them."""

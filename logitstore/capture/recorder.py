@@ -10,11 +10,13 @@ In the order in which things happen:
 3. The first output opens the writer (``writer``), which makes the store or checks that it was made with the
    same settings.
 4. The outputs of one batch are gathered in a ``CapturedBatch``: one per stream, or several pieces of the CTC
-   logits (``pieces``). When all are there, the batch goes to the writer.
-5. At the end of the process, ``_close`` finishes the last batch and closes the writer.
+   logits (``pieces``). When the program goes on to the next batch, it goes to the writer.
+5. At the end of the process, ``_close`` finishes the last batch and closes the writer. It also runs where the
+   program ends by an exception or by SIGTERM: the utterances that are whole are kept.
 
-An error in a hook is raised in the program, and is also written into the report, because the program may
-catch it. A process that forks starts anew in its child: the writer belongs to the parent.
+An error in a hook is a refusal: it is raised in the program and written into the report, because the program may
+catch it, and the utterances that are not sealed yet are dropped, because the same may be wrong with them. A process
+that forks starts anew in its child: the writer belongs to the parent.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from __future__ import annotations
 import atexit
 import concurrent.futures.thread  # noqa: F401 - registers its end before ours
 import os
+import signal
 import sys
 import threading
 from collections.abc import Hashable, Iterator, Sequence
@@ -41,6 +44,7 @@ from .expression import Expression
 from .inject.batches import YieldedBatches
 from .inject.finder import ModuleFinder
 from .inject.inputs import ModelInputs
+from .inject.parent import owner_lives
 from .inject.program import follow_compiling, follow_loaders, run_compiled_models_eagerly
 from .inject.report import ProcessReport
 from .job import CaptureJob
@@ -76,7 +80,7 @@ class CaptureRecorder:
         self._finder = ModuleFinder(
             {s: split(path)[0] if path.startswith(PREFIX) else path for s, path in self._paths.items()},
             ran=self._module_ran,
-            guard=self._errors_reported,
+            guard=self._hook,
             report=self._report_search,
             keep=kept_modules,
             hook_at=self._hook_at,
@@ -92,28 +96,58 @@ class CaptureRecorder:
         follow_compiling(self._program_compiles)
         os.register_at_fork(after_in_child=self._begin_process)
         self._note_uncaught_errors()
+        self._catch_signals()
 
     def _begin_process(self) -> None:
         """Start without a writer: at first, and in each forked child."""
         # The writer of the parent process is kept and never closed here: its lock is the parent's.
         self._inherited = getattr(self, "_writer", None)
         self._writer = None
-        self._failed = False
+        self._refused = False  # by an error in a hook
+        self._interrupted = False  # by an error of the program, or by a signal
+        self._lock = threading.RLock()  # hooks may run in several threads
+        self._in_hook = 0  # id of the thread that runs a hook
+        self._signal = 0  # arrived while a hook ran
         self._calls: dict[str, tuple[Hashable, int]] = {}  # by stream: batch of the last call, calls in it
         self._batch: CapturedBatch | None = None  # batch that lacks the output of a stream
         self._batches = 0  # begun so far
         self._pieces: BatchPieces | None = None  # batch that lacks some pieces of its CTC logits
+        self._held: list[CapturedBatch] = []  # outputs of the last batch, until it is over
+        self._held_key: Hashable = None
+        self._seen_over = False  # whether a batch was over before
         self.report = ProcessReport(self._session, state="torch")
 
     def _note_uncaught_errors(self) -> None:
-        """Treat the process as failed when the program ends with an uncaught exception."""
+        """Note when the program ends with an uncaught exception: its last batch may lack a part."""
         excepthook = sys.excepthook
 
         def note_and_show(kind: Any, error: Any, trace: Any) -> None:
-            self._failed = True
+            self._interrupted = True
             excepthook(kind, error, trace)
 
         sys.excepthook = note_and_show
+
+    def _catch_signals(self) -> None:
+        """Close the writer before SIGTERM or SIGHUP ends the program, unless it handles them itself."""
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            with suppress(ValueError):  # not the main thread
+                if signal.getsignal(number) == signal.SIG_DFL:
+                    signal.signal(number, self._signalled)
+
+    def _signalled(self, number: int, frame: Any) -> None:
+        if self._in_hook == threading.get_ident():  # the hook must end first: it may be writing
+            self._signal = number
+        else:
+            self._end_by_signal(number)
+
+    def _end_by_signal(self, number: int) -> None:
+        """Close the writer and let the signal end the process."""
+        signal.signal(number, signal.SIG_DFL)
+        try:
+            self._interrupted = True
+            self._close(os.getpid())
+        finally:
+            os.kill(os.getpid(), number)
 
     # -- reports -----------------------------------------------------------------------------------------
 
@@ -126,22 +160,46 @@ class CaptureRecorder:
             self.report.write(**fields)
 
     @contextmanager
-    def _errors_reported(self) -> Iterator[None]:
-        """Write an error into the report and raise it: the program may catch it."""
-        try:
-            yield
-        except Exception as e:
-            self._failed = True
-            self.report.write(state="failed", error=f"{type(e).__name__}: {e}")
-            raise
+    def _hook(self) -> Iterator[None]:
+        """Run the code of a hook: one thread at a time; signals wait for its end, and an error is a refusal."""
+        with self._lock:
+            outer, self._in_hook = self._in_hook, threading.get_ident()
+            try:
+                yield
+            except Exception as e:
+                self._refused = True
+                self.report.write(state="refused", error=f"{type(e).__name__}: {e}")
+                raise
+            finally:
+                self._in_hook = outer
+                if self._signal and not outer and threading.current_thread() is threading.main_thread():
+                    self._end_by_signal(self._signal)
+
+    def _end_with_owner(self) -> bool:
+        """End the program where the process that started it is dead, as SIGKILL leaves it; return whether it is."""
+        if owner_lives(self._session):
+            return False
+        self._interrupted = True
+        self._close(os.getpid())
+        self.stop()
+        self._refused = True  # nothing more is taken, where the program ignores the signal
+        os.kill(os.getpid(), signal.SIGTERM)
+        return True
 
     # -- events of the program ---------------------------------------------------------------------------
 
     def _loader_yielded(self, batch: Any, source: Any, index: Any, dataset: Any) -> None:
         """Note a batch that a DataLoader of this process yields."""
+        with self._hook():
+            if not self._refused and not self._end_with_owner():
+                self._note_batch(batch, source, index, dataset)
+
+    def _note_batch(self, batch: Any, source: Any, index: Any, dataset: Any) -> None:
         is_first = self._locator.batches.note(batch, source, index, dataset)
         if is_first:
             self._finder.search(seldom=True)
+        if not self._locator.batches.ahead:
+            self._write_held()
         if self._writer is not None and not self._products.busy:
             self._products.remove()
         self._locator.loader_yields()
@@ -175,7 +233,7 @@ class CaptureRecorder:
         """Take logits that are a product with a head's weight, computed without running the head."""
         if get_worker_info() is not None:
             return
-        with self._errors_reported():
+        with self._hook():
             if not self._product_noted:
                 self._product_noted = True
                 self._note("ctc", f"a product with the weight of {split(self._paths[stream])[0]}")
@@ -190,7 +248,7 @@ class CaptureRecorder:
             module: hooked module.
             output: output of the module, or its input where that is hooked.
         """
-        if self._failed or root is None:
+        if self._refused or root is None or self._end_with_owner():
             return
         where = self._options.flag(stream)
         joiner = self._joiner if stream == "rnnt" else None
@@ -304,9 +362,8 @@ class CaptureRecorder:
             batch.logits = outputs[0].clone() if batch.wanted else outputs[0][:0]
         if len(batch.streams) == len(self._paths):
             self._batch = None
+            self._hold(batch, ids)
             self._locator.forget()
-            if batch.wanted:
-                self._writer.put(batch)
 
     def _check_batch(self, stream: str, ids: Sequence[str], lengths: Sequence[int], t: int) -> None:
         """Raise an error where the lengths contradict the batch that the ids are taken from."""
@@ -326,13 +383,30 @@ class CaptureRecorder:
             pieces.add_frames(logits, lambda x: [x.shape[1]] if alone else self._locator.lengths(x, root))
             return
         own_lengths = self._locator.lengths(logits, root)
-        ids, lengths, texts = pieces.next_utterances(len(logits), own_lengths)
-        self._write_ctc(logits, self._new_batch(ids, lengths, logits.shape[1], texts, logits))
+        part, lengths, texts = pieces.next_utterances(len(logits), own_lengths)
+        self._hold_ctc(logits, self._new_batch(part, lengths, logits.shape[1], texts, logits), batch)
 
-    def _write_ctc(self, logits: torch.Tensor, batch: CapturedBatch) -> None:
-        assert self._writer is not None
+    def _hold_ctc(self, logits: torch.Tensor, batch: CapturedBatch, key: Hashable) -> None:
         batch.logits = logits.clone()
+        self._hold(batch, key=key)
+
+    def _hold(self, batch: CapturedBatch, ids: Sequence[str] = (), *, key: Hashable = None) -> None:
+        """Keep a batch's outputs until the batch is over: a second call of the module would put them in doubt."""
+        assert self._writer is not None
+        key = self._locator.batch_key(ids) if key is None else key
+        if key != self._held_key:
+            self._write_held()
+        self._held_key = key
         if batch.wanted:
+            self._writer.check(batch)
+            self._held.append(batch)
+
+    def _write_held(self) -> None:
+        """Write the outputs of the last batch, which is over."""
+        held, self._held = self._held, []
+        self._seen_over = self._seen_over or bool(held)
+        for batch in held:
+            assert self._writer is not None
             self._writer.put(batch)
 
     def _new_batch(
@@ -376,7 +450,7 @@ class CaptureRecorder:
             if pieces.parts:
                 logits, lengths = pieces.joined_frames()
                 batch = self._new_batch(pieces.ids, lengths, logits.shape[1], pieces.texts, logits)
-                self._write_ctc(logits, batch)
+                self._hold_ctc(logits, batch, pieces.batch)
         if self._batch is not None:
             missing = [path for stream, path in self._paths.items() if stream not in self._batch.streams]
             raise TapNeverFired(
@@ -408,13 +482,21 @@ class CaptureRecorder:
 
     def _close(self, pid: int) -> None:
         """Finish the last batch and close the writer, in the process that opened it."""
-        if pid == os.getpid() and self._writer is not None:
+        if pid != os.getpid() or self._writer is None:
+            return
+        with suppress(Exception), self._hook():  # nothing above would show the error
             self.stop()
-            if not self._failed:
-                with suppress(Exception), self._errors_reported():  # nothing above would show the error
+            try:
+                if not (self._refused or self._interrupted):
                     self._finish_batch()
-            writer, self._writer = self._writer, None
-            writer.close(failed=self._failed)
+                if not self._refused and (self._seen_over or not self._interrupted):
+                    self._write_held()
+            except Exception:
+                self._refused = True
+                raise
+            finally:
+                writer, self._writer = self._writer, None
+                writer.close(keep=not self._refused)
 
     def stop(self) -> None:
         """Remove all hooks."""

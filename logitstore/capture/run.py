@@ -5,28 +5,32 @@
 2. Each process of the program that runs the captured module writes shards of its own (``recorder``,
    ``writer``). Full shards are sealed at once. The last, short shard of each process waits in a staging
    folder.
-3. When the program has exited with status 0 and no process reported an error, the parent seals the shards
-   that wait, and brings the index up to date. Otherwise they are dropped.
+3. When the program has exited, the parent seals the shards that wait, whatever the exit status: every utterance in
+   them is whole. Where a process refused the capture, because the ids or the logits of a batch cannot be right, they
+   are dropped, and the shards that this run sealed before are named.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
+import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import TapNeverFired, TeacherError
+from ..errors import LogitStoreError, StoreError, TapNeverFired, TeacherError
 from ..storage import parse_storage
 from ..storage.commit import finish_store, publish
-from ..storage.entries import parse_entry
+from ..storage.entries import parse_entry, read_entry, shard_names
 from ..storage.places import Place, open_place
 from ..storage.spec_file import read_spec
+from ..storage.staging import new_staging, remove_staging
 from ..store.layout import columns_of
+from .claims import captured_by
 from .inject.launch import InjectionSession, injection_session, run_injected
 from .job import CaptureJob, CaptureOptions
 
@@ -37,7 +41,8 @@ class CaptureResult:
 
     Attributes:
         status: exit status of the program; 128 + N where signal N ended it.
-        rows: number of utterances written.
+        sealed: number of utterances that were added to the store.
+        lost: number of utterances that were captured and not sealed.
         present: number of utterances that the program ran again although the store has them already.
         processes: number of processes that wrote.
         errors: reasons for which the capture failed, in the words of the error messages.
@@ -45,7 +50,8 @@ class CaptureResult:
     """
 
     status: int
-    rows: int = 0
+    sealed: int = 0
+    lost: int = 0
     present: int = 0
     processes: int = 0
     errors: tuple[str, ...] = ()
@@ -59,8 +65,9 @@ def capture_logits(command: Sequence[str], out: Any, options: CaptureOptions) ->
     again, so an interrupted capture is resumed by calling this function again. The rows stored per utterance
     are (T, V) for ``ctc`` and the kept nodes of (T, U+1, V) for ``rnnt``, padding removed.
 
-    Shards are sealed when they are full. The last shard of each process is sealed only if the program exits
-    with status 0 and no process reports an error; look at ``status`` and ``errors`` of the result.
+    Shards are sealed when they are full, and what each process has captured until its end is sealed as a short
+    shard, also where the program fails or a signal ends it. Nothing more is sealed once capture has refused a
+    batch. Look at ``status`` and ``errors`` of the result.
 
     Args:
         command: program and arguments; no shell is involved.
@@ -77,9 +84,12 @@ def capture_logits(command: Sequence[str], out: Any, options: CaptureOptions) ->
     """
     options.check_components()
     place = open_place(out)
+    name = f"{time.strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(3)}"
+    handover = new_staging(f"handover-{name}")
     job = CaptureJob(
         out=_location(place),
-        session=f"{time.strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(3)}",
+        session=name,
+        handover=handover,
         options=replace(
             options,
             tokens=_absolute(options.tokens),
@@ -89,10 +99,10 @@ def capture_logits(command: Sequence[str], out: Any, options: CaptureOptions) ->
     )
     is_new = not place.exists()
     try:
-        with place.lock(job.handover), injection_session(job) as session:
+        with place.lock(f"handover-{name}"), injection_session(job) as session:
             status = run_injected(command, session)
-            result = _seal_or_drop(place, job, session, status)
-            place.remove(f"partial/{job.handover}")
+            result = _seal_waiting(place, job, session, status)
+            remove_staging(place, handover)
         if place.exists("logitstore.json"):
             finish_store(place)
     finally:
@@ -111,26 +121,35 @@ def _absolute(path: str) -> str:
     return os.path.abspath(path) if path else ""
 
 
-def _seal_or_drop(place: Place, job: CaptureJob, session: InjectionSession, status: int) -> CaptureResult:
-    """Seal the shards that wait, if the program and all its processes succeeded; return the outcome."""
+def _seal_waiting(place: Place, job: CaptureJob, session: InjectionSession, status: int) -> CaptureResult:
+    """Seal the shards that wait, unless a process refused the capture; return the outcome."""
     reports = session.reports()
     errors = [str(report["error"]) for report in reports if report.get("error")]
-    if not status:
-        errors += [str(_process_lost(report)) for report in reports if report["state"] == "capturing"]
     writers = [report for report in reports if "rows" in report]
-    if not (errors or status or writers):
+    killed = {int(r["pid"]): r for r in reports if r["state"] == "capturing"}
+    is_refused = any(report["state"] == "refused" for report in reports)
+    if not (errors or status or writers or killed):
         errors.append(str(_nothing_captured(job.options, reports)))
-    if not (errors or status):
-        storage = parse_storage(job.options.storage)
-        for report in writers:
-            if "entry" in report:
-                entry = parse_entry(report["entry"].encode("utf-8"), report["shard"], "handover")
-                staged = place.stage(job.handover) / entry.shard
-                publish(place, storage, staged, entry, columns_of(read_spec(place)))
+    for report in writers:
+        if "entry" in report and not is_refused:
+            try:
+                _seal(place, job, report)
+            except LogitStoreError as e:
+                errors.append(f"{type(e).__name__}: {e}")
+    shards = {pid: _shards_of(place, job.writer(pid)) for pid in (None, *killed)}
+    captured = sum(report["rows"] for report in writers)
+    for pid, report in killed.items():
+        count = captured_by(session.folder, pid)
+        errors.append(str(_process_killed(report, count - sum(shards[pid].values()))))
+        captured += count
+    if is_refused and shards[None]:
+        errors.append(str(_in_doubt(place, job, shards[None])))
+    sealed = sum(shards[None].values())
     notes = [f"{name}: {text}" for report in reports for name, text in report["notes"].items()]
     return CaptureResult(
         status,
-        sum(report["rows"] for report in writers),
+        sealed,
+        max(captured - sealed, 0),
         sum(report["present"] for report in writers),
         len(writers),
         tuple(dict.fromkeys(errors)),
@@ -138,13 +157,50 @@ def _seal_or_drop(place: Place, job: CaptureJob, session: InjectionSession, stat
     )
 
 
-def _process_lost(report: dict[str, Any]) -> TeacherError:
+def _seal(place: Place, job: CaptureJob, report: dict[str, Any]) -> None:
+    """Seal the last shard of a process."""
+    entry = parse_entry(report["entry"].encode("utf-8"), report["shard"], "handover")
+    staged = place.stage(job.handover) / entry.shard
+    publish(place, parse_storage(job.options.storage), staged, entry, columns_of(read_spec(place)))
+
+
+def _shards_of(place: Place, writer: str) -> dict[str, int]:
+    """Return the number of utterances in each sealed shard whose name begins with a writer's name."""
+    names = [name for name in shard_names(place) if name.startswith(writer)]
+    return {name: len(read_entry(place, name).ids) for name in names}
+
+
+def _process_killed(report: dict[str, Any], lost: int) -> TeacherError:
     return TeacherError(
         "a process of the program ended without a report while it was capturing",
         where=f"process {report['pid']}: {' '.join(report['argv'])[:200]}",
-        why="It was killed, or left by os._exit: its last utterances are lost.",
+        why=f"It was killed, or left by os._exit. {_utterances(lost)} that it had captured since its last full shard "
+        "are lost.",
         do="Sealed shards stay. Run the same command again to capture the rest.",
     )
+
+
+def _in_doubt(place: Place, job: CaptureJob, shards: dict[str, int]) -> StoreError:
+    """Return an error that names the shards that a run sealed before it was refused."""
+    return StoreError(
+        f"this run sealed {_utterances(sum(shards.values()))} before that error: {_listed(shards)}",
+        where=str(place),
+        why="Their ids, lengths and calls were found in the same way, so what is wrong with the refused batch may be "
+        "wrong with them. Later runs would take them for done.",
+        do=f"Remove them: logitstore verify {shlex.quote(str(place))} --drop {shlex.quote(job.writer() + '*')}. "
+        "The next capture makes them again.",
+    )
+
+
+def _utterances(count: int) -> str:
+    return f"{count} utterance" if count == 1 else f"{count} utterances"
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Return names for a message, eight at most."""
+    listed = list(names)
+    more = f" and {len(listed) - 8} more" if len(listed) > 8 else ""
+    return "shard " + ", ".join(listed[:8]) + more
 
 
 def _nothing_captured(options: CaptureOptions, reports: list[dict[str, Any]]) -> TapNeverFired:

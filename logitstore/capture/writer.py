@@ -12,6 +12,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import UnknownName
+from ..errors import LogitStoreError, UnknownName
 from ..runner.checks import require_logits
 from ..schema.ids import check_id
 from ..schema.lattice import Form
@@ -34,6 +35,7 @@ from ..teachers.tap import unwrap
 from ..tokens.formats import read_table
 from ..tokens.table import TokenTable
 from .claims import IdClaims, signatures_of
+from .inject.parent import owner_lives
 from .inject.report import ProcessReport
 from .job import CaptureJob, CaptureOptions
 from .lattices import RecipeLattices, RecipeTransducer, without_side_effects, wrong_width
@@ -146,7 +148,8 @@ class CaptureWriter:
     ) -> None:
         silence_libraries()
         options, transducer = job.options, shape.transducer
-        self._job, self._report, self._claims = job, report, IdClaims(session)
+        self._job, self._session = job, session
+        self._report, self._claims = report, IdClaims(session)
         self.root = weakref.ref(root)
         model = unwrap(root)
         own_blank = transducer.adapter.blank if transducer is not None else 0
@@ -178,7 +181,7 @@ class CaptureWriter:
         self._writer = StoreWriter(
             _open_place_of(job.out),
             spec,
-            writer=f"capture-{job.session}-{os.getpid()}",
+            writer=job.writer(os.getpid()),
             shard_rows=options.shard_size,
         )
         self._writer.begin(self._table, options.allow_different)
@@ -207,18 +210,24 @@ class CaptureWriter:
         for utt_id in ids:
             check_id(utt_id)
         signatures = signatures_of(output, lengths) if output is not None else None
-        is_new = self._claims.take(ids, batch, lengths, signatures)
-        found = tuple(i for i, utt_id in enumerate(ids) if is_new[i] and utt_id not in self._writer)
+        stored = [utt_id in self._writer for utt_id in ids]
+        is_new = self._claims.take(ids, batch, lengths, signatures, stored)
+        found = tuple(i for i in range(len(ids)) if is_new[i] and not stored[i])
         self._present += len(ids) - len(found)
         return found
 
+    def check(self, batch: CapturedBatch) -> None:
+        """Check the logits of the first batch.
+
+        Raises ``VocabError`` for a wrong width, ``NotLogits`` for log-probabilities.
+        """
+        for i in () if self._checked else batch.wanted:
+            for stream, logits in batch.computed_logits(i):
+                self._check_logits(stream, logits, batch.ids[i])
+        self._checked = True
+
     def put(self, batch: CapturedBatch) -> None:
         """Write a batch, now or in the thread; raise the error of this batch or of an earlier one."""
-        if not self._checked:
-            self._checked = True
-            for i in batch.wanted:
-                for stream, logits in batch.computed_logits(i):
-                    self._check_logits(stream, logits, batch.ids[i])
         if self._error is None:
             if batch.encoded is None:
                 self._queue.put(batch)
@@ -230,33 +239,40 @@ class CaptureWriter:
             raise self._error
 
     def _check_logits(self, stream: str, logits: torch.Tensor, utt_id: str) -> None:
-        """Raise ``VocabError`` for a wrong width, ``NotLogits`` for log-probabilities."""
         rows = logits.reshape(-1, logits.shape[-1])[:CHECKED_ROWS].float()
         if rows.shape[1] != len(self._table):
             raise wrong_width(rows.shape[1], len(self._table), f"the {stream} module", utt_id)
         if stream not in self._normalised and len(rows) and bool(rows.isfinite().all()):
             require_logits(rows, stream, utt_id)
 
-    def close(self, *, failed: bool) -> None:
+    def close(self, *, keep: bool) -> None:
         """Wait for the thread, and report to the parent process.
 
-        The last shard is put into the staging folder, where the parent seals it, or is dropped where this
-        process failed.
+        The utterances of the last shard wait in the staging folder until the parent seals them. Where the parent is
+        dead, they are sealed here.
+
+        Args:
+            keep: False where the capture was refused: then the last shard is dropped.
         """
         self._queue.put(None)
         self._thread.join()
         self._claims.close()
-        failed = failed or self._error is not None
         result: dict[str, Any] = {"rows": self._rows, "present": self._present}
         if self._error is not None:
             result["error"] = f"{type(self._error).__name__}: {self._error}"
-        if failed:
-            self._writer.abandon()
-        else:
-            entry: Entry | None = self._writer.leave(self._job.handover)
-            if entry is not None:
-                result["shard"], result["entry"] = entry.shard, entry.to_bytes().decode("utf-8")
-        self._report.write(state="failed" if failed else "done", **result)
+        try:
+            if not keep:
+                self._writer.abandon()
+            elif owner_lives(self._session):
+                entry: Entry | None = self._writer.leave(self._job.handover)
+                if entry is not None:
+                    result["shard"], result["entry"] = entry.shard, entry.to_bytes().decode("utf-8")
+            else:
+                self._writer.close()
+        except (LogitStoreError, OSError) as e:
+            result.setdefault("error", f"{type(e).__name__}: {e}")
+        with suppress(FileNotFoundError):  # the session folder of a dead parent may be gone
+            self._report.write(state="done" if keep else "refused", **result)
 
     def _write_queued(self) -> None:
         with torch.inference_mode():

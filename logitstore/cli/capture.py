@@ -243,15 +243,17 @@ def _summary(
 ) -> Iterator[str]:
     """Yield the lines that tell the user how a capture ended."""
     yield from result.notes
-    if result.rows and assumed:
+    if result.sealed and assumed:
         yield (
             f"the store records {frame_shift} samples of {sample_rate} Hz per frame, which is assumed: "
             "say what is right with --frame-shift and --sample-rate"
         )
     yield from result.errors
-    if result.errors or result.status:
-        how = f"the command ended with status {result.status}" if result.status else "the capture failed"
-        yield f"{how}: only full shards were sealed"
-    else:
-        present = f" ({result.present} were there already)" if result.present else ""
-        yield f"{out}: {result.rows} utterances{present}"
+    present = f" ({result.present} were there already)" if result.present else ""
+    yield f"{out}: {result.sealed} utterances sealed{present}"
+    if result.lost:
+        yield f"{result.lost} utterances that were captured are not sealed"
+    if result.status:
+        yield f"the command ended with status {result.status}: run it again to capture the rest"
+    elif result.errors:
+        yield "the capture failed"

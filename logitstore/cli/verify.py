@@ -24,6 +24,13 @@ MEASURES = dict.fromkeys(KINDS, "KL of a row in nats") | {
     help="Drop what is damaged, and list the utterances that the next dump makes again.",
 )
 @option(
+    "--drop",
+    multiple=True,
+    metavar="SHARD",
+    help="Remove this shard, whose records are known to be wrong; * stands for any letters. The next run makes its "
+    "utterances again.",
+)
+@option(
     "--against-teacher",
     section=AGAINST,
     nargs=2,
@@ -51,6 +58,7 @@ MEASURES = dict.fromkeys(KINDS, "KL of a row in nats") | {
 def command(
     store: str,
     repair: bool,
+    drop: tuple[str, ...],
     against_teacher: tuple[str, int] | None,
     manifest: str | None,
     audio_root: str | None,
@@ -64,11 +72,15 @@ def command(
     if against_teacher is not None:
         if manifest is None:
             raise UsageError("--against-teacher needs --manifest, to find the recordings")
-        if repair:
-            raise UsageError("--against-teacher and --repair exclude each other")
+        if repair or drop:
+            raise UsageError("--against-teacher excludes --repair and --drop")
         _compare_with_teacher(store, *against_teacher, (manifest, audio_root), max_kl, as_json)
     elif manifest is not None or audio_root is not None:
         raise UsageError("--manifest and --audio-root belong to --against-teacher")
+    elif drop:
+        if repair:
+            raise UsageError("--drop and --repair exclude each other")
+        _drop(store, drop, as_json)
     elif repair:
         _repair(store, as_json)
     else:
@@ -106,6 +118,20 @@ def _repair(store: str, as_json: bool) -> None:
     again = "; the same dump makes them again" if report.dropped or report.shards else ""
     findings = _count(len(report.findings), "finding")
     click.echo(f"{store}: {findings}, {_count(len(report.dropped), 'utterance')} dropped{again}")
+
+
+def _drop(store: str, shards: tuple[str, ...], as_json: bool) -> None:
+    from ..store.rewrite import drop_shards
+
+    report = drop_shards(store, shards)
+    if as_json:
+        click.echo(json_text(report.to_json()))
+        return
+    for shard in report.shards:
+        click.echo(f"removed shard {printable(shard)}")
+    click.echo(
+        f"{store}: {_count(len(report.utterances), 'utterance')} removed; the next run makes them again"
+    )
 
 
 def _compare_with_teacher(

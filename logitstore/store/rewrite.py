@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ..errors import StoreError, UsageError
+from ..registry import suggest
 from ..storage import open_storage, parse_storage
 from ..storage.commit import drop_shard, finish_replacements, finish_store
 from ..storage.entries import Entry, ShardSize, shard_names
@@ -40,6 +43,23 @@ class RepairReport:
             "dropped": self.dropped,
             "shards": self.shards,
         }
+
+
+@dataclass
+class DropReport:
+    """The result of :func:`drop_shards`.
+
+    Attributes:
+        shards: names of the shards that were removed.
+        utterances: ids of their utterances.
+    """
+
+    shards: list[str] = field(default_factory=list)
+    utterances: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return shards and utterances as JSON values."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -137,6 +157,36 @@ def repair_store(location: Any) -> RepairReport:
         with place.lock("store", wait=True):
             report.shards += _remove_orphans(store)
     finish_store(place)
+    return report
+
+
+def drop_shards(location: Any, patterns: Sequence[str]) -> DropReport:
+    """Remove whole shards whose records are known to be wrong, so that the next run makes them again.
+
+    Args:
+        location: folder or URL of the store.
+        patterns: names of shards, with ``*`` and ``?`` as in file names.
+
+    Raises:
+        UsageError: no shard has such a name; nothing is removed then.
+        StoreBusy: another process repairs this store.
+    """
+    store = Store(location, damaged=lambda name, error: None)
+    report = DropReport()
+    with store.place.lock("repair"), store.place.lock("store", wait=True):
+        finish_replacements(store.place)
+        names = shard_names(store.place)
+        for pattern in patterns:
+            if not fnmatch.filter(names, pattern):
+                raise UsageError(
+                    f"no shard has the name {pattern}", where=str(store.place), do=suggest(pattern, names)
+                )
+        for name in [n for n in names if any(fnmatch.fnmatchcase(n, p) for p in patterns)]:
+            with suppress(StoreError):  # an entry that cannot be read names no utterances
+                report.utterances += store.entry(name).ids
+            drop_shard(store.place, name)
+            report.shards.append(name)
+    finish_store(store.place)
     return report
 
 

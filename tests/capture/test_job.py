@@ -11,6 +11,7 @@ from logitstore.errors import UsageError
 CAPTURE = CaptureJob(
     out="/data/store",
     session="x",
+    handover="handover-x",
     options=CaptureOptions(
         ctc="a.b", joiner="j", streams={"ctc": "topk:4"}, blank=3, allow_different=("teacher.name",)
     ),

@@ -92,7 +92,7 @@ def test_two_ranks_store_each_utterance_once(tmp_path, script):
     options = ["--ctc", "model.ctc_output.1", "--tokens", demo.TOKENS]
     ran = recipe.capture(tmp_path / "s", *options, command=[*ranks, script, "ranks"])
     check(tmp_path / "s", ran)
-    assert b"19 utterances (1 were there already)" in ran.stderr
+    assert b"19 utterances sealed (1 were there already)" in ran.stderr
     assert len(list((tmp_path / "s" / "sealed").iterdir())) == 2
 
 

@@ -196,7 +196,7 @@ def test_one_stream_without_the_other(session, model, utterances):
             assert len(encoder_out_lens) == 3
             model.ctc_output(hidden)
     run.close()
-    assert run.inside.report.fields["state"] == "failed"
+    assert run.inside.report.fields["state"] == "refused"
     assert "joiner did not run in a batch in which the other one did" in run.inside.report.fields["error"]
     assert "entry" not in run.inside.report.fields
 

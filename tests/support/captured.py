@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import fcntl
 import json
 import os
 import sys
@@ -70,8 +71,12 @@ class Session:
     def __init__(self, folder, monkeypatch, **options):
         self.place = folder / "store"
         (folder / "reports").mkdir()
+        self._owner = open(folder / "owner", "w")
+        fcntl.flock(self._owner, fcntl.LOCK_EX)
         options = {"ctc": "headed.lo", "tokens": str(demo.TOKENS), **options}
-        self.job = CaptureJob(out=str(self.place), session="x", options=CaptureOptions(**options))
+        self.job = CaptureJob(
+            out=str(self.place), session="x", handover="handover-x", options=CaptureOptions(**options)
+        )
         kind = dataloader._BaseDataLoaderIter
         for name in ("__next__", "_next_index", "_reset"):
             monkeypatch.setattr(kind, name, getattr(kind, name))  # put back at the end
@@ -83,7 +88,8 @@ class Session:
     def close(self):
         self.inside._close(os.getpid())
         self.inside.stop()
-        self.inside._failed = True
+        self.inside._refused = True
+        self._owner.close()
 
     def store(self):
         self.close()

@@ -1,24 +1,34 @@
-"""Start of somebody else's program with logitstore injected into its Python processes."""
+"""Start of somebody else's program with logitstore injected into its Python processes.
+
+The program must not outlive this process, which seals its shards. The kernel sends SIGTERM to the program when this
+process dies (Linux), and each injected process looks at every batch whether this process lives (``parent``).
+"""
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
 import subprocess
-import tempfile
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ...errors import UsageError
 from ..job import CaptureJob, ProbeJob
+from .parent import make_session_folder, process_runs
 from .report import FOLDER, read_reports
 
 STARTUP = Path(__file__).parent / "startup"
 JOB_VARIABLE = "LOGITSTORE_JOB"
 POLL_SECONDS = 0.1
+END_SECONDS = 20.0  # for injected processes that outlive the command, to write their last shard
+PR_SET_PDEATHSIG = 1
 
 
 class InjectionSession:
@@ -40,12 +50,17 @@ class InjectionSession:
         """Return the last report of each process, in the order in which the processes began."""
         return read_reports(self.folder)
 
+    def capturing(self) -> list[int]:
+        """Return the ids of the processes that hold captured utterances and have not ended."""
+        pids = [int(r["pid"]) for r in self.reports() if r["state"] == "capturing"]
+        return [pid for pid in pids if process_runs(pid)]
+
 
 @contextmanager
 def injection_session(job: CaptureJob | ProbeJob) -> Iterator[InjectionSession]:
     """Make a session folder for a job, and remove it afterwards."""
-    with tempfile.TemporaryDirectory(prefix="logitstore-") as folder:
-        yield InjectionSession(Path(folder), job)
+    with make_session_folder() as folder:
+        yield InjectionSession(folder, job)
 
 
 def run_injected(
@@ -61,10 +76,13 @@ def run_injected(
 
     Raises ``UsageError`` where there is no such program.
     """
-    with _signals_forwarded() as forward_to:
+    with _signals_forwarded(session) as forward_to:
         try:
             process = subprocess.Popen(
-                list(command), env=session.environment(), start_new_session=enough is not None
+                list(command),
+                env=session.environment(),
+                start_new_session=enough is not None,
+                preexec_fn=_end_with_this_process(),
             )
         except OSError as e:
             raise UsageError(f"{command[0]!r} cannot be run: {e.strerror}", where="the command") from None
@@ -72,6 +90,7 @@ def run_injected(
         while True:
             try:
                 status = process.wait(POLL_SECONDS if enough else None)
+                _wait_for_capturing(session)
                 return 128 - status if status < 0 else status
             except subprocess.TimeoutExpired:
                 if enough is not None and enough():
@@ -79,11 +98,33 @@ def run_injected(
                     return 0
 
 
-@contextmanager
-def _signals_forwarded() -> Iterator[Callable[[subprocess.Popen[bytes]], None]]:
-    """Forward SIGINT, SIGTERM and SIGHUP to a process instead of ending this one.
+def _end_with_this_process() -> Callable[[], None] | None:
+    """Return a function for the new process that makes the kernel end it with this one; None outside Linux."""
+    if not sys.platform.startswith("linux"):
+        return None
+    return partial(_end_with_parent, ctypes.CDLL(None).prctl, os.getpid())
 
-    Yields a function that takes the process. Signals that arrive before it is called are forwarded then.
+
+def _end_with_parent(prctl: Any, parent: int) -> None:
+    prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it died before the call
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _wait_for_capturing(session: InjectionSession) -> None:
+    """Wait a while for capturing processes that outlive the command, as those of a shell that a signal ended do."""
+    end = time.monotonic() + END_SECONDS
+    while session.capturing() and time.monotonic() < end:
+        time.sleep(POLL_SECONDS)
+
+
+@contextmanager
+def _signals_forwarded(session: InjectionSession) -> Iterator[Callable[[subprocess.Popen[bytes]], None]]:
+    """Forward SIGINT, SIGTERM and SIGHUP to the program instead of ending this process.
+
+    They go to the command and to the injected processes that are capturing: a shell that is ended by a signal does
+    not pass it on. Yields a function that takes the process. Signals that arrive before it is called are forwarded
+    then.
     """
     processes: list[subprocess.Popen[bytes]] = []
     early: list[int] = []
@@ -95,6 +136,9 @@ def _signals_forwarded() -> Iterator[Callable[[subprocess.Popen[bytes]], None]]:
             with suppress(ProcessLookupError):
                 if number == signal.SIGINT and os.isatty(0) and os.getpgid(process.pid) == os.getpgid(0):
                     return  # the terminal sends Ctrl-C to the whole process group
+                for pid in session.capturing():
+                    if pid != process.pid:
+                        os.kill(pid, number)
                 process.send_signal(number)
 
     def forward_to(process: subprocess.Popen[bytes]) -> None:
