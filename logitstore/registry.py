@@ -42,6 +42,7 @@ COMPONENT_KINDS: Mapping[str, ComponentKind] = {
     "teachers": ComponentKind("logitstore.teachers", ("load",), _TEACHERS),
     "joiners": ComponentKind("logitstore.teachers", ("JOINER",), (*_TEACHERS, "script", "text")),
     "token_formats": ComponentKind("logitstore.tokens.formats", ("recognises", "parse")),
+    "report_sections": ComponentKind("logitstore.report.sections", ("ORDER", "draw"), ()),
     "manifest_formats": ComponentKind("logitstore.corpus.formats", ("recognises", "files")),
 }
 _registered: dict[tuple[str, str], Any] = {}

@@ -72,7 +72,7 @@ def command(
     else:
         asked = None if manifest is None else read_manifest(manifest, audio_root=audio_root)
         whole = inspect_store(
-            store, sample=sample, manifest=asked, rate=None if rate is None else _ratio(rate)
+            store, sample=sample, manifest=asked, rate=None if rate is None else ratio(rate)
         )
         lines = [json_text(whole.to_json())] if as_json else list(_store_lines(whole))
         if rate is not None and not as_json:
@@ -81,7 +81,7 @@ def command(
         click.echo(line)
 
 
-def _ratio(text: str) -> tuple[int, int]:
+def ratio(text: str) -> tuple[int, int]:
     """Return a rate written as P:Q; raises ``click.BadParameter``."""
     p, separator, q = text.partition(":")
     if not (separator and p.isdecimal() and q.isdecimal() and int(p) and int(q)):

@@ -1,0 +1,92 @@
+"""``logitstore report``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+import click
+
+from ._options import AUDIO_ROOT, option, sectioned_command
+from ._terminal import size
+from .inspect import ratio
+
+CONTENT = "Content"
+OTHERS = "Comparison"
+
+
+@sectioned_command("report")
+@click.argument("store", type=click.Path())
+@option("-o", "--out", required=True, type=click.Path(dir_okay=False), help="HTML file to write.")
+@option(
+    "--sample",
+    section=CONTENT,
+    default=500,
+    show_default=True,
+    metavar="N",
+    type=click.IntRange(1),
+    help="Measure at most N utterances, drawn at random.",
+)
+@option("--seed", section=CONTENT, default=0, show_default=True, help="Seed of the sample.")
+@option(
+    "--utterances",
+    section=CONTENT,
+    default=20,
+    show_default=True,
+    metavar="N",
+    type=click.IntRange(0),
+    help="Draw N utterances in detail: the worst of the sample.",
+)
+@option("--utterance", "ids", section=CONTENT, multiple=True, metavar="ID", help="Draw this utterance too.")
+@option(
+    "--rate",
+    section=CONTENT,
+    metavar="P:Q",
+    help="Draw targets as served to a student with P frames for Q of the teacher.",
+)
+@option(
+    "--manifest",
+    section=CONTENT,
+    type=click.Path(),
+    help="Manifest of the recordings, for spectrograms and players.",
+)
+@option("--audio-root", section=CONTENT, type=click.Path(), help=AUDIO_ROOT)
+@option(
+    "--audio",
+    section=CONTENT,
+    default=0,
+    metavar="N",
+    type=click.IntRange(0),
+    help="Put players with the recordings of the first N utterances into the page; needs --manifest.",
+)
+def command(
+    store: str,
+    out: str,
+    sample: int,
+    seed: int,
+    utterances: int,
+    ids: tuple[str, ...],
+    rate: str | None,
+    manifest: str | None,
+    audio_root: str | None,
+    audio: int,
+) -> None:
+    """Write a page about STORE: one HTML file with pictures of its worst utterances."""
+    from ..corpus.manifest import read_manifest
+    from ..report.base import ReportOptions
+    from ..report.run import report_store
+
+    options = ReportOptions(
+        sample=sample,
+        seed=seed,
+        utterances=utterances,
+        ids=ids,
+        rate=None if rate is None else ratio(rate),
+        audio=audio,
+        manifest=None if manifest is None else read_manifest(manifest, audio_root=audio_root),
+        command=("logitstore", *sys.argv[1:]),
+    )
+    text = report_store(store, options)
+    Path(out).write_text(text, "utf-8", errors="backslashreplace")
+    click.echo(f"{shlex.quote(out)}: {size(len(text.encode('utf-8', 'backslashreplace')))}")

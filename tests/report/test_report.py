@@ -1,0 +1,131 @@
+"""Reports without a browser: what is drawn is what the store holds."""
+
+import re
+import zlib
+
+import numpy as np
+import pytest
+
+from logitstore import open_store, register, registry
+from logitstore.errors import MissingUtterance, UsageError
+from logitstore.pictures.colour import palette
+from logitstore.pictures.html import foreign, tag
+from logitstore.pictures.png import encode
+from logitstore.report.alignment import align, edits
+from logitstore.report.base import ReportOptions, Section
+from logitstore.report.rows import lattice_of
+from logitstore.report.run import gather, report_store
+from logitstore.tokens.transcript import edit_distance
+
+
+def test_html_escapes_text_attributes_and_bidi_controls():
+    assert tag("p", "<b>&", title='"<') == '<p title="&quot;&lt;">&lt;b&gt;&amp;</p>'
+    assert foreign("a\u202eb\x07") == "<bdi>a\\u202eb\\x07</bdi>"
+    assert foreign("می\u200cخواهم") == "<bdi>می\u200cخواهم</bdi>"  # a joiner is part of the word
+
+
+@pytest.mark.parametrize(("shape", "levels"), [((3, 7), 16), ((5, 4), 64), ((1, 1), 2)])
+def test_a_png_holds_its_pixels(shape, levels):
+    pixels = np.random.default_rng(0).integers(0, levels, shape).astype(np.uint8)
+    data = encode(pixels, palette("probability", levels))
+    assert data.startswith(b"\x89PNG\r\n\x1a\n")
+    chunks, at = {}, 8
+    while at < len(data):
+        size = int.from_bytes(data[at : at + 4], "big")
+        kind, body = data[at + 4 : at + 8], data[at + 8 : at + 8 + size]
+        assert int.from_bytes(data[at + 8 + size : at + 12 + size], "big") == zlib.crc32(kind + body)
+        chunks[kind], at = body, at + 12 + size
+    lines = np.frombuffer(zlib.decompress(chunks[b"IDAT"]), np.uint8).reshape(shape[0], -1)[:, 1:]
+    if chunks[b"IHDR"][8] == 4:
+        lines = np.stack([lines >> 4, lines & 15], axis=2).reshape(shape[0], -1)[:, : shape[1]]
+    assert np.array_equal(lines, pixels)
+    assert len(chunks[b"tRNS"]) == levels
+
+
+@pytest.mark.parametrize("ramp", ["probability", "sound", "occupancy"])
+def test_colours_darken_evenly_on_white_and_the_first_is_the_paper(ramp):
+    rgba = palette(ramp, 32).astype(float)
+    on_white = rgba[:, :3] * rgba[:, 3:] / 255 + 255 - rgba[:, 3:]
+    linear = (on_white / 255) ** 2.2
+    lightness = np.cbrt(linear @ [0.2126, 0.7152, 0.0722])
+    assert rgba[0, 3] == 0
+    assert (np.diff(lightness) < 0).all()
+    assert np.diff(lightness).min() > 3 * np.diff(lightness).mean()  # no step is more than three mean steps
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [("kitten", "sitting"), ("", "abc"), ("abc", ""), ("", ""), ("aaab", "baaa"), ("same", "same")],
+)
+def test_an_alignment_has_both_sequences_and_the_fewest_edits(a, b):
+    pairs = align(a, b)
+    assert "".join(x for x, _ in pairs if x) == a
+    assert "".join(y for _, y in pairs if y) == b
+    assert edits(pairs) == edit_distance(a, b)
+
+
+def test_a_lattice_passes_every_label_and_its_alignment_is_one_path(store):
+    opened = open_store(store)
+    target, spec = opened["demo-03"], opened.spec.stream("rnnt")
+    lattice = lattice_of(target, spec)
+    assert lattice.kept.shape == lattice.occupancy.shape == (target.T, target.U + 1)
+    assert lattice.occupancy[~lattice.kept].max(initial=0) == 0
+    assert lattice.occupancy.sum() == pytest.approx(target.T + target.U, rel=0.05)
+    points = np.array(lattice.alignment())
+    assert tuple(points[0]) == (0.5, 0.5)
+    assert tuple(points[-1]) == (target.T - 0.5, target.U + 0.5)
+    assert (np.diff(points, axis=0) >= 0).all()
+    on = lattice.occupancy[tuple((points - 0.5).astype(int).T)]
+    assert np.median(on) > 0.5  # the best alignment goes where the alignments are
+
+
+def test_the_worst_utterances_come_first_and_those_asked_for_before_them(store):
+    report = gather(open_store(store), ReportOptions(utterances=3, ids=("demo-07",)))
+    assert report.shown[0] == "demo-07"
+    assert len(report.shown) == 3
+    by_wer = max(report.measured.utterances, key=lambda m: m.wer or 0)
+    assert by_wer.id in report.shown
+    assert by_wer.wer > 0
+
+
+def test_a_sample_depends_on_its_seed_alone_and_is_said(store):
+    samples = [
+        gather(open_store(store), ReportOptions(sample=5, seed=s)).measured.utterances for s in (1, 1, 2)
+    ]
+    ids = [[one.id for one in sample] for sample in samples]
+    assert ids[0] == ids[1] != ids[2]
+    assert len(ids[0]) == 5
+    text = report_store(store, ReportOptions(sample=5, seed=1, utterances=2))
+    assert "5 of 20 utterances, drawn at random (seed 1)" in text
+    assert text == report_store(store, ReportOptions(sample=5, seed=1, utterances=2))
+
+
+def test_targets_at_another_rate_have_a_decode_of_their_own(store):
+    text = report_store(store, ReportOptions(rate=(1, 2), utterances=1, ids=("demo-00",)))
+    assert "38 student frames, keep-tokens" in text
+    assert text.count("against the stored rows") == 1
+    assert "target at 1:2" not in report_store(store, ReportOptions(utterances=1))
+
+
+def test_a_section_of_another_package_appears_in_its_place(store, monkeypatch):
+    class Mine:
+        ORDER = 35
+
+        @staticmethod
+        def draw(report):
+            return Section("Mine", tag("p", f"{len(report.measured.utterances)} measured"), "mine")
+
+    monkeypatch.setattr(registry, "_registered", {})
+    register("report_sections", "mine", Mine)
+    titles = re.findall(r"<h2>(.*?)</h2>", report_store(store, ReportOptions(utterances=1)))
+    assert titles.index("Mine") == titles.index("Distributions") + 1
+    assert "20 measured" in report_store(store, ReportOptions(utterances=1))
+
+
+def test_wrong_options_are_refused(store):
+    with pytest.raises(MissingUtterance, match="nobody"):
+        report_store(store, ReportOptions(ids=("nobody",)))
+    with pytest.raises(UsageError, match="sample=0"):
+        ReportOptions(sample=0)
+    with pytest.raises(UsageError, match="rate"):
+        ReportOptions(rate=(0, 2))
