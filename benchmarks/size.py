@@ -47,7 +47,7 @@ ENCODINGS = (
     "topk:8",
     "topk:32",
     "nucleus:1e-3",
-    "nucleus:1e-3 zarr:zstd",
+    "nucleus:1e-3 zarr:blosc",
     "nucleus:1e-3@4",
     "factored",
     "factored:int8",
@@ -144,7 +144,7 @@ def promises(
         return f"{what:52} {found:9.3g} of {most:8.3g} {unit:5} {'met' if found <= most else 'NOT MET'}"
 
     if classes <= 50:
-        for text in ("nucleus:1e-3", "nucleus:1e-3 zarr:zstd"):
+        for text in ("nucleus:1e-3", "nucleus:1e-3 zarr:blosc"):
             yield line(f"{text}, a frame", ctc[text].bytes, 10)
     if 500 <= classes < 2000:
         yield line("factored:1e-3, a frame", ctc["factored:1e-3"].bytes, 40)

@@ -26,7 +26,7 @@ current folder."""
 MANIFEST_FORMAT = """\
 Format of the manifest: jsonl, nemo, kaldi, lhotse, wenet or huggingface. Recognised from the files if not given."""
 ALLOW_PIPES = "Run the shell commands that a Kaldi or lhotse manifest gives in place of recordings."
-STORAGES = "zarr, zarr:zstd, zarr:blosc or webdataset"
+STORAGES = "zarr, zarr:blosc or webdataset"
 SHARD_SIZE = "a number of utterances (500) or a length of audio (90s, 30m, 2h)"
 
 

@@ -100,7 +100,7 @@ PASSED_ON = ("manifest_format", "audio_root", "batch_seconds", "device", "limit"
     "storages",
     section=PLANNING,
     multiple=True,
-    help="Storage backend to try, as often as wanted. Default: zarr and zarr:zstd.",
+    help="Storage backend to try, as often as wanted. Default: zarr and zarr:blosc.",
 )
 @json_option("all measurements")
 @click.pass_context

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ..errors import FormatError, LogitStoreError, StoreError, Vanished
 from ..schema.checksums import parse_json
@@ -39,6 +40,7 @@ class UnsealedShard:
         columns: columns of the store.
         name: name of the shard.
         writer: name of the writer, which holds the lock of that name.
+        about: what the shard says of itself (SPEC S18), without its name.
         known: names of the sealed entries in which the caller has looked the ids up; None: those that exist now.
 
     Attributes:
@@ -52,6 +54,7 @@ class UnsealedShard:
         columns: tuple[Column, ...],
         name: str,
         writer: str,
+        about: Mapping[str, Any],
         known: Collection[str] | None = None,
     ) -> None:
         self.place, self.name, self._storage, self._columns = place, name, storage, columns
@@ -61,7 +64,7 @@ class UnsealedShard:
         try:
             self._staged = place.stage(self._staging) / name
             with disk_errors(self._staged, missing_too=True):
-                self._shard = storage.create(self._staged, name, columns)
+                self._shard = storage.create(self._staged, name, columns, about)
         except BaseException:
             with suppress(LogitStoreError):
                 remove_staging(place, self._staging)
@@ -193,7 +196,7 @@ def publish(
     Args:
         place: place of the store.
         storage: storage backend of the store.
-        staged: the staged file or folder.
+        staged: the staged file.
         entry: entry of the staged shard.
         columns: columns of the store.
         known: names of the sealed entries in which the ids of the shard were looked up before it was written.
@@ -253,14 +256,14 @@ def _rewrite(
 
     Args:
         storage: storage backend of the store.
-        staged: the staged file or folder.
+        staged: the staged file.
         entry: entry of the staged shard.
         columns: columns of the store.
         name: name of the new shard.
         left_out: ids of the records to leave out.
         problems: keys of the skipped utterances that another entry lists.
 
-    Returns the staged file or folder of the new shard, and its entry; no files where nothing is left.
+    Returns the staged file of the new shard, and its entry; no files where nothing is left.
     """
     skipped = tuple(s for s in entry.skipped if problem_key(s) not in problems)
     numbers = [n for n, utt_id in enumerate(entry.ids) if utt_id not in left_out]
@@ -270,9 +273,9 @@ def _rewrite(
     new = staged.with_name(f"{staged.name}~")
     seconds, frames = 0.0, 0
     with disk_errors(new, missing_too=True):
-        writer = storage.create(new, name, columns)
+        shard = storage.open(place, entry.shard, entry.contents, columns) if entry.ids else None
+        writer = storage.create(new, name, columns, shard.table.about if shard is not None else {})
         try:
-            shard = storage.open(place, entry.shard, entry.contents, columns) if numbers else None
             for number in numbers:
                 assert shard is not None
                 record = shard.record(number)

@@ -605,7 +605,7 @@ def _names(store: Store, ids: Iterable[int]) -> list[str]:
     return [store.tokens.tokens[i] for i in ids]
 
 
-ONCE = ("logitstore.json", "tokens.txt", "zarr.json", "shards/zarr.json")
+ONCE = ("logitstore.json", "tokens.txt")
 DERIVED = ("index.bin", "skipped.jsonl")  # files that are made from the entries
 
 

@@ -24,6 +24,7 @@ from ..schema.spec import (
     TeacherSpec,
 )
 from ..storage import parse_storage
+from ..storage.constants import file_name
 from ..tokens.table import TokenTable
 
 LABELS = "labels"
@@ -51,7 +52,7 @@ def make_spec(
             ``rnnt`` stream may name a lattice form, e.g. ``topk:16/banded:5``
             (:class:`logitstore.schema.lattice.Form`); that of a ``hidden`` stream its width, e.g.
             ``vectors/256``; that of a ``text`` stream is empty.
-        storage: storage backend with its setting: ``zarr``, ``zarr:zstd``, ``webdataset``, ...
+        storage: storage backend with its setting: ``zarr``, ``zarr:blosc``, ``webdataset``, ...
         manifest: facts about the manifest that the store keeps.
 
     Raises:
@@ -129,6 +130,24 @@ def _version(package: str) -> str:
         return ""
 
 
+def about_shards(spec: StoreSpec) -> dict[str, Any]:
+    """Return what every shard of a store says of itself (SPEC S18), without the shard's name."""
+    streams = []
+    for stream in spec.streams:
+        about = stream.to_json()
+        if stream.constants:
+            names = [str(c["name"]) for c in stream.constants]
+            about["files"] = {name: file_name(stream.name, name) for name in names}
+        streams.append(about)
+    return {
+        "format": "logitstore",
+        "version": spec.version,
+        "teacher": spec.teacher.name,
+        "tokens": dict(spec.tokens),
+        "streams": streams,
+    }
+
+
 def encoding_of(
     stream: StreamSpec, constants: Mapping[str, NDArray[Any]] | None = None
 ) -> Encoding | LatticeSides | None:
@@ -155,7 +174,8 @@ def columns_of_stream(stream: StreamSpec) -> tuple[Column, ...]:
     for c in encoding.columns(stream.size) if encoding is not None else ():
         found.append(Column(f"{stream.name}.{c.name}", c.dtype, c.shape, c.about))
     if stream.stream_kind.labels:
-        found.append(Column(f"{stream.name}.{LABELS}", "int32", (), LABELS_ABOUT[stream.kind]))
+        dtype = "uint8" if stream.classes <= 1 << 8 else "uint16" if stream.classes <= 1 << 16 else "uint32"
+        found.append(Column(f"{stream.name}.{LABELS}", dtype, (), LABELS_ABOUT[stream.kind]))
     if stream.kind == "rnnt":
         for name, dtype, about in Form.parse(stream.form).columns:
             found.append(Column(f"{stream.name}.{name}", dtype, (), about))

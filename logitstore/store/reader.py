@@ -325,11 +325,11 @@ class Store(Mapping[str, Target]):
             raise FormatError(f"{spec.name} has {len(rows)} rows, {wanted}", where=utt_id)
         return rows, (count,), None
 
-    def _labels(self, labels: NDArray[np.int32], utt_id: str) -> NDArray[np.int32]:
+    def _labels(self, labels: NDArray[Any], utt_id: str) -> NDArray[np.int32]:
         """Return labels; raises ``FormatError`` for one outside the token table."""
-        if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < len(self.tokens)):
+        if len(labels) and int(labels.max()) >= len(self.tokens):
             raise FormatError(f"a label outside the {len(self.tokens)} tokens (SPEC S7)", where=utt_id)
-        return labels
+        return labels.astype(np.int32)
 
     def metadata(self) -> Iterator[Mapping[str, Any]]:
         """Yield the metadata of every record in stored order: ``id``, ``seconds``, ``text``, ``hyp``, ...

@@ -158,7 +158,7 @@ class RecordEncoder:
         for column in self._columns:
             stream, _, name = column.name.partition(".")
             if name == LABELS:
-                arrays[column.name] = np.asarray(labels.get(stream, ()), np.int32)
+                arrays[column.name] = np.asarray(labels.get(stream, ()), column.dtype)
                 continue
             held = self._arrays.get(column.name)
             if held is None:

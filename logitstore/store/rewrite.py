@@ -220,11 +220,11 @@ def _remove_orphans(store: Store) -> list[str]:
     """
     removed = []
     storage = open_storage(store.spec.storage)
-    known = {storage.path(name) for name in shard_names(store.place)} | {"shards/zarr.json"}
+    known = {storage.path(name) for name in shard_names(store.place)}
     for name in store.place.names("shards"):
         if f"shards/{name}" not in known and not name.startswith("."):
             store.place.remove(f"shards/{name}")
-            removed.append(name.removesuffix(".tar"))
+            removed.append(name.removesuffix(storage.path("").removeprefix("shards/")))
     return removed
 
 
@@ -315,7 +315,7 @@ def convert_store(
     Args:
         source: folder or URL of the store to read.
         destination: folder or URL of the store to write; it must not be the source.
-        storage: storage backend with its setting: ``zarr``, ``zarr:zstd``, ``webdataset``, ...
+        storage: storage backend with its setting: ``zarr``, ``zarr:blosc``, ``webdataset``, ...
         report: function called with the number of utterances written so far, after every shard.
 
     Raises:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import CorruptError, LogitStoreError, StoreError
+from ..storage import open_storage
 from ..storage.base import check_file
 from ..storage.commit import skipped_lines
 from ..storage.entries import Entry, read_entry, shard_names
@@ -110,7 +111,7 @@ def verify_store(location: Any) -> VerifyReport:
                 what = f"{utt_id!r} is also in shard {shard_of[utt_id]} (SPEC S3)"
                 findings.append(VerifyFinding(f"shard {name} record {number}", what, (utt_id,), name, number))
             shard_of[utt_id] = name
-    findings += _check_orphans(place)
+    findings += _check_orphans(store)
     if not unreadable:
         findings += _check_skipped(place)
     return report
@@ -182,11 +183,12 @@ def _check_records(store: Store, name: str, entry: Entry, report: VerifyReport) 
             yield _finding(error, where, (utt_id,), name, number)
 
 
-def _check_orphans(place: Place) -> Iterator[VerifyFinding]:
+def _check_orphans(store: Store) -> Iterator[VerifyFinding]:
     """Look for shards without an entry: readers ignore them, and a finished dump leaves none."""
-    sealed = set(shard_names(place))
-    for name in place.names("shards"):
-        if name != "zarr.json" and name.removesuffix(".tar") not in sealed:
+    storage = open_storage(store.spec.storage)
+    sealed = {storage.path(name) for name in shard_names(store.place)}
+    for name in store.place.names("shards"):
+        if f"shards/{name}" not in sealed:
             what = "this shard has no sealed entry: a crash left it, and readers ignore it (SPEC C1)"
             yield VerifyFinding(f"shards/{name}", what)
 

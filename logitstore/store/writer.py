@@ -37,7 +37,7 @@ from ..storage.staging import remove_dead_staging
 from ..tokens.table import TokenTable
 from ..tokens.transcript import Transcript
 from .identity import ALLOWABLE, PLANNING, establish, note_skipped_check, remove_spec_of_empty_store
-from .layout import columns_of, make_spec
+from .layout import about_shards, columns_of, make_spec
 from .record_encoder import RecordEncoder, label_count
 
 if TYPE_CHECKING:
@@ -174,8 +174,6 @@ class StoreWriter:
                 asked = self.spec
                 self.spec = establish(self.place, asked, tokens, set(allow_different), constants)
                 self.differences = [d for d in differences(self.spec, asked) if d[0].startswith(ALLOWABLE)]
-                if not self.place.exists("index.bin"):
-                    self._storage.describe(self.place, {"format": "logitstore", "version": self.spec.version})
             self.encoder = RecordEncoder(self.spec, read_constants(self.place, self.spec))
             self._columns = columns_of(self.spec)
             remove_dead_staging(self.place, self._writer)
@@ -236,7 +234,8 @@ class StoreWriter:
         taken, generation = set(shard_names(self.place)), 0
         while (free := f"{name}-{generation}" if generation else name) in taken:
             generation += 1
-        return UnsealedShard(self.place, self._storage, self._columns, free, self._writer, self._known)
+        about = about_shards(self.spec)
+        return UnsealedShard(self.place, self._storage, self._columns, free, self._writer, about, self._known)
 
     def add(
         self,

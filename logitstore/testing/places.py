@@ -23,7 +23,7 @@ from ..storage.commit import UnsealedShard, finish_store
 from ..storage.entries import current_index, read_entry
 from ..storage.places import Place, open_place
 from ..storage.spec_file import read_spec, write_spec
-from ..store.layout import columns_of, make_spec
+from ..store.layout import about_shards, columns_of, make_spec
 from ..tokens.table import TokenTable
 from . import expect
 from .storage import records, same
@@ -217,17 +217,17 @@ def _check_shards(open_again: OpenPlace, backend: str) -> None:
     from ..storage import parse_storage
 
     place, storage = open_again(), parse_storage(backend)
-    columns = columns_of(read_spec(place))
-    storage.describe(place, {"format": "logitstore"})
+    spec = read_spec(place)
+    columns, about = columns_of(spec), about_shards(spec)
     given = records(6, columns)
     for number, part in enumerate((given[:2], given[2:4], given[4:])):
         with place.lock("job"):
-            making = UnsealedShard(place, storage, columns, f"s-{number}", "job")
+            making = UnsealedShard(place, storage, columns, f"s-{number}", "job", about)
             for row in part:
                 making.add(row)
             expect(making.seal() is not None, "a new shard was not sealed")
     with place.lock("job"):
-        making = UnsealedShard(place, storage, columns, "merged", "job")
+        making = UnsealedShard(place, storage, columns, "merged", "job", about)
         for row in given[:4]:
             making.add(row)
         making.seal(replaces=("s-0", "s-1"))

@@ -53,6 +53,7 @@ IDS = (
     "upper",
 )
 FLIPS = 60
+ABOUT: dict[str, Any] = {"format": "logitstore", "teacher": "a teacher", "streams": []}
 
 
 def records(
@@ -85,7 +86,7 @@ def write(
     """Write records as shard ``s-0`` of a place at ``folder`` and publish it."""
     place = open_place(folder)
     staged = place.stage("w") / "s-0"
-    writer = backend.create(staged, "s-0", columns)
+    writer = backend.create(staged, "s-0", columns, ABOUT)
     try:
         for record in given:
             writer.add(record)
@@ -192,7 +193,7 @@ def check_wrong_records(backend: StorageBackend, folder: Path) -> None:
     good = records(3)
     place = open_place(folder)
     staged = place.stage("w") / "s-0"
-    writer = backend.create(staged, "s-0", COLUMNS)
+    writer = backend.create(staged, "s-0", COLUMNS, ABOUT)
     wrong: list[dict[str, Any]] = [
         {"ctc.logp": np.zeros((2, 6), np.float16)},
         {"ctc.logp": np.zeros((2, 7), np.float32)},
@@ -295,6 +296,42 @@ def check_wrong_columns(backend: StorageBackend, folder: Path) -> None:
     expect(read.tobytes() == given[0].arrays["ctc.logp"].tobytes(), "other columns gave other bytes")
 
 
+def check_gathered_records(backend: StorageBackend, folder: Path) -> None:
+    """Check that the items of many records come at once, in the order asked for and one record twice."""
+    given = records(30)
+    place, contents = write(backend, folder, given)
+    shard = backend.open(place, "s-0", contents, COLUMNS)
+    chosen, names = [7, 29, 0, 7, 1], [c.name for c in COLUMNS[:2]] + [COLUMNS[-1].name]
+    found = shard.gather(chosen, names)
+    expect(list(found) == names, f"columns {list(found)} of {names}")
+    for name, (items, counts) in found.items():
+        was = [given[i].arrays[name] for i in chosen]
+        expect(counts.tolist() == list(map(len, was)), f"{name}: {counts} items")
+        expect(same(items, np.concatenate(was)), f"{name} differs")
+    expect(shard.table.U[chosen].tolist() == [given[i].meta["U"] for i in chosen], "other lengths")
+    nothing = shard.gather([], names)
+    expect(all(not len(items) and not len(n) for items, n in nothing.values()), "items of no records")
+
+
+def check_one_file(backend: StorageBackend, folder: Path) -> None:
+    """Check that a shard is one file, which an opened shard does not keep open."""
+    place, contents = write(backend, folder, records(20))
+    expect([f.path for f in contents.files] == [backend.path("s-0")], f"the files {contents.files}")
+    before = len(os.listdir("/proc/self/fd"))
+    shards = [backend.open(place, "s-0", contents, COLUMNS) for _ in range(20)]
+    for shard in shards:
+        shard.record(3)
+    after = len(os.listdir("/proc/self/fd"))
+    expect(after == before, f"20 shards keep {after - before} files open")
+
+
+def check_says_what_it_is(backend: StorageBackend, folder: Path) -> None:
+    """Check that a shard says what it was made with."""
+    place, contents = write(backend, folder, records(2))
+    about = backend.open(place, "s-0", contents, COLUMNS).table.about
+    expect(about == {**ABOUT, "shard": "s-0"}, f"it says {about}")
+
+
 CHECKS: tuple[Callable[[StorageBackend, Path], None], ...] = (
     check_one_record,
     check_many_records,
@@ -309,4 +346,7 @@ CHECKS: tuple[Callable[[StorageBackend, Path], None], ...] = (
     check_flipped_bits,
     check_cut_files,
     check_wrong_columns,
+    check_gathered_records,
+    check_one_file,
+    check_says_what_it_is,
 )

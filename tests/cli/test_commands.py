@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from logitstore import open_store
 from logitstore.schema.checksums import seal_json
 from tests.support import demo
 from tests.support.command import logitstore
@@ -110,14 +111,14 @@ def test_verify_names_a_flipped_bit_and_exits_1(store, tmp_path):
     copy = tmp_path / "s"
     logitstore("convert", store, copy, "--storage", "zarr")
     assert logitstore("verify", copy).stdout.strip().endswith("good")
-    path = copy / "shards/000000/rnnt/logp/c/0/0"
-    data = bytearray(path.read_bytes())
-    data[12345] ^= 4
+    path = copy / "shards/000000.zarr.zip"
+    data, opened = bytearray(path.read_bytes()), open_store(copy)
+    data[data.find(opened.record(list(opened)[3]).arrays["rnnt.logp"].tobytes()) + 45] ^= 4
     path.write_bytes(data)
     done = logitstore("verify", copy)
     assert done.returncode == 1
-    assert "rnnt/logp/c/0/0" in done.stdout
-    assert "checksum of rnnt.logp does not match" in done.stdout
+    assert "shards/000000.zarr.zip" in done.stdout
+    assert "checksum of rnnt does not match" in done.stdout
     assert "demo-" in done.stdout
     found = json.loads(logitstore("verify", copy, "--json").stdout)
     assert sum(len(f["utterances"]) for f in found["findings"]) == 1

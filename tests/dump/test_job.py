@@ -81,7 +81,7 @@ def test_topk_store_keeps_exactly_the_top_k_of_it_and_its_exact_tail(store, own)
 
 def test_both_storages_give_identical_targets(store, tmp_path):
     run(tmp_path / "tar", storage="webdataset")
-    run(tmp_path / "zarr", storage="zarr:zstd")
+    run(tmp_path / "zarr", storage="zarr:blosc")
     plain = tmp_path / "plain"
     run(plain)
     one = open_store(plain)

@@ -93,7 +93,7 @@ def test_forms_of_a_lattice_say_how_much_of_the_alignment_they_hold(planned):
 @pytest.mark.parametrize("encoding", ["dense", "nucleus:0.001", "factored:int8"])
 def test_a_fraction_of_the_manifest_tells_the_bytes_of_all_of_it(tmp_path, encoding, monkeypatch):
     monkeypatch.setattr("logitstore.dump.plan.run.contenders", lambda *given: [encoding])
-    storages = ("zarr",) if encoding in ("dense", "factored:int8") else ("zarr:zstd", "webdataset")
+    storages = ("zarr",) if encoding in ("dense", "factored:int8") else ("zarr:blosc", "webdataset")
     options = PlanOptions(CTC, storages=storages, sample=6, shard_size="10")
     found = plan_encodings(teacher(), manifest(), options, folder=tmp_path)
     for m in found.measured:
@@ -424,16 +424,16 @@ def test_a_form_that_leaves_alignments_out_is_not_taken_unless_it_was_asked_for(
 
 def test_a_compressor_must_be_worth_unpacking_every_row_for():
     plain = measured("a", 100, 1e-6)
-    for size, storage in ((95, "zarr"), (80, "zarr:zstd")):
-        taken = choose([plain, measured("a", size, 1e-6, storage="zarr:zstd")], {"ctc": Criterion(1e-3)})
+    for size, storage in ((95, "zarr"), (80, "zarr:blosc")):
+        taken = choose([plain, measured("a", size, 1e-6, storage="zarr:blosc")], {"ctc": Criterion(1e-3)})
         assert taken.storage == storage
         assert str(round(100 - size)) in taken.why["storage"]
 
 
 def test_the_storage_that_is_named_first_is_taken_where_the_other_saves_little(tmp_path):
-    options = PlanOptions({"hidden": AutoEncoding()}, storages=("zarr", "zarr:zstd"))
+    options = PlanOptions({"hidden": AutoEncoding()}, storages=("zarr", "zarr:blosc"))
     found = plan_encodings(with_layers(teacher(), LAYERS[:1]), manifest(2), options, folder=tmp_path)
-    assert found.measured[0].storage == "zarr:zstd"
+    assert found.measured[0].storage == "zarr:blosc"
     assert found.choice.storage == "zarr"
 
 

@@ -119,7 +119,7 @@ def test_recordings_of_a_file_of_hypotheses_need_not_be_there(text, tmp_path):
 
 def test_stories(text, tmp_path, capsys):
     run(tmp_path / "s", text)
-    for storage in ("webdataset", "zarr:zstd"):
+    for storage in ("webdataset", "zarr:blosc"):
         convert_store(tmp_path / "s", tmp_path / storage, storage)
         assert not verify_store(tmp_path / storage).findings
     convert_store(tmp_path / "webdataset", tmp_path / "back", "zarr")

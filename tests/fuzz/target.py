@@ -83,8 +83,8 @@ def read(data):
         for f in value["files"]:
             if f["path"] == name:
                 f.update(bytes=len(content), crc32c=crc32c(content))
-        if name.endswith(".tar"):
-            _right(value["layout"], content)
+        table = value["layout"]["table"]  # its checksum is over whatever stands there now
+        table["crc32c"] = crc32c(content[table["offset"] :][: table["bytes"]])
         files[entry] = json.dumps(_sealed(value)).encode("utf-8")
     files[name] = content
     try:
@@ -100,15 +100,6 @@ def read(data):
     except LogitStoreError as e:
         return e
     return None
-
-
-def _right(layout, content):
-    """Checksums of a tar's tables, over whatever stands there now."""
-    rows, width = layout["rows"], 8
-    sizes = {"start": 8 * width * (rows + 1), "offset": 8 * width * rows, "crc32c": 4 * width * rows}
-    for name, size in sizes.items():
-        at = layout[name]["offset"]
-        layout[name]["crc32c"] = crc32c(content[at : at + size])
 
 
 def seeds():

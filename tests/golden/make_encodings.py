@@ -30,7 +30,7 @@ STORES = {
     "int8": ("webdataset", "dense:int8", "dense:int8/mean-u"),
     "nucleus": ("zarr", "nucleus:0.001", "nucleus:0.01@2/banded:2+occupancy"),
     "factored": ("webdataset", "factored", "factored"),
-    "factored-int8": ("zarr:zstd", "factored:int8", "collapsed"),
+    "factored-int8": ("zarr:blosc", "factored:int8", "collapsed"),
     "factored-int6": ("zarr:blosc", "factored:int6", "topk:3/path+occupancy"),
     "factored-int4": ("webdataset", "factored:int4", "collapsed/sample:2"),
     "tail": ("webdataset", "topk:2", "collapsed"),

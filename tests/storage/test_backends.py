@@ -6,7 +6,7 @@ from logitstore import registry
 from logitstore.storage import parse_storage
 from logitstore.testing import storage as suite
 
-SETTINGS = {"zarr": ("zarr", "zarr:zstd", "zarr:blosc")}
+SETTINGS = {"zarr": ("zarr", "zarr:blosc")}
 STORAGES = [s for n in registry.names("storage") for s in SETTINGS.get(n, (n,))]
 
 

@@ -13,7 +13,7 @@ TABLE = TokenTable(("<blk>", "a", "b", "c"), 0)
 IDS = [f"utt-{i}" for i in range(9)]
 
 
-@pytest.fixture(scope="module", params=["zarr", "zarr:zstd", "webdataset"])
+@pytest.fixture(scope="module", params=["zarr", "zarr:blosc", "webdataset"])
 def path(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("store") / "s"
     with StoreWriter.open(

@@ -44,7 +44,7 @@ def command(*args):
 
 def spoil(store, shard, row):
     """Flip a bit inside the bytes of one record."""
-    path = store / "shards" / shard / "ctc" / "logp" / "c" / "0" / "0"
+    path = store / "shards" / f"{shard}.zarr.zip"
     data = bytearray(path.read_bytes())
     opened = open_store(store)
     utt_id = opened.entry(shard).ids[row]

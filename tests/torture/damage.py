@@ -12,9 +12,8 @@ from logitstore.store.verify import verify_store
 
 from .store import BLOCKS, IDS, row, same, same_tree, work
 
-STORAGES = ("zarr", "webdataset", "zarr:zstd", "zarr:blosc")
+STORAGES = ("zarr", "webdataset", "zarr:blosc")
 DERIVED = {"index.bin", "skipped.jsonl"}  # made anew from the entries: losing them loses nothing
-FOR_OTHERS = {"zarr.json", "shards/zarr.json"}  # logitstore never reads them
 
 
 def flip(dice, data, other):
@@ -87,8 +86,8 @@ def _noticed(family, folder, name, changed):
         found = [f.where + f.what for f in verify_store(folder).findings]
     except StoreError as e:
         found = [str(e)]
-    if name in FOR_OTHERS or (name in DERIVED and changed is None):
-        assert not found or name in FOR_OTHERS, found
+    if name in DERIVED and changed is None:
+        assert not found, found
     else:
         assert found, "verify found nothing"
     if name in ("logitstore.json", "tokens.txt"):
@@ -159,4 +158,4 @@ def mending(family, root, cases, seconds=600, seed=1):
             assert not _read_all(family, folder)
             assert not verify_store(folder).findings
             if not gone and not done.findings:
-                assert same_tree(folder, whole[storage]) or name in FOR_OTHERS
+                assert same_tree(folder, whole[storage])

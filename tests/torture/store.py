@@ -54,7 +54,7 @@ def row(utt_id, seed=0):
         elif name == "tail":
             arrays[column.name] = random.integers(16000, 20000, (n, *column.shape)).astype(np.int16)
         elif name == "labels":
-            arrays[column.name] = random.integers(1, 5, n).astype(np.int32)
+            arrays[column.name] = random.integers(1, 5, n).astype(column.dtype)
         else:
             arrays[column.name] = random.normal(size=(n, *column.shape)).astype(column.dtype)
     return EncodedRecord(utt_id, {"T": t, "U": u, "seconds": t / 25, "text": "a ’"}, arrays)

@@ -25,7 +25,7 @@ def test_family(name):
 
 def test_every_step_was_died_at():
     seen = RAN["killed at every step"].seen + RAN["merging killed at every step"].seen
-    assert set(seen) == set(faults.STEPS) | {"write:zarr.json", "write:shards"}
+    assert set(seen) == set(faults.STEPS)
 
 
 def test_every_family_has_a_short_form():

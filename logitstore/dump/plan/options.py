@@ -79,7 +79,7 @@ class PlanOptions:
 
     streams: Mapping[str, AutoEncoding] = field(default_factory=dict)
     layers: tuple[str, ...] = ()
-    storages: tuple[str, ...] = ("zarr", "zarr:zstd")
+    storages: tuple[str, ...] = ("zarr", "zarr:blosc")
     sample: int = 50
     temperatures: tuple[float, ...] = TEMPERATURES
     max_kl: float = BUDGET

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from ...storage.entries import Entry
 from ...storage.places import open_place
 from ...store.identity import establish
 from ...store.inspect import Footprint, footprint
-from ...store.layout import columns_of
+from ...store.layout import about_shards, columns_of
 from ...store.reader import Store
 from ...store.record_encoder import RecordEncoder
 from ...store.stream_output import StreamOutput, encode, own_rows
@@ -100,7 +100,6 @@ class TrialStore:
         self.place = open_place(folder)
         self.spec = establish(self.place, spec, table, set(), made)
         self._storage, self._columns = parse_storage(spec.storage["name"]), columns_of(spec)
-        self._storage.describe(self.place, {"format": "logitstore", "version": spec.version})
         self._staged = folder / "trial"
         self._shard: ShardWriter | None = None
         self._ids: list[str] = []
@@ -141,10 +140,11 @@ class TrialStore:
         if self._shard is not None:
             self._shard.close()
             self._shard = None
-            (shutil.rmtree if self._staged.is_dir() else os.unlink)(self._staged)
+            with suppress(FileNotFoundError):
+                os.unlink(self._staged)
 
     def _begin(self) -> None:
-        self._shard = self._storage.create(self._staged, "000000", self._columns)
+        self._shard = self._storage.create(self._staged, "000000", self._columns, about_shards(self.spec))
 
     def _end(self) -> int:
         """Finish and remove the open shard; return its bytes and those of its entry."""

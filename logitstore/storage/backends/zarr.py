@@ -1,34 +1,33 @@
-"""The storage backend ``zarr``: a shard is a Zarr v3 group; each array is one file of the sharding codec.
+"""The storage backend ``zarr``: a shard is a Zarr v3 group in one ZIP archive, which zarr's ZipStore opens.
 
-Records are appended to the array files when they are added, so a shard need not fit into memory. zarr
-writes the metadata. The data file follows the sharding codec of the Zarr v3 specification (all inner chunks
-in order, then the index of (offset, nbytes) pairs and its CRC-32C); without a compressor it can be
-memory-mapped.
+The members of the archive are stored as they are. Each column is one array of the sharding codec; without a
+compressor its items lie one behind the other, and records are read from a memory map of the archive.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...errors import UsageError
+from ...errors import FormatError, UsageError
 from ...schema.spec import Column
-from ..base import Shard, ShardContents
+from ..base import ShardContents
 from ..places import Place
-from ._zarr_read import open_zarr
+from ..shard import Shard, open_shard
+from ._zarr_read import unpacker
 from ._zarr_write import ZarrShardWriter
 
-COMPRESSORS = ("none", "zstd", "blosc")
+COMPRESSORS = ("none", "blosc")
 
 
 @dataclass(frozen=True)
 class ZarrStorage:
-    """Zarr v3 groups.
+    """Zarr v3 groups, each in one ZIP archive.
 
     Attributes:
-        compressor: ``none`` (mappable), ``zstd`` or ``blosc`` (byte shuffle and zstd) on the inner chunks.
+        compressor: ``none`` (mappable) or ``blosc`` (byte shuffle and zstd) on the inner chunks.
     """
 
     compressor: str = "none"
@@ -37,27 +36,21 @@ class ZarrStorage:
         return "zarr" if self.compressor == "none" else f"zarr:{self.compressor}"
 
     def path(self, shard: str) -> str:
-        return f"shards/{shard}"
+        return f"shards/{shard}.zarr.zip"
 
-    def create(self, staged: Path, shard: str, columns: Sequence[Column]) -> ZarrShardWriter:
-        return ZarrShardWriter(staged, self.path(shard), self.compressor, columns)
+    def create(
+        self, staged: Path, shard: str, columns: Sequence[Column], about: Mapping[str, Any]
+    ) -> ZarrShardWriter:
+        return ZarrShardWriter(staged, self.path(shard), self.compressor, columns, {**about, "shard": shard})
 
     def open(self, place: Place, shard: str, contents: ShardContents, columns: Sequence[Column]) -> Shard:
-        return open_zarr(place, self.path(shard), self.compressor, contents, columns)
-
-    def describe(self, place: Place, about: dict[str, Any]) -> None:
-        """Make the root and ``shards`` Zarr groups, so that ``zarr.open_group(STORE)`` shows all shards."""
-        for name, attributes in (("zarr.json", {"logitstore": about}), ("shards/zarr.json", {})):
-            if not place.exists(name):
-                place.write(name, _group(attributes))
-
-
-def _group(attributes: dict[str, Any]) -> bytes:
-    from zarr.core.buffer import default_buffer_prototype
-    from zarr.core.group import GroupMetadata
-
-    metadata = GroupMetadata(attributes=attributes)
-    return metadata.to_buffer_dict(default_buffer_prototype())["zarr.json"].to_bytes()
+        raw, table, watch = open_shard(place, shard, contents, columns)
+        compressed = self.compressor != "none"
+        if compressed != bool(table.chunks) and columns:
+            raise FormatError(f"its columns are not those of {self} (SPEC Z3)", where=f"shard {shard}")
+        if compressed and len(table.pack) > 2:
+            raise FormatError("it has more than one pack (SPEC Z1)", where=f"shard {shard}")
+        return Shard(shard, raw, table, watch, unpacker(table, shard) if compressed else None)
 
 
 def parse(setting: str | None) -> ZarrStorage:
