@@ -2,6 +2,7 @@
 # make student   the demo, then a student trained from its store, with labels only and with distillation
 # make test    the tests
 # make test-fast   the tests that take under five seconds and start no process
+# make golden    the golden stores of tests/golden, all anew
 # make wheel-demo   the demo, by a wheel that is built and installed outside of the repository
 # make test-frameworks   teachers against the real frameworks, each in an environment of its own; FRAMEWORKS=...
 # make docs    the documentation, in build/site; strict
@@ -17,7 +18,7 @@ VENV := $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv)
 PY := $(VENV)/bin/python
 DEMO := demo-store
 
-.PHONY: demo student wheel-demo test test-fast marks docs test-frameworks torture fuzz check install benchmark benchmark-short digits clean help
+.PHONY: demo student wheel-demo test test-fast golden marks docs test-frameworks torture fuzz check install benchmark benchmark-short digits clean help
 help:
 	@sed -n '1,13s/^# //p' Makefile
 
@@ -46,6 +47,13 @@ test: install
 
 test-fast: install
 	$(PY) -m pytest -n 2 --dist loadfile -m "not slow and not subprocess and not framework"
+
+# The golden stores, all of them anew; from format 1.0 on they are never made again.
+golden: install
+	rm -rf build/golden && mkdir -p build/golden
+	for one in make make_encodings make_kinds; do $(PY) tests/golden/$$one.py build/golden || exit 1; done
+	rm -rf tests/golden/v1.0-* build/golden/*/SPEC.md
+	mv build/golden/* tests/golden
 
 # Which tests are slow or start processes, measured by running all of them.
 marks: install

@@ -6,9 +6,13 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from ..corpus.audio import stated_seconds
 from ..corpus.manifest import Manifest, Utterance
 from ..errors import UsageError
-from ..storage.entries import ShardSize
+from ..storage.shard_size import ShardSize
+
+RECORD_BYTES = 200  # of a record's metadata, for the estimate of a block's bytes
+TYPICAL_SECONDS = 10.0  # of an utterance whose duration the manifest does not state
 
 
 @dataclass(frozen=True)
@@ -30,22 +34,38 @@ class Block:
 
 
 def blocks(
-    manifest: Manifest, size: ShardSize, part: JobPart, seconds_of: Callable[[Utterance], float]
+    manifest: Manifest,
+    size: ShardSize,
+    part: JobPart,
+    seconds_of: Callable[[Utterance], float],
+    bytes_per_second: float = 0.0,
 ) -> Iterator[Block]:
     """Yield the blocks of one job's part.
 
-    Boundaries depend on the manifest and the shard size alone, never on the number of jobs: job i of N takes
-    blocks i, i + N, ..., and the finished store is the same for any N.
+    Boundaries depend on the manifest, the shard size and the encodings alone, never on the number of jobs: job
+    i of N takes blocks i, i + N, ..., and the finished store is the same for any N.
+
+    Args:
+        manifest: the utterances.
+        size: size of a block. Its bytes are estimated, because the boundaries are needed before anything is
+            encoded; an utterance whose duration the manifest does not state counts as ten seconds.
+        part: part of the blocks that this job takes.
+        seconds_of: function that returns the duration of an utterance, reading its header if need be; called
+            only if the size limits the amount of audio.
+        bytes_per_second: estimate of the encoded bytes of a second of audio.
     """
-    number, held, total = 0, list[Utterance](), 0.0
+    number, held, total, stored = 0, list[Utterance](), 0.0, 0.0
     for utt in manifest:
         held.append(utt)
         if size.seconds:
             total += seconds_of(utt)
-        if (size.utterances and len(held) >= size.utterances) or (size.seconds and total >= size.seconds):
+        if size.bytes:
+            stated = stated_seconds(utt)
+            stored += RECORD_BYTES + bytes_per_second * (TYPICAL_SECONDS if stated is None else stated)
+        if size.complete(len(held), total, stored):
             if part.takes(number):
                 yield Block(number, tuple(held))
-            number, held, total = number + 1, [], 0.0
+            number, held, total, stored = number + 1, [], 0.0, 0.0
     if held and part.takes(number):
         yield Block(number, tuple(held))
 

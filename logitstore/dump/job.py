@@ -29,9 +29,10 @@ from ..schema.clock import check_audio
 from ..schema.kinds import kind_of
 from ..schema.spec import StoreSpec
 from ..storage.commit import problem_key
-from ..storage.entries import Entry, ShardSize
+from ..storage.entries import Entry
 from ..storage.places import open_place
-from ..store.layout import make_spec
+from ..storage.shard_size import ShardSize
+from ..store.layout import estimated_bytes_per_second, make_spec
 from ..store.writer import StoreWriter
 from ..teachers.layers import parse_layer, with_layers
 from ..teachers.protocol import Teacher, check_protocol, weights_sha256
@@ -172,7 +173,8 @@ class _Dump:
         size = ShardSize.parse(self.options.shard_size)
         problems = list(self.manifest.problems) if self.options.part.index == 0 else []
         idle = True
-        for block in blocks(self.manifest, size, self.options.part, _length):
+        rate = estimated_bytes_per_second(self.writer.spec)
+        for block in blocks(self.manifest, size, self.options.part, _length, rate):
             idle = False
             self.writer.refresh()  # other jobs may have sealed some of them since this one began
             missing = tuple(u for u in block.utterances if u.id not in self.writer)

@@ -11,7 +11,7 @@ from ..errors import UsageError
 from ..runner.chunks import Chunks
 from ..schema.kinds import kind_of
 from ..schema.spec import TeacherSpec
-from ..storage.entries import DEFAULT_SHARD_SIZE, ShardSize
+from ..storage.shard_size import DEFAULT_SHARD_SIZE, ShardSize
 from ..tokens.table import TokenTable
 from .blocks import JobPart
 
@@ -30,7 +30,7 @@ class DumpOptions:
         storage: storage backend: ``zarr``, ``zarr:blosc``, ``webdataset``, ...
         batch_seconds: seconds of audio in one padded batch; 0 for one utterance at a time.
         device: device of the teacher: ``cpu``, ``cuda``, ``cuda:1``, ...
-        shard_size: utterances or audio of one shard; see :class:`logitstore.storage.entries.ShardSize`.
+        shard_size: utterances or audio of one shard; see :class:`logitstore.storage.shard_size.ShardSize`.
         on_error: ``raise``, or ``skip`` to leave out an utterance that fails and list it.
         max_skipped: stop when more utterances are skipped: a number, or a share such as ``1%``.
         part: part i of N of the manifest.

@@ -43,14 +43,12 @@ class StreamEncoding(ABC):
         numbers: True where rows are the numbers of a layer, not logits of classes.
         keeps_always: True where ``encode`` takes classes to keep in every row: the blank, and in a lattice
             the next label.
-        requires: features that a reader must know to read such a stream (SPEC F5).
         tail_points: temperatures at which the mass of the tail is stored; 0 without a tail, or with older
             ones.
     """
 
     numbers: ClassVar[bool] = False
     keeps_always: ClassVar[bool] = False
-    requires: ClassVar[tuple[str, ...]] = ()
     tail_points: int = 0
 
     def check_stream(self, kind: StreamKind, form: Form | None) -> None:

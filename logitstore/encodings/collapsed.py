@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..errors import UsageError
 from ..schema.kinds import StreamKind
 from ..schema.lattice import Form
-from ..schema.spec import LATTICE_FORMS, Column, StreamSpec
+from ..schema.spec import Column, StreamSpec
 from ._tail import LOGP_FLOOR, POINTS, decode_odds, describe, encode_odds, pruned, stored_at
 from .base import FOR_LOGITS, Encoding, no_setting
 from .rows import Rows, Tempered
@@ -70,7 +70,6 @@ class CollapsedEncoding(Encoding):
     tail_points: int = POINTS
 
     keeps_always: ClassVar[bool] = True
-    requires: ClassVar[tuple[str, ...]] = (LATTICE_FORMS,)
 
     def __str__(self) -> str:
         return "collapsed"

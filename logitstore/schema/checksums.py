@@ -1,10 +1,11 @@
-"""Checksums, and JSON in the canonical form that they are computed over."""
+"""Checksums, and sealed JSON: objects in a file that ends with its own checksum."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
+import re
 from typing import Any
 
 import google_crc32c
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 from ..errors import CorruptError, FormatError
 
 MAX_JSON_BYTES = 64 << 20
+_LAST_LINE = b'\n"crc32c": '
+_CHECKSUM = re.compile(rb"(0|[1-9][0-9]{0,9})\}\n")
 
 
 def crc32c(data: bytes | NDArray[Any], before: int = 0) -> int:
@@ -33,7 +36,7 @@ def sha256(data: bytes) -> str:
 
 
 def id_hash(utt_id: str) -> int:
-    """Return the 64-bit BLAKE2b hash of an utterance id in UTF-8, big-endian (SPEC I2)."""
+    """Return the 64-bit BLAKE2b hash of an utterance id in UTF-8, big-endian (SPEC I3)."""
     return int.from_bytes(hashlib.blake2b(utt_id.encode("utf-8"), digest_size=8).digest(), "big")
 
 
@@ -45,10 +48,11 @@ def canonical(value: Any) -> bytes:
 
 
 def seal_json(value: dict[str, Any]) -> bytes:
-    """Encode an object as indented JSON with its own CRC-32C as the key ``crc32c`` (SPEC F3)."""
+    """Encode an object as sealed JSON: its last line holds the CRC-32C of all bytes before that line (SPEC F3)."""
     body = {k: v for k, v in value.items() if k != "crc32c"}
-    body["crc32c"] = crc32c(canonical(body))
-    return json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False).encode("utf-8") + b"\n"
+    text = json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False)
+    covered = (text[:-1].rstrip("\n") + (",\n" if body else "\n")).encode("utf-8")
+    return covered + b'"crc32c": %d}\n' % crc32c(covered)
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -92,25 +96,45 @@ def parse_json(data: bytes, where: str) -> Any:
 
 
 def open_json(data: bytes, where: str) -> dict[str, Any]:
-    """Parse and check an object that :func:`seal_json` wrote.
+    """Parse and check sealed JSON (SPEC F3).
 
     Raises:
         FormatError: the data is not a JSON object with its checksum.
         CorruptError: the checksum does not match.
     """
-    value = parse_json(data, where)
-    if not isinstance(value, dict) or not isinstance(value.get("crc32c"), int):
-        raise FormatError("it is not a JSON object with its crc32c (SPEC F3)", where=where)
-    stated = value.pop("crc32c")
-    try:
-        computed = crc32c(canonical(value))
-    except (ValueError, RecursionError) as e:  # half of a surrogate pair, or nested too deep
-        raise FormatError(f"not valid JSON: {e}", where=where) from None
-    if computed != stated:
+    return split_sealed(data, where)[0]
+
+
+def split_sealed(data: bytes, where: str, *, more: bool = False) -> tuple[dict[str, Any], int]:
+    """Parse and check the sealed JSON at the start of a file; return the object and its length in bytes.
+
+    Args:
+        data: the file, or its start if that holds the whole object.
+        where: the file, for messages.
+        more: whether other bytes may follow the object.
+
+    Raises:
+        FormatError: the data does not start with a JSON object with its checksum.
+        CorruptError: the checksum does not match.
+    """
+    covered = data.find(_LAST_LINE) + 1
+    found = _CHECKSUM.match(data, covered + len(_LAST_LINE) - 1) if covered else None
+    if found is None or (found.end() != len(data) and not more):
+        raise FormatError("it is not JSON that ends with a line of its crc32c (SPEC F3)", where=where)
+    if crc32c(data[:covered]) != int(found[1]):
         raise CorruptError(
-            "its checksum does not match its content (SPEC F3)",
+            "its checksum does not match its bytes (SPEC F3)",
             where=where,
             why="The file was changed or damaged after it was written.",
             do="Restore it from a copy, or dump this shard again.",
         )
-    return value
+    value = parse_json(data[: found.end()], where)
+    if not isinstance(value, dict):
+        raise FormatError("it is not a JSON object (SPEC F3)", where=where)
+    if b"\\u" in data[: found.end()]:
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError as e:  # half of a surrogate pair
+            raise FormatError(f"not valid JSON: {e}", where=where) from None
+    del value["crc32c"]
+    return value, found.end()

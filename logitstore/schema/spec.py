@@ -1,4 +1,4 @@
-"""Content of ``logitstore.json``: frozen dataclasses that convert to JSON and back."""
+"""Content of ``logitstore.json`` and ``notes.json``: frozen dataclasses that convert to JSON and back."""
 
 from __future__ import annotations
 
@@ -15,10 +15,8 @@ from .kinds import KINDS, StreamKind
 
 VERSION = "1.0"
 ASSUMABLE = ("blank", "frame_shift", "sample_rate")  # values of a teacher that a capture may have to assume
+FORMAT = "logitstore"
 UNNAMED = "unnamed"  # name of the teacher if a StoreWriter was opened without a TeacherSpec
-REPLACES, LATTICE_FORMS, TAIL_POINTS = "replaces", "lattice-forms", "tail-points"
-LATER_KINDS = frozenset(KINDS) - {"ctc", "rnnt"}  # kinds that readers must be able to refuse
-KNOWN_REQUIREMENTS = frozenset({REPLACES, LATTICE_FORMS, TAIL_POINTS}) | LATER_KINDS
 
 
 @dataclass(frozen=True)
@@ -61,8 +59,8 @@ class Head(JsonDataclass):
     end: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON object of ``logitstore.json`` (SPEC F4)."""
-        return {k: v for k, v in asdict(self).items() if v is not None}
+        """Return the JSON object of ``logitstore.json`` (SPEC F4); the blank stands in ``tokens`` alone."""
+        return {k: v for k, v in asdict(self).items() if v is not None and k != "blank"}
 
 
 @dataclass(frozen=True)
@@ -187,8 +185,9 @@ class StreamSpec(JsonDataclass):
     constants: tuple[dict[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON object of ``logitstore.json`` (SPEC F4)."""
-        return {k: v for k, v in asdict(self).items() if v or k in ("blank", "form", "encoding")}
+        """Return the JSON object of ``logitstore.json`` (SPEC F4); V and the blank stand in ``tokens`` alone."""
+        stated = {k: v for k, v in asdict(self).items() if k not in ("classes", "blank")}
+        return {k: v for k, v in stated.items() if v or k in ("form", "encoding")}
 
     @property
     def stream_kind(self) -> StreamKind:
@@ -218,70 +217,90 @@ class StreamSpec(JsonDataclass):
 
 @dataclass(frozen=True)
 class StoreSpec(JsonDataclass):
-    """The content of ``logitstore.json`` (SPEC F4).
+    """The description of a store: what its records mean (``logitstore.json``) and notes (``notes.json``).
 
     Attributes:
         teacher: the teacher that made the rows.
         tokens: ``sha256`` of tokens.txt, ``size`` and ``blank``.
         streams: the stored streams.
         storage: name and settings of the storage backend.
+        version: version of the format, ``major.minor``.
         manifest: ``sha256`` of the manifest; empty for a store that was written by a user's own loop.
         made_with: versions of the libraries that made the store, by name.
         allowed: differences that the user allowed while resuming.
         gates: checks of the teacher that the user skipped, each with its name as ``gate`` and a ``reason``.
-        requires: features of the format that a reader must know to read the store.
-        version: version of the format, ``major.minor``.
+        records: number of records that the store had when a writer last finished it; it never has fewer.
+        identity: SHA-256 of ``logitstore.json``, which every sealed entry carries; empty for a description that
+            was neither read from a store nor written to one.
     """
 
     teacher: TeacherSpec
     tokens: dict[str, Any]
     streams: tuple[StreamSpec, ...]
     storage: dict[str, Any]
+    version: str = VERSION
     manifest: dict[str, Any] = field(default_factory=dict)
     made_with: dict[str, str] = field(default_factory=dict)
     allowed: tuple[dict[str, Any], ...] = ()
     gates: tuple[dict[str, Any], ...] = ()
-    requires: tuple[str, ...] = ()
-    version: str = VERSION
+    records: int = 0
+    identity: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
+        sha256, size, blank = (self.tokens.get(k) for k in ("sha256", "size", "blank"))
+        if not (isinstance(sha256, str) and type(size) is int and type(blank) is int):
+            raise ValueError(f"the tokens {self.tokens!r} lack sha256, size or blank")
         teacher: Any = self.teacher
         if not isinstance(teacher, TeacherSpec):
-            object.__setattr__(self, "teacher", TeacherSpec.from_json(teacher))
-        streams = tuple(s if isinstance(s, StreamSpec) else StreamSpec.from_json(s) for s in self.streams)
+            heads = tuple({**head, "blank": blank} for head in teacher.get("heads", ()))
+            object.__setattr__(self, "teacher", TeacherSpec.from_json({**teacher, "heads": heads}))
+        streams = tuple(
+            s if isinstance(s, StreamSpec) else StreamSpec.from_json({**s, "classes": size, "blank": blank})
+            for s in self.streams
+        )
         object.__setattr__(self, "streams", streams)
         object.__setattr__(self, "allowed", tuple(self.allowed))
         object.__setattr__(self, "gates", tuple(self.gates))
-        object.__setattr__(self, "requires", tuple(self.requires))
-        sha256, size, blank = (self.tokens.get(k) for k in ("sha256", "size", "blank"))
-        if not (isinstance(sha256, str) and isinstance(size, int) and isinstance(blank, int)):
-            raise ValueError(f"the tokens {self.tokens!r} lack sha256, size or blank")
+        if len({s.name for s in streams}) != len(streams):
+            raise ValueError("two streams have one name")
         if not isinstance(self.storage.get("name"), str):
             raise ValueError(f"the storage backend {self.storage!r} has no name")
+        if not (type(self.records) is int and self.records >= 0):
+            raise ValueError(f"the number of records is {self.records!r}")
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON object of ``logitstore.json`` (SPEC F4)."""
-        value = {
-            "format": "logitstore",
-            **asdict(self),
+    def description(self) -> dict[str, Any]:
+        """Return the JSON object of ``logitstore.json``, which never changes (SPEC F4)."""
+        return {
+            "format": FORMAT,
+            "version": self.version,
             "teacher": self.teacher.to_json(),
+            "tokens": dict(self.tokens),
             "streams": [s.to_json() for s in self.streams],
+            "storage": dict(self.storage),
+        }
+
+    def notes(self) -> dict[str, Any]:
+        """Return the JSON object of ``notes.json`` (SPEC F8)."""
+        return {
+            "records": self.records,
+            "manifest": dict(self.manifest),
+            "made_with": dict(self.made_with),
             "allowed": list(self.allowed),
             "gates": list(self.gates),
-            "requires": list(self.requires),
         }
-        if not self.gates:
-            del value["gates"]
-        return value
+
+    def to_json(self) -> dict[str, Any]:
+        """Return description and notes in one JSON object."""
+        return {**self.description(), **self.notes()}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
         """Build it from JSON.
 
         Raises:
-            FormatError: another format, a newer major version, or a required feature that is unknown.
+            FormatError: another format or a newer major version, or a value of the wrong type.
         """
-        if value.get("format") != "logitstore":
+        if value.get("format") != FORMAT:
             raise FormatError("its format is not logitstore (SPEC F4)")
         version = str(value.get("version", ""))
         if version.partition(".")[0] != VERSION.partition(".")[0]:
@@ -290,16 +309,7 @@ class StoreSpec(JsonDataclass):
                 f"{VERSION.partition('.')[0]}.x (SPEC F5)",
                 do="Install a logitstore that reads this version.",
             )
-        requires = value.get("requires", [])
-        if not isinstance(requires, list | tuple):
-            raise FormatError(f"its key requires is {requires!r}, not a list (SPEC F5)")
-        unknown = set(map(str, requires)) - KNOWN_REQUIREMENTS
-        if unknown:
-            raise FormatError(
-                f"it requires {', '.join(sorted(unknown))}, which this logitstore does not know (SPEC F5)",
-                do="Install a newer logitstore.",
-            )
-        return super().from_json(value)
+        return super().from_json({k: v for k, v in value.items() if k != "identity"})
 
     @property
     def transcript_streams(self) -> tuple[str, ...]:

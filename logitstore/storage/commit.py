@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,17 +17,16 @@ from typing import Any
 
 from ..errors import FormatError, LogitStoreError, StoreError, Vanished
 from ..schema.checksums import parse_json
-from ..schema.spec import REPLACES, Column
+from ..schema.spec import Column
 from . import StorageBackend, faults, open_storage
 from .base import EncodedRecord, ShardContents
-from .entries import Entry, current_index, entry_name, read_entry, shard_names
+from .catalog import Catalog, extend_index, finish_index, read_catalog
+from .entries import Entry, entry_name, read_entry, shard_names
 from .places import Place, disk_errors
-from .spec_file import is_store, read_spec, write_spec
+from .spec_file import is_store, read_spec, write_notes
 from .staging import check_staged, new_staging, remove_staging, staged_place
 
-_TEMPORARY = re.compile(
-    r"\.(logitstore\.json|tokens\.txt|index\.bin|skipped\.jsonl|[\w.-]+\.json)\.\d+", re.ASCII
-)
+_TEMPORARY = re.compile(r"\.(tokens\.txt|skipped\.jsonl|[\w.-]+\.(json|entry|idx|npy|md))\.\d+", re.ASCII)
 LINE = "ManifestError"  # reason of a problem of a manifest line, and not of an utterance
 
 
@@ -45,6 +44,7 @@ class UnsealedShard:
 
     Attributes:
         duplicates: ids that :meth:`seal` left out, because another writer had sealed them meanwhile.
+        bytes: bytes of the arrays that were added.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class UnsealedShard:
         known: Collection[str] | None = None,
     ) -> None:
         self.place, self.name, self._storage, self._columns = place, name, storage, columns
+        self._store = str(about.get("identity", ""))
         self.duplicates: tuple[str, ...] = ()
         self._known = frozenset(shard_names(place) if known is None else known)
         self._staging = new_staging(writer)
@@ -73,6 +74,7 @@ class UnsealedShard:
         self._failed: str | None = None  # id of a record that may be written in part
         self._finished = False
         self._seconds, self._frames = 0.0, 0
+        self.bytes = 0
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -101,6 +103,7 @@ class UnsealedShard:
         self._ids.append(record.id)
         self._seconds += record.meta.get("seconds", 0.0)
         self._frames += record.meta["T"]
+        self.bytes += sum(array.nbytes for array in record.arrays.values())
 
     def seal(
         self, skipped: Iterable[Mapping[str, str]] = (), *, replaces: Iterable[str] = ()
@@ -158,6 +161,7 @@ class UnsealedShard:
             contents,
             tuple(map(dict, skipped)),
             tuple(replaces),
+            self._store,
         )
 
     def discard(self) -> None:
@@ -207,15 +211,16 @@ def publish(
         with place.lock("store", wait=True):
             finish_replacements(place)  # of a writer that died: it may have replaced a shard of this name
             names = set(shard_names(place))
+            taken = read_catalog(place, entry.store, _ignore).taken
             ids, problems = _sealed_in(place, names - seen)
             repeated = ids.intersection(entry.ids)
-            if entry.shard not in names and not repeated:
+            if entry.shard not in taken and not repeated:
                 _seal(place, storage, staged, entry)
                 return Publication(entry, tuple(duplicates))
         seen |= names
         duplicates += [i for i in entry.ids if i in repeated]
         staged, entry = _rewrite(
-            storage, staged, entry, columns, _next_name(entry.shard, names), repeated, problems
+            storage, staged, entry, columns, _next_name(entry.shard, taken), repeated, problems
         )
         if not (entry.ids or entry.skipped or entry.replaces):
             return Publication(None, tuple(duplicates))
@@ -268,7 +273,7 @@ def _rewrite(
     skipped = tuple(s for s in entry.skipped if problem_key(s) not in problems)
     numbers = [n for n, utt_id in enumerate(entry.ids) if utt_id not in left_out]
     if not (numbers or skipped or entry.replaces):
-        return staged, Entry(name, (), 0.0, 0, ShardContents([]))
+        return staged, Entry(name, (), 0.0, 0, ShardContents([]), store=entry.store)
     place = staged_place(storage, staged, entry)
     new = staged.with_name(f"{staged.name}~")
     seconds, frames = 0.0, 0
@@ -288,17 +293,11 @@ def _rewrite(
                 writer.close()
             raise
     ids = tuple(entry.ids[n] for n in numbers)
-    return new, Entry(name, ids, seconds, frames, contents, skipped, entry.replaces)
+    return new, Entry(name, ids, seconds, frames, contents, skipped, entry.replaces, entry.store)
 
 
 def _seal(place: Place, storage: StorageBackend, staged: Path, entry: Entry) -> None:
     """Carry out steps 2 to 4 of sealing; the caller holds the store's lock and has checked ids and name."""
-    if entry.replaces:
-        announce_replacement(place)
-    # The index is compared with the entries by name. It would seem up to date if a shard was removed
-    # and another one sealed under the same name.
-    place.remove("index.bin")
-    faults.reach("unindexed")
     data, name = entry.to_bytes(), entry_name(entry.shard)
     # With working locks none of the checks from here on can fail.
     if place.exists(name):
@@ -315,6 +314,10 @@ def _seal(place: Place, storage: StorageBackend, staged: Path, entry: Entry) -> 
     _require_sizes(place, entry)
     if entry.replaces:
         finish_replacements(place)
+    with suppress(
+        LogitStoreError
+    ):  # the shard is sealed; readers need no index, and the next writer makes it
+        extend_index(place, entry.store)
 
 
 def _require_sizes(place: Place, entry: Entry) -> None:
@@ -339,30 +342,57 @@ def _locks_do_not_work(entry: Entry) -> StoreError:
 
 
 def finish_store(place: Place) -> None:
-    """Update the index and ``skipped.jsonl`` to the sealed entries."""
+    """Update the index, ``skipped.jsonl`` and the number of records to the sealed entries (SPEC C5)."""
     with place.lock("store", wait=True):
         finish_replacements(place)
         remove_temporary_files(place)
-        current_index(place, write=True)
-        data = skipped_lines(place)
+        spec = read_spec(place)
+        entries, skipped = dict[str, tuple[int, int]](), list[dict[str, str]]()
+        for entry in _readable_entries(place, spec.identity):
+            entries[entry.shard] = entry.checksum, len(entry.ids)
+            skipped += entry.skipped
+        lost = max(0, spec.records - sum(records for _, records in entries.values()))
+        catalog = finish_index(place, spec.identity, entries, lost=lost)
+        if catalog.records > spec.records:
+            write_notes(place, replace(spec, records=catalog.records))
+        data = _lines(skipped, catalog)
         if data or place.exists("skipped.jsonl"):
             place.write("skipped.jsonl", data)
 
 
 def skipped_lines(place: Place) -> bytes:
     """Return the content of ``skipped.jsonl``: utterances that entries list as skipped and no shard holds."""
-    index = current_index(place)
-    lines: dict[tuple[str, str, str], dict[str, str]] = {}
-    for shard in shard_names(place):
-        try:
-            entry = read_entry(place, shard)
-        except StoreError:
-            continue  # verify reports it; a finished job must not fail because of another job's shard
-        for problem in entry.skipped:
-            lines[problem_key(problem)] = dict(problem)
-    for key in [k for k in lines if k[1] != LINE and index.find(k[0])]:
+    store = read_spec(place).identity
+    skipped = [problem for entry in _readable_entries(place, store) for problem in entry.skipped]
+    return _lines(skipped, read_catalog(place, store, _ignore))
+
+
+def _lines(skipped: Iterable[Mapping[str, str]], catalog: Catalog) -> bytes:
+    lines = {problem_key(problem): dict(problem) for problem in skipped}
+    for key in [k for k in lines if k[1] != LINE and catalog.find(k[0])]:
         del lines[key]  # stored since then; a bad manifest line stays in the list
     return "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in lines.values()).encode("utf-8")
+
+
+def _readable_entries(place: Place, store: str) -> Iterator[Entry]:
+    """Yield every entry that can be read; verify reports the others."""
+    for shard in shard_names(place):
+        with suppress(StoreError):
+            yield read_entry(place, shard, store)
+
+
+def accept_losses(place: Place) -> None:
+    """Set the number of records that the store has had back to none; the caller holds the store's lock.
+
+    Whoever removes records on purpose calls it first: a store with fewer records than its notes say has lost some.
+    """
+    spec = read_spec(place)
+    if spec.records:
+        write_notes(place, replace(spec, records=0))
+
+
+def _ignore(shard: str, error: StoreError) -> None:
+    """Leave out an entry that cannot be read; ``verify`` reports it."""
 
 
 def remove_temporary_files(place: Place) -> None:
@@ -370,7 +400,7 @@ def remove_temporary_files(place: Place) -> None:
 
     Such files are written under that lock only, so none belongs to a live writer.
     """
-    for folder in ("", "sealed", "shards"):
+    for folder in ("", "sealed", "shards", "index", "constants"):
         for name in place.names(folder):
             if _TEMPORARY.fullmatch(name):
                 place.remove(f"{folder}/{name}" if folder else name)
@@ -394,35 +424,27 @@ def skipped_keys(place: Place) -> frozenset[tuple[str, str, str]]:
     return frozenset(problem_key(p) for p in found if isinstance(p, dict))
 
 
-def announce_replacement(place: Place) -> None:
-    """Require readers to know about replaced shards, until :func:`finish_replacements` has returned.
-
-    Without it, an older reader would find the records of the replaced shards twice.
-    """
-    spec = read_spec(place)
-    if REPLACES not in spec.requires:
-        now = replace(spec, requires=(*spec.requires, REPLACES))
-        write_spec(place, now)
-
-
 def drop_shard(place: Place, shard: str) -> None:
     """Remove a shard; the caller holds the store's lock."""
     path = open_storage(read_spec(place).storage).path(shard)
-    place.remove("index.bin")
     place.remove(entry_name(shard))
     place.remove(path)
 
 
 def finish_replacements(place: Place) -> None:
-    """Remove replaced shards and all references to them; the caller holds the store's lock.
+    """Remove replaced shards and all references to them; the caller holds the store's lock (SPEC C6).
 
-    Does nothing unless :func:`announce_replacement` was called for the store.
+    No index run covers a shard that replaces others, so that only entries without a run are read.
     """
-    if not is_store(place) or REPLACES not in (spec := read_spec(place)).requires:
+    if not is_store(place):
+        return
+    spec = read_spec(place)
+    pending = read_catalog(place, spec.identity, _ignore).pending
+    if not pending:
         return
     storage = open_storage(spec.storage)
-    entries = {n: read_entry(place, n) for n in shard_names(place)}
-    replaced = {n for e in entries.values() for n in e.replaces if n != e.shard}
+    entries = {name: read_entry(place, name, spec.identity) for name in pending}
+    replaced = {old for name, entry in entries.items() for old in entry.replaces if old != name}
     for name in sorted(replaced):
         place.remove(entry_name(name))
         faults.reach("replaced:entry")
@@ -430,7 +452,5 @@ def finish_replacements(place: Place) -> None:
         place.remove(storage.path(name))
         faults.reach("replaced:files")
     for name, entry in entries.items():
-        if entry.replaces and name not in replaced:
+        if name not in replaced:
             place.write(entry_name(name), replace(entry, replaces=()).to_bytes())
-    now = replace(spec, requires=tuple(r for r in spec.requires if r != REPLACES))
-    write_spec(place, now)

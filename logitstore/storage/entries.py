@@ -1,27 +1,120 @@
-"""Sealed entries: a shard exists if and only if its sealed entry exists (SPEC C1)."""
+"""Sealed entries: a shard exists if and only if its sealed entry exists (SPEC C1).
+
+An entry is sealed JSON, the head, with the ids of the shard's records behind it, one a line. The head alone
+says how to open the shard; the ids are decoded when they are asked for.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import CorruptError, FormatError, ManifestError, StoreError, UsageError, Vanished
-from ..schema.checksums import open_json, seal_json
-from ..schema.ids import check_id
+from ..errors import CorruptError, FormatError, IdentityError, Vanished
+from ..schema.checksums import crc32c, seal_json, split_sealed
+from ..schema.ids import MAX_ID_BYTES
 from .base import ShardContents, ShardFile
-from .index import Index, build, entries_digest, hashes, open_index
 from .places import Place
+
+SUFFIX = ".entry"
+_CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+_LINE_FEED = 10
+
+
+class RecordIds(Sequence[str]):
+    """The ids of a shard's records, in record order; held as UTF-8 and decoded when they are asked for.
+
+    Args:
+        text: the ids, each followed by a line feed.
+        count: number of ids.
+        checksum: CRC-32C of the text; None for text that is known to be good.
+        where: the file, for messages.
+    """
+
+    def __init__(self, text: bytes, count: int, checksum: int | None = None, where: str = "") -> None:
+        self._text, self._count, self._checksum, self._where = text, count, checksum, where
+
+    @classmethod
+    def of(cls, ids: Iterable[str]) -> RecordIds:
+        """Return the ids of a sequence of strings."""
+        lines = [f"{utt_id}\n" for utt_id in ids]
+        return cls("".join(lines).encode("utf-8"), len(lines))
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, at: int) -> str: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> tuple[str, ...]: ...
+
+    def __getitem__(self, at: int | slice) -> str | tuple[str, ...]:
+        if isinstance(at, slice):
+            return tuple(self[n] for n in range(*at.indices(self._count)))
+        number = at + self._count if at < 0 else at
+        if not 0 <= number < self._count:
+            raise IndexError(f"record {at} of {self._count}")
+        return self.text[self.begin[number] : self.begin[number + 1] - 1].decode("utf-8")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.text.decode("utf-8").split("\n")[:-1])
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, RecordIds):
+            return self.text == other.text
+        return isinstance(other, Sequence) and tuple(self) == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    def __repr__(self) -> str:
+        return f"RecordIds({list(self)})"
+
+    @cached_property
+    def text(self) -> bytes:
+        """The ids in UTF-8, each followed by a line feed; raises ``CorruptError`` or ``FormatError``."""
+        if self._checksum is not None:
+            self._check(self._checksum)
+        return self._text
+
+    @cached_property
+    def begin(self) -> NDArray[np.int64]:
+        """(N + 1,) first byte of each id in ``text``, and the end."""
+        feeds = np.flatnonzero(np.frombuffer(self.text, np.uint8) == _LINE_FEED)
+        return np.concatenate([np.zeros(1, np.int64), feeds + 1])
+
+    def _check(self, checksum: int) -> None:
+        if crc32c(self._text) != checksum:
+            raise CorruptError(
+                "the ids do not match their checksum (SPEC C2)",
+                where=self._where,
+                why="The file was changed or damaged after it was written.",
+                do="Restore it from a copy, or repair the store (logitstore verify --repair) and dump again.",
+            )
+        feeds = np.flatnonzero(np.frombuffer(self._text, np.uint8) == _LINE_FEED)
+        lengths = np.diff(feeds, prepend=-1) - 1
+        try:
+            bad = (
+                len(feeds) != self._count
+                or not self._text.endswith(b"\n" if self._count else b"")
+                or (self._count and not 1 <= int(lengths.min()) <= int(lengths.max()) <= MAX_ID_BYTES)
+                or _CONTROL.search(self._text.decode("utf-8"))
+            )
+        except UnicodeDecodeError:
+            bad = True
+        if bad:
+            raise FormatError(f"its ids are not {self._count} lines of ids (SPEC C2)", where=self._where)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """The content of ``sealed/NAME.json``, the sealed entry of one shard.
+    """The content of ``sealed/SHARD.entry``, the sealed entry of one shard.
 
     Attributes:
         shard: name of the shard.
@@ -31,30 +124,46 @@ class Entry:
         contents: the shard's files and layout; no files for a shard without records.
         skipped: ``id``, ``reason`` and ``what`` of the utterances that could not be dumped into this shard.
         replaces: names of the shards that this one replaces (SPEC C6).
+        store: identity of the store that the shard was made for (SPEC F5).
+        checksum: CRC-32C of the entry's file.
     """
 
     shard: str
-    ids: tuple[str, ...]
+    ids: Sequence[str]
     seconds: float
     frames: int
     contents: ShardContents
-    skipped: tuple[dict[str, str], ...] = field(default=())
+    skipped: tuple[dict[str, str], ...] = ()
     replaces: tuple[str, ...] = ()
+    store: str = ""
+    checksum: int = field(default=-1, compare=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.ids, RecordIds):
+            object.__setattr__(self, "ids", RecordIds.of(self.ids))
+
+    @property
+    def record_ids(self) -> RecordIds:
+        """The ids with their bytes."""
+        assert isinstance(self.ids, RecordIds)
+        return self.ids
 
     def to_bytes(self) -> bytes:
-        return seal_json(
-            {
-                "shard": self.shard,
-                "rows": len(self.ids),
-                "seconds": round(self.seconds, 6),
-                "frames": self.frames,
-                "files": [asdict(f) for f in self.contents.files],
-                "layout": self.contents.layout,
-                "ids": list(self.ids),
-                "skipped": list(self.skipped),
-                **({"replaces": list(self.replaces)} if self.replaces else {}),
-            }
-        )
+        """Return the bytes of the entry's file (SPEC C2)."""
+        text = self.record_ids.text
+        head = {
+            "shard": self.shard,
+            "store": self.store,
+            "records": len(self.ids),
+            "seconds": round(self.seconds, 6),
+            "frames": self.frames,
+            "files": [asdict(f) for f in self.contents.files],
+            "layout": self.contents.layout,
+            "skipped": list(self.skipped),
+            **({"replaces": list(self.replaces)} if self.replaces else {}),
+            "ids": {"bytes": len(text), "crc32c": crc32c(text)},
+        }
+        return seal_json(head) + text
 
     @property
     def bytes(self) -> int:
@@ -64,13 +173,13 @@ class Entry:
 
 def entry_name(shard: str) -> str:
     """Return the name of a shard's entry in a store."""
-    return f"sealed/{shard}.json"
+    return f"sealed/{shard}{SUFFIX}"
 
 
 def shard_names(place: Place) -> list[str]:
     """Return the names of all sealed shards, sorted, including those that another one replaces (SPEC C6)."""
-    found = (n.removesuffix(".json") for n in place.names("sealed") if n.endswith(".json"))
-    return [n for n in found if is_name(n)]
+    found = (n.removesuffix(SUFFIX) for n in place.names("sealed") if n.endswith(SUFFIX))
+    return sorted(n for n in found if is_name(n))
 
 
 def is_name(shard: object) -> bool:
@@ -78,13 +187,19 @@ def is_name(shard: object) -> bool:
     return isinstance(shard, str) and re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}", shard) is not None
 
 
-def read_entry(place: Place, shard: str) -> Entry:
-    """Read the entry of a shard.
+def read_entry(place: Place, shard: str, store: str = "") -> Entry:
+    """Read the entry of a shard; its ids are checked when they are asked for.
+
+    Args:
+        place: place of the store.
+        shard: name of the shard.
+        store: identity of the store, which the entry must carry; empty to accept any.
 
     Raises:
         Vanished: there is no such entry.
         FormatError: the entry breaks a rule of SPEC.md.
         CorruptError: the entry does not match its checksum.
+        IdentityError: the shard belongs to another store.
     """
     where = entry_name(shard)
     if not is_name(shard):
@@ -95,32 +210,50 @@ def read_entry(place: Place, shard: str) -> Entry:
         raise Vanished(
             "the entry does not exist: the shard was removed or replaced (SPEC C1)", where=where
         ) from None
-    return parse_entry(data, shard, where)
+    entry = parse_entry(data, shard, where)
+    if store and entry.store != store:
+        raise IdentityError(
+            "the shard belongs to another store (SPEC C2)",
+            where=where,
+            why=f"Its entry says that it was made for the store {entry.store[:19]}…, this one is {store[:19]}…: "
+            "another teacher, token table, encoding or storage backend.",
+            do="Remove the entry and its shard, or put the right logitstore.json back.",
+        )
+    return entry
 
 
 def parse_entry(data: bytes, shard: str, where: str) -> Entry:
     """Parse the entry of a shard; raise ``FormatError`` or ``CorruptError``."""
     try:
-        value: dict[str, Any] = open_json(data, where)
+        value, end = split_sealed(data, where, more=True)
     except CorruptError as e:
         e.do = "Restore it from a copy, or repair the store (logitstore verify --repair) and dump again."
         raise
     try:
         files = [ShardFile(str(f["path"]), int(f["bytes"]), int(f["crc32c"])) for f in value["files"]]
+        records, size, checksum = value["records"], value["ids"]["bytes"], value["ids"]["crc32c"]
+        if not all(type(n) is int and n >= 0 for n in (records, size, checksum)):
+            raise ValueError("a count is not an integer")
         entry = Entry(
             shard=value["shard"],
-            ids=tuple(check_id(i) for i in value["ids"]),
+            ids=RecordIds(data[end:], records, checksum, where),
             seconds=float(value["seconds"]),
             frames=int(value["frames"]),
             contents=ShardContents(files, dict(value["layout"])),
             skipped=tuple({str(k): str(v) for k, v in s.items()} for s in value.get("skipped", ())),
             replaces=tuple(value.get("replaces", ())),
+            store=value["store"],
+            checksum=crc32c(data),
         )
-    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, ManifestError) as e:
+    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as e:
         raise FormatError(f"it is not a sealed entry: {e!r} (SPEC C2)", where=where) from None
-    if entry.shard != shard or value.get("rows") != len(entry.ids):
+    if len(data) != end + size or records > size:
         raise FormatError(
-            f"it describes shard {entry.shard!r}, or another number of records (SPEC C2)", where=where
+            f"{len(data) - end} bytes follow its head, not {size} of {records} ids (SPEC C2)", where=where
+        )
+    if entry.shard != shard or not isinstance(entry.store, str):
+        raise FormatError(
+            f"it describes shard {entry.shard!r} of store {entry.store!r} (SPEC C2)", where=where
         )
     if not all(map(is_name, entry.replaces)):
         raise FormatError(
@@ -131,98 +264,3 @@ def parse_entry(data: bytes, shard: str, where: str) -> Entry:
         if parts[0] != "shards" or {"", ".", ".."} & set(parts) or "\0" in f.path or f.bytes < 0:
             raise FormatError(f"its file {f.path!r} is not below shards/ (SPEC C2)", where=where)
     return entry
-
-
-OnDamaged = Callable[[str, StoreError], None]
-
-
-def read_ids(place: Place, damaged: OnDamaged | None = None) -> tuple[dict[str, NDArray[np.uint64]], int]:
-    """Return the id hashes of every shard by name, and the digest of all entries (SPEC I5).
-
-    Replaced shards are left out. The result is consistent: if entries appear or disappear meanwhile, all are
-    listed again.
-
-    Args:
-        place: place of the store.
-        damaged: called with the name and the error of an entry that cannot be read, which is then left out;
-            without it the error is raised.
-    """
-    known: dict[str, tuple[NDArray[np.uint64], tuple[str, ...]]] = {}  # id hashes and replaced shards
-    names = shard_names(place)
-    while True:
-        known = {n: known[n] for n in names if n in known}
-        for name in names:
-            if name not in known:
-                try:
-                    entry = read_entry(place, name)
-                    known[name] = hashes(entry.ids), entry.replaces
-                except Vanished:
-                    continue
-                except StoreError as e:
-                    if damaged is None:
-                        raise
-                    damaged(name, e)
-                    known[name] = hashes(()), ()
-        before, names = names, shard_names(place)
-        if before == names and len(known) == len(names):
-            break
-    replaced = {n for _, replaces in known.values() for n in replaces}
-    return {n: known[n][0] for n in names if n not in replaced}, entries_digest(names)
-
-
-def current_index(place: Place, *, write: bool = False, damaged: OnDamaged | None = None) -> Index:
-    """Return the index over all sealed entries; build it again if it is missing, damaged or out of date.
-
-    Args:
-        place: place of the store.
-        write: write a new index to the store.
-        damaged: see :func:`read_ids`; an index that lacks a damaged entry must not be written.
-    """
-    if place.exists("index.bin"):
-        with suppress(CorruptError, FormatError, FileNotFoundError):
-            index = open_index(place.map("index.bin"))
-            names = shard_names(place)
-            if index.digest == entries_digest(names) and (
-                not write or (_is_plausible(place, index, names) and index.intact())
-            ):
-                return index
-    ids, digest = read_ids(place, damaged)
-    data = build(list(ids), ids.values(), digest)
-    if write:
-        place.write("index.bin", data)
-    return open_index(np.frombuffer(data, np.uint8))
-
-
-def _is_plausible(place: Place, index: Index, names: list[str]) -> bool:
-    """Return whether the entries are large enough to list as many ids as the index has records."""
-    bytes_of_an_id = 4  # in JSON: quotes, a comma and at least one character
-    return index.records * bytes_of_an_id <= sum(place.size(entry_name(n)) for n in names)
-
-
-DEFAULT_SHARD_SIZE = "500"
-
-
-@dataclass(frozen=True)
-class ShardSize:
-    """The size of one shard.
-
-    Attributes:
-        utterances: largest number of utterances; 0 for no limit.
-        seconds: seconds of audio from which on a shard is complete; 0 for no limit.
-    """
-
-    utterances: int = 0
-    seconds: float = 0.0
-
-    @classmethod
-    def parse(cls, text: str) -> ShardSize:
-        """Parse a number of utterances (``500``) or an amount of audio (``90s``, ``30m``, ``2h``)."""
-        m = re.fullmatch(r"(\d{1,9})([smh]?)", text)
-        if not m or int(m[1]) == 0:
-            raise UsageError(
-                f"{text!r} is not a shard size",
-                do="Give a number of utterances (500) or an amount of audio (90s, 30m, 2h).",
-            )
-        if not m[2]:
-            return cls(utterances=int(m[1]))
-        return cls(seconds=float(int(m[1]) * {"s": 1, "m": 60, "h": 3600}[m[2]]))

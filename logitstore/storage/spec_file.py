@@ -1,13 +1,17 @@
-"""The file ``logitstore.json``, which makes a place a store (SPEC F4)."""
+"""The files ``logitstore.json``, which makes a place a store, and ``notes.json`` (SPEC F4, F8)."""
 
 from __future__ import annotations
 
-from ..errors import FormatError, NotAStore
-from ..schema.checksums import open_json, seal_json
+from contextlib import suppress
+from dataclasses import replace
+
+from ..errors import CorruptError, FormatError, NotAStore
+from ..schema.checksums import open_json, seal_json, sha256
 from ..schema.spec import StoreSpec
 from .places import Place
 
 SPEC_FILE = "logitstore.json"
+NOTES_FILE = "notes.json"
 
 
 def is_store(place: Place) -> bool:
@@ -16,7 +20,7 @@ def is_store(place: Place) -> bool:
 
 
 def read_spec(place: Place) -> StoreSpec:
-    """Read the spec of the store at a place.
+    """Read the description and the notes of the store at a place; notes that are missing or damaged are empty.
 
     Raises:
         NotAStore: the place holds no ``logitstore.json``.
@@ -30,13 +34,27 @@ def read_spec(place: Place) -> StoreSpec:
             where=str(place),
             do="Give the location that logitstore dump or a StoreWriter wrote to.",
         )
+    data = place.read(SPEC_FILE)
     try:
-        return StoreSpec.from_json(open_json(place.read(SPEC_FILE), where))
+        described = open_json(data, where)
+        spec = StoreSpec.from_json(described)
+        with suppress(CorruptError, FormatError, FileNotFoundError):
+            notes = open_json(place.read(NOTES_FILE), f"{place}/{NOTES_FILE}")
+            spec = StoreSpec.from_json({**notes, **described})
     except FormatError as e:
         e.where = e.where or where
         raise
+    return replace(spec, identity=sha256(data))
 
 
-def write_spec(place: Place, spec: StoreSpec) -> None:
-    """Write or replace the spec of the store at a place; the caller holds the store's lock."""
-    place.write(SPEC_FILE, seal_json(spec.to_json()))
+def write_spec(place: Place, spec: StoreSpec) -> StoreSpec:
+    """Write the description of a new store and return it with its identity; the caller holds the store's lock."""
+    write_notes(place, spec)
+    data = seal_json(spec.description())
+    place.write(SPEC_FILE, data)
+    return replace(spec, identity=sha256(data))
+
+
+def write_notes(place: Place, spec: StoreSpec) -> None:
+    """Write or replace the notes of the store at a place; the caller holds the store's lock."""
+    place.write(NOTES_FILE, seal_json(spec.notes()))

@@ -15,8 +15,9 @@ from ..storage import constants
 from ..storage.constants import Constants
 from ..storage.entries import shard_names
 from ..storage.places import Place
-from ..storage.spec_file import SPEC_FILE, is_store, read_spec, write_spec
+from ..storage.spec_file import SPEC_FILE, is_store, read_spec, write_notes, write_spec
 from ..tokens.table import TokenTable
+from .guide import write_guide
 
 ALLOWABLE = ("teacher", "manifest")
 PLANNING = "plan"  # name of the lock that a process holds while it chooses the encodings of a new store
@@ -47,8 +48,8 @@ def establish(
     if not is_store(place):
         place.write("tokens.txt", tokens.to_bytes())
         constants.write(place, heads or {})
-        write_spec(place, spec)
-        return spec
+        write_guide(place, spec)
+        return write_spec(place, replace(spec, records=0))
     was = read_spec(place)
     if len(was.streams) == len(spec.streams):  # the first writer made the constants for all others
         streams = [_with_constants(*pair) for pair in zip(was.streams, spec.streams, strict=True)]
@@ -70,8 +71,8 @@ def establish(
         notes = [{"field": f, "was": a, "now": b} for f, a, b in found]
         fresh = [n for n in notes if n not in was.allowed]
         if fresh:
-            was = StoreSpec.from_json({**was.to_json(), "allowed": [*was.allowed, *fresh]})
-            write_spec(place, was)
+            was = replace(was, allowed=(*was.allowed, *fresh))
+            write_notes(place, was)
     return was
 
 
@@ -110,13 +111,13 @@ def is_declared(place: Place, writer: str) -> bool:
 
 
 def note_skipped_check(place: Place, check: str, reason: str) -> StoreSpec:
-    """Note in ``logitstore.json`` that a check of the teacher was skipped; the caller holds the store's lock."""
+    """Note in ``notes.json`` that a check of the teacher was skipped; the caller holds the store's lock."""
     was = read_spec(place)
     note = {"gate": check, "reason": reason}
     if note in was.gates:
         return was
     now = replace(was, gates=(*was.gates, note))
-    write_spec(place, now)
+    write_notes(place, now)
     return now
 
 

@@ -302,8 +302,8 @@ def inspect_store(
     if rate is not None and min(rate) < 1:
         raise UsageError(f"rate={rate}", do="Give student frames and teacher frames, such as (1, 2).")
     store = as_store(store)
-    entries = [read_entry(store.place, name) for name in store.shards]
-    ids = [utt_id for entry in entries for utt_id in entry.ids]
+    entries = [read_entry(store.place, name, store.spec.identity) for name in store.shards]
+    ids = list(store)
     chosen = ids[:: -(-len(ids) // sample)] if ids else []
     statistics = {s.name: _StreamStatistics(store, s) for s in store.spec.streams}
     transcripts = _TranscriptErrors()
@@ -605,8 +605,7 @@ def _names(store: Store, ids: Iterable[int]) -> list[str]:
     return [store.tokens.tokens[i] for i in ids]
 
 
-ONCE = ("logitstore.json", "tokens.txt")
-DERIVED = ("index.bin", "skipped.jsonl")  # files that are made from the entries
+ONCE = ("logitstore.json", "notes.json", "tokens.txt", "SPEC.md", "README.md")
 
 
 def footprint(place: Place, spec: StoreSpec, entries: Iterable[Entry]) -> Footprint:
@@ -619,7 +618,8 @@ def footprint(place: Place, spec: StoreSpec, entries: Iterable[Entry]) -> Footpr
     """
     constants = [file_name(s.name, str(c["name"])) for s in spec.streams for c in s.constants]
     shards = sum(entry.bytes + place.size(entry_name(entry.shard)) for entry in entries)
-    return Footprint(rows=shards + _sizes(place, DERIVED), once=_sizes(place, [*ONCE, *constants]))
+    derived = ["skipped.jsonl", *(f"index/{name}" for name in place.names("index"))]  # made from the entries
+    return Footprint(rows=shards + _sizes(place, derived), once=_sizes(place, [*ONCE, *constants]))
 
 
 def _sizes(place: Place, names: Iterable[str]) -> int:

@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from math import prod
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ..encodings import Encoding, LatticeSides, parse_encoding
 from ..errors import UsageError, VocabError
 from ..schema.kinds import StreamKind, kind_of
 from ..schema.lattice import Form
-from ..schema.spec import (
-    LATER_KINDS,
-    LATTICE_FORMS,
-    TAIL_POINTS,
-    Column,
-    Head,
-    StoreSpec,
-    StreamSpec,
-    TeacherSpec,
-)
+from ..schema.spec import Column, Head, StoreSpec, StreamSpec, TeacherSpec
 from ..storage import parse_storage
 from ..storage.constants import file_name
 from ..tokens.table import TokenTable
@@ -32,6 +25,8 @@ LABELS_ABOUT = {
     "rnnt": "token ids of the label positions of the lattice; node (t, u) of a full lattice is row t·(U+1) + u",
     "seq2seq": "token ids given to the decoder (teacher forcing); row u is its distribution of the label at position u",
 }
+RAGGED_BYTES = 16  # of an array with any number of items a row, in a row; for an estimate
+LABELS_PER_SECOND, LATTICE_POSITIONS = 5, 32
 MADE_WITH = ("logitstore", "torch", "numpy", "zarr", "numcodecs", "soundfile", "soxr")
 
 
@@ -76,7 +71,6 @@ def make_spec(
         streams=tuple(kept),
         storage={"name": str(parse_storage(storage))},
         manifest=dict(manifest or {}),
-        requires=tuple(sorted({r for s in kept for r in _requires(s)})),
         made_with={name: version for name in MADE_WITH if (version := _version(name))},
     )
 
@@ -110,18 +104,6 @@ def _stream(name: str, kind: StreamKind, asked: str, tokens: TokenTable) -> Stre
     )
 
 
-def _requires(stream: StreamSpec) -> Iterator[str]:
-    """Yield the requirements of a stream: features that a reader of the first version 1.0 misreads (SPEC F5)."""
-    if stream.tail_points:
-        yield TAIL_POINTS
-    if stream.kind == "rnnt" and not Form.parse(stream.form).whole:
-        yield LATTICE_FORMS
-    if stream.encoding:
-        yield from parse_encoding(stream.encoding).requires
-    if stream.kind in LATER_KINDS:
-        yield stream.kind
-
-
 def _version(package: str) -> str:
     """Return the installed version of a package; empty if it is not installed."""
     try:
@@ -142,6 +124,7 @@ def about_shards(spec: StoreSpec) -> dict[str, Any]:
     return {
         "format": "logitstore",
         "version": spec.version,
+        "identity": spec.identity,
         "teacher": spec.teacher.name,
         "tokens": dict(spec.tokens),
         "streams": streams,
@@ -166,6 +149,26 @@ def encoding_of(
 def columns_of(spec: StoreSpec) -> tuple[Column, ...]:
     """Return the columns of a store's shards, in order (SPEC S2)."""
     return tuple(c for stream in spec.streams for c in columns_of_stream(stream))
+
+
+def estimated_bytes_per_second(spec: StoreSpec) -> float:
+    """Return a rough estimate of the encoded bytes of a second of audio, known before anything is encoded."""
+    frames = spec.teacher.sample_rate / spec.teacher.frame_shift
+    total = 0.0
+    for stream in spec.streams:
+        encoding = encoding_of(stream)
+        if encoding is None:
+            continue
+        ragged: frozenset[str] = getattr(encoding, "ragged", frozenset())
+        row = sum(
+            RAGGED_BYTES if c.name in ragged else np.dtype(c.dtype).itemsize * prod(c.shape)
+            for c in encoding.columns(stream.size)
+        )
+        rows = LABELS_PER_SECOND if not stream.stream_kind.frames else frames
+        if stream.kind == "rnnt" and Form.parse(stream.form).whole and isinstance(encoding, Encoding):
+            rows *= LATTICE_POSITIONS
+        total += rows * row
+    return total
 
 
 def columns_of_stream(stream: StreamSpec) -> tuple[Column, ...]:

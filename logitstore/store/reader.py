@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 
 from ..encodings import Encoding
 from ..encodings.rows import DecodedRows, has_classes
-from ..errors import FormatError, MissingUtterance, StoreError, UsageError, VocabError
+from ..errors import CorruptError, FormatError, MissingUtterance, StoreError, UsageError, VocabError
 from ..registry import suggest
 from ..schema.checksums import sha256
 from ..schema.lattice import Form, Nodes, restored
 from ..schema.spec import StoreSpec, StreamSpec
 from ..storage import Shard, constants, open_storage
 from ..storage.base import EncodedRecord
-from ..storage.entries import Entry, OnDamaged, current_index, entry_name, read_entry, shard_names
-from ..storage.index import Index, entries_digest
+from ..storage.catalog import Catalog, OnDamaged, read_catalog
+from ..storage.entries import Entry, entry_name, read_entry
 from ..storage.places import Place, open_place
 from ..storage.spec_file import SPEC_FILE, read_spec
 from ..targets.clip import Clip, Clipped
@@ -106,10 +106,12 @@ class Store(Mapping[str, Target]):
         self._encodings = {s.name: encoding_of(s, self.constants[s.name]) for s in self.spec.streams}
         self._forms = {s.name: Form.parse(s.form) for s in self.spec.streams if s.kind == "rnnt"}
         self._on_damaged = damaged or _warn_of_damage
-        self._unreadable: dict[str, StoreError] = {}  # by shard whose entry could not be read for the index
-        self._index: Index = self._read_index()
+        self._unreadable: dict[str, StoreError] = {}  # by shard whose entry could not be read for the catalog
+        self._catalog: Catalog = self._read_catalog()
         self._shards: OrderedDict[str, tuple[Entry, Shard | None]] = OrderedDict()
         self._look_again = 0.0  # time.monotonic() from which a missed id is worth a look for new shards
+        if self._catalog.records < self.spec.records and not self._unreadable:
+            warnings.warn(str(records_lost(self)), stacklevel=2)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, self._args
@@ -124,11 +126,11 @@ class Store(Mapping[str, Target]):
     def __len__(self) -> int:
         """Return the number of utterances."""
         self._refresh()
-        return self._index.records
+        return self._catalog.records
 
     def __contains__(self, utt_id: object) -> bool:
         """Return whether the store holds an utterance; its record is not read."""
-        return isinstance(utt_id, str) and self._find(utt_id) is not None
+        return isinstance(utt_id, str) and self._locate(utt_id) is not None
 
     def __iter__(self) -> Iterator[str]:
         """Yield the ids in stored order, shard after shard.
@@ -139,7 +141,9 @@ class Store(Mapping[str, Target]):
         """
         self._refresh()
         for name in self.shards:
-            yield from self.entry(name).ids
+            if name in self._unreadable:
+                raise self._unreadable[name]
+            yield from self._catalog.ids(name)
 
     def __getitem__(self, utt_id: str) -> Target:
         """Read and decode the target of an utterance.
@@ -182,7 +186,7 @@ class Store(Mapping[str, Target]):
     @property
     def shards(self) -> tuple[str, ...]:
         """Names of the sealed shards, in order."""
-        return self._index.shards
+        return self._catalog.shards
 
     def entry(self, shard: str) -> Entry:
         """Return the sealed entry of a shard: ids, audio seconds, frames, files and skipped utterances."""
@@ -467,26 +471,28 @@ class Store(Mapping[str, Target]):
         """Raise ``VocabError`` naming the first token that differs between the store's table and another."""
         require_same(self.tokens, table, where=str(self.place), which=("the store", "the student"))
 
+    def _locate(self, utt_id: str) -> tuple[str, int] | None:
+        """Return the shard and the number of a record, or None if the store does not hold it."""
+        found = self._catalog.find(utt_id)
+        if not found and self._refresh_now_and_then():
+            found = self._catalog.find(utt_id)
+        return found[0] if found else None
+
     def _find(self, utt_id: str) -> tuple[Shard, int] | None:
         """Return the opened shard and the number of a record, or None if the store does not hold it."""
-        while True:
-            hits = self._index.find(utt_id)
-            name, number = "", -1
+        while (found := self._locate(utt_id)) is not None:
+            name, number = found
             try:
-                for name, number in hits:
-                    entry, shard = self._open(name)
-                    if shard is not None and entry.ids[number : number + 1] == (utt_id,):
-                        return shard, number
+                entry, shard = self._open(name)
+                if shard is not None and entry.ids[number : number + 1] == (utt_id,):
+                    return shard, number
+                raise FormatError(
+                    f"the index expects {utt_id!r} in record {number} (SPEC I1)", where=entry_name(name)
+                )
             except StoreError as error:
                 if not self._refresh():
                     raise _placed(error, name, number, utt_id) from None
-                continue
-            if hits:
-                found_more = self._refresh()
-            else:
-                found_more = self._refresh_now_and_then()
-            if not found_more:
-                return None
+        return None
 
     def _refresh_now_and_then(self) -> bool:
         """Refresh, unless that would take more than ``LOOK_SHARE`` of the time since the last look.
@@ -503,31 +509,31 @@ class Store(Mapping[str, Target]):
         return changed
 
     def _refresh(self) -> bool:
-        """Read the index again if shards were sealed, merged or removed since; return whether they were."""
-        if self._index.digest == entries_digest(shard_names(self.place)):
+        """Read the catalog again if shards were sealed, merged or removed since; return whether they were."""
+        if self._catalog.is_current(self.place):
             return False
-        self._index = self._read_index()
+        self._catalog = self._read_catalog()
         self._shards.clear()
         return True
 
-    def _read_index(self) -> Index:
-        """Read the index, or make it from the entries; note the shards whose entries cannot be read."""
+    def _read_catalog(self) -> Catalog:
+        """Read the catalog; note the shards whose entries cannot be read."""
         self._unreadable.clear()
 
         def damaged(shard: str, error: StoreError) -> None:
             self._unreadable[shard] = error
             self._on_damaged(shard, error)
 
-        return current_index(self.place, damaged=damaged)
+        return read_catalog(self.place, self.spec.identity, damaged)
 
     def _open(self, name: str) -> tuple[Entry, Shard | None]:
         """Return the entry of a shard, and the opened shard unless it holds no records."""
         if name in self._shards:
             self._shards.move_to_end(name)
             return self._shards[name]
-        entry = read_entry(self.place, name)
+        entry = read_entry(self.place, name, self.spec.identity)
         shard = None
-        if entry.ids:
+        if len(entry.ids):
             shard = self._storage.open(self.place, name, entry.contents, self._columns)
             if len(shard) != len(entry.ids):
                 raise FormatError(
@@ -543,6 +549,19 @@ class Store(Mapping[str, Target]):
 def _reopen(location: Any, vocab_map: VocabMap | None, verify: bool) -> Store:
     """Open a store again in another process."""
     return Store(location, vocab_map=vocab_map, verify=verify)
+
+
+def records_lost(store: Store) -> CorruptError:
+    """Return the error that says how many records a store has lost, and of which shards."""
+    catalog, had = store._catalog, store.spec.records
+    named = ", ".join(f"{entry_name(name)} ({count} records)" for name, count in catalog.lost.items())
+    return CorruptError(
+        f"the store has {catalog.records} records; it had {had} when it was last finished (SPEC F8)",
+        where=str(store.place),
+        why=f"These entries are missing: {named}." if named else "Sealed entries were removed.",
+        do="Restore sealed/ and shards/ from a copy, or run the same dump again; repair_store(), or logitstore "
+        "verify --repair, accepts the loss.",
+    )
 
 
 def _warn_of_damage(shard: str, error: StoreError) -> None:

@@ -12,9 +12,10 @@ from typing import Any
 from ..errors import StoreError, UsageError
 from ..registry import suggest
 from ..storage import open_storage, parse_storage
-from ..storage.commit import drop_shard, finish_replacements, finish_store
-from ..storage.entries import Entry, ShardSize, shard_names
+from ..storage.commit import accept_losses, drop_shard, finish_replacements, finish_store
+from ..storage.entries import Entry, shard_names
 from ..storage.places import open_place
+from ..storage.shard_size import ShardSize
 from .reader import Store
 from .verify import VerifyFinding, check_record, verify_store
 from .writer import StoreWriter
@@ -140,6 +141,7 @@ def repair_store(location: Any) -> RepairReport:
             damaged[finding.shard].add(finding.record)
     store = Store(location, damaged=lambda name, error: None)
     with place.lock("repair"), place.lock("store", wait=True):
+        accept_losses(place)
         for name in list(damaged):
             try:
                 store.entry(name)
@@ -148,8 +150,9 @@ def repair_store(location: Any) -> RepairReport:
                 report.shards.append(name)
                 del damaged[name]
         finish_replacements(place)
-        if any(finding.where == "index.bin" for finding in found.findings):
-            place.remove("index.bin")
+        for finding in found.findings:
+            if finding.where.startswith("index/"):
+                place.remove(finding.where)
     with StoreWriter(place, store.spec, writer="repair").begin(store.tokens) as writer:
         store = Store(location)
         for name, bad in damaged.items():
@@ -238,7 +241,7 @@ def compact_store(
 
     Args:
         location: folder or URL of the store.
-        shard_size: size of a merged shard: a number of utterances (``5000``) or an amount of audio (``2h``).
+        shard_size: size of a merged shard: utterances (``5000``), audio (``2h``) or bytes (``256MB``).
         report: function called with the number of shards merged so far, after every group.
 
     Raises:
@@ -289,18 +292,20 @@ def merge_shards(
 def _groups(store: Store, size: ShardSize) -> Iterator[list[str]]:
     """Yield runs of two or more neighbouring shards that fit into one of a size."""
     group: list[str] = []
-    utterances, seconds = 0, 0.0
+    utterances, seconds, stored = 0, 0.0, 0
     for name in store.shards:
         entry = store.entry(name)
         too_many = 0 < size.utterances < utterances + len(entry.ids)
         too_long = 0 < size.seconds < seconds + entry.seconds
-        if group and (too_many or too_long):
+        too_large = 0 < size.bytes < stored + entry.bytes
+        if group and (too_many or too_long or too_large):
             if len(group) > 1:
                 yield group
-            group, utterances, seconds = [], 0, 0.0
+            group, utterances, seconds, stored = [], 0, 0.0, 0
         group.append(name)
         utterances += len(entry.ids)
         seconds += entry.seconds
+        stored += entry.bytes
     if len(group) > 1:
         yield group
 

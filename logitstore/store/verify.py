@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import CorruptError, LogitStoreError, StoreError
+from ..schema.checksums import open_json
+from ..schema.spec import StoreSpec
 from ..storage import open_storage
 from ..storage.base import check_file
 from ..storage.commit import skipped_lines
 from ..storage.entries import Entry, read_entry, shard_names
-from ..storage.index import open_index
+from ..storage.index import open_run, run_name
 from ..storage.places import Place, open_place
-from .reader import Store
+from ..storage.spec_file import NOTES_FILE
+from .reader import Store, records_lost
 
 LOGP_ROUNDING = 1e-3  # how far above 0 a stored log-probability may lie by rounding (SPEC E2)
 
@@ -91,19 +95,24 @@ def verify_store(location: Any) -> VerifyReport:
         findings.append(_finding(error, f"shard {shard}", shard=shard))
 
     place = open_place(location)
-    findings += _check_index(place)
-    store = Store(location, damaged=entry_is_damaged)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a lost record is a finding
+        store = Store(location, damaged=entry_is_damaged)
     unreadable = {finding.shard for finding in findings}
     shard_of: dict[str, str] = {}
+    known: dict[str, tuple[int, int]] = {}
     for name in store.shards:
         report.shards += 1
         if name in unreadable:
             continue
         try:
-            entry = read_entry(place, name)
+            entry = read_entry(place, name, store.spec.identity)
+            entry.ids[:0]  # checks them
         except StoreError as error:
             entry_is_damaged(name, error)
+            unreadable.add(name)
             continue
+        known[name] = entry.checksum, len(entry.ids)
         findings += _check_files(place, name, entry, report)
         findings += _check_records(store, name, entry, report)
         for number, utt_id in enumerate(entry.ids):
@@ -111,6 +120,10 @@ def verify_store(location: Any) -> VerifyReport:
                 what = f"{utt_id!r} is also in shard {shard_of[utt_id]} (SPEC S3)"
                 findings.append(VerifyFinding(f"shard {name} record {number}", what, (utt_id,), name, number))
             shard_of[utt_id] = name
+    findings += _check_index(place, store.spec, known)
+    if not unreadable and len(store) < store.spec.records:
+        findings.append(_finding(records_lost(store), "notes.json"))
+    findings += _check_notes(place)
     findings += _check_orphans(store)
     if not unreadable:
         findings += _check_skipped(place)
@@ -148,13 +161,38 @@ def _finding(
     return VerifyFinding(where, what, utterances, shard, record)
 
 
-def _check_index(place: Place) -> Iterator[VerifyFinding]:
-    """Check the index's own checksums; a missing or stale index is no finding, since readers rebuild it."""
+def _check_index(
+    place: Place, spec: StoreSpec, known: Mapping[str, tuple[int, int]]
+) -> Iterator[VerifyFinding]:
+    """Check index runs: their own checksums, and that they were made from the entries that exist.
+
+    A missing run is no finding, since readers then use the entries.
+    """
+    records = sum(count for _, count in known.values())
+    for name in place.names("index"):
+        where = f"index/{name}"
+        try:
+            raw = place.map(where)
+            run = open_run(raw, where)
+            wrong = [shard for shard, said in run.table().items() if known.get(shard, said) != said]
+            if run.store != spec.identity:
+                yield VerifyFinding(where, "it belongs to another store (SPEC I1); readers ignore it")
+            elif wrong or run.records > max(records, spec.records):
+                what = f"it was made from other entries, e.g. of shard {[*wrong, *run.shards][0]} (SPEC I1)"
+                yield VerifyFinding(where, what)
+            elif where != run_name(raw.tobytes()) or not run.intact():
+                yield VerifyFinding(where, "it does not match its name or its checksums (SPEC I2)")
+        except StoreError as error:
+            yield _finding(error, where)
+
+
+def _check_notes(place: Place) -> Iterator[VerifyFinding]:
+    """Check the checksum of ``notes.json``; readers do without it."""
     try:
-        if place.exists("index.bin") and not open_index(place.map("index.bin")).intact():
-            yield VerifyFinding("index.bin", "a bucket does not match its checksum (SPEC I4)")
+        if place.exists(NOTES_FILE):
+            open_json(place.read(NOTES_FILE), NOTES_FILE)
     except StoreError as error:
-        yield _finding(error, "index.bin")
+        yield _finding(error, NOTES_FILE)
 
 
 def _check_files(place: Place, name: str, entry: Entry, report: VerifyReport) -> Iterator[VerifyFinding]:
@@ -177,7 +215,7 @@ def _check_records(store: Store, name: str, entry: Entry, report: VerifyReport) 
         try:
             check_record(store, name, number)
             if utt_id not in store:
-                raise CorruptError("the index does not find this utterance (SPEC I4)", where=where)
+                raise CorruptError("the index does not find this utterance (SPEC I1)", where=where)
             report.records += 1
         except Exception as error:  # a record may hold anything, and every other one must still be read
             yield _finding(error, where, (utt_id,), name, number)

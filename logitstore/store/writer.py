@@ -6,21 +6,18 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from functools import lru_cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..encodings import parse_encoding, stores_head
-from ..errors import LengthError, LogitStoreError, ManifestError, UsageError, Vanished, VocabError
+from ..errors import LengthError, LogitStoreError, ManifestError, UsageError, VocabError
 from ..registry import suggest
 from ..schema.ids import check_id
 from ..schema.kinds import KINDS
 from ..schema.lattice import Form, Nodes
 from ..schema.spec import UNNAMED, StoreSpec, StreamSpec, TeacherSpec, differences
 from ..storage import parse_storage
+from ..storage.catalog import read_catalog
 from ..storage.commit import (
     UnsealedShard,
     finish_replacements,
@@ -30,8 +27,7 @@ from ..storage.commit import (
 )
 from ..storage.constants import Constants
 from ..storage.constants import read as read_constants
-from ..storage.entries import Entry, current_index, read_entry, shard_names
-from ..storage.index import Index, build, hashes, open_index
+from ..storage.entries import Entry, shard_names
 from ..storage.places import Place, open_place
 from ..storage.staging import remove_dead_staging
 from ..tokens.table import TokenTable
@@ -45,8 +41,6 @@ if TYPE_CHECKING:
 
     from .loop_heads import LoopHeads
     from .stream_output import StreamOutput
-
-MAX_INDEXES = 16  # indexes of later entries that are searched one after the other
 
 
 class StoreWriter:
@@ -90,9 +84,6 @@ class StoreWriter:
         self._shard: UnsealedShard | None = None
         self._open = ExitStack()
         self._fresh: set[str] = set()
-        self._known: frozenset[str] = frozenset()  # sealed entries that ids are looked up in
-        self._indexes: list[Index] = []
-        self._later: dict[str, NDArray[np.uint64]] = {}  # id hashes of the entries sealed since begin()
         self.duplicates: list[str] = []
         self.differences: list[tuple[str, Any, Any]] = []
         self._heads: LoopHeads | None = None
@@ -177,12 +168,11 @@ class StoreWriter:
             self.encoder = RecordEncoder(self.spec, read_constants(self.place, self.spec))
             self._columns = columns_of(self.spec)
             remove_dead_staging(self.place, self._writer)
-            self._load_index()
+            self._catalog = read_catalog(self.place, self.spec.identity)
             self.listed = skipped_keys(self.place)
         except BaseException:
             self._open.close()
             raise
-        self._entry = lru_cache(maxsize=16)(lambda shard: read_entry(self.place, shard))
         return self
 
     def note_gate(self, gate: str, reason: str) -> None:
@@ -192,50 +182,27 @@ class StoreWriter:
 
     def __contains__(self, utt_id: str) -> bool:
         """Return whether an utterance is sealed already, or was added by this writer."""
-        if utt_id in self._fresh:
-            return True
-        while True:
-            try:
-                found = [at for index in self._indexes for at in index.find(utt_id)]
-                return any(self._entry(shard).ids[row : row + 1] == (utt_id,) for shard, row in found)
-            except Vanished:  # merged or repaired meanwhile: read the entries again
-                self._load_index()
+        return utt_id in self._fresh or bool(self._catalog.find(utt_id))
 
     @property
     def sealed(self) -> int:
         """Number of records in the sealed shards that the writer knows of."""
-        return sum(index.records for index in self._indexes)
+        return self._catalog.records
 
     def refresh(self) -> None:
         """Look up which shards other writers have sealed meanwhile, so that ``in`` finds their utterances."""
-        names = set(shard_names(self.place))
-        if self._known - names:  # merged or repaired meanwhile
-            return self._load_index()
-        added = {}
-        for name in sorted(names - self._known):
-            with suppress(Vanished):
-                added[name] = hashes(read_entry(self.place, name).ids)
-        if added:
-            self._later.update(added)
-            if len(self._indexes) > MAX_INDEXES:  # one index for all of them again
-                added, self._indexes = self._later, self._indexes[:1]
-            data = build(list(added), added.values(), 0)
-            self._indexes.append(open_index(np.frombuffer(data, np.uint8)))
-            self._known = self._known.union(added)
-
-    def _load_index(self) -> None:
-        """Read the index of all sealed entries."""
-        self._known = frozenset(shard_names(self.place))  # first: entries that come later are compared again
-        self._indexes = [current_index(self.place)]
-        self._later = {}
+        if not self._catalog.is_current(self.place):
+            self._catalog = read_catalog(self.place, self.spec.identity)
 
     def shard(self, name: str) -> UnsealedShard:
         """Begin a shard under the first free name of ``name``, ``name-1``, ``name-2``, ..."""
-        taken, generation = set(shard_names(self.place)), 0
+        taken, generation = self._catalog.taken.union(shard_names(self.place)), 0
         while (free := f"{name}-{generation}" if generation else name) in taken:
             generation += 1
         about = about_shards(self.spec)
-        return UnsealedShard(self.place, self._storage, self._columns, free, self._writer, about, self._known)
+        return UnsealedShard(
+            self.place, self._storage, self._columns, free, self._writer, about, self._catalog.names
+        )
 
     def add(
         self,
@@ -319,8 +286,8 @@ class StoreWriter:
         if shard is None:
             return 0
         entry = shard.seal()
-        if entry is not None:
-            self._known |= {entry.shard}
+        self.refresh()
+        self._fresh.clear()  # the catalog has them now
         if shard.duplicates:
             if not self.duplicates:
                 warnings.warn(

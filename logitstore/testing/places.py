@@ -19,8 +19,9 @@ import numpy as np
 
 from ..errors import StoreBusy
 from ..schema.spec import TeacherSpec
+from ..storage.catalog import read_catalog
 from ..storage.commit import UnsealedShard, finish_store
-from ..storage.entries import current_index, read_entry
+from ..storage.entries import read_entry
 from ..storage.places import Place, open_place
 from ..storage.spec_file import read_spec, write_spec
 from ..store.layout import about_shards, columns_of, make_spec
@@ -208,7 +209,7 @@ def check_shards(open_again: OpenPlace) -> None:
         for name in place.names(""):
             place.remove(name)
         spec = make_spec(TeacherSpec("t", 16000, 640), table, {"ctc": "dense"}, storage=storage)
-        write_spec(place, spec)
+        spec = write_spec(place, spec)
         expect(read_spec(open_again()) == spec, "the spec differs from what was written")
         _check_shards(open_again, storage)
 
@@ -232,10 +233,10 @@ def _check_shards(open_again: OpenPlace, backend: str) -> None:
             making.add(row)
         making.seal(replaces=("s-0", "s-1"))
     finish_store(place)
-    expect(open_again().names("sealed") == ["merged.json", "s-2.json"], f"entries: {place.names('sealed')}")
-    index = current_index(open_again())
+    expect(open_again().names("sealed") == ["merged.entry", "s-2.entry"], f"entries: {place.names('sealed')}")
+    catalog = read_catalog(open_again(), spec.identity)
     for row in given:
-        found = index.find(row.id)
+        found = catalog.find(row.id)
         expect(len(found) == 1, f"{row.id!r} is indexed {len(found)} times")
         name, number = found[0]
         shard = storage.open(place, name, read_entry(place, name).contents, columns)

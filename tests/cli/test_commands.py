@@ -9,10 +9,10 @@ import sys
 import pytest
 
 from logitstore import open_store
-from logitstore.schema.checksums import seal_json
 from tests.support import demo
 from tests.support.command import logitstore
 from tests.support.dumping import same_tree
+from tests.support.sealed import forge, forge_description
 
 DUMP = ["dump", "--teacher", demo.FACTORY, "--manifest", str(demo.MANIFEST), "--stream", "ctc=dense"]
 RNNT = ["--stream", "rnnt=topk:16"]
@@ -178,14 +178,14 @@ def test_descriptions_of_a_store_cannot_control_the_terminal(store, tmp_path):
     copies = tmp_path / "a", tmp_path / "b"
     for copy in copies:
         shutil.copytree(store, copy)
-    path = copies[1] / "logitstore.json"
-    value = json.loads(path.read_bytes())
-    del value["crc32c"]
-    value["teacher"]["name"] = value["teacher"]["weights"] = f"w{HOSTILE}"
-    value["made_with"][f"lib{HOSTILE}"] = f"1.0{HOSTILE}"
-    value["gates"] = [{"gate": f"blank{HOSTILE}", "reason": HOSTILE}]
-    value["allowed"] = [{"field": f"teacher.name{HOSTILE}", "was": HOSTILE, "now": ""}]
-    path.write_bytes(seal_json(value))
+    named = {"name": f"w{HOSTILE}", "weights": f"w{HOSTILE}"}
+    forge_description(copies[1], lambda value: value["teacher"].update(named))
+    notes = {
+        "made_with": {f"lib{HOSTILE}": f"1.0{HOSTILE}"},
+        "gates": [{"gate": f"blank{HOSTILE}", "reason": HOSTILE}],
+        "allowed": [{"field": f"teacher.name{HOSTILE}", "was": HOSTILE, "now": ""}],
+    }
+    forge(copies[1] / "notes.json", lambda value: value.update(notes))
     for args in (["inspect", copies[1]], ["diff", *copies]):
         for more in ([], ["--json"]):
             done = logitstore(*args, *more)

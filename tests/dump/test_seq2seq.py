@@ -109,7 +109,6 @@ def test_the_teacher_is_trained(own):
 
 def test_a_dense_store_holds_the_decoders_own_logits(stores, own):
     opened = open_store(stores / "alone")
-    assert opened.spec.requires == ("seq2seq",)
     for utt_id, (logits, labels) in own.items():
         target = opened[utt_id]
         assert target.labels.tolist() == target.driven["seq2seq"].tolist() == labels

@@ -73,7 +73,9 @@ def test_a_signal_ends_it_at_the_next_batch(folder, warm, whole, number):
     assert same_records(out, whole)
 
 
-@pytest.mark.parametrize("step", ["row@3", "published@2", "write:sealed@4", "write:index.bin@1"])
+@pytest.mark.parametrize(
+    "step", ["row@3", "published@2", "write:sealed@4", "write:index@1", "indexed@2", "write:notes.json@2"]
+)
 def test_killed_in_a_real_dump_the_same_command_goes_on(folder, warm, whole, step):
     out = folder / "s"
     status = warm.run(command(out), folder / "log", fault=step)

@@ -1,14 +1,12 @@
 """One input, one store: byte 0 chooses a golden store's file, the rest becomes its content."""
 
-import json
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from logitstore.errors import LogitStoreError
-from logitstore.schema.checksums import canonical, crc32c
+from logitstore.schema.checksums import crc32c, seal_json, sha256, split_sealed
 from logitstore.store.reader import Store
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -60,11 +58,13 @@ def golden():
     return [(s, f) for s in STORES for f in files[s]], files
 
 
-def _sealed(value):
-    if isinstance(value, dict):
-        value.pop("crc32c", None)
-        value["crc32c"] = crc32c(canonical(value))
-    return value
+def _sealed(content):
+    """The content with a right checksum in its last line of JSON, if it has such a line."""
+    covered, line, rest = content.partition(b'\n"crc32c": ')
+    if not line:
+        return content
+    tail = rest.partition(b"\n")[2]
+    return covered + line + b"%d}\n" % crc32c(covered + b"\n") + tail
 
 
 def read(data):
@@ -75,17 +75,20 @@ def read(data):
     store, name = choices[data[0] % len(choices)]
     files, content = dict(stores[store]), bytes(data[1:])
     if name.startswith("sealed/") or name == "logitstore.json":
-        with suppress(ValueError, RecursionError):  # what is not JSON stays as it is
-            content = json.dumps(_sealed(json.loads(content))).encode("utf-8")
+        content = _sealed(content)
+        if name == "logitstore.json":  # the entries belong to the store that it describes now
+            for entry in [f for f in files if f.startswith("sealed/")]:
+                value, end = split_sealed(files[entry], entry, more=True)
+                files[entry] = seal_json({**value, "store": sha256(content)}) + files[entry][end:]
     elif name.startswith("shards/"):
         entry = next(f for f in files if f.startswith("sealed/"))
-        value = json.loads(files[entry])
+        value, end = split_sealed(files[entry], entry, more=True)
         for f in value["files"]:
             if f["path"] == name:
                 f.update(bytes=len(content), crc32c=crc32c(content))
         table = value["layout"]["table"]  # its checksum is over whatever stands there now
         table["crc32c"] = crc32c(content[table["offset"] :][: table["bytes"]])
-        files[entry] = json.dumps(_sealed(value)).encode("utf-8")
+        files[entry] = seal_json(value) + files[entry][end:]
     files[name] = content
     try:
         opened = Store(Memory(files))

@@ -39,7 +39,7 @@ def test_the_wheel_has_the_commands(python, outside):
         *("--manifest", outside / "manifests/demo.jsonl", "--out", "two-jobs", "--limit", 4),
         cwd=outside,
     )
-    assert (outside / "two-jobs" / "index.bin").exists()
+    assert (outside / "two-jobs" / "index").exists()
 
 
 def test_the_wheel_has_the_specification_and_its_metadata(python, outside):

@@ -250,7 +250,7 @@ def lockless(tmp_path_factory):
             yield one, two
 
 
-@pytest.mark.parametrize("step", ["row@3", "finished@1", "unindexed@1", "published@1", "sealed@1"])
+@pytest.mark.parametrize("step", ["row@3", "finished@1", "published@1", "sealed@1", "indexed@1"])
 @pytest.mark.parametrize("size", ["4", "3"])
 def test_two_live_dumps_of_one_name_without_locks_never_seal_a_broken_shard(
     folder, lockless, whole, step, size

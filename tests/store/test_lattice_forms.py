@@ -217,7 +217,6 @@ def make(folder, how):
 @pytest.mark.parametrize("form", ["full", *FORMS])
 def test_rows_are_the_chosen_nodes(tmp_path, encoding, form):
     store, said = make(tmp_path / "s", f"{encoding}/{form}")
-    assert ("lattice-forms" not in store.spec.requires) == (form == "full" and encoding != "collapsed")
     for utt, (logits, labels) in said.items():
         target = store[utt]
         grid = target.grid("rnnt")
@@ -401,7 +400,6 @@ MEANS = ["mean-u", "mean-u+occupancy"]
 @pytest.mark.parametrize("form", MEANS)
 def test_means_over_label_positions(tmp_path, form, encoding):
     store, said = make(tmp_path / "s", f"{encoding}/{form}")
-    assert "lattice-forms" in store.spec.requires
     for utt, (logits, labels) in said.items():
         target = store[utt]
         assert target.shapes["rnnt"] == (len(logits), V)

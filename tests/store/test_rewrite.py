@@ -16,6 +16,7 @@ from logitstore.store.diff import diff_stores
 from logitstore.store.rewrite import compact_store, repair_store
 from logitstore.store.verify import verify_store
 from tests.support import demo
+from tests.support.sealed import remove_index
 
 
 def run(out, limit=6, **options):
@@ -67,7 +68,6 @@ def test_repair_drops_the_record_and_a_dump_makes_just_that_again(store, capsys)
     opened = open_store(store)
     assert utt_id not in opened
     assert len(opened) == 5
-    assert "replaces" not in opened.spec.requires
     assert command("verify", store) == 0
     again = run(store)
     assert (again.done, again.present) == (1, 5)
@@ -82,14 +82,14 @@ def test_repairing_a_good_store_changes_nothing(store):
 
 
 def test_a_shard_whose_entry_is_damaged_is_dropped(store):
-    path = store / "sealed" / "000002.json"
-    path.write_bytes(path.read_bytes().replace(b"rows", b"rowz"))
-    (store / "index.bin").unlink()
+    path = store / "sealed" / "000002.entry"
+    path.write_bytes(path.read_bytes().replace(b"records", b"recordz"))
+    remove_index(store)
     with pytest.warns(UserWarning, match=r"(?s)records of shard 000002 .*--repair"):
         opened = open_store(store)
     assert len(opened) == 4
     assert len([opened[line["id"]] for line in demo.lines(4)]) == 4
-    with pytest.raises(MissingUtterance, match=r"entry cannot be read: sealed/000002\.json"):
+    with pytest.raises(MissingUtterance, match=r"entry cannot be read: sealed/000002\.entry"):
         opened[demo.lines(5)[4]["id"]]
     with pytest.raises(CorruptError, match="000002"):
         list(opened)

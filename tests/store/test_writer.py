@@ -1,6 +1,5 @@
 """The writer: sealed records survive, others were never there, and other settings are refused."""
 
-import json
 import re
 import subprocess
 import sys
@@ -27,9 +26,11 @@ from logitstore.errors import (
 )
 from logitstore.schema.spec import TeacherSpec
 from logitstore.storage.base import ShardContents, ShardFile
-from logitstore.storage.entries import Entry, current_index, read_entry, shard_names
+from logitstore.storage.commit import finish_store
+from logitstore.storage.entries import Entry, read_entry, shard_names
 from logitstore.storage.places import open_place
 from logitstore.store.layout import make_spec
+from tests.support.sealed import forge, remove_index
 
 V = 5
 TABLE = TokenTable(("<blk>", "a", "b", "c", "d"), 0)
@@ -386,8 +387,8 @@ ENTRY = Entry(
 
 def test_entries_come_back(path):
     place = open_place(path)
-    place.write("sealed/s.json", ENTRY.to_bytes())
-    place.write("sealed/.s.json.77", b"half")  # what a crash leaves
+    place.write("sealed/s.entry", ENTRY.to_bytes())
+    place.write("sealed/.s.entry.77", b"half")  # what a crash leaves
     assert shard_names(place) == ["s"]
     assert read_entry(place, "s") == ENTRY
     assert ENTRY.bytes == 3
@@ -400,20 +401,20 @@ def test_every_changed_byte_of_an_entry_is_noticed(path):
         changed = bytearray(data)
         changed[at] ^= 1 << (at % 7)
         (path / "sealed").mkdir(parents=True, exist_ok=True)
-        (path / "sealed" / "s.json").write_bytes(changed)
-        try:
-            assert read_entry(place, "s") == ENTRY
-        except (FormatError, CorruptError):
-            continue
+        (path / "sealed" / "s.entry").write_bytes(changed)
+        with pytest.raises((FormatError, CorruptError)):
+            assert read_entry(place, "s").ids.text
 
 
 @pytest.mark.parametrize(
     "change",
     [
         {"shard": "other"},
-        {"rows": 3},
-        {"ids": ["a", 3]},
+        {"records": 3},
+        {"records": 2.0},
+        {"ids": {"bytes": 6, "crc32c": 0}},
         {"ids": None},
+        {"store": None},
         {"files": [{"path": "../x", "bytes": 1, "crc32c": 1}]},
         {"files": [{"path": "shards/../../x", "bytes": 1, "crc32c": 1}]},
         {"files": [{"path": "/etc/passwd", "bytes": 1, "crc32c": 1}]},
@@ -424,18 +425,29 @@ def test_every_changed_byte_of_an_entry_is_noticed(path):
     ids=str,
 )
 def test_forged_entries_are_refused(path, change):
-    from logitstore.schema.checksums import seal_json
-
     place = open_place(path)
-    place.write("sealed/s.json", seal_json({**json.loads(ENTRY.to_bytes()), **change}))
+    place.write("sealed/s.entry", ENTRY.to_bytes())
+    forge(path / "sealed" / "s.entry", lambda entry: entry.update(change))
+    with pytest.raises((FormatError, CorruptError)):
+        read_entry(place, "s", ENTRY.store).ids[:1]
+
+
+@pytest.mark.parametrize(
+    "ids", [["a"], ["a", "b", "c"], ["a", "b\tc"], ["a", ""], ["a", "x" * 4097], ["a", "b\x85"]]
+)
+def test_forged_ids_are_refused(path, ids):
+    place = open_place(path)
+    place.write("sealed/s.entry", ENTRY.to_bytes())
+    forge(path / "sealed" / "s.entry", lambda entry: None, ids)
     with pytest.raises(FormatError):
-        read_entry(place, "s")
+        list(read_entry(place, "s").ids)
 
 
 def test_a_shard_dumped_again_under_its_old_name_is_found(path):
     fill(path, "a", "b")
     (name,) = open_store(path).shards
-    (path / "sealed" / f"{name}.json").unlink()
+    (path / "sealed" / f"{name}.entry").unlink()
+    remove_index(path)
     fill(path, "c", "b", "a")
     s = open_store(path)
     assert s.shards == (name,)
@@ -446,24 +458,28 @@ def test_a_shard_dumped_again_under_its_old_name_is_found(path):
 @pytest.mark.parametrize("at", [0, 20, 60, 70, 100, -3])
 def test_a_damaged_index_is_made_anew(path, at):
     fill(path, "a", "b")
-    good = (path / "index.bin").read_bytes()
+    (run,) = (path / "index").iterdir()
+    good = run.read_bytes()
     bad = bytearray(good)
     bad[at] ^= 4
-    (path / "index.bin").write_bytes(bad)
-    current_index(open_place(path), write=True)
-    assert (path / "index.bin").read_bytes() == good
+    run.write_bytes(bad)
+    finish_store(open_place(path))
+    assert [p.read_bytes() for p in (path / "index").iterdir()] == [good]
     assert open_store(path)["b"].T == 3
 
 
 def test_a_stale_index_is_not_used(path):
     fill(path, "a")
-    old = (path / "index.bin").read_bytes()
+    (run,) = (path / "index").iterdir()
+    old = run.read_bytes()
     fill(path, "b")
-    (path / "index.bin").write_bytes(old)
+    remove_index(path)
+    (path / "index").mkdir()
+    run.write_bytes(old)
     assert sorted(open_store(path)) == ["a", "b"]
-    (path / "index.bin").unlink()
+    remove_index(path)
     assert sorted(open_store(path)) == ["a", "b"]
-    assert not (path / "index.bin").exists()  # a reader writes nothing
+    assert not (path / "index").exists()  # a reader writes nothing
 
 
 def test_equal_records_give_equal_stores(tmp_path):

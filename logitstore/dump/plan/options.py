@@ -17,7 +17,7 @@ from ...runner.stored_heads import fitted
 from ...schema.kinds import kind_of
 from ...schema.lattice import Form
 from ...schema.spec import TeacherSpec
-from ...storage.entries import DEFAULT_SHARD_SIZE, ShardSize
+from ...storage.shard_size import DEFAULT_SHARD_SIZE, ShardSize
 from .choose import Choice, Criterion, Measurement
 
 BUDGET = 1e-3  # default of the mean nats that a row may lose

@@ -34,7 +34,7 @@ from ...runner.stored_heads import (
 from ...runner.transcribe import TeacherTranscriber
 from ...schema.spec import StoreSpec, StreamSpec
 from ...storage.constants import Constants
-from ...storage.entries import ShardSize
+from ...storage.shard_size import ShardSize
 from ...store.lattice_nodes import occupancy, scores
 from ...store.layout import make_spec
 from ...store.record_encoder import require_finite
@@ -44,7 +44,7 @@ from .choose import Measurement, choose
 from .options import Extent, Plan, PlanOptions, contenders, extent
 from .trial import EmptyShards, TimedLattice, Trial, TrialStore, synchronise
 
-INDEX_ROW = 17  # bytes of a record in index.bin: 16, and its share of the buckets
+INDEX_ROW = 21  # bytes of a record in an index run, without its id
 
 
 def plan_encodings(
@@ -380,10 +380,6 @@ class _Planner:
         hours = self.about.hours(t.seconds / t.utterances)
         frames = t.frames / t.seconds * hours * 3600
         size = ShardSize.parse(self.options.shard_size)
-        if size.utterances:
-            shards = -(-self.about.utterances // size.utterances)
-        else:
-            shards = max(1, round(hours * 3600 / size.seconds))
         kl = {}
         for temperature, found in trial.lost.items():
             nats = np.concatenate(found)
@@ -392,6 +388,11 @@ class _Planner:
         for storage, store in trial.stores.items():
             written = store.weight()
             records = written.rows / t.frames * frames + INDEX_ROW * self.about.utterances
+            shards = max(
+                -(-self.about.utterances // size.utterances) if size.utterances else 1,
+                round(hours * 3600 / size.seconds) if size.seconds else 1,
+                round(records / size.bytes) if size.bytes else 1,
+            )
             growing = records + shards * store.fixed
             encoding_seconds = trial.seconds + store.seconds
             self.measured.append(

@@ -224,8 +224,10 @@ class Trial:
             self.passes += lattice.drives - drives
         for store in self.stores.values():
             store.add(record)
-        # Bytes of the metadata, of the record's line in the shard's table, and of its name in the entry.
-        self.common += len(canonical({**record.meta, "id": record.id})) + 12 + len(record.id.encode()) + 4
+        # Bytes of the metadata, of the record's line in the shard's table, and of its id in entry and index.
+        self.common += (
+            len(canonical({**record.meta, "id": record.id})) + 12 + 2 * (len(record.id.encode()) + 1)
+        )
         if occupied is not None and nodes is not None:
             self._kept_occupancy += float(occupied[nodes.frame, nodes.position].sum())
             self._occupancy += float(occupied.sum())
