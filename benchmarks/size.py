@@ -51,8 +51,6 @@ ENCODINGS = (
     "nucleus:1e-3@4",
     "factored",
     "factored:int8",
-    "factored:int6",
-    "factored:int4",
     "factored:1e-4",
     "factored:1e-3",
 )
@@ -150,7 +148,7 @@ def promises(
         yield line("factored:1e-3, a frame", ctc["factored:1e-3"].bytes, 40)
         yield line("factored:1e-3, mean KL at 1, 2, 4", max(ctc["factored:1e-3"].lost.values()), 1e-3, "nats")
     if classes >= 2000:
-        yield line("factored:int8, a frame, D + 4", ctc["factored:int8"].bytes, width + 4)
+        yield line("factored:int8, a frame, D + 8", ctc["factored:int8"].bytes, width + 8)
         yield line("factored:int8, mean KL at 1, 2, 4", max(ctc["factored:int8"].lost.values()), 1e-4, "nats")
         for t in TEMPERATURES:
             what = f"factored, mean KL at {t:g}, against dense's"

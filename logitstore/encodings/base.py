@@ -43,13 +43,10 @@ class StreamEncoding(ABC):
         numbers: True where rows are the numbers of a layer, not logits of classes.
         keeps_always: True where ``encode`` takes classes to keep in every row: the blank, and in a lattice
             the next label.
-        tail_points: temperatures at which the mass of the tail is stored; 0 without a tail, or with older
-            ones.
     """
 
     numbers: ClassVar[bool] = False
     keeps_always: ClassVar[bool] = False
-    tail_points: int = 0
 
     def check_stream(self, kind: StreamKind, form: Form | None) -> None:
         """Raise ``UsageError`` where the encoding cannot store a stream.

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from ..errors import UsageError
 from ..schema.kinds import StreamKind
 from ..schema.lattice import Form
-from ..schema.spec import Column, StreamSpec
-from ._tail import LOGP_FLOOR, POINTS, decode_odds, describe, encode_odds, pruned, stored_at
+from ..schema.spec import Column
+from ._tail import ABOUT_ODDS, LOGP_FLOOR, POINTS, decode_odds, encode_odds, pruned
 from .base import FOR_LOGITS, Encoding, no_setting
-from .rows import Rows, Tempered
+from .rows import TEMPERATURES, Rows, Tempered
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +29,7 @@ class Collapsed(Rows):
         classes: V.
         ids: (N, 2) the blank and the next label; the blank twice where there is none.
         logp: (N, 2) log-probabilities at temperature 1.
-        odds: (N, 4) or (N, 5) float32 log of (left-out mass / kept mass) at temperatures 1, 2, 4, 8, 4/3.
+        odds: (N, 5) float32 log of (left-out mass / kept mass) at temperatures 1, 4/3, 2, 4, 8.
     """
 
     classes: int
@@ -62,12 +62,7 @@ class CollapsedEncoding(Encoding):
     The rest is summed over the other classes themselves, so that its mass is exact. Training against blank,
     next label and rest is proposed by Panchapagesan et al., "Efficient knowledge distillation for
     RNN-transducer models" (ICASSP 2021).
-
-    Attributes:
-        tail_points: temperatures at which the tail is stored; 4 in older stores.
     """
-
-    tail_points: int = POINTS
 
     keeps_always: ClassVar[bool] = True
 
@@ -84,17 +79,12 @@ class CollapsedEncoding(Encoding):
                 do=f"Use {FOR_LOGITS} for {form}.",
             )
 
-    def bound(self, stream: StreamSpec, constants: Mapping[str, NDArray[Any]]) -> CollapsedEncoding:
-        return replace(
-            self, tail_points=stream.tail_points or 4
-        )  # a stream without a number has 4 (SPEC E20)
-
     def columns(self, classes: int) -> tuple[Column, ...]:
         if classes < 2:
             raise UsageError(f"collapsed of {classes} classes", do="It keeps two: the blank and a label.")
         return (
             Column("logp", "float16", (2,), "log-probability (nats, temperature 1): blank, next label"),
-            Column("tail", "int16", (self.tail_points,), describe(self.tail_points)),
+            Column("tail", "int16", (POINTS,), ABOUT_ODDS),
         )
 
     def encode(self, logits: torch.Tensor, always: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
@@ -112,7 +102,7 @@ class CollapsedEncoding(Encoding):
         twice = torch.cat([torch.zeros_like(last), last], 1)
         kept = logits.gather(1, always).masked_fill(twice, -torch.inf)
         rest = logits.scatter(1, always, -torch.inf)
-        odds = [(rest / t).logsumexp(1) - (kept / t).logsumexp(1) for t in stored_at(self.tail_points)]
+        odds = [(rest / t).logsumexp(1) - (kept / t).logsumexp(1) for t in TEMPERATURES]
         logz = torch.logaddexp(kept.logsumexp(1), rest.logsumexp(1))
         logp = (kept - logz[:, None]).clamp(min=LOGP_FLOOR).half()
         return {"logp": logp, "tail": encode_odds(torch.stack(odds, 1))}

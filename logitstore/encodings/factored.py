@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
 
 Constants = Mapping[str, NDArray[Any]]
-NARROW = {"int8": 8, "int6": 6, "int4": 4}
+INT8, STEPS = "int8", 127
 SMALLEST, LARGEST = 1e-6, 1.0  # nats
 SEED = 20  # seed of the rotation, which is stored: any other serves as well
 CLOSE = 1e-4  # relative and absolute tolerance of two heads that are the same
@@ -124,7 +124,7 @@ class FactoredEncoding(HeadEncoding):
     """Inputs of a head, at a width or within a budget of nats.
 
     Attributes:
-        setting: empty (float16), ``int8``, ``int6``, ``int4``, or a budget in nats per row.
+        setting: empty (float16), ``int8``, or a budget in nats per row.
     """
 
     setting: str = ""
@@ -135,7 +135,7 @@ class FactoredEncoding(HeadEncoding):
     @property
     def budget(self) -> float | None:
         """Nats per row, on average, that transform coding may lose; None for a fixed width."""
-        return None if not self.setting or self.setting in NARROW else float(self.setting)
+        return float(self.setting) if self.setting not in ("", INT8) else None
 
     @property
     def needs_sample(self) -> bool:
@@ -190,7 +190,7 @@ class FactoredEncoding(HeadEncoding):
         if self.budget is not None:
             return FactoredCodes(constants)
         if self.setting:
-            return FactoredIntegers(NARROW[self.setting], stream.width, constants)
+            return FactoredInt8(stream.width, constants)
         return FactoredFloat16(stream.width, constants)
 
 
@@ -243,37 +243,26 @@ class FactoredFloat16(_LinearRows):
 
 
 @dataclass(frozen=True, eq=False)
-class FactoredIntegers(_LinearRows):
-    """(N, D) integers of 8, 6 or 4 bits after a rotation that spreads a row's energy, and a scale per row."""
+class FactoredInt8(_LinearRows):
+    """(N, D) int8 after a rotation that spreads a row's energy, and a scale per row."""
 
-    bits: int
     width: int
     constants: Constants = field(default_factory=dict)
 
     def columns(self, classes: int) -> tuple[Column, ...]:
-        size = -(-self.width * self.bits // 8)
         return (
-            Column("code", "uint8", (size,), f"integers of {self.bits} bits in two's complement, packed"),
-            Column("scale", "float16", (), "logits are integers · scale @ weight.T + bias"),
+            Column("code", "int8", (self.width,), "the head's input, rotated, over its scale"),
+            Column("scale", "float32", (), "of each row: logits are code · scale @ weight.T + bias"),
         )
 
     def encode(self, rows: torch.Tensor, own: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-        most = (1 << (self.bits - 1)) - 1
         turned = rows @ self.on("axes", rows)
-        # rounded up, so that the largest still fits
-        scale = ((turned.abs().amax(-1) / most) * (1 + 2**-10)).clamp(min=2**-24).half()
-        if not bool(scale.isfinite().all()):
-            raise NonFinite(
-                f"the input of the head reaches {float(rows.abs().max()):g}",
-                do="Look at the recording: such a number is seldom a teacher's own.",
-            )
-        step = scale.float()[:, None]
-        code = (turned / step).round().clamp(-most, most)
-        return {"code": narrow(code, self.bits), "scale": scale, **self.loss(own, code * step)}
+        scale = (turned.abs().amax(-1) / STEPS).clamp(min=1e-38)
+        code = (turned / scale[:, None]).round().clamp(-STEPS, STEPS)
+        return {"code": code.char(), "scale": scale, **self.loss(own, code * scale[:, None])}
 
     def decode(self, arrays: Mapping[str, NDArray[Any]], classes: int) -> Factored:
-        code = widen(arrays["code"], self.bits, self.width).astype(np.float32)
-        return self.rows(code * arrays["scale"].astype(np.float32)[:, None])
+        return self.rows(arrays["code"].astype(np.float32) * arrays["scale"][:, None])
 
 
 @dataclass(frozen=True, eq=False)
@@ -332,8 +321,8 @@ class FactoredSides(LatticeSides):
 
 
 def parse(setting: str | None) -> FactoredEncoding:
-    """Return the encoding ``factored``, ``factored:int8``, ``int6``, ``int4`` or ``factored:KL``."""
-    if setting is None or setting in NARROW:
+    """Return the encoding ``factored``, ``factored:int8`` or ``factored:KL``."""
+    if setting is None or setting == INT8:
         return FactoredEncoding(setting or "")
     try:
         budget = float(setting)
@@ -342,26 +331,6 @@ def parse(setting: str | None) -> FactoredEncoding:
     if not SMALLEST <= budget <= LARGEST:
         raise UsageError(
             f"factored:{setting} is neither a width nor a budget",
-            do=f"Write factored, {', '.join(f'factored:{n}' for n in NARROW)}, or the nats: factored:1e-3.",
+            do="Write factored, factored:int8, or the nats that a row may lose: factored:1e-3.",
         )
     return FactoredEncoding(f"{budget:g}")
-
-
-def narrow(code: torch.Tensor, bits: int) -> torch.Tensor:
-    """Return (N, D) whole numbers packed into (N, ⌈D · bits / 8⌉) uint8."""
-    import torch
-
-    raw = code.cpu().numpy().astype(np.int8).view(np.uint8)
-    if bits < 8:
-        each = np.unpackbits(raw[:, :, None], axis=2)[:, :, 8 - bits :]
-        raw = np.packbits(each.reshape(len(raw), -1), axis=1)
-    return torch.from_numpy(raw)
-
-
-def widen(packed: NDArray[Any], bits: int, width: int) -> NDArray[np.int8]:
-    """Return the (N, D) int8 numbers that :func:`narrow` packed."""
-    if bits == 8:
-        return np.ascontiguousarray(packed).view(np.int8)
-    each = np.unpackbits(packed, axis=1)[:, : width * bits].reshape(len(packed), width, bits)
-    value = np.packbits(each, axis=2)[:, :, 0].view(np.int8)  # in the highest bits of its byte
-    return np.asarray(value >> (8 - bits), np.int8)

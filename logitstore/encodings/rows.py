@@ -26,7 +26,7 @@ Float = NDArray[np.float32]
 # every floating-point type.
 NOTHING = -1e4
 
-TEMPERATURES = (1.0, 2.0, 4.0, 8.0)  # where pruned rows store the mass of their tail
+TEMPERATURES = (1.0, 4 / 3, 2.0, 4.0, 8.0)  # where pruned rows store the mass of their tail
 
 
 @dataclass(frozen=True)

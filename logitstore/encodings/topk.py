@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FormatError, UsageError
-from ..schema.spec import Column, StreamSpec
-from ._tail import LOGP_FLOOR, POINTS, decode_odds, describe, encode_odds, power_sums, pruned
+from ..schema.spec import Column
+from ._tail import ABOUT_ODDS, LOGP_FLOOR, POINTS, decode_odds, encode_odds, power_sums, pruned
 from .base import Encoding
 from .rows import TEMPERATURES, Float, Rows, Tempered
 
@@ -27,7 +27,7 @@ class Sparse(Rows):
         classes: V.
         ids: (N, K) classes, best first, ties by lower id.
         logp: (N, K) log-probabilities at temperature 1.
-        odds: (N, 4) or (N, 5) float32 log of (left-out mass / kept mass) at temperatures 1, 2, 4, 8, 4/3.
+        odds: (N, 5) float32 log of (left-out mass / kept mass) at temperatures 1, 4/3, 2, 4, 8.
         logz: (N,) float32 log-normaliser at temperature 1.
     """
 
@@ -53,19 +53,12 @@ class TopK(Encoding):
 
     Attributes:
         k: classes to keep.
-        tail_points: temperatures at which the tail is stored; 4 in older stores.
     """
 
     k: int
-    tail_points: int = POINTS
 
     def __str__(self) -> str:
         return f"topk:{self.k}"
-
-    def bound(self, stream: StreamSpec, constants: Mapping[str, NDArray[Any]]) -> TopK:
-        return replace(
-            self, tail_points=stream.tail_points or 4
-        )  # a stream without a number has 4 (SPEC E20)
 
     def columns(self, classes: int) -> tuple[Column, ...]:
         if self.k > classes:
@@ -76,7 +69,7 @@ class TopK(Encoding):
         return (
             Column("ids", ids, (self.k,), "class of each kept entry, best first, ties by lower id"),
             Column("logp", "float16", (self.k,), "log-probability (nats, temperature 1) of each kept entry"),
-            Column("tail", "int16", (self.tail_points,), describe(self.tail_points)),
+            Column("tail", "int16", (POINTS,), ABOUT_ODDS),
             Column("logz", "float32", (), "log-normaliser: logp + logz are the teacher's logits"),
         )
 
@@ -84,8 +77,8 @@ class TopK(Encoding):
         top, ids = best(logits, self.k)
         peak = top[:, :1]
         powers = ((logits - peak) / TEMPERATURES[-1]).exp_()
-        kept = power_sums(powers.gather(1, ids), self.tail_points)
-        rest = power_sums(powers.scatter_(1, ids, 0.0), self.tail_points)
+        kept = power_sums(powers.gather(1, ids))
+        rest = power_sums(powers.scatter_(1, ids, 0.0))
         logz = (kept[:, 0] + rest[:, 0]).log_() + peak[:, 0]
         return {
             "ids": ids,

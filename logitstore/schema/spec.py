@@ -168,7 +168,6 @@ class StreamSpec(JsonDataclass):
         form: lattice form, ``full``, ``banded:5``, ...; empty for other kinds.
         width: D, the width of a ``hidden`` stream or of the input of a stored head; 0 for other streams.
         activation: activation before a stored RNN-T head, ``tanh`` or ``relu``; empty for other streams.
-        tail_points: number of temperatures at which the tail is stored, if not four (SPEC E20); else 0.
         constants: arrays that are stored once for the stream: ``name``, ``dtype``, ``shape``, ``crc32c`` of
             each (SPEC E13).
     """
@@ -181,7 +180,6 @@ class StreamSpec(JsonDataclass):
     form: str = ""
     width: int = 0
     activation: str = ""
-    tail_points: int = 0
     constants: tuple[dict[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -209,8 +207,6 @@ class StreamSpec(JsonDataclass):
             raise ValueError(f"the blank is {self.blank!r}")
         if not (isinstance(self.name, str) and re.fullmatch(r"[a-z][a-z0-9_]{0,31}", self.name)):
             raise ValueError(f"the name of a stream is {self.name!r}")
-        if self.tail_points not in (0, 5):
-            raise ValueError(f"the tail is stored at {self.tail_points!r} temperatures")
         if not (isinstance(self.encoding, str) and isinstance(self.form, str)):
             raise ValueError(f"the encoding is {self.encoding!r} and the lattice form {self.form!r}")
 

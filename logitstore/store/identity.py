@@ -80,7 +80,7 @@ def _with_constants(was: StreamSpec, now: StreamSpec) -> StreamSpec:
     """Return a stream with the constants that the store keeps for it already, if it is the same stream."""
     if (was.name, was.encoding, was.width) != (now.name, now.encoding, now.width):
         return now
-    return replace(now, constants=was.constants, tail_points=was.tail_points)
+    return replace(now, constants=was.constants)
 
 
 def remove_spec_of_empty_store(place: Place, writer: str) -> None:

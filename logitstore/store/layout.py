@@ -99,9 +99,7 @@ def _stream(name: str, kind: StreamKind, asked: str, tokens: TokenTable) -> Stre
         parsed.check_stream(kind, Form.parse(form) if form else None)
     except UsageError as e:
         raise UsageError(f"{name}={asked}: {e.what}", why=e.why, do=e.do) from None
-    return StreamSpec(
-        name, kind.name, len(tokens), tokens.blank, str(parsed), form, width, tail_points=parsed.tail_points
-    )
+    return StreamSpec(name, kind.name, len(tokens), tokens.blank, str(parsed), form, width)
 
 
 def _version(package: str) -> str:

@@ -141,7 +141,7 @@ def test_inspect_prints_what_was_lost(nucleus, capsys):
     assert 0 < said["mean"] < said["max"] <= 1e-3
 
 
-FACTORED = {"factored": 1e-6, "factored:int8": 1e-4, "factored:int6": 1e-3, "factored:0.001": 1.3e-3}
+FACTORED = {"factored": 1e-6, "factored:int8": 1e-4, "factored:0.001": 1.3e-3}
 
 
 @pytest.fixture(scope="module", params=list(FACTORED))

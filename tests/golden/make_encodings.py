@@ -31,9 +31,8 @@ STORES = {
     "nucleus": ("zarr", "nucleus:0.001", "nucleus:0.01@2/banded:2+occupancy"),
     "factored": ("webdataset", "factored", "factored"),
     "factored-int8": ("zarr:blosc", "factored:int8", "collapsed"),
-    "factored-int6": ("zarr:blosc", "factored:int6", "topk:3/path+occupancy"),
-    "factored-int4": ("webdataset", "factored:int4", "collapsed/sample:2"),
-    "tail": ("webdataset", "topk:2", "collapsed"),
+    "path": ("zarr:blosc", "nucleus:0.0001", "topk:3/path+occupancy"),
+    "sample": ("webdataset", "topk:2", "collapsed/sample:2"),
     "factored-kl": ("zarr", "factored:0.001", "dense/mean-u+occupancy"),
 }
 UTTERANCES = (

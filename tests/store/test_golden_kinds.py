@@ -16,22 +16,22 @@ from logitstore.store.verify import verify_store
 from logitstore.targets.clip import Clip
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-SAID = {  # storage; kind, encoding, width and tail points of each stream
+SAID = {  # storage; kind, encoding and width of each stream
     "kinds": (
         "webdataset",
         {
-            "seq2seq": ("seq2seq", "nucleus:0.01", 0, 0),
-            "hidden": ("hidden", "vectors", 11, 0),
-            "hidden_b": ("hidden", "vectors:int8", 11, 0),
-            "text": ("text", "", 0, 0),
+            "seq2seq": ("seq2seq", "nucleus:0.01", 0),
+            "hidden": ("hidden", "vectors", 11),
+            "hidden_b": ("hidden", "vectors:int8", 11),
+            "text": ("text", "", 0),
         },
     ),
     "kinds-zarr": (
         "zarr",
         {
-            "ctc": ("ctc", "dense", 0, 0),
-            "seq2seq": ("seq2seq", "topk:3", 0, 5),
-            "hidden": ("hidden", "vectors:int8", 11, 0),
+            "ctc": ("ctc", "dense", 0),
+            "seq2seq": ("seq2seq", "topk:3", 0),
+            "hidden": ("hidden", "vectors:int8", 11),
         },
     ),
 }
@@ -50,7 +50,7 @@ def golden(request):
 def test_the_descriptions(golden):
     name, store, _ = golden
     storage, streams = SAID[name]
-    said = {s.name: (s.kind, s.encoding, s.width, s.tail_points) for s in store.spec.streams}
+    said = {s.name: (s.kind, s.encoding, s.width) for s in store.spec.streams}
     assert said == streams
     assert store.spec.storage == {"name": storage}
     assert store.spec.teacher.head("seq2seq").end == 8
@@ -103,7 +103,7 @@ def test_rows_of_the_decoder_are_its_distribution_of_each_label(golden):
         at = target["seq2seq"].at(1.0)
         there = at.logp > NOTHING
         near = np.abs(np.exp(at.logp) - np.take_along_axis(told, at.ids.astype(int), 1))[there]
-        assert near.max() < 1e-3
+        assert near.max() < 4e-3  # of rows stored whole, in one byte a class
         left = 1 - np.array([told[u, ids[there[u]]].sum() for u, ids in enumerate(at.ids)])
         np.testing.assert_allclose(np.exp(at.tail), left, atol=1e-3)
         for u, label in enumerate(LABELS[utt]):
