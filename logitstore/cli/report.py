@@ -17,7 +17,7 @@ OTHERS = "Comparison"
 
 
 @sectioned_command("report")
-@click.argument("store", type=click.Path())
+@click.argument("stores", nargs=-1, required=True, type=click.Path(), metavar="STORE [B]")
 @option("-o", "--out", required=True, type=click.Path(dir_okay=False), help="HTML file to write.")
 @option(
     "--sample",
@@ -60,8 +60,17 @@ OTHERS = "Comparison"
     type=click.IntRange(0),
     help="Put players with the recordings of the first N utterances into the page; needs --manifest.",
 )
+@option("--compare", section=OTHERS, is_flag=True, help="Compare two stores, utterance by utterance.")
+@option(
+    "--student",
+    section=OTHERS,
+    metavar="DIR",
+    type=click.Path(exists=True),
+    help="Compare a student's output with its targets: a folder of ID.npy, or a .npz file, each array (S, V) "
+    "log-probabilities.",
+)
 def command(
-    store: str,
+    stores: tuple[str, ...],
     out: str,
     sample: int,
     seed: int,
@@ -71,11 +80,16 @@ def command(
     manifest: str | None,
     audio_root: str | None,
     audio: int,
+    compare: bool,
+    student: str | None,
 ) -> None:
-    """Write a page about STORE: one HTML file with pictures of its worst utterances."""
+    """Write a page about STORE: one HTML file with pictures of its worst utterances.
+
+    With --compare, STORE and B are compared; with --student, a student's output and its targets.
+    """
     from ..corpus.manifest import read_manifest
     from ..report.base import ReportOptions
-    from ..report.run import report_store
+    from ..report.run import report_comparison, report_store, report_student
 
     options = ReportOptions(
         sample=sample,
@@ -87,6 +101,13 @@ def command(
         manifest=None if manifest is None else read_manifest(manifest, audio_root=audio_root),
         command=("logitstore", *sys.argv[1:]),
     )
-    text = report_store(store, options)
+    if len(stores) != 1 + compare or (compare and student):
+        raise click.UsageError("Give one store, or two with --compare; --student goes with one store.")
+    if compare:
+        text = report_comparison(stores[0], stores[1], options)
+    elif student is not None:
+        text = report_student(stores[0], student, options)
+    else:
+        text = report_store(stores[0], options)
     Path(out).write_text(text, "utf-8", errors="backslashreplace")
     click.echo(f"{shlex.quote(out)}: {size(len(text.encode('utf-8', 'backslashreplace')))}")

@@ -18,7 +18,9 @@ from ..errors import UsageError
 from ..pictures.html import Content, Html, foreign, tag
 from ..store.inspect import StoreSummary
 from ..store.reader import Store
+from .compare import ComparedUtterance
 from .measure import Measured, Measurements
+from .student import StudentOutput
 
 WORST = 20  # utterances of a list
 
@@ -76,30 +78,6 @@ class Section:
     lead: Content = None
 
 
-@dataclass(frozen=True)
-class ComparedUtterance:
-    """Differences of one utterance between two stores.
-
-    Attributes:
-        id: id of the utterance.
-        kl: mean KL(A ‖ B) of a row in nats, by stream that both have in one shape.
-        edits: words that differ between the texts of A and B, by stream.
-        rates: word error rates of A and of B; None without a reference or a text.
-        note: what cannot be compared, and why.
-    """
-
-    id: str
-    kl: dict[str, float]
-    edits: dict[str, int]
-    rates: tuple[float | None, float | None]
-    note: str = ""
-
-    @property
-    def worst(self) -> float:
-        """Largest mean KL of all streams; 0 where none can be compared."""
-        return max(self.kl.values(), default=0.0)
-
-
 @dataclass
 class Report:
     """Everything that sections are drawn from.
@@ -113,7 +91,11 @@ class Report:
         skipped: utterances that could not be dumped: ``id``, ``reason`` and ``what`` of each.
         recordings: manifest lines of the utterances shown, by id.
         other: a second store to compare with (B); None in a report of one store.
-        compared: differences of the sampled utterances, the largest first, with ``other``.
+        other_summary: its description, size and statistics.
+        differences: (field, value in A, value in B) where the descriptions of the two stores differ.
+        only: numbers of ids that only A and only B hold, and the first of each.
+        student: a student's output; None without.
+        compared: differences of the sampled utterances, the largest first, with ``other`` or ``student``.
     """
 
     store: Store
@@ -124,6 +106,10 @@ class Report:
     skipped: list[Mapping[str, Any]]
     recordings: Mapping[str, Utterance] = field(default_factory=dict)
     other: Store | None = None
+    other_summary: StoreSummary | None = None
+    differences: list[tuple[str, Any, Any]] = field(default_factory=list)
+    only: tuple[tuple[int, list[str]], tuple[int, list[str]]] = ((0, []), (0, []))
+    student: StudentOutput | None = None
     compared: list[ComparedUtterance] = field(default_factory=list)
     _numbers: dict[str, int] = field(init=False)
 
@@ -149,6 +135,11 @@ class Report:
     def token(self, index: int) -> str:
         """Return the token of a class."""
         return self.store.tokens.tokens[index]
+
+    @property
+    def alone(self) -> bool:
+        """True if the report is of one store, without a second one and without a student."""
+        return self.other is None and self.student is None
 
     @property
     def whole(self) -> bool:

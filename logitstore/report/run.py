@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from typing import Any
 
 from .. import registry
 from ..corpus.manifest import Utterance
-from ..errors import MissingUtterance
-from ..pictures.html import foreign, visible
-from ..store.inspect import inspect_store
+from ..errors import MissingUtterance, UsageError
+from ..pictures.html import foreign, tag, visible
+from ..store.diff import description_differences
+from ..store.inspect import StoreSummary, inspect_store
 from ..store.reader import Store, as_store
 from .base import Report, ReportOptions, Section, number
+from .compare import compare_stores, compare_student
 from .measure import Measurements, measure, sampled, worst
 from .page import page
 from .sections.worst import MEASURES
+from .student import StudentOutput
 
+LISTED_IDS = 10  # ids that only one of two stores holds, listed at most
 SUMMARISED = 100  # utterances that the table of streams is measured on
 
 
@@ -46,19 +50,102 @@ def report_store(store: Any, options: ReportOptions | None = None) -> str:
     )
 
 
-def gather(store: Store, options: ReportOptions) -> Report:
-    """Read a store: its summary, a sample of its utterances, the worst of them."""
+def report_comparison(a: Any, b: Any, options: ReportOptions | None = None) -> str:
+    """Return the report of what differs between two stores as one HTML page.
+
+    Args:
+        a: a store, opened or its folder or URL.
+        b: the other store.
+        options: options of the report.
+
+    Raises:
+        NotAStore, FormatError, CorruptError: one of them cannot be read.
+        MissingUtterance: an id of the options that one of them does not hold.
+    """
+    a, b, options = as_store(a), as_store(b), options or ReportOptions()
+    _require_ids(b, options)
+    in_a, in_b = dict.fromkeys(a), dict.fromkeys(b)
+    shared = [i for i in in_a if i in in_b]
+    only_a, only_b = (len(in_a) - len(shared), len(in_b) - len(shared))
+    picked = list(dict.fromkeys([*options.ids, *sampled(shared, options.sample, options.seed)]))
+    compared = compare_stores(a, b, picked)
+    shown = tuple(dict.fromkeys([*options.ids, *(one.id for one in compared)]))[: _most(options)]
+    report = _gathered(a, options, picked, shown)
+    report.other, report.compared = b, compared
+    report.other_summary = inspect_store(b, sample=min(SUMMARISED, options.sample))
+    report.differences = description_differences(a, b)
+    first_a = islice((i for i in in_a if i not in in_b), LISTED_IDS)
+    first_b = islice((i for i in in_b if i not in in_a), LISTED_IDS)
+    report.only = ((only_a, list(first_a)), (only_b, list(first_b)))
+    names = [visible(_short(s)) for s in (report.summary, report.other_summary)]
+    heading = [tag("span", "A "), foreign(names[0]), " and ", tag("span", "B "), foreign(names[1])]
+    return drawn_page(report, f"{names[0]} and {names[1]} · logitstore", heading, "Two stores compared.")
+
+
+def report_student(store: Any, student: Any, options: ReportOptions | None = None) -> str:
+    """Return the report of a student's posteriors beside its targets as one HTML page.
+
+    Args:
+        store: the store of the targets, opened or its folder or URL.
+        student: folder or file of the student's output; see :mod:`logitstore.report.student`.
+        options: options of the report.
+
+    Raises:
+        UsageError: the output cannot be read, is empty, or does not fit the store's tokens.
+        NotAStore, FormatError, CorruptError: the store cannot be read.
+    """
+    store, options = as_store(store), options or ReportOptions()
+    output = StudentOutput(student)
+    ids = [*options.ids, *sampled(list(output.ids(store)), options.sample, options.seed)]
+    if not ids:
+        raise UsageError(
+            "no file is named by an id of the store",
+            where=str(student),
+            do="Name the arrays by the utterances' ids, percent-encoded as in URLs.",
+        )
+    picked = list(dict.fromkeys(ids))
+    compared = compare_student(store, output, picked)
+    shown = tuple(dict.fromkeys([*options.ids, *(one.id for one in compared)]))[: _most(options)]
+    report = _gathered(store, options, picked, shown)
+    report.student, report.compared = output, compared
+    name = visible(_short(report.summary))
+    lead = "A student's posteriors beside the targets that it learns from."
+    return drawn_page(report, f"student of {name} · logitstore", ["Student of ", foreign(name)], lead)
+
+
+def _most(options: ReportOptions) -> int:
+    return max(options.utterances, len(options.ids))
+
+
+def _short(summary: StoreSummary) -> str:
+    """Return the last part of a store's location."""
+    return summary.store.rstrip("/").rpartition("/")[2] or str(summary.teacher["name"])
+
+
+def _require_ids(store: Store, options: ReportOptions) -> None:
+    """Raise ``MissingUtterance`` unless a store holds the ids that were asked for."""
     if missing := [i for i in options.ids if i not in store]:
         raise MissingUtterance(f"no utterance {missing[0]!r}", where=str(store.place))
+
+
+def gather(store: Store, options: ReportOptions) -> Report:
+    """Read a store: its summary, a sample of its utterances, the worst of them."""
+    _require_ids(store, options)
     ids = list(store)
-    summary = inspect_store(store, sample=min(SUMMARISED, options.sample))
     measured = measure(store, sampled(ids, options.sample, options.seed))
-    shown = chosen(measured, options, ids)
+    return _gathered(store, options, measured, chosen(measured, options, ids))
+
+
+def _gathered(
+    store: Store, options: ReportOptions, measured: Measurements | Sequence[str], shown: tuple[str, ...]
+) -> Report:
+    """Return a report of some utterances, measured or to be measured."""
+    _require_ids(store, options)
     return Report(
         store=store,
         options=options,
-        summary=summary,
-        measured=measured,
+        summary=inspect_store(store, sample=min(SUMMARISED, options.sample)),
+        measured=measured if isinstance(measured, Measurements) else measure(store, measured),
         shown=shown,
         skipped=list(skipped(store)),
         recordings=recordings(options, shown),

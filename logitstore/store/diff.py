@@ -10,7 +10,7 @@ import numpy as np
 from ..schema.kinds import kind_of
 from ..schema.spec import differences
 from ..targets.target import Target
-from .reader import as_store
+from .reader import Store, as_store
 
 FLOOR = -20.0  # log-probabilities below this count as equal: less than 2.1e-9
 _NO_LABELS = np.zeros(0, np.int32)
@@ -69,11 +69,7 @@ def diff_stores(a: Any, b: Any, *, sample: int = 0, tolerance: float = 0.0) -> S
     a, b = as_store(a), as_store(b)
     in_a, in_b = list(a), set(b)
     only_b = sorted(in_b.difference(in_a))
-    found = StoreDiff(differences(a.spec, b.spec), [i for i in in_a if i not in in_b], only_b)
-    for key in sorted({*a.spec.made_with, *b.spec.made_with}):
-        ours, theirs = a.spec.made_with.get(key), b.spec.made_with.get(key)
-        if ours != theirs:
-            found.fields.append((f"made_with.{key}", ours, theirs))
+    found = StoreDiff(description_differences(a, b), [i for i in in_a if i not in in_b], only_b)
     shared = [i for i in in_a if i in in_b]
     if sample and shared:
         shared = shared[:: -(-len(shared) // sample)]
@@ -85,6 +81,16 @@ def diff_stores(a: Any, b: Any, *, sample: int = 0, tolerance: float = 0.0) -> S
     found.compared = len(shared)
     found.largest = comparison.largest
     found.kl = comparison.mean_kl()
+    return found
+
+
+def description_differences(a: Store, b: Store) -> list[tuple[str, Any, Any]]:
+    """Return (field, value in A, value in B) for every field in which the descriptions of two stores differ."""
+    found = differences(a.spec, b.spec)
+    for key in sorted({*a.spec.made_with, *b.spec.made_with}):
+        ours, theirs = a.spec.made_with.get(key), b.spec.made_with.get(key)
+        if ours != theirs:
+            found.append((f"made_with.{key}", ours, theirs))
     return found
 
 

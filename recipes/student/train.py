@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -25,6 +26,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))
 from logitstore import Store, open_store, read_manifest
 from logitstore.corpus.audio import load_audio
 from logitstore.losses import joint_kd
+from logitstore.report.student import file_name
 from logitstore.tokens.tokenise import Tokeniser
 from logitstore.tokens.transcript import edit_distance
 from recipes.demo.features import BANDS, SAMPLE_RATE, log_mel
@@ -257,6 +259,16 @@ def score(model: Student, examples: Iterable[Example]) -> dict[str, float]:
     return {branch: 100 * count / total for branch, count in errors.items()}
 
 
+@torch.no_grad()
+def write_posteriors(model: Student, examples: Iterable[Example], folder: Path) -> None:
+    """Write the (S, V) log-probabilities of the CTC head of each example, as `logitstore report --student` reads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for example in examples:
+        hidden = model.encode(example.features[None], torch.tensor([len(example.features)]))
+        logp = model.ctc_head(hidden)[0].log_softmax(-1)
+        numpy.save(folder / f"{file_name(example.id)}.npy", logp.numpy().astype(numpy.float16))
+
+
 def main() -> None:
     """Train both students and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -268,6 +280,7 @@ def main() -> None:
     add("--steps", type=int, default=Settings.steps, help="steps of either run")
     add("--seed", type=int, default=0)
     add("--out", type=Path, help="folder of the checkpoints; a stopped run goes on from them")
+    add("--posteriors", type=Path, metavar="DIR", help="write the distilled student's, for logitstore report")
     given = parser.parse_args()
     store = open_store(given.store)
     labels_of = Tokeniser(store.tokens)
@@ -284,6 +297,8 @@ def main() -> None:
         checkpoint = given.out / f"{name.replace(' ', '-')}.pt" if given.out else None
         model = train(examples, store, settings, distil=distil, checkpoint=checkpoint, name=name)
         rows.append((name, score(model, examples), score(model, test)))
+    if given.posteriors:
+        write_posteriors(model, [*examples, *test], given.posteriors)
     print(f"token errors in percent after {given.steps} steps, seed {given.seed}, rate {given.rate}")
     print(f"{'':<22} {len(examples):>7} trained on {len(test):>8} others")
     print(f"{'student':<22}{'CTC':>8} {'RNN-T':>8}{'CTC':>9} {'RNN-T':>8}")

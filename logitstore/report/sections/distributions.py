@@ -18,7 +18,7 @@ WIDTH, HEIGHT, FOOT = 300.0, 96.0, 18.0  # units of a chart's viewBox
 
 def draw(report: Report) -> Section | None:
     """Return the charts of every stream of classes, and the speaking rate."""
-    if not report.measured.utterances:
+    if not report.alone or not report.measured.utterances:
         return None
     groups = [
         [tag("h3", foreign(name)), tag("div", _stream(one), class_="cards charts")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -15,16 +15,26 @@ ORDER = 10
 
 def draw(report: Report) -> Section:
     """Return key figures, the streams as a table, and where the store comes from."""
-    s = report.summary
-    figures = tag("dl", _figures(report), class_="figures")
-    streams = tag("div", _streams(s.streams), class_="wide")
-    return Section("Overview", [figures, _warnings(report), streams, _origin(report)], "overview")
-
-
-def _figures(report: Report) -> Iterator[Html]:
-    """Yield the key figures."""
-    s = report.summary
     rates = [one.wer for one in report.measured.utterances if one.wer is not None]
+    body = [*_store(report.summary, rates), _warnings(report), _origin(report.summary)]
+    if report.other_summary is None:
+        return Section("Overview", body, "overview")
+    rates_of_b = [one.rates[1] for one in report.compared if one.rates[1] is not None]
+    a = [tag("h3", "A"), *_store(report.summary, rates), _warnings(report), _origin(report.summary)]
+    b = [tag("h3", "B"), *_store(report.other_summary, rates_of_b), _origin(report.other_summary)]
+    return Section("Overview", [a, b], "overview")
+
+
+def _store(s: StoreSummary, rates: Sequence[float]) -> list[Html]:
+    """Return the key figures of a store and the table of its streams."""
+    return [
+        tag("dl", _figures(s, rates), class_="figures"),
+        tag("div", _streams(s.streams), class_="wide"),
+    ]
+
+
+def _figures(s: StoreSummary, rates: Sequence[float]) -> Iterator[Html]:
+    """Yield the key figures of a store; ``rates`` are word error rates of its utterances."""
     yield _figure("utterances", number(s.utterances))
     yield _figure("audio", f"{s.hours:.1f} h" if s.hours >= 1 else f"{60 * s.hours:.1f} min")
     if s.hours:
@@ -112,11 +122,9 @@ def _share(value: float | None) -> str:
     return "–" if value is None else percent(value)
 
 
-def _origin(report: Report) -> Html:
+def _origin(s: StoreSummary) -> Html:
     """Return where the store comes from, as a list of terms."""
-    return tag(
-        "dl", [[tag("dt", term), tag("dd", text)] for term, text in _terms(report.summary)], class_="terms"
-    )
+    return tag("dl", [[tag("dt", term), tag("dd", text)] for term, text in _terms(s)], class_="terms")
 
 
 def _terms(s: StoreSummary) -> Iterator[tuple[str, Content]]:

@@ -13,7 +13,7 @@ LISTED = 200
 
 def draw(report: Report) -> Section | None:
     """Return the reasons with their counts, and the first utterances of the list."""
-    if report.other is not None:
+    if not report.alone:
         return None
     if not report.skipped:
         body = tag("p", "No utterance was skipped.")

@@ -15,7 +15,7 @@ LISTED = 300  # utterances of the table
 
 def draw(report: Report) -> Section | None:
     """Return the table and the pictures."""
-    if report.other is not None or not report.shown:
+    if not report.alone or not report.shown:
         return None
     return Section("Utterances", [_table(report), list(pictures(report))], "utterances", lead(report))
 

@@ -54,7 +54,7 @@ def measures(report: Report) -> list[Measure]:
 
 def draw(report: Report) -> Section | None:
     """Return one list for each measure."""
-    if not report.measured.utterances:
+    if not report.alone or not report.measured.utterances:
         return None
     lists = [_list(report, measure) for measure in measures(report)]
     most = min(WORST, report.summary.utterances)
