@@ -9,7 +9,7 @@ from ..errors import CorruptError, FormatError
 from ..schema.checksums import canonical, crc32c
 from .base import EncodedRecord
 
-BLOCK_RECORDS = 64
+BLOCK_RECORDS = 128
 BLOCK_BYTES = 1 << 20  # of JSON from which on a block is complete, whatever the number of its records
 MAX_BLOCK_BYTES = 128 << 20  # of JSON that a reader decompresses
 _GZIP = 31  # zlib's number of a gzip member of the largest window

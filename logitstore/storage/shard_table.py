@@ -127,7 +127,8 @@ class TableBuilder:
         counts = np.array(self._counts, np.int64).reshape(records, width + 2)
         kept = [numbers.setdefault(np.ascontiguousarray(count).tobytes(), len(numbers)) for count in counts.T]
         for k in range(len(numbers)):
-            arrays[f"count.{k}"] = counts[:, kept.index(k)]
+            count = counts[:, kept.index(k)]
+            arrays[f"count.{k}"] = count[:1] if records and (count == count[0]).all() else count
         arrays["pack"] = np.array([*packs, records], np.int64)
         arrays["offset"] = np.array(offsets, np.int64).reshape(len(packs), width)
         arrays["block"] = np.array(blocks, np.int64).reshape(-1, 4)
@@ -247,7 +248,7 @@ def parse_table(data: bytes, columns: Sequence[Column], file_bytes: int, where: 
         listed = head["columns"]
         count_of = tuple(_number(c["count"]) for c in (*listed, {"count": head["T"]}, {"count": head["U"]}))
         counts = tuple(
-            _shaped(arrays[f"count.{k}"], (records,)) for k in range(max(count_of, default=-1) + 1)
+            _count(arrays[f"count.{k}"], records) for k in range(max(count_of, default=-1) + 1)
         )
         if any(int(c.max(initial=0)) > _MAX // max(records, 1) for c in counts):
             raise ValueError("a record has too many items")
@@ -299,6 +300,11 @@ def _array(listed: Mapping[str, Any], body: bytes) -> NDArray[np.int64]:
     if dtype == "uint64" and array.size and int(array.max()) >= _MAX:
         raise ValueError("a number is too large")
     return array.astype(np.int64)
+
+
+def _count(array: NDArray[np.int64], records: int) -> NDArray[np.int64]:
+    """Return the items of every record, from an array that may hold one number for all."""
+    return np.repeat(array, records) if array.shape == (1,) else _shaped(array, (records,))
 
 
 def _shaped(array: NDArray[np.int64], shape: tuple[int, ...]) -> NDArray[np.int64]:
