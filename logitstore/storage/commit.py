@@ -220,7 +220,7 @@ def publish(
         seen |= names
         duplicates += [i for i in entry.ids if i in repeated]
         staged, entry = _rewrite(
-            storage, staged, entry, columns, _next_name(entry.shard, taken), repeated, problems
+            storage, staged, entry, columns, next_name(entry.shard, taken), repeated, problems
         )
         if not (entry.ids or entry.skipped or entry.replaces):
             return Publication(None, tuple(duplicates))
@@ -237,8 +237,8 @@ def _sealed_in(place: Place, names: Iterable[str]) -> tuple[set[str], set[tuple[
     return ids, problems
 
 
-def _next_name(shard: str, taken: Collection[str]) -> str:
-    """Return the first free name of ``NAME``, ``NAME-1``, ``NAME-2``, ... from a shard's own name on."""
+def next_name(shard: str, taken: Collection[str]) -> str:
+    """Return the first free name of ``NAME``, ``NAME-1``, ``NAME-2``, ...; a shard's own name may be one of these."""
     found = re.fullmatch(r"(.+)-([1-9]\d{0,3})", shard, re.ASCII)
     base, generation = (found[1], int(found[2])) if found else (shard, 0)
     name = shard

@@ -247,9 +247,7 @@ def parse_table(data: bytes, columns: Sequence[Column], file_bytes: int, where: 
         arrays = {str(k): _array(v, body) for k, v in head["arrays"].items()}
         listed = head["columns"]
         count_of = tuple(_number(c["count"]) for c in (*listed, {"count": head["T"]}, {"count": head["U"]}))
-        counts = tuple(
-            _count(arrays[f"count.{k}"], records) for k in range(max(count_of, default=-1) + 1)
-        )
+        counts = tuple(_count(arrays[f"count.{k}"], records) for k in range(max(count_of, default=-1) + 1))
         if any(int(c.max(initial=0)) > _MAX // max(records, 1) for c in counts):
             raise ValueError("a record has too many items")
         chunks = tuple((_number(c["chunk"]), _number(c["bytes"])) for c in listed if "chunk" in c)

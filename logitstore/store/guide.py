@@ -3,12 +3,39 @@
 from __future__ import annotations
 
 from importlib.resources import files
+from textwrap import indent
 
 from ..schema.spec import StoreSpec, StreamSpec
 from ..storage.places import Place
 
 SPEC_TEXT = "SPEC.md"
 GUIDE = "README.md"
+WITHOUT = {  # programs that print every record and its arrays
+    "webdataset": """
+import glob, webdataset
+for pack in webdataset.WebDataset(sorted(glob.glob("shards/*.tar")), shardshuffle=False).decode():
+    for i, record in enumerate(pack["record.json.gz"]):
+        for name, items in pack["items.json.gz"].items():
+            record[name] = pack[f"{name}.npy"][sum(items[:i]) : sum(items[: i + 1])]
+        print(record)
+""",
+    "zarr": """
+import glob, gzip, json, numpy, zarr
+for path in sorted(glob.glob("shards/*.zarr.zip")):
+    shard = zarr.open_group(zarr.storage.ZipStore(path, mode="r"), mode="r")
+    records = json.loads(gzip.decompress(shard["record"][:].tobytes()))
+    head, _, body = shard["table"][:].tobytes().partition(b"\\n")
+    head = json.loads(head)
+    for column in head["columns"]:
+        at = head["arrays"][f"count.{column['count']}"]
+        items = numpy.frombuffer(body, at["dtype"], at["shape"][0], at["begin"]).astype(int)
+        ends = numpy.cumsum(numpy.broadcast_to(items, len(records)))
+        for record, part in zip(records, numpy.split(shard[column["name"].replace(".", "/")][:], ends[:-1])):
+            record[column["name"]] = part
+    for record in records:
+        print(record)
+""",
+}
 
 
 def spec_text() -> str:
@@ -59,8 +86,12 @@ With logitstore installed (`pip install logitstore`):
     for utt_id in store:
         target = store[utt_id]
 
-Without it: the names of the shards are those of the files of `sealed/`, and of nothing else. Section "Read one
-record" of `SPEC.md` goes on from there.
+Without it, with {"webdataset" if storage == "webdataset" else "zarr"} alone:
+
+{indent(WITHOUT["webdataset" if storage == "webdataset" else "zarr"].strip(), "    ")}
+
+The names of the shards are those of the files of `sealed/`, and of nothing else. Section "Read one
+record" of `SPEC.md` goes on from there, with checksums.
 """
 
 

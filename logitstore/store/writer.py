@@ -22,6 +22,7 @@ from ..storage.commit import (
     UnsealedShard,
     finish_replacements,
     finish_store,
+    next_name,
     remove_temporary_files,
     skipped_keys,
 )
@@ -196,9 +197,7 @@ class StoreWriter:
 
     def shard(self, name: str) -> UnsealedShard:
         """Begin a shard under the first free name of ``name``, ``name-1``, ``name-2``, ..."""
-        taken, generation = self._catalog.taken.union(shard_names(self.place)), 0
-        while (free := f"{name}-{generation}" if generation else name) in taken:
-            generation += 1
+        free = next_name(name, self._catalog.taken.union(shard_names(self.place)))
         about = about_shards(self.spec)
         return UnsealedShard(
             self.place, self._storage, self._columns, free, self._writer, about, self._catalog.names

@@ -314,10 +314,16 @@ def check_gathered_records(backend: StorageBackend, folder: Path) -> None:
 
 
 def check_one_file(backend: StorageBackend, folder: Path) -> None:
-    """Check that a shard is one file, which an opened shard does not keep open."""
+    """Check that a shard is one file, of which a writer holds one open, and an opened shard none."""
+    before = len(os.listdir("/proc/self/fd"))
+    writer = backend.create(open_place(folder).stage("x") / "s-0", "s-0", COLUMNS, ABOUT)
+    for record in records(20):
+        writer.add(record)
+    held = len(os.listdir("/proc/self/fd")) - before
+    writer.close()
+    expect(held <= 1, f"a writer holds {held} files open")
     place, contents = write(backend, folder, records(20))
     expect([f.path for f in contents.files] == [backend.path("s-0")], f"the files {contents.files}")
-    before = len(os.listdir("/proc/self/fd"))
     shards = [backend.open(place, "s-0", contents, COLUMNS) for _ in range(20)]
     for shard in shards:
         shard.record(3)
