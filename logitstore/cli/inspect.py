@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+import time
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,9 +12,10 @@ from ._options import AUDIO_ROOT, json_option, option, sectioned_command
 from ._terminal import json_text, printable, size, table
 
 if TYPE_CHECKING:
-    from ..store.inspect import RowSummary, StoreSummary, StreamSummary, UtteranceStream, UtteranceSummary
+    from ..store.inspect import StoreSummary, StreamSummary
 
 STATISTICS = "Statistics of a store"
+ONE = "One utterance"
 
 
 @sectioned_command("inspect")
@@ -44,12 +45,28 @@ STATISTICS = "Statistics of a store"
 )
 @option(
     "--top",
-    section="One utterance",
+    section=ONE,
     default=5,
     show_default=True,
     metavar="N",
     type=click.IntRange(1),
     help="Show the N most probable classes of every row.",
+)
+@option(
+    "--frames",
+    section=ONE,
+    metavar="FIRST:END",
+    help="Show only these frames, END not included: 40:80, 40:, :80.",
+)
+@option("--all", "unfolded", section=ONE, is_flag=True, help="Give every frame a line; default: fold blanks.")
+@option("--csv", "as_csv", section=ONE, is_flag=True, help="Print the rows as comma-separated values.")
+@option(
+    "--watch",
+    is_flag=False,
+    flag_value=2.0,
+    type=click.FloatRange(0.1),
+    metavar="[SECONDS]",
+    help="Look at a store that is being filled every SECONDS (2); ends with the manifest, if one is given.",
 )
 @json_option("everything")
 def command(
@@ -60,17 +77,36 @@ def command(
     audio_root: str | None,
     rate: str | None,
     top: int,
+    frames: str | None,
+    unfolded: bool,
+    as_csv: bool,
+    watch: float | None,
     as_json: bool,
 ) -> None:
     """Show STORE as a whole, or one UTTERANCE of it row by row."""
     from ..corpus.manifest import read_manifest
     from ..store.inspect import inspect_store, inspect_utterance
+    from ..store.reader import open_store
+    from . import _utterance, _watch
 
-    if utterance is not None:
-        one = inspect_utterance(store, utterance, top=top)
-        lines = [json_text(one.to_json())] if as_json else list(_utterance_lines(one))
+    lines: Iterable[str]
+    if utterance is None and (frames or unfolded or as_csv):
+        raise click.UsageError("--frames, --all and --csv show one utterance: give its id after the store.")
+    asked = None if manifest is None else read_manifest(manifest, audio_root=audio_root)
+    if watch is not None:
+        count = None if asked is None else len(list(asked))
+        lines = _watch.watch(store, count, lambda: time.sleep(watch))
+    elif utterance is not None:
+        opened, shown = open_store(store), _frames(frames)
+        one = inspect_utterance(opened, utterance, top=top)
+        if as_json:
+            lines = [json_text(one.to_json())]
+        elif as_csv:
+            lines = _utterance.csv_lines(one, shown)
+        else:
+            colour = _utterance.in_colour()
+            lines = _utterance.lines_of(one, opened, frames=shown, unfolded=unfolded, colour=colour)
     else:
-        asked = None if manifest is None else read_manifest(manifest, audio_root=audio_root)
         whole = inspect_store(
             store, sample=sample, manifest=asked, rate=None if rate is None else ratio(rate)
         )
@@ -79,6 +115,16 @@ def command(
             lines += ["", *_served_lines(whole, rate)]
     for line in lines:
         click.echo(line)
+
+
+def _frames(text: str | None) -> tuple[int, int | None]:
+    """Return frames written as FIRST:END, either of them empty; raises ``click.BadParameter``."""
+    first, separator, end = (text or ":").partition(":")
+    if not (separator and all(not part or part.isdecimal() for part in (first, end))):
+        raise click.BadParameter(
+            f"{text!r} are no frames: write the first and the one after the last, 40:80."
+        )
+    return int(first or 0), int(end) if end else None
 
 
 def ratio(text: str) -> tuple[int, int]:
@@ -201,48 +247,3 @@ def _notes(s: StoreSummary) -> Iterator[str]:
     if s.transcript_error_rates:
         rates = ", ".join(f"{name} {100 * rate:.2f} %" for name, rate in s.transcript_error_rates.items())
         yield f"Token errors of the teacher's own transcripts, decoded without teacher forcing: {rates}"
-
-
-def _utterance_lines(u: UtteranceSummary) -> Iterator[str]:
-    """Yield the lines that are printed of one utterance."""
-    width = shutil.get_terminal_size((100, 24)).columns
-    yield f"utterance  {printable(u.id)}"
-    yield f"length     T = {u.T} frames, U = {u.U} labels, {u.seconds} s"
-    yield f"reference  {printable(u.text if u.text is not None else '-')}"
-    yield f"labels     {printable(' '.join(u.labels)) or '-'}"
-    for name, s in u.streams.items():
-        yield ""
-        yield f"{printable(name):<10} {'×'.join(map(str, s.shape))} {printable(s.encoding)}".rstrip()
-        yield from _utterance_stream_lines(u, s)
-        if s.frames is not None:
-            yield ""
-            yield from _row_table(s.frames, width)
-
-
-def _utterance_stream_lines(u: UtteranceSummary, s: UtteranceStream) -> Iterator[str]:
-    """Yield labels, decode, errors and transcript of one stream."""
-    if s.labels is not None and s.labels != u.labels:
-        yield f"labels     {printable(' '.join(s.labels))}"
-    if s.text is not None:
-        yield f"decoded    {printable(s.text)}"
-    if s.decoded is not None:
-        yield f"           {printable(' '.join(s.decoded))}"
-    if s.errors is not None:
-        yield f"           {s.errors} errors in {s.reference}"
-    if s.transcript is not None and s.decoded is not None:
-        yield f"transcript {printable(s.transcript['text'])}"
-    if s.rms is not None:
-        yield f"rms        {' '.join(f'{x:.3g}' for x in s.rms)}"
-
-
-def _row_table(rows: list[RowSummary], width: int) -> list[str]:
-    """Return the table of the best classes of every row; as many columns as fit into the terminal."""
-    lines: list[list[Any]] = []
-    for row in rows:
-        place = ",".join(str(axis) for axis in (row.t, row.u) if axis is not None)
-        best = [f"{printable(token)} {p:.3f}" if p >= 5e-4 else "·" for token, p in row.best]
-        lines.append([place, *best, f"{row.tail:.1e}"])
-    axes = [axis for axis in ("t", "u") if rows and getattr(rows[0], axis) is not None]
-    count = max((len(row.best) for row in rows), default=0)
-    head = [",".join(axes), *(f"best {i + 1}" for i in range(count)), "rest"]
-    return table(head, lines, width)

@@ -237,6 +237,7 @@ class UtteranceSummary:
         seconds: seconds of audio.
         text: reference text, if there is one.
         labels: tokens of the labels.
+        blank: token of the blank.
         streams: each stream, by name.
     """
 
@@ -246,6 +247,7 @@ class UtteranceSummary:
     seconds: float | None
     text: str | None
     labels: list[str]
+    blank: str
     streams: dict[str, UtteranceStream]
 
     def to_json(self) -> dict[str, Any]:
@@ -553,6 +555,7 @@ def inspect_utterance(store: Any, utt_id: str, *, top: int = 5) -> UtteranceSumm
         seconds=target.meta.get("seconds"),
         text=target.text,
         labels=_names(store, target.labels),
+        blank=store.tokens.tokens[store.tokens.blank],
         streams={s.name: _utterance_stream(store, target, s, top) for s in store.spec.streams},
     )
 

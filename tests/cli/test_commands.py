@@ -52,7 +52,7 @@ def test_inspect_shows_description_and_error_rates(store):
 
 
 def test_inspect_one_utterance_fits_the_terminal_and_decodes_it(store):
-    done = logitstore("inspect", store, "demo-00", COLUMNS="72")
+    done = logitstore("inspect", store, "demo-00", "--all", COLUMNS="72")
     assert done.returncode == 0
     lines = done.stdout.splitlines()
     assert "reference  don’t turn off the light before half past three" in lines

@@ -22,7 +22,8 @@ def test_every_byte_of_a_store_is_counted(tmp_path, storage):
     for name, said in (("few", few), ("more", more)):
         files = [f for f in Path(tmp_path, name).rglob("*") if f.is_file()]
         assert said.bytes == sum(f.stat().st_size for f in files)
-    assert few.bytes_once == more.bytes_once > 4 * 150 * 128  # the head at least
+    assert few.bytes_once == pytest.approx(more.bytes_once, abs=2)  # checksums have nine digits or ten
+    assert few.bytes_once > 4 * 150 * 128  # the head at least
     assert few.bytes < more.bytes
     assert more.bytes_per_frame == pytest.approx((more.bytes - more.bytes_once) / more.frames)
 
