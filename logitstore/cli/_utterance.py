@@ -176,9 +176,9 @@ def picture(target: Target, store: Store, spec: StreamSpec, frames: Frames, widt
     """Yield the posteriorgram of a stream of frames: a line for each class in play, blank and time below."""
     import numpy as np
 
+    from ..pictures.posteriors import classes_in_play
     from ..pictures.terminal import halves, pooled
     from ..report.measure import is_frames
-    from ..report.rows import classes_in_play
 
     if not is_frames(spec):
         return

@@ -58,21 +58,6 @@ def entropy(at: Tempered) -> Numbers:
     return np.asarray(np.maximum(-(np.exp(logp) * logp).sum(axis=1) - of_tail, 0.0))
 
 
-def classes_in_play(probability: NDArray[np.floating], blank: int, most: int) -> list[int]:
-    """Return the classes that are worth a row of a picture, by the frame at which each is most probable.
-
-    Args:
-        probability: (T, V) probabilities.
-        blank: class that is left out.
-        most: number of classes at most.
-    """
-    peak = probability.max(axis=0)
-    peak[blank] = 0
-    chosen = np.argsort(-peak, kind="stable")[:most]
-    chosen = chosen[peak[chosen] >= 0.04]
-    return [int(c) for c in chosen[np.argsort(probability[:, chosen].argmax(axis=0), kind="stable")]]
-
-
 @dataclass(frozen=True)
 class Lattice:
     """A transducer's lattice of one utterance, as far as its nodes are stored.

@@ -15,6 +15,7 @@ from ..corpus.manifest import Utterance
 from ..encodings.base import LOSS
 from ..errors import LogitStoreError
 from ..pictures.html import Content, Html, foreign, tag
+from ..pictures.posteriors import classes_in_play
 from ..schema.spec import StreamSpec
 from ..store.reader import Store
 from ..targets.decode import best_classes
@@ -25,7 +26,7 @@ from ..tokens.transcript import words
 from .alignment import align, edits
 from .base import Report, nats, percent
 from .measure import Decodes, frames_off, is_frames
-from .rows import RowStatistics, classes_in_play, lattice_of, statistics, token_runs
+from .rows import RowStatistics, lattice_of, statistics, token_runs
 from .spectrogram import LEVELS, spectrogram
 from .tracks import (
     PlacedToken,

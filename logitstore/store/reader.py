@@ -123,6 +123,11 @@ class Store(Mapping[str, Target]):
         streams = ", ".join(f"{s.name}={s.encoding}" if s.encoding else s.name for s in self.spec.streams)
         return f"<Store {self.place}: {len(self)} utterances, {streams}>"
 
+    def _repr_html_(self) -> str:
+        from .notebook import store_html
+
+        return store_html(self)
+
     def __len__(self) -> int:
         """Return the number of utterances."""
         self._refresh()

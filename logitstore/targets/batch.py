@@ -74,6 +74,11 @@ class TargetBatch:
     def __getitem__(self, stream: str) -> Any:
         return self.streams[stream]
 
+    def _repr_html_(self) -> str:
+        from .notebook import batch_html
+
+        return batch_html(self)
+
     def to(self, device: Any, non_blocking: bool = False) -> Self:
         """Return the batch with every tensor on a device."""
         return self.map(lambda t: t.to(device, non_blocking=non_blocking))

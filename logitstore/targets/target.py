@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,6 +105,35 @@ class Target:
             return self.nodes[stream].grid()
         axes = self.shapes[stream][:-1]
         return np.arange(axes[0] * axes[1]).reshape(axes) if len(axes) == 2 else None
+
+    def _repr_html_(self) -> str:
+        from .notebook import target_html
+
+        return target_html(self)
+
+    def plot(
+        self,
+        streams: Sequence[str] | None = None,
+        *,
+        tokens: Sequence[str] | None = None,
+        temperature: float = 1.0,
+    ) -> Any:
+        """Return a ``matplotlib.figure.Figure`` with a panel for each stream of classes.
+
+        A stream of frames is drawn as the posteriorgram of the classes that reach a probability of 0.04, with
+        the blank as a line; a lattice as the occupancy of its nodes, or the probability of the blank.
+
+        Args:
+            streams: names of streams; None for all that have classes.
+            tokens: tokens of the classes, e.g. ``store.tokens.tokens``; None for their ids.
+            temperature: temperature of the probabilities, 1 or more.
+
+        Raises:
+            UsageError: matplotlib is not installed, or a stream has no classes.
+        """
+        from .plot import plot_target
+
+        return plot_target(self, streams, tokens=tokens, temperature=temperature)
 
     def log_probs(self, stream: str, temperature: float = 1.0) -> Float:
         """Return dense float32 log-probabilities (nats) in the stream's axes, :attr:`shapes`.

@@ -8,6 +8,7 @@ import numpy as np
 
 from ...errors import StoreError
 from ...pictures.html import Content, Html, foreign, tag
+from ...pictures.posteriors import classes_in_play
 from ...schema.spec import StreamSpec
 from ...store.reader import Store
 from ...targets.decode import best_classes
@@ -15,7 +16,7 @@ from ...targets.target import Target
 from ..base import Report, Section, nats, number, percent
 from ..compare import row_divergence, text_of
 from ..measure import is_frames
-from ..rows import classes_in_play, token_runs
+from ..rows import token_runs
 from ..tracks import curve, posteriorgram, stack
 from ..utterance import IN_PLAY, aligned, decode_track, frame_table, heading, names_of, sound, time_axis
 

@@ -8,10 +8,11 @@ import numpy as np
 
 from ...errors import LogitStoreError
 from ...pictures.html import Content, Html, foreign, tag
+from ...pictures.posteriors import classes_in_play
 from ...targets.decode import best_classes, greedy_ctc
 from ...targets.target import Target
 from ..base import Report, Section, nats, number
-from ..rows import classes_in_play, kl, token_runs
+from ..rows import kl, token_runs
 from ..student import StudentOutput, frame_stream, target_of
 from ..tracks import posteriorgram, stack
 from ..utterance import IN_PLAY, aligned, decode_track, frame_table, heading, names_of, sound, time_axis
