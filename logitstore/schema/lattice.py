@@ -16,6 +16,7 @@ from ..errors import FormatError, LengthError, UsageError
 MEAN = "mean-u"
 FORMS = {"full": False, "banded": True, "path": False, "sample": True, MEAN: False}  # True: takes a number
 BEGIN, POSITIONS, OCCUPANCY = "begin", "positions", "occupancy"
+POSITION_DTYPE, MAX_POSITION = "uint16", (1 << 16) - 1
 KNOWN = "full, banded:S, path, sample:N, mean-u; each with +occupancy"
 
 
@@ -69,9 +70,9 @@ class Form:
         """(name, dtype, meaning) of the columns beside rows and labels (SPEC S10)."""
         found = []
         if self.name in ("banded", "path"):
-            found.append((BEGIN, "int32", "first label position of each frame's nodes"))
+            found.append((BEGIN, POSITION_DTYPE, "first label position of each frame's nodes"))
         if self.name == "sample":
-            found.append((POSITIONS, "int32", "label positions that every frame keeps"))
+            found.append((POSITIONS, POSITION_DTYPE, "label positions that every frame keeps"))
         if self.occupancy and not self.framewise:
             found.append((OCCUPANCY, "float16", "probability that an alignment passes each node"))
         return tuple(found)
@@ -164,11 +165,19 @@ def _tiled(form: Form, t: int, u: int, positions: NDArray[Any]) -> Nodes:
 
 
 def stored(nodes: Nodes) -> dict[str, NDArray[Any]]:
-    """Return the arrays of :attr:`Form.columns` by name."""
+    """Return the arrays of :attr:`Form.columns` by name.
+
+    Raises ``LengthError`` for more labels than these arrays can count.
+    """
+    if nodes.U > MAX_POSITION and POSITION_DTYPE in [dtype for _, dtype, _ in nodes.form.columns]:
+        raise LengthError(
+            f"there are {nodes.U} labels; the form {nodes.form} stores positions up to {MAX_POSITION} (SPEC S10)",
+            do="Cut the recording, or store the form full.",
+        )
     first = np.searchsorted(nodes.frame, np.arange(nodes.T))
     arrays: dict[str, NDArray[Any]] = {
-        BEGIN: nodes.position[first].astype(np.int32),
-        POSITIONS: nodes.position[: nodes.width].astype(np.int32),
+        BEGIN: nodes.position[first].astype(POSITION_DTYPE),
+        POSITIONS: nodes.position[: nodes.width].astype(POSITION_DTYPE),
     }
     if nodes.occupancy is not None:
         arrays[OCCUPANCY] = nodes.occupancy.astype(np.float16)
@@ -201,7 +210,7 @@ def restored(
         require(rows == t * (u + 1), f"the lattice has {rows} rows, T = {t} and U = {u}", "S7")
         nodes = full(t, u, form)
     elif form.name == "sample":
-        positions = arrays[POSITIONS]
+        positions = arrays[POSITIONS].astype(np.int64)
         require(
             len(positions) == min(form.size, u + 1), f"there are {len(positions)} of {u + 1} label positions"
         )

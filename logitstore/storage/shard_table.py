@@ -20,7 +20,7 @@ from .record_metadata import metadata_line
 LABELS = "labels"
 HEAD_ALIGNMENT, ARRAY_ALIGNMENT = 64, 8
 _DTYPES = ("uint8", "uint16", "uint32", "uint64")
-_MAX = 1 << 62  # of any number in a table, so that sums fit into int64
+_MAX = 1 << 53  # of any number in a table, as in JSON
 
 
 def item_bytes(column: Column) -> int:

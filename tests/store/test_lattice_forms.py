@@ -526,3 +526,9 @@ def test_the_trained_teachers_own_alignment(tmp_path, how):
         np.testing.assert_array_equal(
             other.record(utt).arrays["rnnt.logp"], store.record(utt).arrays["rnnt.logp"]
         )
+
+
+def test_more_labels_than_positions_can_count_are_refused():
+    nodes = path(Form("path"), 1, 70_000, np.zeros(1, np.int64))
+    with pytest.raises(LengthError, match="70000 labels"):
+        stored(nodes)

@@ -361,6 +361,28 @@ def test_a_zarr_shard_can_be_read_in_parts_and_says_what_it_is(stores):
     assert "log-probability" in shard["ctc/logp"].attrs["about"]
 
 
+def test_many_shards_need_few_open_files(tmp_path):
+    program = """
+        import resource, sys
+        import torch
+        from logitstore import StoreWriter, TokenTable, open_store, verify_store
+        resource.setrlimit(resource.RLIMIT_NOFILE, (40, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        table = TokenTable(("<blk>", "a"), 0)
+        with StoreWriter.open(sys.argv[1], tokens=table, streams={"ctc": "dense"}, shard_rows=1) as w:
+            for i in range(100):
+                w.add(f"u{i}", ctc=torch.eye(2) * i)
+        store = open_store(sys.argv[1])
+        assert [store[f"u{i}"].T for i in range(100)] == [2] * 100
+        assert len(store.shards) == 100 and verify_store(sys.argv[1]).good
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program), str(tmp_path / "s")], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    files = list((tmp_path / "s" / "shards").rglob("*"))
+    assert len(files) == 100
+
+
 # ---- what is loaded
 
 

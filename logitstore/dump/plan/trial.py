@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from ...encodings.rows import logsumexp
 from ...runner.driver import TeacherDriver, TeacherOutput
 from ...runner.pipe import record_metadata, stream_output
-from ...schema.checksums import canonical
 from ...schema.spec import Column, StoreSpec
 from ...storage import parse_storage
 from ...storage.base import EncodedRecord, ShardWriter
 from ...storage.constants import Constants
 from ...storage.entries import Entry
 from ...storage.places import open_place
+from ...storage.record_metadata import BLOCK_RECORDS, gzip_member, metadata_line
 from ...store.identity import establish
 from ...store.inspect import Footprint, footprint
 from ...store.layout import about_shards, columns_of
@@ -171,7 +171,6 @@ class Trial:
         passes: drives of the joiner, over all utterances.
         lost: (N,) nats that each compared row loses, by temperature and utterance; of a layer, relative
             squared errors at 1.
-        common: bytes of the records' metadata, which further streams of the same store would share.
     """
 
     def __init__(
@@ -183,8 +182,16 @@ class Trial:
         self._encoder = RecordEncoder(first.spec, self._reader.constants)
         kept = temperatures if self.stream.stream_kind.classes else (1.0,)
         self.lost: dict[float, list[NDArray[np.float64]]] = {t: [] for t in kept}
-        self.seconds, self.passes, self.common = 0.0, 0, 0
+        self.seconds, self.passes = 0.0, 0
+        self._lines, self._shared = list[bytes](), 0
         self._kept_occupancy = self._occupancy = 0.0
+
+    @property
+    def common(self) -> int:
+        """Bytes of the records' metadata, which further streams of the same store would share."""
+        first = range(0, len(self._lines), BLOCK_RECORDS)
+        blocks = (b"\n".join(self._lines[i : i + BLOCK_RECORDS]) for i in first)
+        return self._shared + sum(len(gzip_member(block)) for block in blocks)
 
     @property
     def held(self) -> float:
@@ -224,10 +231,10 @@ class Trial:
             self.passes += lattice.drives - drives
         for store in self.stores.values():
             store.add(record)
-        # Bytes of the metadata, of the record's line in the shard's table, and of its id in entry and index.
-        self.common += (
-            len(canonical({**record.meta, "id": record.id})) + 12 + 2 * (len(record.id.encode()) + 1)
-        )
+        self._lines.append(metadata_line(record))
+        self._shared += 12 + 2 * (
+            len(record.id.encode()) + 1
+        )  # in the shard's table, the entry and the index
         if occupied is not None and nodes is not None:
             self._kept_occupancy += float(occupied[nodes.frame, nodes.position].sum())
             self._occupancy += float(occupied.sum())
