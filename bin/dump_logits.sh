@@ -20,7 +20,7 @@ streams="ctc=dense" # streams and encodings, separated by spaces, e.g. "ctc=dens
 hidden=             # layers to store, separated by spaces: "encoder.layers.3 mid=encoder.layers.1"
 storage=zarr        # storage backend: zarr, zarr:zstd, zarr:blosc, webdataset
 batch_seconds=120   # seconds of audio in a batch of the teacher
-shard_size=500      # utterances of a shard, or its length of audio: 90s, 30m, 2h
+shard_size=auto     # utterances of a shard (500), its audio (90s, 30m, 2h), its bytes (256MB), or several: 256MB,2h
 device=cpu          # device of the teacher; "cuda" gives job i the device cuda:(i mod number of GPUs)
 on_error=raise      # raise, or skip to leave out utterances that fail
 max_skipped=100%    # stop when more utterances are skipped: a number, or a share

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
 from ..errors import UsageError
+from ..storage.shard_size import DEFAULT_SHARD_SIZE
 from .expression import Expression
 
 DEFAULT_ENCODINGS = {"ctc": "dense", "rnnt": "topk:16"}
@@ -63,7 +64,7 @@ class CaptureOptions:
         name: name of the teacher in the store. Empty: the class name of the model.
         sample_rate: audio samples per second, as recorded in the store.
         frame_shift: audio samples between two teacher frames, as recorded in the store.
-        shard_size: utterances per shard.
+        shard_size: size of a shard: utterances, audio or bytes.
         allow_different: fields in which the store may differ from this capture when it is resumed.
 
     Raises:
@@ -92,7 +93,7 @@ class CaptureOptions:
     name: str = ""
     sample_rate: int = 16000
     frame_shift: int = 640
-    shard_size: int = 500
+    shard_size: str = DEFAULT_SHARD_SIZE
     allow_different: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -182,7 +182,7 @@ class CaptureWriter:
             _open_place_of(job.out),
             spec,
             writer=job.writer(os.getpid()),
-            shard_rows=options.shard_size,
+            shard_size=options.shard_size,
         )
         self._writer.begin(self._table, options.allow_different)
         self._rows = self._present = 0

@@ -27,7 +27,7 @@ MANIFEST_FORMAT = """\
 Format of the manifest: jsonl, nemo, kaldi, lhotse, wenet or huggingface. Recognised from the files if not given."""
 ALLOW_PIPES = "Run the shell commands that a Kaldi or lhotse manifest gives in place of recordings."
 STORAGES = "zarr, zarr:blosc or webdataset"
-SHARD_SIZE = "a number of utterances (500) or a length of audio (90s, 30m, 2h)"
+SHARD_SIZE = "utterances (500), audio (90s, 30m, 2h), bytes (256MB), or several with commas between them"
 
 
 class SectionedOption(click.Option):
@@ -131,7 +131,7 @@ RUN_OPTIONS = (
     option(
         "--shard-size",
         section=OUTPUT,
-        default="500",
+        default="auto",
         show_default=True,
         metavar="SIZE",
         help=f"Size of a shard: {SHARD_SIZE}.",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from ._options import STORAGES, option, sectioned_command
+from ._options import SHARD_SIZE, STORAGES, option, sectioned_command
 from .dump import parse_streams
 
 if TYPE_CHECKING:
@@ -171,11 +171,10 @@ ASSUMED = ("sample_rate", "frame_shift")  # a program cannot be asked for these
 @option(
     "--shard-size",
     section=STORE,
-    default=500,
+    default="auto",
     show_default=True,
-    metavar="N",
-    type=click.IntRange(1),
-    help="Utterances in a shard.",
+    metavar="SIZE",
+    help=f"Size of a shard: {SHARD_SIZE}.",
 )
 @option(
     "--name",

@@ -11,7 +11,7 @@ from ._options import SHARD_SIZE, option, sectioned_command
 @click.argument("store", type=click.Path())
 @option(
     "--shard-size",
-    default="5000",
+    default="auto",
     show_default=True,
     metavar="SIZE",
     help=f"Largest size of a merged shard: {SHARD_SIZE}.",

@@ -170,7 +170,7 @@ class _Dump:
         )
 
     def run(self) -> DumpProgress:
-        size = ShardSize.parse(self.options.shard_size)
+        size = ShardSize.of_manifest(self.options.shard_size, self.manifest.utterances)
         problems = list(self.manifest.problems) if self.options.part.index == 0 else []
         idle = True
         rate = estimated_bytes_per_second(self.writer.spec)

@@ -44,7 +44,8 @@ class UnsealedShard:
 
     Attributes:
         duplicates: ids that :meth:`seal` left out, because another writer had sealed them meanwhile.
-        bytes: bytes of the arrays that were added.
+        seconds: seconds of audio of the records that were added.
+        bytes: bytes of their arrays.
     """
 
     def __init__(
@@ -73,8 +74,7 @@ class UnsealedShard:
         self._ids: list[str] = []
         self._failed: str | None = None  # id of a record that may be written in part
         self._finished = False
-        self._seconds, self._frames = 0.0, 0
-        self.bytes = 0
+        self.seconds, self._frames, self.bytes = 0.0, 0, 0
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -101,7 +101,7 @@ class UnsealedShard:
             raise
         faults.reach("row")
         self._ids.append(record.id)
-        self._seconds += record.meta.get("seconds", 0.0)
+        self.seconds += record.meta.get("seconds", 0.0)
         self._frames += record.meta["T"]
         self.bytes += sum(array.nbytes for array in record.arrays.values())
 
@@ -156,7 +156,7 @@ class UnsealedShard:
         return Entry(
             self.name,
             tuple(self._ids),
-            self._seconds,
+            self.seconds,
             self._frames,
             contents,
             tuple(map(dict, skipped)),

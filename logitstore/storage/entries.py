@@ -1,7 +1,6 @@
 """Sealed entries: a shard exists if and only if its sealed entry exists (SPEC C1).
 
-An entry is sealed JSON, the head, with the ids of the shard's records behind it, one a line. The head alone
-says how to open the shard; the ids are decoded when they are asked for.
+An entry is sealed JSON, the head, with the ids of the shard's records behind it, one a line.
 """
 
 from __future__ import annotations
@@ -32,12 +31,13 @@ class RecordIds(Sequence[str]):
     Args:
         text: the ids, each followed by a line feed.
         count: number of ids.
-        checksum: CRC-32C of the text; None for text that is known to be good.
-        where: the file, for messages.
+
+    Attributes:
+        text: the ids, each followed by a line feed.
     """
 
-    def __init__(self, text: bytes, count: int, checksum: int | None = None, where: str = "") -> None:
-        self._text, self._count, self._checksum, self._where = text, count, checksum, where
+    def __init__(self, text: bytes, count: int) -> None:
+        self.text, self._count = text, count
 
     @classmethod
     def of(cls, ids: Iterable[str]) -> RecordIds:
@@ -77,39 +77,10 @@ class RecordIds(Sequence[str]):
         return f"RecordIds({list(self)})"
 
     @cached_property
-    def text(self) -> bytes:
-        """The ids in UTF-8, each followed by a line feed; raises ``CorruptError`` or ``FormatError``."""
-        if self._checksum is not None:
-            self._check(self._checksum)
-        return self._text
-
-    @cached_property
     def begin(self) -> NDArray[np.int64]:
         """(N + 1,) first byte of each id in ``text``, and the end."""
         feeds = np.flatnonzero(np.frombuffer(self.text, np.uint8) == _LINE_FEED)
         return np.concatenate([np.zeros(1, np.int64), feeds + 1])
-
-    def _check(self, checksum: int) -> None:
-        if crc32c(self._text) != checksum:
-            raise CorruptError(
-                "the ids do not match their checksum (SPEC C2)",
-                where=self._where,
-                why="The file was changed or damaged after it was written.",
-                do="Restore it from a copy, or repair the store (logitstore verify --repair) and dump again.",
-            )
-        feeds = np.flatnonzero(np.frombuffer(self._text, np.uint8) == _LINE_FEED)
-        lengths = np.diff(feeds, prepend=-1) - 1
-        try:
-            bad = (
-                len(feeds) != self._count
-                or not self._text.endswith(b"\n" if self._count else b"")
-                or (self._count and not 1 <= int(lengths.min()) <= int(lengths.max()) <= MAX_ID_BYTES)
-                or _CONTROL.search(self._text.decode("utf-8"))
-            )
-        except UnicodeDecodeError:
-            bad = True
-        if bad:
-            raise FormatError(f"its ids are not {self._count} lines of ids (SPEC C2)", where=self._where)
 
 
 @dataclass(frozen=True)
@@ -188,7 +159,7 @@ def is_name(shard: object) -> bool:
 
 
 def read_entry(place: Place, shard: str, store: str = "") -> Entry:
-    """Read the entry of a shard; its ids are checked when they are asked for.
+    """Read the entry of a shard.
 
     Args:
         place: place of the store.
@@ -236,7 +207,7 @@ def parse_entry(data: bytes, shard: str, where: str) -> Entry:
             raise ValueError("a count is not an integer")
         entry = Entry(
             shard=value["shard"],
-            ids=RecordIds(data[end:], records, checksum, where),
+            ids=RecordIds(data[end:], records),
             seconds=float(value["seconds"]),
             frames=int(value["frames"]),
             contents=ShardContents(files, dict(value["layout"])),
@@ -251,6 +222,7 @@ def parse_entry(data: bytes, shard: str, where: str) -> Entry:
         raise FormatError(
             f"{len(data) - end} bytes follow its head, not {size} of {records} ids (SPEC C2)", where=where
         )
+    _check_ids(entry.record_ids.text, records, checksum, where)
     if entry.shard != shard or not isinstance(entry.store, str):
         raise FormatError(
             f"it describes shard {entry.shard!r} of store {entry.store!r} (SPEC C2)", where=where
@@ -264,3 +236,27 @@ def parse_entry(data: bytes, shard: str, where: str) -> Entry:
         if parts[0] != "shards" or {"", ".", ".."} & set(parts) or "\0" in f.path or f.bytes < 0:
             raise FormatError(f"its file {f.path!r} is not below shards/ (SPEC C2)", where=where)
     return entry
+
+
+def _check_ids(text: bytes, count: int, checksum: int, where: str) -> None:
+    """Raise ``CorruptError`` or ``FormatError`` unless text is the lines of so many valid ids."""
+    if crc32c(text) != checksum:
+        raise CorruptError(
+            "the ids do not match their checksum (SPEC C2)",
+            where=where,
+            why="The file was changed or damaged after it was written.",
+            do="Restore it from a copy, or repair the store (logitstore verify --repair) and dump again.",
+        )
+    feeds = np.flatnonzero(np.frombuffer(text, np.uint8) == _LINE_FEED)
+    lengths = np.diff(feeds, prepend=-1) - 1
+    try:
+        good = (
+            len(feeds) == count
+            and (not count or 1 <= int(lengths.min()) <= int(lengths.max()) <= MAX_ID_BYTES)
+            and text.endswith(b"\n" if count else b"")
+            and not _CONTROL.search(text.decode("utf-8"))
+        )
+    except UnicodeDecodeError:
+        good = False
+    if not good:
+        raise FormatError(f"its ids are not {count} lines of ids (SPEC C2)", where=where)

@@ -13,6 +13,8 @@ from collections.abc import Callable
 ENV = "LOGITSTORE_FAULT"
 
 STEPS = {
+    "write:SPEC.md": "the format's text is written under its temporary name; there is no logitstore.json",
+    "write:README.md": "the page on the store is written under its temporary name",
     "write:tokens.txt": "tokens.txt is written under its temporary name; there is no logitstore.json",
     "write:logitstore.json": "logitstore.json is written under its temporary name",
     "row": "a record was added to the files of its shard",

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from ..errors import UsageError
 
-DEFAULT_SHARD_SIZE = "256MB,5000"
+DEFAULT_SHARD_SIZE = "auto"
+DEFAULT_BYTES, MOST_UTTERANCES, FEWEST_UTTERANCES, SHARES = 256 * 10**6, 5000, 500, 64
 _LIMIT = re.compile(r"(\d{1,9})(s|m|h|kB|MB|GB|)", re.ASCII)
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 _BYTES = {"kB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -29,7 +30,12 @@ class ShardSize:
 
     @classmethod
     def parse(cls, text: str) -> ShardSize:
-        """Parse limits with commas between them: utterances (``500``), audio (``90s``, ``30m``, ``2h``), ``256MB``."""
+        """Parse limits with commas between them: utterances (``500``), audio (``90s``, ``30m``, ``2h``), ``256MB``.
+
+        ``auto`` is 256 MB or 5000 utterances.
+        """
+        if text == DEFAULT_SHARD_SIZE:
+            return cls(utterances=MOST_UTTERANCES, bytes=DEFAULT_BYTES)
         limits: dict[str, float] = {}
         for limit in text.split(","):
             found = _LIMIT.fullmatch(limit.strip())
@@ -40,11 +46,23 @@ class ShardSize:
                 raise UsageError(
                     f"{text!r} is not a shard size",
                     do="Give a number of utterances (500), an amount of audio (90s, 30m, 2h) or of bytes "
-                    "(256MB), or several with commas between them.",
+                    "(256MB), or several with commas between them; or auto.",
                 )
             limits[name] = number * {**_SECONDS, **_BYTES, "": 1}[unit]
         utterances, seconds, size = (limits.get(n, 0) for n in ("utterances", "seconds", "bytes"))
         return cls(int(utterances), float(seconds), int(size))
+
+    @classmethod
+    def of_manifest(cls, text: str, utterances: int) -> ShardSize:
+        """Parse the size of the shards of a manifest.
+
+        ``auto`` is 256 MB or a 64th of the utterances, from 500 to 5000, so that several jobs have work.
+        """
+        size = cls.parse(text)
+        if text != DEFAULT_SHARD_SIZE:
+            return size
+        share = -(-utterances // SHARES)
+        return cls(utterances=min(MOST_UTTERANCES, max(FEWEST_UTTERANCES, share)), bytes=size.bytes)
 
     def complete(self, utterances: int, seconds: float, encoded_bytes: float) -> bool:
         """Return whether a shard of these sums has reached a limit."""

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import fnmatch
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from ..errors import StoreError, UsageError
+from ..errors import IdentityError, StoreError, UsageError
 from ..registry import suggest
 from ..storage import open_storage, parse_storage
 from ..storage.commit import accept_losses, drop_shard, finish_replacements, finish_store
 from ..storage.entries import Entry, shard_names
 from ..storage.places import open_place
 from ..storage.shard_size import ShardSize
+from ..storage.spec_file import SPEC_FILE
 from .reader import Store
 from .verify import VerifyFinding, check_record, verify_store
 from .writer import StoreWriter
@@ -131,6 +133,7 @@ def repair_store(location: Any) -> RepairReport:
     Raises:
         NotAStore, FormatError, CorruptError: as :func:`verify_store`.
         StoreBusy: another process repairs this store.
+        IdentityError: every shard belongs to another store.
     """
     found = verify_store(location)
     report = RepairReport(found.findings)
@@ -139,7 +142,10 @@ def repair_store(location: Any) -> RepairReport:
     for finding in found.findings:
         if finding.shard:
             damaged[finding.shard].add(finding.record)
-    store = Store(location, damaged=lambda name, error: None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what is missing is among the findings
+        store = Store(location, damaged=lambda name, error: None)
+    _require_some_shard_of_this_store(store)
     with place.lock("repair"), place.lock("store", wait=True):
         accept_losses(place)
         for name in list(damaged):
@@ -191,6 +197,25 @@ def drop_shards(location: Any, patterns: Sequence[str]) -> DropReport:
             report.shards.append(name)
     finish_store(store.place)
     return report
+
+
+def _require_some_shard_of_this_store(store: Store) -> None:
+    """Raise ``IdentityError`` if every shard belongs to another store: its description was exchanged."""
+    foreign = 0
+    for name in store.shards:
+        try:
+            store.entry(name)
+        except IdentityError:
+            foreign += 1
+        except StoreError:
+            pass
+    if foreign and foreign == len(store.shards):
+        raise IdentityError(
+            "every shard belongs to another store",
+            where=f"{store.place}/{SPEC_FILE}",
+            why="Repairing would drop all of them; probably the file is that of another store.",
+            do="Restore it from a copy.",
+        )
 
 
 def _rewrite_whole_records(

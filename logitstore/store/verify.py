@@ -14,7 +14,7 @@ from ..storage import open_storage
 from ..storage.base import check_file
 from ..storage.commit import skipped_lines
 from ..storage.entries import Entry, read_entry, shard_names
-from ..storage.index import open_run, run_name
+from ..storage.index import is_run_name, open_run, run_name
 from ..storage.places import Place, open_place
 from ..storage.spec_file import NOTES_FILE
 from .reader import Store, records_lost
@@ -107,7 +107,6 @@ def verify_store(location: Any) -> VerifyReport:
             continue
         try:
             entry = read_entry(place, name, store.spec.identity)
-            entry.ids[:0]  # checks them
         except StoreError as error:
             entry_is_damaged(name, error)
             unreadable.add(name)
@@ -169,7 +168,7 @@ def _check_index(
     A missing run is no finding, since readers then use the entries.
     """
     records = sum(count for _, count in known.values())
-    for name in place.names("index"):
+    for name in filter(is_run_name, place.names("index")):
         where = f"index/{name}"
         try:
             raw = place.map(where)

@@ -30,6 +30,7 @@ from ..storage.constants import Constants
 from ..storage.constants import read as read_constants
 from ..storage.entries import Entry, shard_names
 from ..storage.places import Place, open_place
+from ..storage.shard_size import DEFAULT_SHARD_SIZE, ShardSize
 from ..storage.staging import remove_dead_staging
 from ..tokens.table import TokenTable
 from ..tokens.transcript import Transcript
@@ -69,7 +70,9 @@ class StoreWriter:
 
     listed: frozenset[tuple[str, str, str]] = frozenset()
 
-    def __init__(self, place: Place, spec: StoreSpec, *, writer: str = "loop", shard_rows: int = 500) -> None:
+    def __init__(
+        self, place: Place, spec: StoreSpec, *, writer: str = "loop", shard_size: str = DEFAULT_SHARD_SIZE
+    ) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", writer) or writer in ("store", PLANNING):
             raise UsageError(
                 f"{writer!r} cannot name a writer",
@@ -81,7 +84,7 @@ class StoreWriter:
         self._columns = columns_of(spec)
         self._names = [s.name for s in spec.streams]
         self.encoder = RecordEncoder(spec)  # begin() replaces it by one with the store's constants
-        self._writer, self._rows = writer, shard_rows
+        self._writer, self._size = writer, ShardSize.parse(shard_size)
         self._shard: UnsealedShard | None = None
         self._open = ExitStack()
         self._fresh: set[str] = set()
@@ -99,7 +102,7 @@ class StoreWriter:
         teacher: TeacherSpec | None = None,
         storage: str = "zarr",
         writer: str = "loop",
-        shard_rows: int = 500,
+        shard_size: str = DEFAULT_SHARD_SIZE,
         heads: Mapping[str, Any] | None = None,
     ) -> StoreWriter:
         """Open a store to write to from a loop of one's own; use the writer as a context manager.
@@ -112,7 +115,7 @@ class StoreWriter:
             teacher: the teacher's name, sample rate and frame shift; without it 16 kHz and 40 ms are assumed.
             storage: storage backend, e.g. ``zarr`` or ``webdataset``.
             writer: name that no other process writing into this store uses.
-            shard_rows: utterances of one shard.
+            shard_size: size of one shard; see :class:`logitstore.storage.shard_size.ShardSize`.
             heads: Linear layer, or (weight (V, D), bias (V,)), of each stream whose encoding stores the
                 head's input; see :class:`logitstore.store.loop_heads.LoopHeads`.
 
@@ -131,12 +134,12 @@ class StoreWriter:
                 )
         place = open_place(location)
         if not heads and not any(_keeps_head(s) for s in spec.streams):
-            return cls(place, spec, writer=writer, shard_rows=shard_rows).begin(tokens)
+            return cls(place, spec, writer=writer, shard_size=shard_size).begin(tokens)
         from .loop_heads import LoopHeads
 
         given = LoopHeads(spec, heads or {})
         spec, made = given.declare(place, spec)
-        opened = cls(place, spec, writer=writer, shard_rows=shard_rows).begin(tokens, constants=made)
+        opened = cls(place, spec, writer=writer, shard_size=shard_size).begin(tokens, constants=made)
         try:
             given.require_stored(read_constants(place, opened.spec))
         except BaseException:
@@ -215,7 +218,7 @@ class StoreWriter:
         inputs: Mapping[str, Any] | None = None,
         **given: Any,
     ) -> None:
-        """Add one utterance; every ``shard_rows`` utterances are sealed as a shard.
+        """Add one utterance; a shard that has reached its size is sealed.
 
         An utterance that another writer has sealed by then is left out of the shard; the writer warns once and
         lists it in ``duplicates``.
@@ -276,7 +279,7 @@ class StoreWriter:
             self._shard = self.shard(f"{self._writer}-{len(shard_names(self.place)):06d}")
         self._shard.add(row)
         self._fresh.add(utt_id)
-        if len(self._shard) >= self._rows:
+        if self._size.complete(len(self._shard), self._shard.seconds, self._shard.bytes):
             self.flush()
 
     def flush(self) -> int:

@@ -96,7 +96,7 @@ def test_the_variable_kills_a_process_of_its_own(folder):
     )
     assert run.returncode == -signal.SIGKILL, run.stderr.decode()
     assert len(open_store(folder / "s")) == 0
-    assert (folder / "s" / "shards" / "000000").exists()
+    assert (folder / "s" / "shards" / "000000.zarr.zip").exists()
 
 
 def test_a_second_signal_ends_it_at_once():

@@ -159,7 +159,7 @@ def test_every_flipped_bit_of_a_constant_is_named(tmp_path):
 @pytest.mark.parametrize("storage", ["zarr", "webdataset"])
 def test_open_shards_hold_no_file_handles(tmp_path, storage):
     ids = [f"u{n}" for n in range(12)]
-    path = fill(tmp_path / "s", *ids, storage=storage, shard_rows=1)
+    path = fill(tmp_path / "s", *ids, storage=storage, shard_size="1")
     before = len(os.listdir("/proc/self/fd"))
     store = open_store(path)
     targets = [store[i].log_probs("ctc") for i in ids]

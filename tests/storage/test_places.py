@@ -81,7 +81,7 @@ TABLE = TokenTable(("<blk>", "a", "b"), 0)
 def write_store(location, count=6, **options):
     random = np.random.default_rng(0)
     logits = {f"u{i}": random.normal(size=(4 + i, 3)).astype(np.float32) for i in range(count)}
-    with StoreWriter.open(location, tokens=TABLE, streams={"ctc": "dense"}, shard_rows=2, **options) as w:
+    with StoreWriter.open(location, tokens=TABLE, streams={"ctc": "dense"}, shard_size="2", **options) as w:
         for utt_id, rows in logits.items():
             if utt_id not in w:
                 w.add(utt_id, ctc=torch.from_numpy(rows))

@@ -17,7 +17,7 @@ IDS = [f"utt-{i}" for i in range(9)]
 def path(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("store") / "s"
     with StoreWriter.open(
-        path, tokens=TABLE, streams={"ctc": "topk:2"}, storage=request.param, shard_rows=4
+        path, tokens=TABLE, streams={"ctc": "topk:2"}, storage=request.param, shard_size="4"
     ) as w:
         for i, utt in enumerate(IDS):
             generator = torch.Generator().manual_seed(i)

@@ -40,7 +40,7 @@ def logits(*shape, seed=0):
 
 
 def fill(path, storage, streams=STREAMS):
-    with StoreWriter.open(path, tokens=TABLE, streams=streams, storage=storage, shard_rows=3) as w:
+    with StoreWriter.open(path, tokens=TABLE, streams=streams, storage=storage, shard_size="3") as w:
         for i, utt in enumerate(IDS):
             labels = list(range(1, i + 1))
             data = {"ctc": logits(i + 2, seed=i), "rnnt": logits(i + 2, i + 1, seed=9 + i)}

@@ -159,4 +159,4 @@ def mending(family, root, cases, seconds=600, seed=1):
             assert not _read_all(family, folder)
             assert not verify_store(folder).findings
             if not gone and not done.findings:
-                assert same_tree(folder, whole[storage])
+                assert same_tree(folder, whole[storage]) or name in FOR_OTHERS

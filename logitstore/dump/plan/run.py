@@ -379,7 +379,7 @@ class _Planner:
         t = self.totals
         hours = self.about.hours(t.seconds / t.utterances)
         frames = t.frames / t.seconds * hours * 3600
-        size = ShardSize.parse(self.options.shard_size)
+        size = ShardSize.of_manifest(self.options.shard_size, self.about.utterances)
         kl = {}
         for temperature, found in trial.lost.items():
             nats = np.concatenate(found)
