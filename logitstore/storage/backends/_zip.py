@@ -8,7 +8,7 @@ from collections.abc import Callable
 ALIGNMENT = 64
 _DATE, _MODE = 0x0021, 0o100644 << 16  # 1980-01-01; a regular file
 _PLAIN, _ZIP64 = 20, 45  # versions needed to extract
-_LARGE = 0xFFFFFFFF
+_LIMIT = _MARK = 0xFFFFFFFF  # numbers from the limit on stand in a ZIP64 field, and the mark in their place
 _PADDING = 0xD935  # id of an extra field that aligns data, as zipalign writes
 
 
@@ -32,14 +32,14 @@ class StoredZip:
             crc32: CRC-32 (not CRC-32C) of these bytes.
             align: let the bytes begin at a multiple of ``ALIGNMENT``.
         """
-        encoded, start, large = name.encode("ascii"), self._at, size >= _LARGE
+        encoded, start, large = name.encode("ascii"), self._at, size >= _LIMIT
         extra = struct.pack("<HHQQ", 1, 16, size, size) if large else b""
         if align:
             gap = -(start + 30 + len(encoded) + len(extra)) % ALIGNMENT
             if gap:
                 gap += ALIGNMENT if gap < 4 else 0  # an extra field has a head of four bytes
                 extra += struct.pack("<HH", _PADDING, gap - 4) + bytes(gap - 4)
-        short = _LARGE if large else size
+        short = _MARK if large else size
         version = _ZIP64 if large else _PLAIN
         head = struct.pack(
             "<HHHHHIIIHH", version, 0, 0, 0, _DATE, crc32, short, short, len(encoded), len(extra)
@@ -57,20 +57,25 @@ class StoredZip:
         """Write the central directory."""
         begin, size = self._at, 0
         for name, crc32, length, start in self._listed:
-            numbers = [n for n in (length, length, start) if n >= _LARGE]
+            numbers = [n for n in (length, length, start) if n >= _LIMIT]
             extra = struct.pack(f"<HH{len(numbers)}Q", 1, 8 * len(numbers), *numbers) if numbers else b""
             version = _ZIP64 if numbers else _PLAIN
             record = struct.pack(
                 "<HHHHHHIIIHHHHHII",
-                *(3 << 8 | version, version, 0, 0, 0, _DATE, crc32, min(length, _LARGE), min(length, _LARGE)),
-                *(len(name), len(extra), 0, 0, 0, _MODE, min(start, _LARGE)),
+                *(3 << 8 | version, version, 0, 0, 0, _DATE, crc32, _short(length), _short(length)),
+                *(len(name), len(extra), 0, 0, 0, _MODE, _short(start)),
             )
             size += 4 + len(record) + len(name) + len(extra)
             self.write(b"PK\1\2" + record + name + extra)
         count, end = len(self._listed), self._at
-        if begin >= _LARGE or count >= 0xFFFF:
+        if begin >= _LIMIT or count >= 0xFFFF:
             body = struct.pack("<QHHIIQQQQ", 44, 3 << 8 | _ZIP64, _ZIP64, 0, 0, count, count, size, begin)
             self.write(b"PK\6\6" + body)
             self.write(b"PK\6\7" + struct.pack("<IQI", 0, end, 1))
-        few, near = min(count, 0xFFFF), min(begin, _LARGE)
+        few, near = min(count, 0xFFFF), _short(begin)
         self.write(b"PK\5\6" + struct.pack("<HHHHIIH", 0, 0, few, few, size, near, 0))
+
+
+def _short(number: int) -> int:
+    """Return a number as its four bytes hold it; ``_MARK`` where it stands in a ZIP64 field."""
+    return _MARK if number >= _LIMIT else number
