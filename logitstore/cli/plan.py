@@ -16,6 +16,7 @@ import click
 
 from ..errors import UsageError
 from ._options import OUTPUT, json_option, manifest_from, option, run_options, sectioned_command
+from ._plan_picture import plot, streams_of
 from ._terminal import printable, table
 
 if TYPE_CHECKING:
@@ -102,6 +103,9 @@ PASSED_ON = ("manifest_format", "audio_root", "batch_seconds", "device", "limit"
     multiple=True,
     help="Storage backend to try, as often as wanted. Default: zarr and zarr:blosc.",
 )
+@option(
+    "--html", section=OUTPUT, type=click.Path(dir_okay=False), help="Write the plan as a page with charts."
+)
 @json_option("all measurements")
 @click.pass_context
 def command(ctx: click.Context, /, **given: Any) -> None:
@@ -137,6 +141,10 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     for failed in found.failed:
         click.echo(f"left out: {printable(failed)}", err=True)
     next_command = shlex.join(_dump(ctx, given, found))
+    if given["html"]:
+        from ..report.plan import plan_page
+
+        Path(given["html"]).write_text(plan_page(found.teacher, streams_of(found), next_command), "utf-8")
     if given["as_json"]:
         return click.echo(json.dumps({**found.to_json(), "command": next_command}, ensure_ascii=False))
     _print(found, next_command)
@@ -211,6 +219,7 @@ def _print(p: Plan, next_command: str) -> None:
     for stream in p.choice.streams:
         click.echo()
         _table(p, stream)
+        _plot(p, stream)
         for reason, names in _by_reason(d["streams"][stream]["refused"]):
             click.echo(f"refused: {', '.join(names)}: {printable(reason)}")
     click.echo()
@@ -221,6 +230,14 @@ def _print(p: Plan, next_command: str) -> None:
         click.echo(f"→ {why}")
     click.echo(f"The store will take {size(p.choice.bytes)}. Next:")
     click.echo(f"  {next_command}")
+
+
+def _plot(p: Plan, stream: str) -> None:
+    """Print the plot of a stream, on a terminal alone."""
+    if sys.stdout.isatty():
+        width = shutil.get_terminal_size((120, 24)).columns
+        for line in plot(next(s for s in streams_of(p) if s.name == stream), width):
+            click.echo(line)
 
 
 def _by_reason(refused: Iterable[dict[str, str]]) -> Iterable[tuple[str, list[str]]]:
