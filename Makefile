@@ -50,10 +50,7 @@ test-fast: install
 
 # The golden stores, all of them anew; from format 1.0 on they are never made again.
 golden: install
-	rm -rf build/golden && mkdir -p build/golden
-	for one in make make_encodings make_kinds; do $(PY) tests/golden/$$one.py build/golden || exit 1; done
-	rm -rf tests/golden/v1.0-* build/golden/*/SPEC.md
-	mv build/golden/* tests/golden
+	$(PY) tests/golden/make.py
 
 # Which tests are slow or start processes, measured by running all of them.
 marks: install

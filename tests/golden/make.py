@@ -1,51 +1,27 @@
-"""How the golden stores were written, once. They are never written again: today's reader must read them.
+"""Write every golden store anew, and their bytes into the worked example of SPEC.md.
 
-    python tests/golden/make.py EMPTY_FOLDER
+    python tests/golden/make.py
 
-writes the worked example of SPEC.md; only a new version of the format gets new folders beside the old ones.
+From format 1.0 on this is never run again: today's reader must read yesterday's bytes.
 """
 
+import shutil
+import subprocess
 import sys
-from dataclasses import replace
+import tempfile
 from pathlib import Path
 
-import numpy as np
-
-from logitstore import StoreWriter, TokenTable
-from logitstore.schema.spec import Head, TeacherSpec
-from logitstore.storage.places import open_place
-from logitstore.store.layout import make_spec
-
-TOKENS = TokenTable(("<blk>", "a", "b", "▁c", "d"), 0)
-TEACHER = TeacherSpec(
-    "golden", 16000, 640, (Head("ctc", "ctc.1", 0), Head("rnnt", "joiner.out", 0)), {"window": [25, 10]}
-)
-
-
-def logits(rows, step):
-    """(rows, 5) small integers: (step·i + 3·v) mod 7."""
-    i, v = np.ogrid[:rows, :5]
-    return ((step * i + 3 * v) % 7).astype(np.float32)
-
-
-def main(folder):
-    for storage in ("zarr", "webdataset"):
-        spec = make_spec(TEACHER, TOKENS, {"ctc": "dense", "rnnt": "topk:2"}, storage=storage)
-        place = open_place(Path(folder, f"v{spec.version}-{storage}"))
-        if place.exists():
-            sys.exit(f"{place} is there already, and golden stores are never written twice")
-        spec = replace(spec, made_with={})  # nothing in it depends on when or with what it was made
-        with StoreWriter(place, spec).begin(TOKENS) as w:
-            w.add(
-                "a.1",
-                ctc=logits(2, 2),
-                rnnt=logits(4, 1).reshape(2, 2, 5),
-                labels=[2],
-                text="b",
-                seconds=0.08,
-            )
-            w.add("b/2’", ctc=logits(1, 2), rnnt=logits(1, 1).reshape(1, 1, 5), labels=[], seconds=0.04)
-
+HERE = Path(__file__).resolve().parent
+PARTS = ("make_example.py", "make_encodings.py", "make_kinds.py", "make_more.py")
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    with tempfile.TemporaryDirectory() as folder:
+        for part in PARTS:
+            subprocess.run([sys.executable, HERE / part, folder], check=True)
+        for old in HERE.glob("v1.0-*"):
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+        for new in Path(folder).iterdir():
+            shutil.move(new, HERE)
+    for text in HERE.glob("v1.0-*/SPEC.md"):  # the worked example in it would be that of another day
+        text.unlink()
+    subprocess.run([sys.executable, HERE / "example.py"], check=True)
