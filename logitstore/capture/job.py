@@ -16,6 +16,7 @@ from .expression import Expression
 
 DEFAULT_ENCODINGS = {"ctc": "dense", "rnnt": "topk:16"}
 LAYOUTS = ("BTV", "BVT", "TBV")
+ORDERS = ("proven", "assumed")
 ENCODER_LAYOUTS = ("BTD", "BDT", "TBD")
 PATH_FLAGS = {"ctc": "--ctc", "rnnt": "--joiner"}  # by stream
 
@@ -56,6 +57,8 @@ class CaptureOptions:
             consecutive utterances. Empty: each call is a whole batch.
         ids: EXPR for the utterance ids. Empty: looked for in the batch.
         lengths: EXPR for the valid lengths in frames. Empty: looked for in the first batch.
+        order: ``proven``, or ``assumed`` where the program is known to keep the order of the loader's batches. Then a
+            batch is stored too whose rows nothing proves to belong to the ids.
         tokens: file of the token table. Empty: classes are named by their number.
         blank: id of the blank. None: as the token table or the model says, or 0.
         streams: encoding by stream name. A stream that is left out gets ``dense`` (ctc) or ``topk:16``
@@ -86,6 +89,7 @@ class CaptureOptions:
     accumulate: str = ""
     ids: str = ""
     lengths: str = ""
+    order: str = "proven"
     tokens: str = ""
     blank: int | None = None
     streams: Mapping[str, str] = field(default_factory=dict)
@@ -104,6 +108,7 @@ class CaptureOptions:
             )
         _require_one_of("layout", self.layout, LAYOUTS)
         _require_one_of("encoder_layout", self.encoder_layout, ("", *ENCODER_LAYOUTS))
+        _require_one_of("order", self.order, ORDERS)
         _require_one_of("accumulate", self.accumulate, ("", "t", "b"))
         self._check_joiner()
         self._check_accumulate()

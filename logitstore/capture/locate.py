@@ -6,8 +6,10 @@ all batches are read in the same way.
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -33,6 +35,9 @@ from .job import CaptureOptions
 
 BATCH_NAMES = {"batch", "index", "dataset"}  # names in expressions whose values come from the loader
 KEPT_TENSORS = 512  # of the modules' inputs and outputs of a batch, until it is known where the lengths are
+
+# module, "modules" or "inputs", rest of the expression, tensor that may hold lengths
+_KeptTensor = tuple[weakref.ref[nn.Module], str, str, torch.Tensor]
 
 
 class BatchLocator:
@@ -66,14 +71,21 @@ class BatchLocator:
         self.batches, self._finder, self._model_inputs, self._note = batches, finder, inputs, note
         self.batch: YieldedBatch | None = None
         self.compiled = False
+        self._accumulate, self._assumed = options.accumulate, options.order == "assumed"
+        self._batch_size = 0  # utterances of the loader's batch
         self.order: tuple[int, ...] | None = None
         self._homes: dict[str, tuple[str, str]] = {}
-        # module, "modules" or "inputs", rest of the expression, tensor that may hold lengths
-        self._tensors: list[tuple[weakref.ref[nn.Module], str, str, torch.Tensor]] = []
+        self._of_thread = threading.local()
         self._hook: Any = None
         if self.lengths_expression is None:
             register = nn.modules.module.register_module_forward_hook
             self._hook = register(self._keep_tensors, with_kwargs=True)
+
+    @property
+    def _tensors(self) -> list[_KeptTensor]:
+        """Tensors that may hold lengths, of the modules that ran in this thread."""
+        found: list[_KeptTensor] = self._of_thread.__dict__.setdefault("tensors", [])
+        return found
 
     def loader_yields(self) -> None:
         """Drop what was kept of the batch before, unless loaders fetch ahead of the model."""
@@ -123,7 +135,7 @@ class BatchLocator:
         """
         try:
             self.batch = self.batches.claim(
-                where, lambda batch: self._model_inputs.order_of(batch) is not None
+                where, lambda batch, others: self._model_inputs.order_of(batch, others) is not None
             )
         except UsageError:
             if self.ids_from_loader:
@@ -136,13 +148,19 @@ class BatchLocator:
                 where=where,
                 do="Say where the ids are: --ids EXPR, e.g. a variable of your program at that moment.",
             )
+        order = None
+        if self.batch is not None:
+            order = self._model_inputs.order_of(self.batch, self.batches.others)
         if self.ids_expression is not None:
             value = self.ids_expression.value(lambda name: self.lookup(name, logits))
             ids = [str(i) for i in ([value] if isinstance(value, str | int) else list(value))]
-            return self._in_model_order(ids, where)
+            return self._in_model_order(ids, order, where)
         assert self.batch is not None
-        found = find_ids(self.batch.batch, count)
-        found += find_by_index(self.batch.index, self.batch.dataset, count)
+        found = find_ids(self.batch.batch, count) or find_by_index(
+            self.batch.index, self.batch.dataset, count
+        )
+        if not found and order is not None and len(order) == count:  # the model runs on a part of the batch
+            found = [f for f in find_ids(self.batch.batch) if len(f.values) > max(order)]
         if not found:
             raise UsageError(
                 f"no ids of {logits.shape[0]} utterances in the batch ({_outline(self.batch.batch)})",
@@ -152,25 +170,43 @@ class BatchLocator:
             )
         self.ids_expression = Expression(found[0].expression, "ids")  # the same place in every batch
         self._note("ids", found[0].expression)
-        return self._in_model_order(list(found[0].values), where)
+        return self._in_model_order(list(found[0].values), order, where)
 
-    def _in_model_order(self, ids: list[str], where: str) -> list[str]:
+    def _in_model_order(self, ids: list[str], order: tuple[int, ...] | None, where: str) -> list[str]:
         """Return the ids of a batch in the order of the model's input, where its rows are recognised.
 
-        Raises ``UsageError`` where ids that are a variable of the program are in the loader's order and the
-        model's input is not.
+        Args:
+            ids: utterance ids.
+            order: position in the batch of each row of the model's input; None where they are not recognised.
+            where: location for messages.
+
+        Raises ``UsageError`` where the ids are a variable of the program in the loader's order, or the pieces of a
+        batch are in another order, and the model's input is not.
         """
-        self.order = self._model_inputs.order_of(self.batch) if self.batch is not None else None
-        if self.order is None or len(self.order) != len(ids):
-            self.order = None
+        self._batch_size = len(ids)
+        self.order = order if order is not None and max(order) < len(ids) else None
+        if self.order is None:
             return ids
-        if not self.reordered:
+        in_order = list(self.order) == list(range(self.order[0], self.order[0] + len(self.order)))
+        if self._accumulate == "b":  # the ids of the whole batch, whose utterances come in pieces
+            if not in_order:
+                raise UsageError(
+                    "the pieces of a batch are in another order than its ids",
+                    where=where,
+                    why="Each row would be stored under another utterance's id.",
+                    do="Capture a run of the program that runs the model on whole batches.",
+                )
             return ids
         if self.ids_from_loader:
-            self._note("order", "the model's input is the loader's batch in another order; the ids follow it")
+            if len(self.order) != len(ids):
+                self._note("rows", "the model runs on a part of the loader's batch; the ids follow its rows")
+            elif not in_order:
+                self._note(
+                    "order", "the model's input is the loader's batch in another order; the ids follow it"
+                )
             return [ids[i] for i in self.order]
         assert self.batch is not None
-        if any(list(found.values) == ids for found in find_ids(self.batch.batch, len(ids))):
+        if self.reordered and any(list(f.values) == ids for f in find_ids(self.batch.batch, len(ids))):
             raise UsageError(
                 "the ids are in the loader's order, but the model's input is the batch in another order",
                 where=where,
@@ -181,8 +217,14 @@ class BatchLocator:
 
     @property
     def reordered(self) -> bool:
-        """True where the rows of the model's input are the loader's batch in another order."""
-        return self.order is not None and list(self.order) != sorted(self.order)
+        """True where the model's input is not the loader's whole batch in its order."""
+        if self.order is None or self._accumulate == "b":
+            return False
+        return list(self.order) != list(range(self._batch_size))
+
+    def starts_at(self, position: int) -> bool:
+        """Return whether a piece of a batch can begin at this utterance of it."""
+        return self.order is None or len(self.order) == self._batch_size or self.order[0] == position
 
     def require_model_order(self, expression: Expression, option: str) -> None:
         """Raise ``UsageError`` for an expression that gives values in the loader's order, where rows are reordered."""
@@ -195,10 +237,10 @@ class BatchLocator:
             )
 
     def check_batch(self, ids: Sequence[str], lengths: Sequence[int], max_frames: int, where: str) -> None:
-        """Check that valid lengths do not contradict the batch that the ids are taken from.
+        """Check that the rows belong to the ids, where the rows of the model's input are not recognised.
 
-        Only where the rows of the model's input are not recognised, since the program computes features itself.
-        One utterance, and batches of equal lengths, prove nothing.
+        Then the program computes features itself, and valid lengths must prove the order: those of the batch, which
+        the model's must follow, all of them different. A batch of one utterance needs no proof of its order.
 
         Args:
             ids: utterance ids.
@@ -208,7 +250,8 @@ class BatchLocator:
 
         Raises:
             LengthError: the lengths are those of the batch in another order.
-            UsageError: the loader fetches ahead, and the lengths fit another batch as well or better.
+            UsageError: the loader fetches ahead, and the lengths fit another batch as well or better; or nothing
+                proves the order.
         """
         if self.order is not None or self.batch is None or not self.ids_from_loader or not max_frames:
             return
@@ -222,7 +265,8 @@ class BatchLocator:
                 where=f"{where}, {ids[0]}",
                 why="The program computes features itself, and the lengths of these logits fit several batches, or "
                 "none. Rows would be stored under the ids of another batch.",
-                do="Keep the ids of the batch in a variable beside its features, and name it: --ids EXPR.",
+                do="Keep the ids of the batch in a variable beside its features, and name it: --ids EXPR. Or let the "
+                "loader give one batch at a time.",
             )
         in_order = sorted(lengths)
         if own and not fits and any(proportional(in_order, sorted(found), max_frames) for found in own):
@@ -233,6 +277,30 @@ class BatchLocator:
                 "They would be stored under other utterances' ids.",
                 do="Name a variable that holds the ids in the order of the model's input: --ids EXPR.",
             )
+
+        if not any(_proves_order(lengths, found, max_frames) for found in self._independent(own)):
+            self.require_proof(ids, where)
+
+    def _independent(self, own: list[list[int]]) -> list[list[int]]:
+        """Return the lengths of the batch; none where the model's lengths are read from the batch too."""
+        expression = self.lengths_expression
+        return [] if expression is not None and expression.names & BATCH_NAMES else own
+
+    def require_proof(self, ids: Sequence[str], where: str) -> None:
+        """Raise ``UsageError`` where nothing proves the order of the rows of a batch."""
+        if self.order is not None or self.batch is None or not self.ids_from_loader:
+            return
+        if len(ids) == 1 or self._assumed:
+            return
+        raise UsageError(
+            f"nothing proves that the model's {len(ids)} rows are in the order of the batch's ids",
+            where=f"{where}, {ids[0]}",
+            why="The program computes features itself, so no row of the batch is found in the model's input, and the "
+            "valid lengths are too alike to tell the rows apart. A program that sorts its batches would have each "
+            "row stored under another utterance's id.",
+            do="Name a variable of the program that holds the ids beside the features: --ids EXPR. Or decode with "
+            "batches of one. Or, where you know that the program keeps the loader's order: --order assumed.",
+        )
 
     def _only_fit(self, lengths: Sequence[int], fits: bool, max_frames: int) -> bool:
         """Return whether lengths fit the claimed batch and no other that waits."""
@@ -246,10 +314,13 @@ class BatchLocator:
 
     def texts(self, count: int) -> tuple[str, ...] | None:
         """Return the reference texts of a batch of ``count`` utterances, or None where it has none."""
-        found = find_texts(self.batch.batch, count) if self.batch is not None else None
-        if found is None:
+        if self.batch is None:
             return None
-        return tuple(found.values[i] for i in self.order) if self.order is not None else found.values
+        if self.order is None or self._accumulate == "b":
+            found = find_texts(self.batch.batch, count)
+            return None if found is None else found.values
+        found = find_texts(self.batch.batch, self._batch_size)
+        return None if found is None else tuple(found.values[i] for i in self.order)
 
     def lengths(self, logits: torch.Tensor, root: nn.Module) -> list[int]:
         """Return the valid frames of each utterance of a batch.
@@ -310,6 +381,16 @@ class BatchLocator:
         if name in BATCH_NAMES and self.batch is not None and getattr(self.batch, name) is not None:
             return getattr(self.batch, name)
         return variable(name, self._homes)
+
+
+def _proves_order(lengths: Sequence[int], of_batch: Sequence[int], max_frames: int) -> bool:
+    """Return whether lengths in frames can belong to the utterances of a batch in no other order than its own.
+
+    The number of frames grows with the length of the input. Lengths that differ by a frame or less may be exchanged.
+    """
+    pairs = sorted(zip(of_batch, lengths, strict=True))
+    rises = all(b - a > 1 for (_, a), (_, b) in pairwise(pairs))
+    return rises and proportional(lengths, of_batch, max_frames)
 
 
 def _outline(batch: Any) -> str:

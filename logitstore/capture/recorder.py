@@ -53,6 +53,9 @@ from .locate import BatchLocator
 from .pieces import BatchPieces
 from .writer import CapturedBatch, CaptureWriter, HeadShape
 
+MAX_WARM_UP = 16  # calls before the first batch of a loader
+REMEMBERED_CALLS = 64  # batches whose calls are counted; several threads may run the model at a time
+
 
 class CaptureRecorder:
     """Recorder of one process, which may or may not run the captured modules.
@@ -108,7 +111,9 @@ class CaptureRecorder:
         self._lock = threading.RLock()  # hooks may run in several threads
         self._in_hook = 0  # id of the thread that runs a hook
         self._signal = 0  # arrived while a hook ran
-        self._calls: dict[str, tuple[Hashable, int]] = {}  # by stream: batch of the last call, calls in it
+        self._calls: dict[tuple[str, Hashable], int] = {}  # by stream and batch, of the last batches
+        self._last_call: tuple[str, Hashable] | None = None
+        self._warm_up_calls: dict[str, int] = {}  # by stream
         self._batch: CapturedBatch | None = None  # batch that lacks the output of a stream
         self._batches = 0  # begun so far
         self._pieces: BatchPieces | None = None  # batch that lacks some pieces of its CTC logits
@@ -251,6 +256,8 @@ class CaptureRecorder:
         if self._refused or root is None or self._end_with_owner():
             return
         where = self._options.flag(stream)
+        if self._is_warm_up(stream):
+            return
         joiner = self._joiner if stream == "rnnt" else None
         if self._joiner is not None:
             self._joiner.model_runs(root)
@@ -280,6 +287,17 @@ class CaptureRecorder:
             self._add_piece(stream, ids, logits, root)
         else:
             self._add_stream(stream, ids, outputs, is_partial, root)
+
+    def _is_warm_up(self, stream: str) -> bool:
+        """Return whether the model runs before any loader has yielded a batch, on dummies, and is not stored."""
+        if not self._locator.ids_from_loader or self._locator.batches.count:
+            return False
+        calls = self._warm_up_calls[stream] = self._warm_up_calls.get(stream, 0) + 1
+        if calls > MAX_WARM_UP:
+            return False  # the ids are not found, and an error says so
+        self._locator.forget()
+        self._note("warm-up", f"{calls} calls before the first batch of a loader are not stored")
+        return True
 
     def _ids_of(
         self, logits: torch.Tensor, where: str, joiner: JoinerCapture | None, is_partial: bool
@@ -322,10 +340,15 @@ class CaptureRecorder:
 
         Raises ``TapFiredTwice`` for a second call where the options do not say which one to store.
         """
-        batch = self._locator.batch_key(ids)
-        last_batch, calls = self._calls.get(stream, (None, 0))
-        calls = calls + 1 if batch == last_batch else 1
-        self._calls[stream] = batch, calls
+        key = stream, self._locator.batch_key(ids)
+        if key != self._last_call and not isinstance(
+            key[1], int
+        ):  # ids come again in another pass over the data
+            self._calls.pop(key, None)
+        self._last_call = key
+        calls = self._calls[key] = self._calls.pop(key, 0) + 1
+        while len(self._calls) > REMEMBERED_CALLS:
+            del self._calls[next(iter(self._calls))]
         if self._options.call is not None:
             return calls - 1 != self._options.call
         if calls > 1:
@@ -359,6 +382,7 @@ class CaptureRecorder:
             assert self._joiner is not None
             self._joiner.add_to(batch, outputs, self._writer.blank, self._options.flag(stream))
         else:  # a copy: decoders edit logits in place after the layer has returned them
+            self._writer.check_present(batch, outputs[0])
             batch.logits = outputs[0].clone() if batch.wanted else outputs[0][:0]
         if len(batch.streams) == len(self._paths):
             self._batch = None
@@ -377,16 +401,25 @@ class CaptureRecorder:
             self._finish_batch()
             texts = self._locator.texts(len(ids))
             pieces = self._pieces = BatchPieces(batch, tuple(ids), texts, self._options.flag(stream))
+            self._locator.require_proof(ids, self._options.flag(stream))
         if self._options.accumulate == "t":
             # One utterance is as long as its pieces, where nothing says otherwise.
             alone = len(ids) == 1 and self._locator.lengths_expression is None
             pieces.add_frames(logits, lambda x: [x.shape[1]] if alone else self._locator.lengths(x, root))
             return
+        if not self._locator.starts_at(pieces.done):
+            raise LengthError(
+                "the pieces of a batch do not follow one another",
+                where=f"{self._options.flag(stream)}, {ids[0]}",
+                do="Capture a run of the program that runs the model on whole batches.",
+            )
         own_lengths = self._locator.lengths(logits, root)
         part, lengths, texts = pieces.next_utterances(len(logits), own_lengths)
         self._hold_ctc(logits, self._new_batch(part, lengths, logits.shape[1], texts, logits), batch)
 
     def _hold_ctc(self, logits: torch.Tensor, batch: CapturedBatch, key: Hashable) -> None:
+        assert self._writer is not None
+        self._writer.check_present(batch, logits)
         batch.logits = logits.clone()
         self._hold(batch, key=key)
 
@@ -438,9 +471,10 @@ class CaptureRecorder:
             )
         number = self._locator.batch.number if self._locator.batch is not None else self._batches + 1
         self._batches += 1
-        return CapturedBatch(
-            tuple(ids), tuple(lengths), self._writer.wanted(ids, number, lengths, output), texts
-        )
+        wanted, present = self._writer.wanted(ids, number, lengths, output)
+        batch = CapturedBatch(tuple(ids), tuple(lengths), wanted, texts, present)
+        self._writer.check_present(batch)
+        return batch
 
     def _finish_batch(self) -> None:
         """Join and write the pieces of the last batch; raise an error where a part of it is missing."""

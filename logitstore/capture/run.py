@@ -222,6 +222,12 @@ def _nothing_captured(options: CaptureOptions, reports: list[dict[str, Any]]) ->
             "with only a part of a weight.",
             do="Run logitstore probe to see which modules run.",
         )
+    if any("warm-up" in report["notes"] for report in reports):
+        return TapNeverFired(
+            "the module ran, but no DataLoader of its process yielded a batch, so the utterances are not known",
+            where=where,
+            do="Say where the ids are: --ids EXPR, e.g. a variable of the program while the module runs.",
+        )
     near = {name: text for report in reports for name, text in report.get("near", {}).items()}
     suggestions = " ".join(f"In {name}: {text}" for name, text in near.items())
     return TapNeverFired(

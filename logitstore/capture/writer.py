@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import shlex
 import sys
 import threading
 import weakref
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import LogitStoreError, UnknownName
+from ..errors import LogitStoreError, ManifestError, UnknownName
 from ..runner.checks import require_logits
 from ..schema.ids import check_id
 from ..schema.lattice import Form
@@ -29,12 +30,13 @@ from ..schema.spec import Head, TeacherSpec
 from ..storage.entries import Entry
 from ..storage.places import Place, open_place
 from ..store.layout import make_spec
+from ..store.reader import Store
 from ..store.writer import StoreWriter
 from ..teachers.protocol import weights_sha256
 from ..teachers.tap import unwrap
 from ..tokens.formats import read_table
 from ..tokens.table import TokenTable
-from .claims import IdClaims, signatures_of
+from .claims import ROUNDING, IdClaims, signatures_of
 from .inject.parent import owner_lives
 from .inject.report import ProcessReport
 from .job import CaptureJob, CaptureOptions
@@ -42,6 +44,7 @@ from .lattices import RecipeLattices, RecipeTransducer, without_side_effects, wr
 from .pieces import UtteranceLattice
 
 QUEUED_BATCHES = 4
+SAME_SHARE = 0.5  # of a frame's probability that a record and new logits of the same utterance share at least
 ZARR_SYNC = os.path.join("zarr", "core", "sync.py")
 CHECKED_ROWS = 4096  # of each utterance of the first batch
 
@@ -72,6 +75,7 @@ class CapturedBatch:
         lengths: valid frames of each utterance.
         wanted: positions of the utterances to write.
         texts: reference texts; None where there are none.
+        present: positions of the utterances that an earlier run stored.
         logits: (B, T, V) logits of the ctc stream; None until captured.
         lattices: lattice of each utterance, as the program's joiner computed it; None until captured.
         encoded: (B, T, D) encoder frames that the joiner is run on; None until captured.
@@ -82,6 +86,7 @@ class CapturedBatch:
     lengths: tuple[int, ...]
     wanted: tuple[int, ...]
     texts: tuple[str, ...] | None
+    present: tuple[int, ...] = ()
     logits: torch.Tensor | None = None
     lattices: list[UtteranceLattice] | None = None
     encoded: torch.Tensor | None = None
@@ -195,8 +200,8 @@ class CaptureWriter:
 
     def wanted(
         self, ids: Sequence[str], batch: int, lengths: Sequence[int], output: torch.Tensor | None
-    ) -> tuple[int, ...]:
-        """Claim ids; return the positions of those that no process has written or claimed.
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Claim ids; return the positions to write, and those that an earlier run wrote.
 
         Args:
             ids: utterance ids.
@@ -214,7 +219,35 @@ class CaptureWriter:
         is_new = self._claims.take(ids, batch, lengths, signatures, stored)
         found = tuple(i for i in range(len(ids)) if is_new[i] and not stored[i])
         self._present += len(ids) - len(found)
-        return found
+        return found, tuple(i for i in range(len(ids)) if is_new[i] and stored[i])
+
+    def check_present(self, batch: CapturedBatch, logits: torch.Tensor | None = None) -> None:
+        """Compare a batch with the records that an earlier run stored under the same ids.
+
+        Args:
+            batch: batch of which some utterances are in the store.
+            logits: (B, T, V) logits of the ctc stream; None to compare the lengths only.
+
+        Raises ``ManifestError`` where a record has another length, or where its classes differ from the logits in
+        most of the frames in which either of them has another class than the blank.
+        """
+        if not batch.present:
+            return
+        store = Store(self._writer.place)
+        for i in batch.present:
+            utt_id, length = batch.ids[i], batch.lengths[i]
+            frames = int(store.record(utt_id, only=()).meta["T"])
+            found = f"{frames} frames instead of {length}" if abs(frames - length) > ROUNDING else ""
+            if logits is not None and not found:
+                frames = min(frames, length)
+                stored = torch.from_numpy(store.target(utt_id, ["ctc"]).log_probs("ctc")[:frames]).exp()
+                computed = logits[i, :frames].float().softmax(-1).cpu()
+                speaks = (stored.argmax(-1) != self.blank) | (computed.argmax(-1) != self.blank)
+                shared = torch.minimum(stored, computed).sum(-1)[speaks]
+                if len(shared) and float(shared.mean()) < SAME_SHARE:
+                    found = f"other classes in {int((shared < SAME_SHARE).sum())} of {frames} frames"
+            if found:
+                raise _another_utterance(store, utt_id, found)
 
     def check(self, batch: CapturedBatch) -> None:
         """Check the logits of the first batch.
@@ -313,6 +346,18 @@ class CaptureWriter:
                 notes=notes,
             )
             self._rows += 1
+
+
+def _another_utterance(store: Store, utt_id: str, found: str) -> ManifestError:
+    shard = next(name for name in store.shards if utt_id in store.entry(name).ids)
+    location = shlex.quote(str(store.place))
+    return ManifestError(
+        f"the record that an earlier run stored under this id has {found}",
+        where=f"{utt_id}, shard {shard}",
+        why="One of the two runs gives the logits another utterance's id.",
+        do="If the ids of this run are wrong, say where they are: --ids EXPR. If the record is wrong, remove its "
+        f"shard: logitstore verify {location} --drop {shard}.",
+    )
 
 
 def _heads(options: CaptureOptions, shape: HeadShape, blank: int) -> list[Head]:

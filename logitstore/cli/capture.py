@@ -138,6 +138,15 @@ ASSUMED = ("sample_rate", "frame_shift")  # a program cannot be asked for these
     help="Take the valid lengths, in teacher frames, from EXPR. Default: found in the first batch.",
 )
 @option(
+    "--order",
+    section=BATCHES,
+    default="proven",
+    show_default=True,
+    type=click.Choice(["proven", "assumed"]),
+    help="With assumed, store batches of the loader too whose order nothing proves: where the program computes "
+    "features itself and is known to keep the loader's order.",
+)
+@option(
     "--tokens",
     section=TOKENS,
     default="",

@@ -103,14 +103,23 @@ class YieldedBatches:
                 del self._waiting[0]
             return is_first
 
-    def claim(self, where: str, proves: Callable[[YieldedBatch], bool]) -> YieldedBatch | None:
+    @property
+    def count(self) -> int:
+        """Number of batches that the loaders of this process have yielded."""
+        return self._count
+
+    def claim(
+        self, where: str, proves: Callable[[YieldedBatch, list[YieldedBatch]], bool]
+    ) -> YieldedBatch | None:
         """Return the batch that the running module was given; None where no loader yielded any.
 
-        Batches before it are dropped.
+        Batches before it are dropped, unless the model's input proves which batch it is: then the model may run on
+        them in another thread.
 
         Args:
             where: location for messages.
-            proves: function that tells whether the model's input holds the rows of a batch.
+            proves: function that tells whether the model's input holds the rows of a batch, and of none of the
+                others.
 
         Raises ``UsageError`` where loaders fetch ahead and the batch is not known.
         """
@@ -120,11 +129,13 @@ class YieldedBatches:
         if waiting:
             newest = [n for n in waiting if n.source() is waiting[-1].source()]
             self.ahead = self.ahead or len(newest) > 1 or newest[-1].thread != threading.get_ident()
+            if len(waiting) > len(newest) and not proves(waiting[-1], []):  # of several loaders in turn
+                self.ahead = True
         if not self.ahead:
             chosen = waiting[-1] if waiting else self.current
         else:
             possible = [n for n in (self.current, *waiting) if n is not None]
-            proven = [n for n in possible if proves(n)]
+            proven = [n for n in possible if proves(n, [other for other in possible if other is not n])]
             if len(proven) == 1:
                 chosen = proven[0]
             else:
@@ -141,7 +152,10 @@ class YieldedBatches:
                 )
         if chosen is not self.current and chosen is not None:
             with self._lock:
-                self._waiting = [n for n in self._waiting if n.number > chosen.number]
+                is_proven = self.ahead and not self.others and len(waiting) > 1
+                self._waiting = [
+                    n for n in self._waiting if n is not chosen and (is_proven or n.number > chosen.number)
+                ]
             self.current = chosen
         return chosen
 

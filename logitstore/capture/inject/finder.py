@@ -15,6 +15,7 @@ The models do not exist yet when the search begins:
 from __future__ import annotations
 
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -48,9 +49,6 @@ class ModuleFinder:
         hook_at: function that is called with stream, root and the module at the path, and returns the module
             to hook and its side: ``output``, ``input``, or empty for none.
 
-    Attributes:
-        outputs: last output of the kept modules, by path.
-        inputs: last arguments of the kept modules, by path, then by position and name.
     """
 
     def __init__(
@@ -65,8 +63,7 @@ class ModuleFinder:
     ) -> None:
         self._paths, self._ran, self._guard, self._report = paths, ran, guard, report
         self._kept_paths, self._hook_at = tuple(keep), hook_at
-        self.outputs: dict[str, Any] = {}
-        self.inputs: dict[str, dict[Any, Any]] = {}
+        self._of_thread = threading.local()
         self._known: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._targets: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._roots: weakref.WeakKeyDictionary[nn.Module, weakref.ref[nn.Module]] = (
@@ -80,6 +77,18 @@ class ModuleFinder:
         self._make_hook: Any = nn.modules.module.register_module_module_registration_hook(
             self._after_registration
         )
+
+    @property
+    def outputs(self) -> dict[str, Any]:
+        """Last output of the kept modules in this thread, by path."""
+        found: dict[str, Any] = self._of_thread.__dict__.setdefault("outputs", {})
+        return found
+
+    @property
+    def inputs(self) -> dict[str, dict[Any, Any]]:
+        """Last arguments of the kept modules in this thread, by path, then by position and name."""
+        found: dict[str, dict[Any, Any]] = self._of_thread.__dict__.setdefault("inputs", {})
+        return found
 
     def settle(self) -> None:
         """Remove the hook on all modules: a captured module has run."""
