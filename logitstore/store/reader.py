@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from ..schema.clock import FrameClock
     from ..targets.batch import TargetBatch
 
-OPEN_SHARDS = 64  # shards that stay open, the most recently read ones
+OPEN_SHARDS = 256  # shards that stay mapped, the most recently read ones; none keeps a file open
 LOOK_SHARE = 0.05  # share of its time that a reader may spend looking for new shards after ids it misses
 DECODE_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 _NO_LABELS = np.zeros(0, np.int32)

@@ -244,6 +244,12 @@ def check_flipped_bits(backend: StorageBackend, folder: Path) -> None:
             (folder / file.path).write_bytes(_flip(whole, at + 3, 0))
             raised = _is_noticed(backend, place, contents, given, "a bit of record 2 flipped")
             expect(raised, "a flipped bit in a record's own bytes was not noticed")
+            try:
+                backend.open(place, "s-0", contents, COLUMNS).gather([1, 2], ["ctc.logz"])
+            except CorruptError as e:
+                expect(given[2].id in str(e), f"the record is not named: {e}")
+            else:
+                raise AssertionError("a flipped bit was not noticed among gathered records")
 
 
 def _flip(data: bytes, at: int, bit: int) -> bytes:

@@ -368,7 +368,7 @@ def test_many_shards_need_few_open_files(tmp_path):
         from logitstore import StoreWriter, TokenTable, open_store, verify_store
         resource.setrlimit(resource.RLIMIT_NOFILE, (40, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
         table = TokenTable(("<blk>", "a"), 0)
-        with StoreWriter.open(sys.argv[1], tokens=table, streams={"ctc": "dense"}, shard_rows=1) as w:
+        with StoreWriter.open(sys.argv[1], tokens=table, streams={"ctc": "dense"}, shard_size="1") as w:
             for i in range(100):
                 w.add(f"u{i}", ctc=torch.eye(2) * i)
         store = open_store(sys.argv[1])
