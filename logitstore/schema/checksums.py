@@ -40,7 +40,7 @@ def id_hash(utt_id: str) -> int:
     return int.from_bytes(hashlib.blake2b(utt_id.encode("utf-8"), digest_size=8).digest(), "big")
 
 
-def canonical(value: Any) -> bytes:
+def compact_json(value: Any) -> bytes:
     """Encode a value as JSON in UTF-8, keys sorted, no spaces; raise ``ValueError`` for NaN or infinity."""
     return json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False

@@ -6,7 +6,7 @@ import struct
 import zlib
 
 from ..errors import CorruptError, FormatError
-from ..schema.checksums import canonical, crc32c
+from ..schema.checksums import compact_json, crc32c
 from .base import EncodedRecord
 
 BLOCK_RECORDS = 128
@@ -19,7 +19,7 @@ _GZIP_HEADER = bytes((0x1F, 0x8B, 8, 0, 0, 0, 0, 0, 2, 255))  # no name, no time
 def metadata_line(record: EncodedRecord) -> bytes:
     """Return the metadata of a record as JSON on one line; raise ``FormatError`` if it is not JSON."""
     try:
-        return canonical({**record.meta, "id": record.id})
+        return compact_json({**record.meta, "id": record.id})
     except (TypeError, ValueError) as e:
         raise FormatError(f"the record metadata is not JSON (SPEC S3): {e}", where=record.id) from None
 

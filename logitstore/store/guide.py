@@ -12,17 +12,18 @@ SPEC_TEXT = "SPEC.md"
 GUIDE = "README.md"
 WITHOUT = {  # programs that print every record and its arrays
     "webdataset": """
-import glob, webdataset
-for pack in webdataset.WebDataset(sorted(glob.glob("shards/*.tar")), shardshuffle=False).decode():
+import os, webdataset
+shards = [f"shards/{name[:-6]}.tar" for name in sorted(os.listdir("sealed")) if name.endswith(".entry")]
+for pack in webdataset.WebDataset(shards, shardshuffle=False, empty_check=False).decode():
     for i, record in enumerate(pack["record.json.gz"]):
         for name, items in pack["items.json.gz"].items():
             record[name] = pack[f"{name}.npy"][sum(items[:i]) : sum(items[: i + 1])]
         print(record)
 """,
     "zarr": """
-import glob, gzip, json, numpy, zarr
-for path in sorted(glob.glob("shards/*.zarr.zip")):
-    shard = zarr.open_group(zarr.storage.ZipStore(path, mode="r"), mode="r")
+import gzip, json, numpy, os, zarr
+for name in sorted(name[:-6] for name in os.listdir("sealed") if name.endswith(".entry")):
+    shard = zarr.open_group(zarr.storage.ZipStore(f"shards/{name}.zarr.zip", mode="r"), mode="r")
     records = json.loads(gzip.decompress(shard["record"][:].tobytes()))
     head, _, body = shard["table"][:].tobytes().partition(b"\\n")
     head = json.loads(head)
@@ -90,8 +91,8 @@ Without it, with {"webdataset" if storage == "webdataset" else "zarr"} alone:
 
 {indent(WITHOUT["webdataset" if storage == "webdataset" else "zarr"].strip(), "    ")}
 
-The names of the shards are those of the files of `sealed/`, and of nothing else. Section "Read one
-record" of `SPEC.md` goes on from there, with checksums.
+The names of the shards are those of the files of `sealed/`, and of nothing else. After a crash an entry may list
+shards under `replaces`: these do not exist any more. "Read one record" in `SPEC.md` goes on from here.
 """
 
 

@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from logitstore import errors
 from logitstore.dump.blocks import JobPart
 from logitstore.errors import CorruptError, FormatError, LogitStoreError, UnknownName, UsageError, VocabError
-from logitstore.schema.checksums import canonical, crc32c, id_hash, open_json, parse_json, seal_json, sha256
+from logitstore.schema.checksums import (
+    compact_json,
+    crc32c,
+    id_hash,
+    open_json,
+    parse_json,
+    seal_json,
+    sha256,
+)
 from logitstore.schema.spec import Column, Head, StoreSpec, StreamSpec, TeacherSpec, differences
 from logitstore.store.layout import columns_of, make_spec
 from logitstore.tokens.table import TokenTable
@@ -164,11 +172,11 @@ def test_sealed_json_comes_back(value):
     assert open_json(seal_json(value), "x") == value
 
 
-def test_canonical_form():
+def test_compact_json():
     value = {"b": 1, "a": ["’\n\u0001\x7f", 0.12, 1e-07, 1e22, True, None], "é": {}}
-    assert canonical(value) == '{"a":["’\\n\\u0001\x7f",0.12,1e-07,1e+22,true,null],"b":1,"é":{}}'.encode()
+    assert compact_json(value) == '{"a":["’\\n\\u0001\x7f",0.12,1e-07,1e+22,true,null],"b":1,"é":{}}'.encode()
     with pytest.raises(ValueError):
-        canonical({"a": float("inf")})
+        compact_json({"a": float("inf")})
 
 
 def test_every_changed_byte_of_sealed_json_is_noticed():

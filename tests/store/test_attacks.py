@@ -19,7 +19,7 @@ import pytest
 
 from logitstore.cli import main
 from logitstore.errors import CorruptError, FormatError, LogitStoreError, StoreError
-from logitstore.schema.checksums import canonical, crc32c
+from logitstore.schema.checksums import compact_json, crc32c
 from logitstore.storage.places import open_place
 from logitstore.store.reader import Store
 from logitstore.store.verify import verify_store
@@ -540,4 +540,4 @@ def test_every_attack_listed_has_its_test_and_the_other_way_round():
         "test_every_attack_listed_has_its_test_and_the_other_way_round"
     }
     assert set(listed) == here
-    assert canonical({}) == b"{}"
+    assert compact_json({}) == b"{}"

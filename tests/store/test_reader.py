@@ -21,7 +21,7 @@ from logitstore.errors import (
     UsageError,
     VocabError,
 )
-from logitstore.schema.checksums import canonical
+from logitstore.schema.checksums import compact_json
 from logitstore.storage.base import EncodedRecord
 from logitstore.storage.catalog import Catalog
 from logitstore.store import reader
@@ -419,4 +419,4 @@ def test_record_metadata_is_lines_of_a_json_list(stores):
     text = gzip.decompress(data[begin : begin + size])
     assert first == 0
     assert json.loads(text) == [s.record(utt).meta for utt in IDS[:3]]
-    assert text.splitlines()[1] == b"," + canonical(s.record(IDS[1]).meta)
+    assert text.splitlines()[1] == b"," + compact_json(s.record(IDS[1]).meta)
