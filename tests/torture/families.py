@@ -1,6 +1,6 @@
 """Every family, with how much of it makes the full form and the short one."""
 
-from . import commit, damage, disk, jobs, life
+from . import commit, damage, disk, jobs, life, silence
 from .table import Family, timed
 
 FULL = {
@@ -18,6 +18,15 @@ FULL = {
     "clocks that jump": {},
     "broken manifests": {"utterances": 10_000},
     "a hundred epochs": {"count": 100},
+    "two live dumps": {"rounds": 20},
+    "locks of one node": {"rounds": 12},
+    "foreign shards": {},
+    "odd records": {"cases": 300},
+    "damaged constants": {"cases": 300},
+    "files cut while mapped": {"cases": 100},
+    "few file handles": {"shards": 400, "handles": 256},
+    "exceptions in a loop": {},
+    "closed streams": {},
 }
 SHORT = {
     "killed at every step": {"times": 1},
@@ -34,6 +43,15 @@ SHORT = {
     "clocks that jump": {"jumps": 1},
     "broken manifests": {"utterances": 300},
     "a hundred epochs": {"count": 4, "storages": ("zarr",)},
+    "two live dumps": {"rounds": 2},
+    "locks of one node": {"rounds": 2},
+    "foreign shards": {},
+    "odd records": {"cases": 24},
+    "damaged constants": {"cases": 24},
+    "files cut while mapped": {"cases": 6},
+    "few file handles": {"shards": 60, "handles": 40},
+    "exceptions in a loop": {"positions": (0, 4, 8)},
+    "closed streams": {"commands": ("inspect", "verify")},
 }
 WORK = {
     "killed at every step": commit.at_every_step,
@@ -50,6 +68,15 @@ WORK = {
     "clocks that jump": disk.clocks,
     "broken manifests": jobs.many,
     "a hundred epochs": life.epochs,
+    "two live dumps": silence.live_dumps,
+    "locks of one node": silence.node_locks,
+    "foreign shards": silence.foreign_shards,
+    "odd records": silence.odd_records,
+    "damaged constants": silence.constants,
+    "files cut while mapped": silence.cut_maps,
+    "few file handles": silence.few_handles,
+    "exceptions in a loop": silence.loops,
+    "closed streams": silence.closed_streams,
 }
 
 
