@@ -60,13 +60,15 @@ class CaptureOptions:
         order: ``proven``, or ``assumed`` where the program is known to keep the order of the loader's batches. Then a
             batch is stored too whose rows nothing proves to belong to the ids.
         tokens: file of the token table. Empty: classes are named by their number.
-        blank: id of the blank. None: as the token table or the model says, or 0.
+        blank: id of the blank. None: as the token table or the model says; else 0, which the store marks as
+            assumed.
         streams: encoding by stream name. A stream that is left out gets ``dense`` (ctc) or ``topk:16``
             (rnnt).
         storage: storage backend and compressor, such as ``zarr`` or ``webdataset``.
         name: name of the teacher in the store. Empty: the class name of the model.
-        sample_rate: audio samples per second, as recorded in the store.
-        frame_shift: audio samples between two teacher frames, as recorded in the store.
+        sample_rate: audio samples per second. None: 16000, which the store marks as assumed.
+        frame_shift: audio samples between two teacher frames. None: 640, which the store marks as assumed. With
+            either of the two assumed, no length of the audio is stored.
         shard_size: size of a shard: utterances, audio or bytes.
         allow_different: fields in which the store may differ from this capture when it is resumed.
 
@@ -95,8 +97,8 @@ class CaptureOptions:
     streams: Mapping[str, str] = field(default_factory=dict)
     storage: str = "zarr"
     name: str = ""
-    sample_rate: int = 16000
-    frame_shift: int = 640
+    sample_rate: int | None = None
+    frame_shift: int | None = None
     shard_size: str = DEFAULT_SHARD_SIZE
     allow_different: tuple[str, ...] = ()
 

@@ -43,6 +43,7 @@ from .job import CaptureJob, CaptureOptions
 from .lattices import RecipeLattices, RecipeTransducer, without_side_effects, wrong_width
 from .pieces import UtteranceLattice
 
+ASSUMED = {"frame_shift": 640, "sample_rate": 16000}  # 40 ms at 16 kHz, where nobody gives them
 QUEUED_BATCHES = 4
 SAME_SHARE = 0.5  # of a frame's probability that a record and new logits of the same utterance share at least
 ZARR_SYNC = os.path.join("zarr", "core", "sync.py")
@@ -170,14 +171,24 @@ class CaptureWriter:
                 report.note(
                     "eval", f"{n} modules that the program left in training mode are run in eval mode"
                 )
+        given = {"frame_shift": options.frame_shift, "sample_rate": options.sample_rate}
+        assumed = [name for name, value in given.items() if value is None]
+        if options.blank is None and not options.tokens and transducer is None:
+            assumed.insert(0, "blank")
         teacher = TeacherSpec(
             options.name or type(model).__name__,
-            options.sample_rate,
-            options.frame_shift,
+            options.sample_rate or ASSUMED["sample_rate"],
+            options.frame_shift or ASSUMED["frame_shift"],
             tuple(heads),
             weights=weights_sha256(_with_joiner(model, transducer)),
+            assumed=tuple(assumed),
         )
-        self._seconds_per_frame = teacher.frame_shift / teacher.sample_rate
+        if assumed:
+            values = {"blank": self.blank, **ASSUMED}
+            listed = ", ".join(f"{name} = {values[name]}" for name in assumed)
+            flags = ", ".join("--" + name.replace("_", "-") for name in assumed)
+            report.note("assumed", f"{listed}. The store marks what nobody gave; give it with {flags}")
+        self._clock = teacher.clock
         encodings = options.encodings
         if shape.band and "/" not in encodings["rnnt"]:
             encodings["rnnt"] += f"/banded:{shape.band}"
@@ -342,7 +353,7 @@ class CaptureWriter:
                 rnnt=rnnt,
                 labels=labels,
                 text=text,
-                seconds=round(batch.lengths[i] * self._seconds_per_frame, 6),
+                seconds=0.0 if self._clock is None else round(float(batch.lengths[i] * self._clock.shift), 6),
                 notes=notes,
             )
             self._rows += 1

@@ -8,7 +8,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from ._options import SHARD_SIZE, STORAGES, option, sectioned_command
 from .dump import parse_streams
@@ -21,7 +20,6 @@ LATTICES = "Lattices of a transducer"
 BATCHES = "Ids and lengths of a batch"
 TOKENS = "Tokens"
 STORE = "The store"
-ASSUMED = ("sample_rate", "frame_shift")  # a program cannot be asked for these
 
 
 @sectioned_command("capture", context_settings={"ignore_unknown_options": False})
@@ -159,7 +157,7 @@ ASSUMED = ("sample_rate", "frame_shift")  # a program cannot be asked for these
     section=TOKENS,
     metavar="ID",
     type=click.IntRange(0),
-    help="Id of the blank. Default: as the token table or the model says, or 0.",
+    help="Id of the blank. Default: as the token table or the model says; else 0, marked as assumed.",
 )
 @option(
     "--out",
@@ -195,20 +193,16 @@ ASSUMED = ("sample_rate", "frame_shift")  # a program cannot be asked for these
 @option(
     "--sample-rate",
     section=STORE,
-    default=16000,
-    show_default=True,
     metavar="HZ",
     type=click.IntRange(1),
-    help="Samples per second of the teacher's audio, as recorded in the store.",
+    help="Samples per second of the teacher's audio. Default: 16000, marked in the store as assumed.",
 )
 @option(
     "--frame-shift",
     section=STORE,
-    default=640,
-    show_default=True,
     metavar="SAMPLES",
     type=click.IntRange(1),
-    help="Audio samples between two frames of the teacher, as recorded in the store.",
+    help="Audio samples between two frames of the teacher. Default: 640, marked in the store as assumed.",
 )
 @option(
     "--allow-different",
@@ -219,8 +213,7 @@ ASSUMED = ("sample_rate", "frame_shift")  # a program cannot be asked for these
 )
 @option("--json", "as_json", is_flag=True, help="Print the summary as JSON, on standard error.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-@click.pass_context
-def command(ctx: click.Context, /, out: str, as_json: bool, command: tuple[str, ...], **given: Any) -> None:
+def command(out: str, as_json: bool, command: tuple[str, ...], **given: Any) -> None:
     """Run COMMAND, unmodified, and store the logits of its model: logitstore capture … -- bash decode.sh ….
 
     The command's output is left alone, and its exit status is passed on. Running it again adds only what is
@@ -240,22 +233,14 @@ def command(ctx: click.Context, /, out: str, as_json: bool, command: tuple[str, 
     if as_json:
         click.echo(json.dumps({"store": out, **asdict(result)}), err=True)
     else:
-        assumed = any(ctx.get_parameter_source(name) is ParameterSource.DEFAULT for name in ASSUMED)
-        for line in _summary(out, result, options.frame_shift, options.sample_rate, assumed):
+        for line in _summary(out, result):
             click.echo(f"logitstore: {line}", err=True)
     raise click.exceptions.Exit(result.status or (1 if result.errors else 0))
 
 
-def _summary(
-    out: str, result: CaptureResult, frame_shift: int, sample_rate: int, assumed: bool
-) -> Iterator[str]:
+def _summary(out: str, result: CaptureResult) -> Iterator[str]:
     """Yield the lines that tell the user how a capture ended."""
     yield from result.notes
-    if result.sealed and assumed:
-        yield (
-            f"the store records {frame_shift} samples of {sample_rate} Hz per frame, which is assumed: "
-            "say what is right with --frame-shift and --sample-rate"
-        )
     yield from result.errors
     present = f" ({result.present} were there already)" if result.present else ""
     yield f"{out}: {result.sealed} utterances sealed{present}"

@@ -60,9 +60,7 @@ def by_hand(tmp_path_factory):
                     n = int(lens[b])
                     ctc = {"ctc": logits[b, :n]} if "ctc" in streams else {}
                     rnnt = lattice(model, enc[b, :n], u.labels)
-                    w.add(
-                        u.id, **ctc, rnnt=rnnt, labels=u.labels, text=texts[u.id], seconds=round(n * 0.04, 6)
-                    )
+                    w.add(u.id, **ctc, rnnt=rnnt, labels=u.labels, text=texts[u.id])
         stores[len(streams)] = recipe.rows(place)
     torch.set_num_threads(threads)
     return stores

@@ -12,6 +12,7 @@ from logitstore import StoreWriter, TokenTable, open_store
 from logitstore.capture.expression import Expression
 from logitstore.errors import UsageError
 from logitstore.store.verify import verify_store
+from tests.support import captured as captured_program
 from tests.support import demo, recipe
 
 CTC = ["--ctc", "ctc_output.1", "--tokens", demo.TOKENS]
@@ -24,7 +25,7 @@ def by_hand(tmp_path_factory):
     texts = {line["id"]: line["text"] for line in demo.lines()}
     with StoreWriter.open(place, tokens=TokenTable.read(demo.TOKENS), streams={"ctc": "dense"}) as w:
         for utt_id, logits in recipe.own().items():
-            w.add(utt_id, ctc=logits, text=texts[utt_id], seconds=round(len(logits) * 0.04, 6))
+            w.add(utt_id, ctc=logits, text=texts[utt_id])
     return recipe.rows(place)
 
 
@@ -53,7 +54,30 @@ def test_output_and_status_of_the_recipe_are_its_own(captured, plain):
     assert captured[1].stdout == plain.stdout
     assert b"%WER 2.82%" in plain.stdout
     assert b"logitstore: lengths: encoder_out_lens" in captured[1].stderr
-    assert b"the store records 640 samples of 16000 Hz per frame, which is assumed" in captured[1].stderr
+
+
+def test_rates_that_nobody_gave_are_stored_and_shown_as_assumed(captured, tmp_path):
+    place, ran = captured
+    said = b"assumed: frame_shift = 640, sample_rate = 16000. The store marks what nobody gave; give it with "
+    assert said + b"--frame-shift, --sample-rate" in ran.stderr
+    store = open_store(place)
+    assert store.spec.teacher.assumed == ("frame_shift", "sample_rate")
+    assert store.spec.teacher.clock is None
+    first = next(iter(store))
+    assert not store[first].meta["seconds"]
+    shown = recipe.logitstore("inspect", place).stdout.decode("utf-8")
+    assert "assumed    frame_shift, sample_rate: given by nobody, and not used for frame times" in shown
+
+
+def test_rates_that_were_given_are_facts(session, model, utterances):
+    run = session(frame_shift=320, sample_rate=8000, tokens="")
+    captured_program.decode(
+        captured_program.Program(model, "plain").eval(), captured_program.loader(utterances)
+    )
+    store = run.store()
+    assert store.spec.teacher.assumed == ("blank",)
+    first = store[next(iter(store))]
+    assert first.meta["seconds"] == pytest.approx(first.T * 0.04)
 
 
 def test_the_store_says_who_spoke(captured):
