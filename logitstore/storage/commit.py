@@ -216,6 +216,7 @@ def publish(
             repeated = ids.intersection(entry.ids)
             if entry.shard not in taken and not repeated:
                 _seal(place, storage, staged, entry)
+                _require_alone(place, entry, names)
                 return Publication(entry, tuple(duplicates))
         seen |= names
         duplicates += [i for i in entry.ids if i in repeated]
@@ -320,6 +321,16 @@ def _seal(place: Place, storage: StorageBackend, staged: Path, entry: Entry) -> 
         extend_index(place, entry.store)
 
 
+def _require_alone(place: Place, entry: Entry, names: Collection[str]) -> None:
+    """Raise ``StoreError`` if a shard with one of the same records was sealed since ``names`` were read.
+
+    With a working lock no shard can be. Without one, the writer that seals last finds the other's entry.
+    """
+    others = set(shard_names(place)) - {*names, entry.shard}
+    if others and not _sealed_in(place, others)[0].isdisjoint(entry.ids):
+        raise _locks_do_not_work(entry)
+
+
 def _require_sizes(place: Place, entry: Entry) -> None:
     """Raise ``StoreError`` unless the files of a shard that is being sealed are there, at their sizes."""
     for file in entry.contents.files:
@@ -333,9 +344,9 @@ def _require_sizes(place: Place, entry: Entry) -> None:
 
 def _locks_do_not_work(entry: Entry) -> StoreError:
     return StoreError(
-        "another process wrote the same shard while this one held the lock of the store",
+        "another process wrote the same shard, or the same records, while this one held the lock of the store",
         where=f"shard {entry.shard}",
-        why="Locks of this file system do not work between its users; both shards may be damaged.",
+        why="Locks of this file system do not work between its users; shards may be damaged, and records double.",
         do="Run `logitstore verify --repair` on the store, then the jobs again with parts of their own (--job i/N), "
         "or one at a time. `logitstore doctor` tests the locks.",
     )

@@ -33,17 +33,26 @@ failed=0
 for pid in $(jobs -p); do wait "$pid" || failed=1; done
 exit $failed
 """
-SLOW = """
+WAITING = """
+import os
+import signal
 import time
+from pathlib import Path
 from recipes.demo.teacher import load as load_demo
 
 def load():
     teacher = load_demo()
-    forward = teacher.forward
-    def slow(*args):
-        time.sleep(0.5)
+    forward, calls, caught = teacher.forward, [], []
+    def waiting(*args):
+        calls.append(1)
+        if len(calls) == 6:  # a few utterances after the checks of the first ones
+            handler = signal.getsignal(signal.SIGTERM)
+            signal.signal(signal.SIGTERM, lambda *given: (caught.append(1), handler(*given)))
+            Path(__file__).with_name(f"waits.{os.getpid()}").touch()
+            while not caught:
+                time.sleep(0.01)
         return forward(*args)
-    teacher.forward = slow
+    teacher.forward = waiting
     return teacher
 """
 
@@ -78,15 +87,13 @@ def test_options_are_passed_on_and_jobs_started_by_a_program(tmp_path):
 
 
 def test_a_signal_is_forwarded_and_the_jobs_are_waited_for(tmp_path):
-    teacher = tmp_path / "slow.py"
-    teacher.write_text(SLOW)
+    teacher = tmp_path / "waiting.py"
+    teacher.write_text(WAITING)
     given = [*COMMON, "--out", tmp_path / "s", "--nj", 2, "--shard-size", 10, "--batch-seconds", 0]
     given[1] = f"{teacher}:load"
     run = script(*given)
     until = time.monotonic() + 120
-    while time.monotonic() < until and run.poll() is None:
-        if list((tmp_path / "s").glob("partial/*~*/000000*")):  # the first record was added
-            break
+    while time.monotonic() < until and run.poll() is None and len(list(tmp_path.glob("waits.*"))) < 2:
         time.sleep(0.05)
     os.kill(run.pid, signal.SIGTERM)
     _, said = run.communicate(timeout=120)
@@ -96,6 +103,7 @@ def test_a_signal_is_forwarded_and_the_jobs_are_waited_for(tmp_path):
     assert not (tmp_path / "s" / "partial").exists()
     kept = len(open_store(tmp_path / "s"))
     assert 0 < kept < 20
+    teacher.write_text(WAITING.replace("== 6", "< 0"))
     again = script(*given)
     _, said = again.communicate(timeout=200)
     assert again.returncode == 0, said
