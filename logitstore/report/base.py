@@ -172,7 +172,9 @@ def nats(value: float) -> str:
 
 def percent(value: float) -> str:
     """Return a share as a percentage with three significant digits at most."""
-    digits = 0 if value >= 0.9995 else 1 if value >= 0.0995 else 2
+    if 0.99 <= value < 1:
+        return f"{min(100 * value, 99.99):.2f}\u202f%"  # never 100 % of what is not all
+    digits = 0 if value in (0, 1) else 1 if value >= 0.0995 else 2
     return f"{100 * value:.{digits}f}\u202f%"
 
 

@@ -42,7 +42,8 @@ for (const table of document.querySelectorAll("table.sortable")) {
 for (const scroll of document.querySelectorAll(".scroll[data-frames]")) {
   const frames = Number(scroll.dataset.frames);
   const tracks = scroll.querySelector(".tracks");
-  const table = scroll.parentNode.querySelector("table.frames");
+  const next = scroll.nextElementSibling;
+  const table = next && next.querySelector("table.frames");
   const rows = table ? [...table.tBodies[0].rows] : [];
   const heads = table ? [...table.tHead.rows[0].cells].map((cell) => cell.textContent) : [];
   const readout = document.createElement("output");

@@ -43,6 +43,7 @@ from .tracks import (
 IN_PLAY = 30  # classes of a posteriorgram
 FOLDED = 0.99  # blank probability from which frames in a row are one line of the table
 SHOWN_WORDS = 400
+LONGEST_WORD = 60  # characters of a word that are shown
 
 
 def drawn(report: Report, utt_id: str) -> Html:
@@ -67,9 +68,43 @@ def drawn(report: Report, utt_id: str) -> Html:
     for spec in store.spec.streams:
         if spec.kind == "rnnt" and not is_frames(spec):
             tracks.append(_lattice(store, target, spec))
+        elif spec.kind == "hidden":
+            tracks.append(_layer(target, spec))
     parts.append(stack(axis, tracks, f"Pictures of utterance {report.anchor(utt_id).partition('-')[2]}"))
     parts += [frame_table(store, target, spec, axis) for spec in frame_streams[:1]]
+    parts += [_labels(store, target, spec) for spec in store.spec.streams if spec.kind == "seq2seq"]
     return tag("article", parts, id=report.anchor(utt_id), class_="utterance")
+
+
+def _layer(target: Target, spec: StreamSpec) -> Html:
+    """Return the track of a layer: the root mean square of each frame's numbers."""
+    rms = np.sqrt(np.square(target.vectors(spec.name), dtype=np.float64).mean(axis=1))
+    name = f"Root mean square of the {spec.width} numbers of each frame of {spec.name}"
+    return curve(f"{spec.name} root mean square", rms, float(rms.max(initial=1e-9)), name)
+
+
+def _labels(store: Store, target: Target, spec: StreamSpec) -> list[Html]:
+    """Return the pictures of an attention decoder, over the labels that it was given, and its rows as a table."""
+    rows = target[spec.name]
+    if not len(rows):
+        return []
+    names, axis = names_of(store), TimeAxis(len(rows), None)
+    probability = np.exp(rows.at(1.0).dense())
+    best = [(u, int(c)) for u, c in enumerate(best_classes(rows))]
+    labels = target.driven.get(spec.name, target.labels).tolist()
+    shown = classes_in_play(probability, spec.blank, IN_PLAY)
+    of_rows = statistics(rows, spec.blank)
+    top = max(0.5, float(of_rows.entropy.max()))
+    note = "label by label, under teacher forcing"
+    tracks = [
+        decode_track(f"{spec.name} decode", best, len(rows), names, labels),
+        posteriorgram(f"{spec.name} posteriors", probability, shown, names, best, note=note),
+        curve(
+            "entropy", of_rows.entropy, top, "Entropy of each label in nats", scale=(f"{top:.1f} nats", "0")
+        ),
+    ]
+    pictures = stack(axis, tracks, f"Pictures of {spec.name} over the labels")
+    return [pictures, frame_table(store, target, spec, axis)]
 
 
 def heading(report: Report, target: Target, *more: Content) -> Html:
@@ -133,12 +168,19 @@ def aligned(name: str, reference: str | None, text: str, against: str = "referen
 def _pair(a: str | None, b: str | None) -> Html:
     """Return one word of an alignment; an error has the reference's word below it."""
     if a == b:
-        return tag("span", foreign(b or ""), " ")
+        return tag("span", foreign(b or "", LONGEST_WORD), " ")
     if a is None:
-        return tag("span", tag("ins", foreign(b or ""), title="inserted"), " ")
+        return tag("span", tag("ins", foreign(b or "", LONGEST_WORD), title="inserted"), " ")
     if b is None:
-        return tag("span", tag("del", foreign(a), title="missing"), " ")
-    return tag("span", tag("b", foreign(b)), tag("s", foreign(a)), " ", class_="sub", title="in place of")
+        return tag("span", tag("del", foreign(a, LONGEST_WORD), title="missing"), " ")
+    return tag(
+        "span",
+        tag("b", foreign(b, LONGEST_WORD)),
+        tag("s", foreign(a, LONGEST_WORD)),
+        " ",
+        class_="sub",
+        title="in place of",
+    )
 
 
 # --- sound
@@ -194,12 +236,15 @@ def frame_tracks(report: Report, target: Target, spec: StreamSpec) -> Iterator[H
     shown = classes_in_play(probability, spec.blank, IN_PLAY)
     names = names_of(store)
     labels = target.labels.tolist() if target.U else None
-    yield decode_track(f"{spec.name} best path", spikes, target.T, names, labels)
+    if spec.kind == "ctc":
+        yield decode_track(f"{spec.name} best path", spikes, target.T, names, labels)
+    else:
+        spikes = []  # means over label positions have no best path
     yield posteriorgram(
         f"{spec.name} posteriors", probability, shown, names, spikes, note="square root of the probability"
     )
     yield from curves(of_rows, spec)
-    if report.options.rate is not None:
+    if report.options.rate is not None and spec.kind == "ctc":
         yield from _served(report, target, spec, report.options.rate, shown, [c for _, c in spikes])
 
 
@@ -330,18 +375,24 @@ def frame_table(
     order = np.argsort(-at.logp, axis=1, kind="stable")[:, :count]
     ids = order if at.ids is None else np.take_along_axis(at.ids, order, axis=1)
     best = np.exp(np.take_along_axis(at.logp, order, axis=1))
-    unit = "frame" if axis.shift is None else "seconds"
-    head = ["frame", unit, *("best" if not i else "next" for i in range(count)), "entropy", "left out"]
+    place = "frame" if len(rows) == target.T and spec.stream_kind.frames else "label"
+    head = [
+        place,
+        *([] if axis.shift is None else ["seconds"]),
+        *("best" if not i else "next" for i in range(count)),
+        "entropy",
+        "left out",
+    ]
     head += [title for title, _ in extra]
     lines = []
     t = 0
-    while t < target.T:
+    while t < len(rows):
         end = t + 1
         if of_rows.blank[t] >= FOLDED:
-            while end < target.T and of_rows.blank[end] >= FOLDED:
+            while end < len(rows) and of_rows.blank[end] >= FOLDED:
                 end += 1
-        time = f"{t}" if axis.shift is None else f"{(t + 0.5) * axis.shift:.2f}"
-        cells: list[Content] = [f"{t}" if end == t + 1 else f"{t}–{end - 1}", time]
+        cells: list[Content] = [f"{t}" if end == t + 1 else f"{t}–{end - 1}"]
+        cells += [] if axis.shift is None else [f"{(t + 0.5) * axis.shift:.2f}"]
         cells += [[foreign(names(int(ids[t, i])), 20), f" {best[t, i]:.3f}"] for i in range(count)]
         cells += [nats(float(of_rows.entropy[t])), nats(float(of_rows.tails[t, 0]))]
         cells += [nats(float(values[t:end].max())) for _, values in extra]
@@ -350,4 +401,4 @@ def frame_table(
     titles = tag("thead", tag("tr", [tag("th", title, scope="col") for title in head]))
     table = tag("table", titles, tag("tbody", lines), class_="frames")
     wide = tag("div", table, class_="wide tall")
-    return tag("details", tag("summary", f"Frames of {spec.name} as a table"), wide)
+    return tag("details", tag("summary", f"{place.capitalize()}s of {spec.name} as a table"), wide)

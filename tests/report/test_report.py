@@ -15,7 +15,9 @@ from logitstore.report.alignment import align, edits
 from logitstore.report.base import ReportOptions, Section
 from logitstore.report.rows import lattice_of
 from logitstore.report.run import gather, report_store
+from logitstore.teachers import load_teacher
 from logitstore.tokens.transcript import edit_distance
+from tests.support import attention_teacher, demo, dumping
 
 
 def test_html_escapes_text_attributes_and_bidi_controls():
@@ -129,3 +131,37 @@ def test_wrong_options_are_refused(store):
         ReportOptions(sample=0)
     with pytest.raises(UsageError, match="rate"):
         ReportOptions(rate=(0, 2))
+
+
+@pytest.mark.parametrize(
+    ("streams", "shown"),
+    [
+        ({"ctc": "factored:int8", "rnnt": "factored"}, ["ctc best path", "rnnt lattice"]),
+        ({"rnnt": "topk:8/path"}, ["rnnt lattice", "most probable alignment"]),
+        ({"rnnt": "topk:8/sample:4+occupancy"}, ["rnnt lattice", "of the nodes stored"]),
+        ({"rnnt": "dense/mean-u"}, ["rnnt posteriors", "entropy"]),
+        ({"rnnt": "collapsed/banded:5"}, ["rnnt lattice"]),
+    ],
+)
+def test_every_form_of_a_lattice_is_drawn(tmp_path, streams, shown):
+    dumping.run(tmp_path / "s", limit=2, streams=streams)
+    text = report_store(tmp_path / "s", ReportOptions(rate=(1, 2)))
+    assert all(words in text for words in shown)
+    assert "cannot be read" not in text
+
+
+def test_a_layer_an_attention_decoder_and_transcripts_are_drawn(tmp_path):
+    dumping.run(tmp_path / "layers", limit=2, streams={"ctc": "topk:4"}, layers=("ctc_output.0",))
+    assert "hidden root mean square" in report_store(tmp_path / "layers")
+    streams = {"ctc": "topk:4", "seq2seq": "topk:8"}
+    dumping.run(tmp_path / "decoder", limit=2, streams=streams, teacher=attention_teacher.load())
+    text = report_store(tmp_path / "decoder")
+    assert text.count("label by label, under teacher forcing") == 2
+    assert text.count("Labels of seq2seq as a table") == 2
+    lines = "".join(f'{{"id": "{u.id}", "text": "said {u.id}"}}\n' for u in demo.manifest(2))
+    (tmp_path / "texts.jsonl").write_text(lines, "utf-8")
+    teacher = load_teacher(f"text:{tmp_path / 'texts.jsonl'}")
+    dumping.run(
+        tmp_path / "texts", limit=2, streams={"text": ""}, teacher=teacher, max_wer=100, skip_checks="a test"
+    )
+    assert "<bdi>said</bdi>" in report_store(tmp_path / "texts")

@@ -130,6 +130,7 @@ def _origin(s: StoreSummary) -> Html:
 def _terms(s: StoreSummary) -> Iterator[tuple[str, Content]]:
     """Yield (term, description)."""
     teacher, tokens = s.teacher, s.tokens
+    shards = "shard" if s.shards == 1 else "shards"
     weights = str(teacher["weights"] or "not recorded")
     heads = [
         [", " if i else None, tag("code", foreign(str(h["module"]))), f" ({h['stream']})"]
@@ -145,7 +146,7 @@ def _terms(s: StoreSummary) -> Iterator[tuple[str, Content]]:
     yield "Tokens", [f"{tokens['size']}, blank {tokens['blank']}, ", _digest(str(tokens["sha256"]))]
     yield (
         "Files",
-        f"{size(s.bytes)} in {number(s.shards)} shards ({s.storage}), {size(s.bytes_once)} of it once; "
+        f"{size(s.bytes)} in {number(s.shards)} {shards} ({s.storage}), {size(s.bytes_once)} of it once; "
         f"format {s.format}",
     )
     checks = "none was skipped" if not s.gates else f"{len(s.gates)} skipped, see above"
