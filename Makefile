@@ -95,6 +95,7 @@ benchmark: install
 	$(PY) benchmarks/resample.py
 	$(PY) benchmarks/capture.py
 	$(PY) benchmarks/verify.py
+	$(PY) benchmarks/scale.py
 
 # Every benchmark in a few seconds: it runs, and keeps those of its promises that do not depend on the clock.
 benchmark-short: install

@@ -72,6 +72,7 @@ def write(folder, records):
     with begin(folder) as writer:
         arrays = {c.name: np.zeros((FRAMES, *c.shape), c.dtype) for c in columns_of(writer.spec)}
         for number, first in enumerate(range(0, records, SHARD)):
+            writer.refresh()  # as a dump does
             shard = writer.shard(f"{number:06d}")
             for i in range(first, min(first + SHARD, records)):
                 meta = {"T": FRAMES, "U": 0, "seconds": 0.16}

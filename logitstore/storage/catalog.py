@@ -211,6 +211,8 @@ def finish_index(place: Place, store: str, entries: Mapping[str, tuple[int, int]
         lost: number of records that the store has lost; if any, shards that only a run names stay in it.
     """
     catalog = read_catalog(place, store, _ignore)
+    if _is_finished(catalog, entries) and not lost:
+        return catalog
     shards: dict[str, CoveredShard] = {}
     full, old = set[str](), list[str]()
     damaged = {name for name in catalog.run_names if name not in catalog.runs}
@@ -237,6 +239,18 @@ def finish_index(place: Place, store: str, entries: Mapping[str, tuple[int, int]
                 shards[name] = CoveredShard.of(read_entry(place, name, store))
     _write_run(place, store, [s for s in shards.values() if s.name not in full], old, damaged)
     return read_catalog(place, store, _ignore)
+
+
+def _is_finished(catalog: Catalog, entries: Mapping[str, tuple[int, int]]) -> bool:
+    """Return whether whole runs cover exactly these entries, each once, and at most one of them is not full."""
+    tables = [run.table() for run in catalog.runs.values()]
+    return (
+        len(catalog.runs) == len(catalog.run_names)
+        and sum(run.records < FULL_RUN for run in catalog.runs.values()) <= 1
+        and sum(map(len, tables)) == len(entries)
+        and all(table.items() <= entries.items() for table in tables)
+        and all(run.intact() for run in catalog.runs.values())
+    )
 
 
 def _write_run(

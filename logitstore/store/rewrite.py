@@ -299,6 +299,7 @@ def merge_shards(
 
     Returns the new shard's entry, or None if another writer sealed a shard of that name meanwhile.
     """
+    writer.refresh()
     shard = writer.shard(shards[0])
     skipped = []
     try:
@@ -368,6 +369,7 @@ def convert_store(
         for name in store.shards:
             if name in done:
                 continue
+            writer.refresh()
             shard = writer.shard(name)
             try:
                 for record in store.records(name):
