@@ -79,7 +79,7 @@ class StorageBackend(Protocol):
             staged: local path of the unfinished file.
             shard: name of the shard.
             columns: columns of the store.
-            about: what the shard says of itself (SPEC S18), without its name.
+            about: description of the shard (SPEC S18), without its name.
         """
 
     def open(self, place: Place, shard: str, contents: ShardContents, columns: Sequence[Column]) -> Shard:

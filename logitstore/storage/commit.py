@@ -39,7 +39,7 @@ class UnsealedShard:
         columns: columns of the store.
         name: name of the shard.
         writer: name of the writer, which holds the lock of that name.
-        about: what the shard says of itself (SPEC S18), without its name.
+        about: description of the shard (SPEC S18), without its name.
         known: names of the sealed entries in which the caller has looked the ids up; None: those that exist now.
 
     Attributes:

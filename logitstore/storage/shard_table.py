@@ -1,4 +1,4 @@
-"""The table of a shard: what its records, packs and columns are and where they lie (SPEC S4)."""
+"""The table of a shard: counts, places and checksums of its records (SPEC S4)."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class TableBuilder:
         """Return the table.
 
         Args:
-            about: what the shard says of itself (SPEC S18).
+            about: description of the shard (SPEC S18).
             packs: number of the first record of every pack.
             offsets: for every pack the byte of the file where each column begins.
             blocks: (first record, begin in the file, bytes, CRC-32C) of every metadata block.
@@ -170,7 +170,7 @@ class ShardTable:
 
     Attributes:
         columns: columns of the store.
-        about: what the shard says of itself (SPEC S18).
+        about: description of the shard (SPEC S18).
         T: (N,) int64, valid teacher frames of every record.
         U: (N,) int64, labels of every record.
         pack: (P+1,) int64, first record of every pack, and N.
@@ -244,14 +244,16 @@ def parse_table(data: bytes, columns: Sequence[Column], file_bytes: int, where: 
             raise ValueError("it has no head")
         head = parse_json(line, where)
         records = _number(head["records"])
-        arrays = {str(k): _array(v, body) for k, v in head["arrays"].items()}
+        described = head["arrays"]  # others than those read here are of later versions (SPEC F5)
         listed = head["columns"]
         count_of = tuple(_number(c["count"]) for c in (*listed, {"count": head["T"]}, {"count": head["U"]}))
-        counts = tuple(_count(arrays[f"count.{k}"], records) for k in range(max(count_of, default=-1) + 1))
+        counts = tuple(
+            _count(_array(described[f"count.{k}"], body), records) for k in range(max(count_of) + 1)
+        )
         if any(int(c.max(initial=0)) > _MAX // max(records, 1) for c in counts):
             raise ValueError("a record has too many items")
         chunks = tuple((_number(c["chunk"]), _number(c["bytes"])) for c in listed if "chunk" in c)
-        pack, block = arrays["pack"], arrays["block"]
+        pack, block = _array(described["pack"], body), _array(described["block"], body)
         groups = checksum_groups(columns)
         if head["checksums"] != list(groups):
             raise ValueError(f"its checksums are of {head['checksums']}")
@@ -266,9 +268,9 @@ def parse_table(data: bytes, columns: Sequence[Column], file_bytes: int, where: 
             counts[count_of[-2]],
             counts[count_of[-1]],
             pack,
-            _shaped(arrays["offset"], (len(pack) - 1, len(columns))),
+            _shaped(_array(described["offset"], body), (len(pack) - 1, len(columns))),
             _shaped(block, (len(block), 4)),
-            _shaped(arrays["crc32c"], (records, len(groups))),
+            _shaped(_array(described["crc32c"], body), (records, len(groups))),
             groups,
             chunks,
             counts,

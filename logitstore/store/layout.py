@@ -111,7 +111,7 @@ def _version(package: str) -> str:
 
 
 def about_shards(spec: StoreSpec) -> dict[str, Any]:
-    """Return what every shard of a store says of itself (SPEC S18), without the shard's name."""
+    """Return the description that every shard of a store carries (SPEC S18), without the shard's name."""
     streams = []
     for stream in spec.streams:
         about = stream.to_json()

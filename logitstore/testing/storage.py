@@ -337,8 +337,8 @@ def check_one_file(backend: StorageBackend, folder: Path) -> None:
     expect(after == before, f"20 shards keep {after - before} files open")
 
 
-def check_says_what_it_is(backend: StorageBackend, folder: Path) -> None:
-    """Check that a shard says what it was made with."""
+def check_description(backend: StorageBackend, folder: Path) -> None:
+    """Check that a shard carries the description that it was given."""
     place, contents = write(backend, folder, records(2))
     about = backend.open(place, "s-0", contents, COLUMNS).table.about
     expect(about == {**ABOUT, "shard": "s-0"}, f"it says {about}")
@@ -360,5 +360,5 @@ CHECKS: tuple[Callable[[StorageBackend, Path], None], ...] = (
     check_wrong_columns,
     check_gathered_records,
     check_one_file,
-    check_says_what_it_is,
+    check_description,
 )

@@ -541,3 +541,17 @@ def test_every_attack_listed_has_its_test_and_the_other_way_round():
     }
     assert set(listed) == here
     assert compact_json({}) == b"{}"
+
+
+def test_keys_and_arrays_of_a_later_version_are_ignored(store):
+    s = store()
+
+    def change(head, body):
+        head.update(
+            later=[1], arrays={**head["arrays"], "seconds": {"dtype": "float64", "shape": [3], "begin": 1}}
+        )
+        head["columns"][0].update(unit="nats")
+
+    forge_table(s, change)
+    opened = Store(s)
+    assert [same(opened.record(i), row(i)) for i in opened] == [True] * 3

@@ -134,7 +134,7 @@ class ZarrShardWriter:
         path: final path of the shard, relative to the store.
         compressor: compressor of the inner chunks.
         columns: columns of the store.
-        about: what the shard says of itself (SPEC S18).
+        about: description of the shard (SPEC S18).
     """
 
     def __init__(

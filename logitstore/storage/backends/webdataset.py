@@ -64,7 +64,7 @@ class TarShardWriter:
         path: final path of the file, relative to the store.
         shard: name of the shard.
         columns: columns of the store.
-        about: what the shard says of itself (SPEC S18).
+        about: description of the shard (SPEC S18).
     """
 
     def __init__(
