@@ -9,7 +9,7 @@ try. ``logitstore.testing`` has the conformance suites.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -95,6 +95,12 @@ class Encoding(StreamEncoding):
     def decode(self, arrays: Mapping[str, NDArray[Any]], classes: int) -> DecodedRows:
         """Decode the stored arrays (read-only numpy views); raises ``FormatError`` for impossible ones."""
 
+    def decode_many(
+        self, records: Sequence[Mapping[str, NDArray[Any]]], classes: int
+    ) -> Sequence[DecodedRows]:
+        """Decode several records; a subclass may decode them together, which is faster."""
+        return [self.decode(arrays, classes) for arrays in records]
+
     def bound(self, stream: StreamSpec, constants: Mapping[str, NDArray[Any]]) -> Encoding:
         return self
 
@@ -117,6 +123,19 @@ class LinearHead:
         return int(self.weight.shape[1])
 
 
+@dataclass(frozen=True, eq=False)
+class SidesSample:
+    """Both sides of an additive joiner, of some utterances.
+
+    Attributes:
+        sides: (T, J) of the encoder and (U+1, J) of the decoder, of each utterance.
+        activation: ``tanh`` or ``relu``, between their sum and the head.
+    """
+
+    sides: Sequence[tuple[torch.Tensor, torch.Tensor]]
+    activation: str
+
+
 class HeadEncoding(StreamEncoding):
     """An encoding of the input of a linear head; the head itself is stored once per store.
 
@@ -130,12 +149,13 @@ class HeadEncoding(StreamEncoding):
         """True where ``prepare`` needs rows of the teacher."""
 
     @abstractmethod
-    def prepare(self, head: LinearHead, sample: torch.Tensor | None) -> dict[str, NDArray[Any]]:
+    def prepare(self, head: LinearHead, sample: torch.Tensor | SidesSample | None) -> dict[str, NDArray[Any]]:
         """Return the arrays that are stored once, by name.
 
         Args:
             head: the teacher's last layer.
-            sample: (N, D) inputs of the head where :attr:`needs_sample`; else None.
+            sample: where :attr:`needs_sample`, (N, D) inputs of the head, those of an utterance one after the
+                other, or of a lattice its two sides; else None.
         """
 
     @abstractmethod
@@ -167,6 +187,10 @@ class LatticeSides(ABC):
     @abstractmethod
     def encode_sides(self, enc: torch.Tensor, dec: torch.Tensor) -> dict[str, torch.Tensor]:
         """Encode (T, J) and (U+1, J) float32, with node (t, u) = head(activation(enc[t] + dec[u]))."""
+
+    def decode_many(self, records: Sequence[Mapping[str, NDArray[Any]]], classes: int) -> Sequence[Rows]:
+        """Decode several records; a subclass may decode them together, which is faster."""
+        return [self.decode(arrays, classes) for arrays in records]
 
     @abstractmethod
     def decode(self, arrays: Mapping[str, NDArray[Any]], classes: int) -> Rows:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -13,7 +14,8 @@ from ..errors import NonFinite, UsageError
 from ..schema.kinds import StreamKind
 from ..schema.lattice import Form
 from ..schema.spec import Column, StreamSpec
-from . import _rice, _transform
+from . import _transform
+from ._transform import ACTIVATIONS, Coder
 from .base import (
     LOSS,
     Encoding,
@@ -21,6 +23,7 @@ from .base import (
     HeadRowsEncoding,
     LatticeSides,
     LinearHead,
+    SidesSample,
     row_loss,
 )
 from .rows import Float, HeadInputs, Rows, Tempered, every_class
@@ -33,7 +36,6 @@ INT8, STEPS = "int8", 127
 SMALLEST, LARGEST = 1e-6, 1.0  # nats
 SEED = 20  # seed of the rotation, which is stored: any other serves as well
 CLOSE = 1e-4  # relative and absolute tolerance of two heads that are the same
-ACTIVATIONS: dict[str, Callable[[Any], Any]] = {"tanh": np.tanh, "relu": lambda x: np.maximum(x, 0.0)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,17 +155,20 @@ class FactoredEncoding(HeadEncoding):
         self._require_lattice_setting()
 
     def _require_lattice_setting(self) -> None:
-        """Raise ``UsageError`` unless the setting is one that a lattice can have: none."""
-        if self.setting:
+        """Raise ``UsageError`` unless the setting is one that a lattice can have: none, or a budget."""
+        if self.setting == INT8:
             raise UsageError(
                 f"{self} of a lattice",
-                why="An activation stands between its two sides and the head: they are kept at 16 bits.",
-                do="Use factored without a setting.",
+                why="An activation stands between its two sides and the head; one byte a number is not tried there.",
+                do="Use factored, which is exact, or name the nats that a node may lose: factored:1e-3.",
             )
 
-    def prepare(self, head: LinearHead, sample: torch.Tensor | None) -> dict[str, NDArray[Any]]:
+    def prepare(self, head: LinearHead, sample: torch.Tensor | SidesSample | None) -> dict[str, NDArray[Any]]:
         if self.budget is not None:
             assert sample is not None
+            if isinstance(sample, SidesSample):
+                sides = _transform.fit_sides(head, sample, self.budget)
+                return {"weight": head.weight, "bias": head.bias, **sides}
             device = sample.device
             weight, bias = (sample.new_tensor(x).double().to(device) for x in (head.weight, head.bias))
             return _transform.fit(weight, bias, sample.double(), self.budget)
@@ -176,6 +181,9 @@ class FactoredEncoding(HeadEncoding):
         return {"axes": axes.astype(np.float32), "weight": weight, "bias": head.bias}
 
     def made_from(self, head: LinearHead, constants: Constants) -> bool:
+        if "enc_back" in constants:
+            made = {"weight": head.weight, "bias": head.bias}
+            return all(np.allclose(array, constants[name], CLOSE, CLOSE) for name, array in made.items())
         if self.budget is None:
             made = self.prepare(head, None)
             return all(np.allclose(array, constants[name], CLOSE, CLOSE) for name, array in made.items())
@@ -186,6 +194,8 @@ class FactoredEncoding(HeadEncoding):
     def bound(self, stream: StreamSpec, constants: Constants) -> Encoding | LatticeSides:
         if stream.kind == "rnnt":
             self._require_lattice_setting()
+            if self.budget is not None:
+                return FactoredSideCodes(stream.activation, constants)
             return FactoredSides(stream.width, stream.activation, constants)
         if self.budget is not None:
             return FactoredCodes(constants)
@@ -195,7 +205,7 @@ class FactoredEncoding(HeadEncoding):
 
 
 class _LinearRows(HeadRowsEncoding):
-    """Shared parts of the three forms: logits are one product of the codes with the stored weight."""
+    """Shared parts of the forms: logits are one product of the codes with the stored weight."""
 
     _on: dict[str, torch.Tensor]
 
@@ -267,26 +277,42 @@ class FactoredInt8(_LinearRows):
 
 @dataclass(frozen=True, eq=False)
 class FactoredCodes(_LinearRows):
-    """Small integers along a few axes as bits, one piece per encoded slice (SPEC E16)."""
+    """Whole numbers along a few axes, predicted and entropy coded, one piece per encoded slice (SPEC E16)."""
 
     constants: Constants = field(default_factory=dict)
 
-    ragged: ClassVar[frozenset[str]] = frozenset({"code"})
+    ragged: ClassVar[frozenset[str]] = frozenset({"coded"})
 
     def columns(self, classes: int) -> tuple[Column, ...]:
-        return (Column("code", "uint8", (), "integers (SPEC E16): logits are integers @ weight.T + bias"),)
+        return (
+            Column(
+                "coded", "uint8", (), "entropy-coded integers (SPEC E16): logits are they @ weight.T + bias"
+            ),
+        )
+
+    @cached_property
+    def _coder(self) -> Coder:
+        return Coder.of(self.constants)
 
     def encode(self, rows: torch.Tensor, own: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         import torch
 
-        centred = rows - self.on("mean", rows)
-        code = (centred @ self.on("axes", rows)).round().clamp(-_rice.MOST, _rice.MOST)
-        packed = _rice.pack(code.cpu().numpy().astype(np.int64), self.constants["rice"])
-        return {"code": torch.from_numpy(packed), **self.loss(own, code)}
+        c = self.constants
+        x = (rows.cpu().numpy().astype(np.float64) - c["mean"]) @ c["axes"].astype(np.float64)
+        logits = x @ c["weight"].T.astype(np.float64) + c["bias"] if own is None else own.cpu().numpy()
+        losses = _transform.row_losses(logits.astype(np.float32)[:, None], c["weight"], c["bias"])
+        run = self._coder.run(x[:, None], losses)
+        packed = self._coder.model.pack(run.step[:, 0], run.size[:, 0], run.residual[:, 0])
+        code = rows.new_tensor(run.codes[:, 0].astype(np.float32))
+        return {"coded": torch.from_numpy(packed), **self.loss(own, code)}
 
     def decode(self, arrays: Mapping[str, NDArray[Any]], classes: int) -> Factored:
-        codes = _rice.unpack(arrays["code"], self.constants["rice"])
-        return self.rows(codes.astype(np.int16))
+        return self.decode_many([arrays], classes)[0]
+
+    def decode_many(self, records: Sequence[Mapping[str, NDArray[Any]]], classes: int) -> list[Factored]:
+        return [
+            self.rows(c.astype(np.float32)) for c in self._coder.model.unpack([r["coded"] for r in records])
+        ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -318,6 +344,75 @@ class FactoredSides(LatticeSides):
         enc = arrays["enc"].astype(np.float32) * arrays["scale"][:, None]
         weight, bias = self.constants["weight"], self.constants["bias"]
         return FactoredLattice(enc, arrays["dec"], self.activation, weight, bias)
+
+
+@dataclass(frozen=True, eq=False)
+class FactoredSideCodes(LatticeSides):
+    """Both sides of a lattice as whole numbers along a few axes, predicted and entropy coded (SPEC E17).
+
+    The decoder's side is coded like the encoder's: a row of a label position costs about as much as a frame, and
+    there are many frames to a label.
+    """
+
+    activation: str
+    constants: Constants = field(default_factory=dict)
+
+    def columns(self, classes: int) -> tuple[Column, ...]:
+        return (
+            Column(
+                "enc_coded",
+                "uint8",
+                (),
+                "entropy-coded integers of each frame (SPEC E16): @ enc_back + enc_mean",
+            ),
+            Column(
+                "dec_coded",
+                "uint8",
+                (),
+                "entropy-coded integers of each label position: @ dec_back + dec_mean",
+            ),
+        )
+
+    @cached_property
+    def _coders(self) -> dict[str, Coder]:
+        return {side: Coder.of(self.constants, f"{side}_") for side in ("enc", "dec")}
+
+    def encode_sides(self, enc: torch.Tensor, dec: torch.Tensor) -> dict[str, torch.Tensor]:
+        import torch
+
+        return {
+            "enc_coded": torch.from_numpy(self._packed("enc", enc.cpu(), dec.cpu())),
+            "dec_coded": torch.from_numpy(self._packed("dec", dec.cpu(), enc.cpu())),
+        }
+
+    def _packed(self, side: str, rows: torch.Tensor, others: torch.Tensor) -> NDArray[np.uint8]:
+        """Return the codes of one side as bytes."""
+        c, coder = self.constants, self._coders[side]
+        basis = _transform.Basis(
+            *(c[f"{side}_{part}"].astype(np.float64) for part in ("mean", "axes", "back"))
+        )
+        beside = _transform.nodes_beside(others, len(rows)).numpy()
+        joined = ACTIVATIONS[self.activation](rows.numpy()[:, None] + beside)
+        own = (joined @ c["weight"].T + c["bias"]).astype(np.float32)
+        head = c["weight"], c["bias"]
+        losses = _transform.side_losses(own[:, None], beside[:, None], basis, head, self.activation)
+        run = coder.run(basis.rows(rows)[:, None], losses)
+        return coder.model.pack(run.step[:, 0], run.size[:, 0], run.residual[:, 0])
+
+    def decode(self, arrays: Mapping[str, NDArray[Any]], classes: int) -> FactoredLattice:
+        return self.decode_many([arrays], classes)[0]
+
+    def decode_many(
+        self, records: Sequence[Mapping[str, NDArray[Any]]], classes: int
+    ) -> list[FactoredLattice]:
+        c, sides = self.constants, {}
+        for side, coder in self._coders.items():
+            codes = coder.model.unpack([r[f"{side}_coded"] for r in records])
+            sides[side] = [x.astype(np.float32) @ c[f"{side}_back"] + c[f"{side}_mean"] for x in codes]
+        return [
+            FactoredLattice(enc, dec, self.activation, c["weight"], c["bias"])
+            for enc, dec in zip(sides["enc"], sides["dec"], strict=True)
+        ]
 
 
 def parse(setting: str | None) -> FactoredEncoding:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 
 from ..corpus.manifest import Manifest, Utterance
-from ..encodings import FOR_LOGITS, HeadEncoding, parse_encoding, stores_head
+from ..encodings import FOR_LOGITS, HeadEncoding, SidesSample, parse_encoding, stores_head
 from ..encodings.linear_head import SAME, gap
 from ..errors import LogitStoreError, TeacherError
 from ..schema.spec import StoreSpec
@@ -52,14 +52,14 @@ def once_per_store(
         return spec, {}
     if is_store(place) and shard_names(place):  # without shards it binds nobody
         return _with_stored_heads(place, spec, driver), {}
-    samples: dict[str, torch.Tensor] = {}
+    activation = ""
+    if "rnnt" in encodings:
+        activation = activation_of(driver, next(_sampled_outputs(driver, manifest, batch_seconds)))
+    samples: dict[str, torch.Tensor | SidesSample] = {}
     if any(e.needs_sample for e in encodings.values()):
         asked = [n for n, e in encodings.items() if e.needs_sample]
-        samples = _samples(driver, manifest, batch_seconds, asked)
+        samples = _samples(driver, manifest, batch_seconds, asked, activation)
     made = {n: e.prepare(driver.heads[n], samples.get(n)) for n, e in encodings.items()}
-    activation = ""
-    if "rnnt" in made:
-        activation = activation_of(driver, next(_sampled_outputs(driver, manifest, batch_seconds)))
     return with_heads(spec, driver, made, activation), made
 
 
@@ -136,21 +136,34 @@ def fitted(number: int, utterances: int) -> bool:
 
 
 def _samples(
-    driver: TeacherDriver, manifest: Manifest, batch_seconds: float, streams: Sequence[str]
-) -> dict[str, torch.Tensor]:
-    """Collect (N, D) rows of each head's input, by stream."""
-    rows: dict[str, list[torch.Tensor]] = {name: [] for name in streams}
+    driver: TeacherDriver, manifest: Manifest, batch_seconds: float, streams: Sequence[str], activation: str
+) -> dict[str, torch.Tensor | SidesSample]:
+    """Collect (N, D) rows of each head's input, and both sides of a lattice, by stream."""
+    rows: dict[str, list[torch.Tensor]] = {name: [] for name in streams if name != "rnnt"}
+    sides: list[tuple[torch.Tensor, torch.Tensor]] = []
     for output in _sampled_outputs(driver, manifest, batch_seconds):
-        for name in streams:
-            rows[name].append(inputs_of(driver, output, name)[0].float())
-    return {name: thinned(each) for name, each in rows.items()}
+        for name, found in rows.items():
+            found.append(inputs_of(driver, output, name)[0].float())
+        if "rnnt" in streams:
+            sides.append(sides_of(driver, output))
+    samples: dict[str, torch.Tensor | SidesSample] = {name: thinned(each) for name, each in rows.items()}
+    return samples if not sides else {**samples, "rnnt": SidesSample(sides, activation)}
+
+
+def sides_of(driver: TeacherDriver, output: TeacherOutput) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return both sides of an utterance's lattice, (T, J) and (U+1, J), as float32."""
+    enc, dec = driver.sides(output)
+    return enc.float(), dec.float()
 
 
 def thinned(rows: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Join rows to (N, D), without those that are not finite, thinned to ``SAMPLE_FRAMES`` at most."""
-    found = torch.cat(list(rows))
-    found = found[found.isfinite().all(1)]
-    return found[:: -(-len(found) // SAMPLE_FRAMES)]
+    """Join rows to (N, D), without those that are not finite; of more than ``SAMPLE_FRAMES``, every other utterance.
+
+    Rows that follow each other stay neighbours: an encoding may predict one from the other.
+    """
+    every = -(-sum(map(len, rows)) // SAMPLE_FRAMES)
+    found = torch.cat([*rows[::every]])
+    return found[found.isfinite().all(1)][: 2 * SAMPLE_FRAMES]
 
 
 def inputs_of(driver: TeacherDriver, output: TeacherOutput, stream: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,7 +17,7 @@ from ..schema.spec import StoreSpec, StreamSpec
 from .places import Place
 
 Constants = Mapping[str, Mapping[str, NDArray[Any]]]  # by stream, then by name
-DTYPES = ("float32", "int8")
+DTYPES = ("float32", "int8", "int16", "int32", "uint8", "uint16")
 
 
 def file_name(stream: str, name: str) -> str:

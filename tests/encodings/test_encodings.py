@@ -1,7 +1,5 @@
 """Built-in encodings against the conformance suites, and properties of each."""
 
-from contextlib import suppress
-
 import numpy as np
 import pytest
 import torch
@@ -9,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logitstore import registry
-from logitstore.encodings import _rice, parse_encoding
+from logitstore.encodings import parse_encoding
 from logitstore.encodings.rows import TEMPERATURES, logsumexp, mix
 from logitstore.encodings.topk import _best_on_cpu, _best_on_device, best
 from logitstore.errors import FormatError, NonFinite, UnknownName, UsageError
@@ -330,48 +328,6 @@ HEADS = {
 @pytest.mark.parametrize("text", list(HEADS))
 def test_head_encodings(text, check):
     check(parse_encoding(text), HEADS[text])
-
-
-@settings(max_examples=80)
-@given(
-    st.integers(0, 30),
-    st.lists(st.sampled_from([0.0, 0.02, 0.2, 0.5, 1.0, 7.0, 60.0, 1e4]), min_size=1, max_size=9),
-    st.integers(0, 2**20),
-)
-def test_packed_integers_come_back(frames, scales, seed):
-    rng = np.random.default_rng(seed)
-    draw = [
-        (rng.standard_normal((n, len(scales))) * scales).round().astype(np.int64) for n in (50, frames, 3)
-    ]
-    parameters = _rice.choose(draw[0])
-    packed = np.concatenate([_rice.pack(x, parameters) for x in draw[1:]])
-    wanted = np.concatenate(draw[1:])
-    assert np.array_equal(_rice.unpack(packed, parameters), np.clip(wanted, -_rice.MOST, _rice.MOST))
-
-
-def test_packed_integers_are_near_their_entropy():
-    """Within a tenth of the entropy of each axis, whatever its spread."""
-    scales = np.array([30, 8, 3, 1.5, 1, 0.7, 0.5, 0.3, 0.2, 0.1])
-    codes = (np.random.default_rng(1).standard_normal((4000, 10)) * scales).round().astype(np.int64)
-    entropy = 0.0
-    for column in codes.T:
-        p = np.unique(column, return_counts=True)[1] / len(column)
-        entropy -= (p * np.log2(p)).sum() * len(column) / 8
-    assert len(_rice.pack(codes, _rice.choose(codes))) < 1.1 * entropy + 100
-
-
-@pytest.mark.parametrize("cut", [3, 7, 9, 40])
-def test_broken_packed_integers_are_refused(cut):
-    codes = np.random.default_rng(1).integers(-9, 9, (30, 4))
-    parameters = np.array([0, 1, -1, -3], np.int8)
-    packed = _rice.pack(codes, parameters)
-    with pytest.raises(FormatError, match="E16"):
-        _rice.unpack(packed[:cut], parameters)
-    for byte in range(8, len(packed), 5):  # whatever the bits say, it ends, and in nothing but FormatError
-        wrong = packed.copy()
-        wrong[byte] ^= 0x55
-        with suppress(FormatError):
-            assert _rice.unpack(wrong, parameters).shape == (30, 4)
 
 
 def test_rows_beyond_float16_are_refused_or_scaled():

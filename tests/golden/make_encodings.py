@@ -33,7 +33,8 @@ STORES = {
     "factored-int8": ("zarr:blosc", "factored:int8", "collapsed"),
     "path": ("zarr:blosc", "nucleus:0.0001", "topk:3/path+occupancy"),
     "sample": ("webdataset", "topk:2", "collapsed/sample:2"),
-    "factored-kl": ("zarr", "factored:0.001", "dense/mean-u+occupancy"),
+    "factored-kl": ("zarr", "factored:0.001", "factored:0.01"),
+    "mean": ("webdataset", "factored:0.1", "dense/mean-u+occupancy"),
 }
 UTTERANCES = (
     '{"id": "a.1", "audio": "demo/demo-00.flac", "offset": 0.5, "duration": 0.5, "tokens": [3, 1, 4]}\n'

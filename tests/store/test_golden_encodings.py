@@ -19,7 +19,7 @@ ABOUT = importlib.util.spec_from_file_location("make_encodings", GOLDEN / "make_
 MADE = importlib.util.module_from_spec(ABOUT)
 ABOUT.loader.exec_module(MADE)
 LABELS = {"a.1": [3, 1, 4], "b/2’": []}
-COARSE = {"factored:0.001": 0.05}  # of a probability
+COARSE = {"factored:0.001": 0.05, "factored:0.01": 0.2, "factored:0.1": 0.5}  # of a probability
 
 
 @pytest.fixture(params=list(MADE.STORES))
