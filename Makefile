@@ -1,4 +1,4 @@
-# make demo    a trained teacher and real audio into a store: inspected, verified, read back
+# make demo    a trained teacher and real audio into a store: inspected, drawn, verified, read back
 # make student   the demo, then a student trained from its store, with labels only and with distillation
 # make test    the tests
 # make test-fast   the tests that take under five seconds and start no process
@@ -79,6 +79,10 @@ $(VENV)/.logitstore-docs: $(VENV)/.logitstore
 docs: $(VENV)/.logitstore-docs
 	$(PY) -m pytest tests/docs/test_pages.py
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --site-dir build/site
+	rm -rf build/demo-store
+	$(PY) -m logitstore dump --teacher recipes/demo/teacher.py:load --manifest manifests/demo.jsonl \
+	  --stream ctc=nucleus:1e-3 --stream rnnt=topk:16/banded:5+occupancy --transcripts all --out build/demo-store
+	$(PY) -m logitstore report build/demo-store -o build/site/demo-report.html --manifest manifests/demo.jsonl --rate 1:2
 
 check: install
 	$(PY) -m ruff check .
@@ -109,4 +113,4 @@ digits: install
 	$(PY) benchmarks/size.py --fsdd $(FSDD) --heads exp/digits
 
 clean:
-	rm -rf $(DEMO) $(DEMO)-webdataset build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(DEMO) $(DEMO).html $(DEMO)-webdataset build *.egg-info .pytest_cache .mypy_cache .ruff_cache

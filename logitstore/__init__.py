@@ -20,6 +20,7 @@ __all__ = [
     "Head",
     "LogitStoreError",
     "PlanOptions",
+    "ReportOptions",
     "Store",
     "StoreWriter",
     "StreamBatch",
@@ -48,6 +49,9 @@ __all__ = [
     "read_table",
     "register",
     "repair_store",
+    "report_comparison",
+    "report_store",
+    "report_student",
     "testing",
     "verify_store",
 ]
@@ -89,6 +93,10 @@ _MODULE_OF = {
     "compact_store": "logitstore.store.rewrite",
     "convert_store": "logitstore.store.rewrite",
     "diff_stores": "logitstore.store.diff",
+    "report_store": "logitstore.report.run",
+    "report_comparison": "logitstore.report.run",
+    "report_student": "logitstore.report.run",
+    "ReportOptions": "logitstore.report.base",
     "inspect_store": "logitstore.store.inspect",
     # extension
     "register": "logitstore.registry",
@@ -109,6 +117,8 @@ if TYPE_CHECKING:
     from .dump.plan.run import plan_encodings
     from .errors import LogitStoreError
     from .registry import register
+    from .report.base import ReportOptions
+    from .report.run import report_comparison, report_store, report_student
     from .schema.clock import FrameClock
     from .schema.spec import Head, TeacherSpec
     from .store.dataset import TargetDataset

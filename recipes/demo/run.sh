@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Dump the demo utterances through the demo teacher, inspect, convert and verify the store, and read a student's batch.
+# Dump the demo utterances through the demo teacher, inspect, draw, convert and verify the store, and read a student's batch.
 #
 #   recipes/demo/run.sh [STORE]     PYTHON=python3 runs another interpreter; STORE is made anew
 set -euo pipefail
@@ -14,6 +14,7 @@ rm -rf "$store" "$store-webdataset"
 logitstore dump --teacher "$teacher" --manifest "$manifest" --tokens "$repository/manifests/demo.tokens.txt" \
   --stream ctc=dense --stream rnnt=topk:16 --transcripts all --out "$store"
 logitstore inspect "$store" --manifest "$manifest"
+logitstore report "$store" --out "$store.html" --manifest "$manifest" --rate 1:2
 logitstore convert "$store" "$store-webdataset" --storage webdataset
 logitstore verify "$store"
 logitstore verify "$store-webdataset"
