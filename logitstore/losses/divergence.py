@@ -119,11 +119,7 @@ class Divergence:
                 do="Open the store with the student's own table: vocab=VocabMap.by_token(...).",
             )
         if logits.shape[:-1] != target.mask.shape:
-            raise LengthError(
-                f"student logits {tuple(logits.shape)} for targets of {tuple(target.mask.shape)} rows",
-                why="Rows of different moments would be compared.",
-                do="Give collate_targets the student's own valid lengths: frames=lengths.",
-            )
+            raise _other_shape(tuple(logits.shape[:-1]), tuple(target.mask.shape))
 
     def _dense(
         self, z: torch.Tensor, logp: torch.Tensor, tail: torch.Tensor, mask: torch.Tensor
@@ -200,6 +196,40 @@ class Divergence:
 
 def _normalised(logp: torch.Tensor) -> torch.Tensor:
     return logp - logp.logsumexp(-1, keepdim=True)
+
+
+def _other_shape(student: tuple[int, ...], target: tuple[int, ...]) -> LengthError:
+    """Return the error for a student's rows of another shape than the target's, with the axis that differs."""
+    what = f"student logits of {student} rows, without V, for targets of {target}"
+    if len(student) != len(target):
+        return LengthError(
+            what,
+            why="The number of axes differs: frames are (B, T), a lattice is (B, T, U+1), a path is (B, N).",
+            do="Give the logits of this stream, in the target's axes.",
+        )
+    if sorted(student) == sorted(target):
+        return LengthError(
+            what,
+            why="The sizes are the same in another order: axes are B, T, U, V.",
+            do="Transpose the student's logits into the target's axes.",
+        )
+    if student[0] != target[0]:
+        return LengthError(
+            what,
+            why=f"The student has {student[0]} utterances, the batch {target[0]}.",
+            do="Give logits and targets of the same utterances, in one order.",
+        )
+    if student[1] != target[1]:
+        return LengthError(
+            what,
+            why="Rows of different moments would be compared.",
+            do="Give collate_targets the student's own valid lengths: frames=lengths.",
+        )
+    return LengthError(
+        what,
+        why=f"The student has {student[2]} label positions, the target U + 1 = {target[2]}.",
+        do="Run the student's joiner on the batch's own labels, with the start in front: batch.labels.",
+    )
 
 
 def reduce(

@@ -130,8 +130,11 @@ def _check_parts(streams: list[str], hard: list[str], lambdas: list[str], weight
             f"{', '.join(sorted(twice))} names a distillation loss", do="Give the hard one another name."
         )
     parts = [*soft, *hard]
+    if not parts:
+        raise UsageError(
+            "a joint loss of no parts",
+            do="Give logits by stream, e.g. logits={'ctc': ctc_logits}, or hard losses.",
+        )
     for given, known in ((lambdas, parts), (weights, streams)):
         if absent := sorted(set(given) - set(known)):
             raise UsageError(f"no such part: {', '.join(absent)}", do=f"There are: {', '.join(known)}.")
-    if not parts:
-        raise UsageError("a joint loss of no parts", do="Give logits by stream, or hard losses.")

@@ -151,5 +151,15 @@ def trouble(cuda: Cuda, device: str) -> UsageError | None:
 
 def require_device(device: str) -> None:
     """Raise ``UsageError`` unless torch can run on a device; the CPU is never checked."""
+    import torch
+
+    try:
+        torch.device(device)
+    except RuntimeError:
+        raise UsageError(
+            f"torch knows no device {device!r}",
+            where=f"--device {device}",
+            do="Give cpu, cuda or cuda:N; cuda is the first GPU.",
+        ) from None
     if device.startswith("cuda") and (wrong := trouble(look(device), device)):
         raise wrong

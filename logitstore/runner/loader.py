@@ -72,7 +72,8 @@ def load(utt: Utterance, teacher: Teacher, table: TokenTable, needs_labels: bool
 def labels_of(utt: Utterance, teacher: Teacher, table: TokenTable) -> list[int] | None:
     """Return the label ids of the manifest's tokens, or of its text tokenised by the teacher.
 
-    None where the manifest has neither: the teacher's own transcript is taken later. Raises ``TokenError``.
+    None where the manifest has neither: the teacher's own transcript is taken later. Raises ``TokenError``, or
+    ``TeacherError`` where ``labels`` fails with another error than ``ValueError``.
     """
     if utt.tokens is not None:
         labels = list(utt.tokens)
@@ -88,6 +89,13 @@ def labels_of(utt: Utterance, teacher: Teacher, table: TokenTable) -> list[int] 
             labels = [int(i) for i in tokenise(utt.text)]
         except ValueError as e:
             raise TokenError(f"the text {utt.text!r} does not tokenise: {e}", where=utt.id) from e
+        except Exception as e:  # the teacher is the user's code: any error is reported with its utterance
+            raise TeacherError(
+                f"labels() failed with {type(e).__name__}: {e}",
+                where=utt.id,
+                why=f"The text is {utt.text!r}.",
+                do="Raise ValueError for a text that the teacher cannot tokenise; repair labels() otherwise.",
+            ) from e
     else:
         return None
     for i in labels:

@@ -130,9 +130,15 @@ class SizeWatch:
 
 def check_file(data: NDArray[np.uint8] | bytes, file: ShardFile) -> None:
     """Raise ``CorruptError`` unless the bytes of a file are those that were sealed."""
-    if len(data) != file.bytes or crc32c(data) != file.crc32c:
+    if len(data) != file.bytes:
+        wrong = f"it has {len(data)} bytes, and {file.bytes} were sealed (SPEC S6)"
+    elif crc32c(data) != file.crc32c:
+        wrong = f"the checksum of its {file.bytes} bytes is not the one that was sealed (SPEC S6)"
+    else:
+        wrong = ""
+    if wrong:
         raise CorruptError(
-            f"its {len(data)} bytes are not the {file.bytes} bytes that were sealed (SPEC S6)",
+            wrong,
             where=file.path,
             why="The file was cut, changed or replaced after it was sealed.",
             do="Restore it from a copy, or repair the store and dump the lost utterances again.",

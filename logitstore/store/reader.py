@@ -424,6 +424,8 @@ class Store(Mapping[str, Target]):
         from ..targets.missing import check_missing, with_masked_rows
 
         check_missing(missing)
+        if isinstance(ids, str):
+            raise UsageError(f"ids={ids!r} is one id", do=f"Give a list of ids: [{ids!r}].")
         held = list(range(len(ids)))
         if missing != "error":
             held = [i for i, chosen in enumerate(ids) if self._holds(chosen)]
