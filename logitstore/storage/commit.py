@@ -211,7 +211,7 @@ def publish(
         with place.lock("store", wait=True):
             finish_replacements(place)  # of a writer that died: it may have replaced a shard of this name
             names = set(shard_names(place))
-            taken = read_catalog(place, entry.store, _ignore).taken
+            taken = read_catalog(place, entry.identity, _ignore).taken
             ids, problems = _sealed_in(place, names - seen)
             repeated = ids.intersection(entry.ids)
             if entry.shard not in taken and not repeated:
@@ -274,7 +274,7 @@ def _rewrite(
     skipped = tuple(s for s in entry.skipped if problem_key(s) not in problems)
     numbers = [n for n, utt_id in enumerate(entry.ids) if utt_id not in left_out]
     if not (numbers or skipped or entry.replaces):
-        return staged, Entry(name, (), 0.0, 0, ShardContents([]), store=entry.store)
+        return staged, Entry(name, (), 0.0, 0, ShardContents([]), identity=entry.identity)
     place = staged_place(storage, staged, entry)
     new = staged.with_name(f"{staged.name}~")
     seconds, frames = 0.0, 0
@@ -294,7 +294,7 @@ def _rewrite(
                 writer.close()
             raise
     ids = tuple(entry.ids[n] for n in numbers)
-    return new, Entry(name, ids, seconds, frames, contents, skipped, entry.replaces, entry.store)
+    return new, Entry(name, ids, seconds, frames, contents, skipped, entry.replaces, entry.identity)
 
 
 def _seal(place: Place, storage: StorageBackend, staged: Path, entry: Entry) -> None:
@@ -318,7 +318,7 @@ def _seal(place: Place, storage: StorageBackend, staged: Path, entry: Entry) -> 
     with suppress(
         LogitStoreError
     ):  # the shard is sealed; readers need no index, and the next writer makes it
-        extend_index(place, entry.store)
+        extend_index(place, entry.identity)
 
 
 def _require_alone(place: Place, entry: Entry, names: Collection[str]) -> None:

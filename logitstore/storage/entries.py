@@ -95,7 +95,7 @@ class Entry:
         contents: the shard's files and layout; no files for a shard without records.
         skipped: ``id``, ``reason`` and ``what`` of the utterances that could not be dumped into this shard.
         replaces: names of the shards that this one replaces (SPEC C6).
-        store: identity of the store that the shard was made for (SPEC F5).
+        identity: identity of the store that the shard was made for (SPEC F5).
         checksum: CRC-32C of the entry's file.
     """
 
@@ -106,7 +106,7 @@ class Entry:
     contents: ShardContents
     skipped: tuple[dict[str, str], ...] = ()
     replaces: tuple[str, ...] = ()
-    store: str = ""
+    identity: str = ""
     checksum: int = field(default=-1, compare=False)
 
     def __post_init__(self) -> None:
@@ -124,7 +124,7 @@ class Entry:
         text = self.record_ids.text
         head = {
             "shard": self.shard,
-            "store": self.store,
+            "identity": self.identity,
             "records": len(self.ids),
             "seconds": round(self.seconds, 6),
             "frames": self.frames,
@@ -182,11 +182,11 @@ def read_entry(place: Place, shard: str, store: str = "") -> Entry:
             "the entry does not exist: the shard was removed or replaced (SPEC C1)", where=where
         ) from None
     entry = parse_entry(data, shard, where)
-    if store and entry.store != store:
+    if store and entry.identity != store:
         raise IdentityError(
             "the shard belongs to another store (SPEC C2)",
             where=where,
-            why=f"Its entry says that it was made for the store {entry.store[:19]}…, this one is {store[:19]}…: "
+            why=f"Its entry says that it was made for the store {entry.identity[:19]}…, this one is {store[:19]}…: "
             "another teacher, token table, encoding or storage backend.",
             do="Remove the entry and its shard, or put the right logitstore.json back.",
         )
@@ -213,7 +213,7 @@ def parse_entry(data: bytes, shard: str, where: str) -> Entry:
             contents=ShardContents(files, dict(value["layout"])),
             skipped=tuple({str(k): str(v) for k, v in s.items()} for s in value.get("skipped", ())),
             replaces=tuple(value.get("replaces", ())),
-            store=value["store"],
+            identity=value["identity"],
             checksum=crc32c(data),
         )
     except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as e:
@@ -223,9 +223,9 @@ def parse_entry(data: bytes, shard: str, where: str) -> Entry:
             f"{len(data) - end} bytes follow its head, not {size} of {records} ids (SPEC C2)", where=where
         )
     _check_ids(entry.record_ids.text, records, checksum, where)
-    if entry.shard != shard or not isinstance(entry.store, str):
+    if entry.shard != shard or not isinstance(entry.identity, str):
         raise FormatError(
-            f"it describes shard {entry.shard!r} of store {entry.store!r} (SPEC C2)", where=where
+            f"it describes shard {entry.shard!r} of store {entry.identity!r} (SPEC C2)", where=where
         )
     if not all(map(is_name, entry.replaces)):
         raise FormatError(

@@ -79,7 +79,7 @@ def read(data):
         if name == "logitstore.json":  # the entries belong to the store that it describes now
             for entry in [f for f in files if f.startswith("sealed/")]:
                 value, end = split_sealed(files[entry], entry, more=True)
-                files[entry] = seal_json({**value, "store": sha256(content)}) + files[entry][end:]
+                files[entry] = seal_json({**value, "identity": sha256(content)}) + files[entry][end:]
     elif name.startswith("shards/"):
         entry = next(f for f in files if f.startswith("sealed/"))
         value, end = split_sealed(files[entry], entry, more=True)

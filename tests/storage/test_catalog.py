@@ -43,7 +43,7 @@ def test_every_entry_names_the_store_that_it_belongs_to(store):
     identity = open_store(store).spec.identity
     assert identity.startswith("sha256:")
     for path in (store / "sealed").iterdir():
-        assert read_sealed(path)[0]["store"] == identity
+        assert read_sealed(path)[0]["identity"] == identity
 
 
 def test_a_shard_of_another_teacher_is_refused_and_named(store, tmp_path):

@@ -406,7 +406,7 @@ def test_json_of_every_kind(store, name, what):
         {"replaces": [SHARD]},
         {"replaces": 5},
         {"ids": ["a", "b", "c"]},
-        {"store": "sha256:" + "0" * 64},
+        {"identity": "sha256:" + "0" * 64},
     ],
     ids=lambda c: str(c)[:40],
 )

@@ -44,10 +44,10 @@ def test_a_relu_joiner_a_code_of_pieces_and_several_inner_chunks():
     store = open_store(GOLDEN / "v1.0-relu")
     assert store.spec.stream("rnnt").activation == "relu"
     record = store.record("a.1")
-    code, pieces = record.arrays["ctc.code"].tobytes(), []
+    code, pieces = record.arrays["ctc.coded"].tobytes(), []
     while code:
-        pieces.append(int.from_bytes(code[:4], "little"))
-        code = code[8 + int.from_bytes(code[4:8], "little") :]
+        pieces.append(int.from_bytes(code[:2], "little"))
+        code = code[8 + 2 * int.from_bytes(code[4:8], "little") :]
     assert pieces == [5, 5, 3]
     assert (
         sum(a.nbytes for n, a in record.arrays.items() if n == "rnnt.dec") > 64

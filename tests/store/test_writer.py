@@ -414,7 +414,7 @@ def test_every_changed_byte_of_an_entry_is_noticed(path):
         {"records": 2.0},
         {"ids": {"bytes": 6, "crc32c": 0}},
         {"ids": None},
-        {"store": None},
+        {"identity": None},
         {"files": [{"path": "../x", "bytes": 1, "crc32c": 1}]},
         {"files": [{"path": "shards/../../x", "bytes": 1, "crc32c": 1}]},
         {"files": [{"path": "/etc/passwd", "bytes": 1, "crc32c": 1}]},
@@ -429,7 +429,7 @@ def test_forged_entries_are_refused(path, change):
     place.write("sealed/s.entry", ENTRY.to_bytes())
     forge(path / "sealed" / "s.entry", lambda entry: entry.update(change))
     with pytest.raises((FormatError, CorruptError)):
-        read_entry(place, "s", ENTRY.store).ids[:1]
+        read_entry(place, "s", ENTRY.identity).ids[:1]
 
 
 @pytest.mark.parametrize(

@@ -31,5 +31,5 @@ def forge_description(store, change):
     forge(store / "logitstore.json", change)
     identity = sha256((store / "logitstore.json").read_bytes())
     for entry in (store / "sealed").glob("*.entry"):
-        forge(entry, lambda value: value.update(store=identity))
+        forge(entry, lambda value: value.update(identity=identity))
     remove_index(store)
