@@ -27,6 +27,7 @@ from logitstore.errors import (
 from logitstore.losses import joint_kd, seq2seq_kd
 from logitstore.runner.driver import TeacherDriver
 from logitstore.runner.loader import by_length, load
+from logitstore.schema.kinds import KINDS
 from logitstore.schema.spec import StoreSpec
 from logitstore.store.diff import diff_stores
 from logitstore.store.inspect import inspect_store, inspect_utterance
@@ -453,10 +454,10 @@ def test_what_cannot_be_asked_for(tmp_path):
         run_dump(tmp_path / "s", 0, ALONE)
 
 
-def test_an_older_reader_refuses_it(stores, monkeypatch):
+def test_a_reader_that_does_not_know_the_kind_refuses_it(stores, monkeypatch):
     value = open_store(stores / "alone").spec.to_json()
-    monkeypatch.setattr("logitstore.schema.spec.KNOWN_REQUIREMENTS", frozenset({"replaces", "lattice-forms"}))
-    with pytest.raises(FormatError, match="it requires seq2seq"):
+    monkeypatch.delitem(KINDS, "seq2seq")
+    with pytest.raises(FormatError, match="the kind of a stream is 'seq2seq'"):
         StoreSpec.from_json(value)
 
 

@@ -111,7 +111,7 @@ def test_the_place_is_written_to_by_dump(run, script, folder):
     assert "nothing to do" in run(*DUMP, "--stream", "ctc=dense", "--shard-size", 2, "--out", "flat://dumped")
     run("verify", "flat://dumped")
     assert not (folder / "flat:").exists()
-    assert (folder / "flat" / "dumped" / "sealed%2F000000.json").exists()
+    assert (folder / "flat" / "dumped" / "sealed%2F000000.entry").exists()
     run("convert", "flat://dumped", "flat://packed", "--storage", "webdataset")
     run("verify", "flat://packed")
     assert "4" in script("from logitstore import open_store; print(len(open_store('flat://packed')))")
