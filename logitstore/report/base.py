@@ -167,7 +167,13 @@ def nats(value: float) -> str:
     """Return an amount of nats with two significant digits."""
     if value == 0:
         return "0"
-    return f"{value:.2g}" if 1e-3 <= abs(value) < 1000 else f"{value:.1e}".replace("e-0", "e-")
+    return (
+        f"{value:#.2g}".rstrip(".")
+        if 1e-3 <= abs(value) < 100
+        else f"{value:.0f}"
+        if 100 <= value < 1e5
+        else f"{value:.1e}".replace("e-0", "e-")
+    )
 
 
 def percent(value: float) -> str:

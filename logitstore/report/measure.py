@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..encodings.base import LOSS
-from ..encodings.rows import TEMPERATURES
 from ..errors import StoreError
 from ..schema.kinds import kind_of
 from ..schema.lattice import Form
@@ -20,7 +19,7 @@ from ..store.reader import Store
 from ..targets.decode import decode
 from ..targets.target import Target
 from ..tokens.transcript import edit_distance, words
-from .rows import evenly, statistics
+from .rows import TEMPERATURES, evenly, statistics
 
 ROWS = 1500  # rows of a stream of an utterance that are measured
 LARGEST = 20_000_000  # numbers of a stream beyond which a lattice is not decoded for the list of the worst

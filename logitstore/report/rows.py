@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..encodings.rows import NOTHING, TEMPERATURES, Rows, Tempered
+from ..encodings.rows import NOTHING, Rows, Tempered
 from ..schema.lattice import Form
 from ..schema.spec import StreamSpec
 from ..store.lattice_nodes import best_path, occupancy
 from ..targets.resample import nonblank
 from ..targets.target import Target
 
+TEMPERATURES = (1.0, 2.0, 4.0, 8.0)  # at which the mass left out is shown
 CHUNK = 4_000_000  # numbers that are decoded at a time
 LARGEST = 400_000_000  # numbers of a stream beyond which its lattice is not decoded
 Numbers = NDArray[np.float64]

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ...encodings.rows import TEMPERATURES
 from ...pictures.curve import short
 from ...pictures.html import Content, Html, foreign, tag
 from ..base import Report, Section, nats, percent
 from ..measure import TAIL_LOW, Histogram, StreamDistributions
+from ..rows import TEMPERATURES
 
 ORDER = 30
 WIDTH, HEIGHT, FOOT = 300.0, 96.0, 18.0  # units of a chart's viewBox
@@ -68,7 +68,7 @@ def _tails(tails: Sequence[Histogram]) -> Html:
     key = [tag("span", f"τ = {t:g}", class_=f"s{i}") for i, t in enumerate(TEMPERATURES)]
     means = ", ".join(f"{t:g}: {_mass(h)}" for t, h in zip(TEMPERATURES, tails, strict=True))
     name = f"Share of rows whose mass left out exceeds a value, by temperature; median mass {means}"
-    ends = [f"10^{TAIL_LOW:g}".replace("-", "−"), "1"]
+    ends = [f"1e{TAIL_LOW:g}", "1"]
     return _chart("Mass left out", tag("span", key, class_="key"), name, lines, ends)
 
 

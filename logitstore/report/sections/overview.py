@@ -88,7 +88,7 @@ def _warnings(report: Report) -> Iterator[Html]:
 def _streams(streams: dict[str, StreamSummary]) -> Html:
     """Return the table of the streams."""
     head = ["stream", "rows", "encoding", "bytes a row", "of float16", "entropy", "blank", "top 1", "kept"]
-    head += ["nats lost", "99 in 100", "errors"]
+    head += ["nats lost", "lost, p99", "errors"]
     titles = [tag("th", title, scope="col", class_="n" if i > 2 else None) for i, title in enumerate(head)]
     lines = []
     for name, s in streams.items():

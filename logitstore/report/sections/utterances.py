@@ -52,7 +52,7 @@ def _table(report: Report) -> Html:
             (m.wer, "–" if m.wer is None else percent(m.wer)),
             (m.entropy, "–" if m.entropy is None else nats(m.entropy)),
             (m.lost, "–" if m.lost is None else nats(m.lost)),
-            (m.off, _or_dash(m.off, "{:+.1f}")),
+            (m.off, _or_dash(m.off, "{:+.1f}").replace("-0.0", "+0.0")),
             (m.disagreement, "–" if m.disagreement is None else percent(m.disagreement)),
         ]
         row = [tag("td", text, class_="n", data_v=None if v is None else f"{v:.6g}") for v, text in cells]

@@ -31,7 +31,7 @@ class Measure:
 
 MEASURES = (
     Measure("Word error", "edits per reference word", lambda m: m.wer, percent),
-    Measure("Loss of the encoding", "mean nats a row, measured by the dump", lambda m: m.lost, nats),
+    Measure("Loss of the encoding", "mean nats a row", lambda m: m.lost, nats),
     Measure("Mass left out", "mean tail of a row at τ = 1", lambda m: m.tail, nats),
     Measure("Entropy", "mean nats a row", lambda m: m.entropy, nats),
     Measure(
@@ -40,7 +40,7 @@ MEASURES = (
         lambda m: None if m.off is None else abs(m.off),
         lambda v: f"{v:.1f}",
     ),
-    Measure("CTC against RNN-T", "edits between the decodes, per word", lambda m: m.disagreement, percent),
+    Measure("CTC against RNN-T", "edits per word", lambda m: m.disagreement, percent),
 )
 
 
