@@ -239,6 +239,10 @@ def _notes(s: StoreSummary) -> Iterator[str]:
                 f"{name} loses {lost.mean:.2e} nats a row on average, up to {lost.p99:.2e} in "
                 f"99 of 100 rows and {lost.max:.2e} at most (measured by the dump)"
             )
+            for temperature, (mean, p99, most) in lost.at.items():
+                yield f"{name} at temperature {temperature}: {mean:.1e} on average, {p99:.1e}, {most:.1e}"
+        if lost and lost.changed is not None:
+            yield f"{name}: the best class of {lost.changed:.2%} of the rows changes"
         if stream.rms is not None:
             yield f"{name}: root mean square of the numbers {stream.rms:.3g}"
     yield "entropy: nats; blank: share of rows whose best class is the blank; top-1, kept: mean probability;"

@@ -24,7 +24,7 @@ from .base import (
     LatticeSides,
     LinearHead,
     SidesSample,
-    row_loss,
+    row_losses,
 )
 from .rows import Float, HeadInputs, Rows, Tempered, every_class
 
@@ -219,10 +219,10 @@ class _LinearRows(HeadRowsEncoding):
         return self._on[name]
 
     def loss(self, own: torch.Tensor | None, code: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return ``kl``, the nats that rows lose at temperature 1; empty without the teacher's logits."""
+        """Return ``kl``, the nats that rows lose; empty without the teacher's logits."""
         if own is None:
             return {}
-        return {LOSS: row_loss(own, code @ self.on("weight", code).T + self.on("bias", code))}
+        return {LOSS: row_losses(own, code @ self.on("weight", code).T + self.on("bias", code))}
 
     def rows(self, code: NDArray[Any]) -> Factored:
         """Return (N, D) decoded codes as rows."""

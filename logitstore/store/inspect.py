@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -45,11 +45,15 @@ class LossSummary:
         mean: mean over all rows.
         p99: 99th percentile over all rows, estimated from above: records hold their own percentiles alone.
         max: largest loss of a row.
+        at: the same three at temperatures 2 and 4, where records hold them.
+        changed: share of rows whose best class changes; None where records do not say.
     """
 
     mean: float
     p99: float
     max: float
+    at: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
+    changed: float | None = None
 
 
 @dataclass(frozen=True)
@@ -383,7 +387,7 @@ class _StreamStatistics:
         self._store, self._spec = store, spec
         self._rows = self._bytes = self._errors = self._reference = 0
         self._entropy = self._blank = self._best = self._kept = self._squares = 0.0
-        self._losses: list[tuple[int, float, float, float]] = []
+        self._losses: list[tuple[float, ...]] = []
 
     def add(self, target: Target, stored: int) -> None:
         """Add an utterance whose arrays of this stream take ``stored`` bytes."""
@@ -442,12 +446,24 @@ class _StreamStatistics:
         )
 
 
-def _loss_summary(losses: Sequence[tuple[int, float, float, float]]) -> LossSummary | None:
-    """Return the loss over all rows of (rows, mean, 99th percentile, maximum) of each utterance."""
+def _loss_summary(losses: Sequence[tuple[float, ...]]) -> LossSummary | None:
+    """Return the loss over all rows.
+
+    Args:
+        losses: rows of each utterance and what SPEC E11 says of them, 3 or 10 numbers.
+    """
     if not losses:
         return None
-    rows, mean, p99, most = np.array(losses, np.float64).T
-    return LossSummary(float(np.average(mean, weights=rows)), _pooled_p99(rows, mean, p99, most), most.max())
+    rows, *numbers = np.array(losses, np.float64).T
+
+    def pooled(first: int) -> tuple[float, float, float]:
+        mean, p99, most = numbers[first : first + 3]
+        return float(np.average(mean, weights=rows)), _pooled_p99(rows, mean, p99, most), float(most.max())
+
+    if len(numbers) < 10:
+        return LossSummary(*pooled(0))
+    changed = float(np.average(numbers[9], weights=rows))
+    return LossSummary(*pooled(0), {"2": pooled(3), "4": pooled(6)}, changed)
 
 
 def _pooled_p99(rows: Any, mean: Any, p99: Any, most: Any) -> float:

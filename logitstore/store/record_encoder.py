@@ -212,9 +212,18 @@ def require_finite(rows: torch.Tensor, stream: str, where: str) -> None:
 
 
 def summary_of_loss(nats: NDArray[Any]) -> list[float]:
-    """Return mean, 99th percentile and maximum of the rows' losses in nats, to three digits."""
-    values = (nats.mean(), np.quantile(nats, 0.99, method="higher"), nats.max())
-    return [float(f"{v:.2e}") for v in values]
+    """Return mean, 99th percentile and maximum of the rows' losses in nats, to three digits.
+
+    Args:
+        nats: (N,) at one temperature; or (N, 4) at temperatures 1, 2 and 4 and whether the best class changes:
+            then the same at each of these, and the share of rows whose best class changes.
+    """
+    columns = nats.reshape(len(nats), -1).T
+    found: list[float] = []
+    for number, column in enumerate(columns[:3]):
+        values = (column.mean(), np.quantile(column, 0.99, method="higher"), column.max())
+        found += [float(f"{v:.1e}" if number else f"{v:.2e}") for v in values]
+    return found + [float(f"{column.mean():.1e}") for column in columns[3:]]
 
 
 def _check_width(spec: StreamSpec, rows: torch.Tensor, utt_id: str) -> None:
