@@ -100,6 +100,7 @@ benchmark: install
 	$(PY) benchmarks/capture.py
 	$(PY) benchmarks/verify.py
 	$(PY) benchmarks/scale.py
+	$(PY) benchmarks/report.py
 
 # Every benchmark in a few seconds: it runs, and keeps those of its promises that do not depend on the clock.
 benchmark-short: install

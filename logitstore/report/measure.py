@@ -162,20 +162,31 @@ def _measured(store: Store, target: Target, streams: dict[str, StreamDistributio
         entropies.append(float(of_rows.entropy.mean()) if len(rows) else 0.0)
         tails.append(float(of_rows.tails[:, 0].mean()) if len(rows) else 0.0)
     seconds = target.meta.get("seconds")
-    losses = [float(loss[0]) for loss in target.meta.get(LOSS, {}).values()]
     decodes = Decodes(store, target)
     return Measured(
         id=target.id,
         T=target.T,
         seconds=seconds,
         wer=decodes.word_error_rate(),
-        lost=max(losses, default=None),
+        lost=max((mean for mean, _ in losses_of(target).values()), default=None),
         tail=tails[0] if tails else None,
         entropy=entropies[0] if entropies else None,
         off=frames_off(target),
         disagreement=decodes.disagreement(),
         tokens=decodes.tokens(),
     )
+
+
+def losses_of(target: Target) -> dict[str, tuple[float, float]]:
+    """Return by stream the (mean, maximum) nats lost of a row that the dump measured (SPEC E11)."""
+    held: Any = target.meta.get(LOSS)
+    found: dict[str, tuple[float, float]] = {}
+    for stream, numbers in held.items() if isinstance(held, dict) else ():
+        if isinstance(numbers, list | tuple) and len(numbers) >= 3:
+            mean, most = numbers[0], numbers[2]
+            if isinstance(mean, int | float) and isinstance(most, int | float):
+                found[str(stream)] = float(mean), float(most)
+    return found
 
 
 def frames_off(target: Target) -> float | None:

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from ..corpus.audio import load_audio
 from ..corpus.manifest import Utterance
-from ..encodings.base import LOSS
 from ..errors import LogitStoreError
 from ..pictures.html import Content, Html, foreign, tag
 from ..pictures.posteriors import classes_in_play
@@ -25,7 +24,7 @@ from ..targets.target import Target
 from ..tokens.transcript import words
 from .alignment import align, edits
 from .base import Report, nats, percent
-from .measure import Decodes, frames_off, is_frames
+from .measure import Decodes, frames_off, is_frames, losses_of
 from .rows import RowStatistics, lattice_of, statistics, token_runs
 from .spectrogram import LEVELS, spectrogram
 from .tracks import (
@@ -116,10 +115,8 @@ def heading(report: Report, target: Target, *more: Content) -> Html:
         facts.append(f"{target.U} labels")
     if off is not None and abs(off) > 1.5:
         facts.append(f"{off:+.1f} frames against the audio")
-    for stream, loss in target.meta.get(LOSS, {}).items():
-        facts.append(
-            [foreign(stream), f" loses {nats(float(loss[0]))} nats a row, {nats(float(loss[2]))} at most"]
-        )
+    for stream, (mean, most) in losses_of(target).items():
+        facts.append([foreign(stream), f" loses {nats(mean)} nats a row, {nats(most)} at most"])
     listed = tag("ul", [tag("li", fact) for fact in [*facts, *more]], class_="facts")
     return tag("header", tag("h3", foreign(target.id, 200)), listed)
 

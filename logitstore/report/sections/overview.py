@@ -30,7 +30,22 @@ def _store(s: StoreSummary, rates: Sequence[float]) -> list[Html]:
     return [
         tag("dl", _figures(s, rates), class_="figures"),
         tag("div", _streams(s.streams), class_="wide"),
+        *_losses(s.streams),
     ]
+
+
+def _losses(streams: dict[str, StreamSummary]) -> Iterator[Html]:
+    """Yield a sentence for each stream that holds what it loses at other temperatures."""
+    for name, stream in streams.items():
+        if stream.lost is None or not stream.lost.at:
+            continue
+        means = [f"{nats(mean)} at τ = {t}" for t, (mean, _, _) in stream.lost.at.items()]
+        text: list[Content] = [foreign(name), " loses ", ", ".join(means)]
+        if stream.lost.changed is not None:
+            text.append(
+                f"; the most probable class of {percent(stream.lost.changed)} of the rows is another one"
+            )
+        yield tag("p", text, ".", class_="quiet")
 
 
 def _figures(s: StoreSummary, rates: Sequence[float]) -> Iterator[Html]:
