@@ -3,11 +3,16 @@
     python tests/golden/example.py
 
 The offsets and the notes beside the bytes stay as they are. A text block of an entry holds the whole file; other
-text blocks are written by hand.
+text blocks are written by hand. The block of test vectors is written anew.
 """
 
 import re
+import sys
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parent))
+
+import vectors
 
 import logitstore
 
@@ -15,6 +20,7 @@ GOLDEN = Path(__file__).parent
 SPEC = Path(logitstore.__file__).parent / "schema" / "SPEC.md"
 BLOCK = re.compile(r"^```hex (v\S+)\n(.*?)^```$", re.M | re.S)
 ENTRY = re.compile(r"^```text (v\S+\.entry)\n.*?^```$", re.M | re.S)
+VECTORS = re.compile(r"^```vectors\n.*?^```$", re.M | re.S)
 LINE = re.compile(r"^([0-9a-f]{4})  ((?:[0-9a-f]{2}(?: |$))+)", re.M)
 
 
@@ -41,4 +47,5 @@ def _entry_again(block):
 
 if __name__ == "__main__":
     text = BLOCK.sub(_bytes_again, SPEC.read_text("utf-8"))
+    text = VECTORS.sub(lambda _: f"```vectors\n{vectors.text()}```", text)
     SPEC.write_text(ENTRY.sub(_entry_again, text), "utf-8")

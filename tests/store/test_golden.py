@@ -1,5 +1,6 @@
 """Stores that an earlier version wrote, read by this one; the expected numbers are written here by hand."""
 
+import importlib
 import re
 from pathlib import Path
 
@@ -109,3 +110,28 @@ def test_every_rule_cited_is_a_rule():
             cited |= {rule: path.name for rule in found if rule}
     assert not {r: p for r, p in cited.items() if r not in rules}
     assert len(rules) > 30
+
+
+def test_the_core_of_the_specification_is_short():
+    assert SPEC[: SPEC.index("# Annexes")].count("\n") <= 200
+
+
+PROGRAM = re.search(r"^```python\n(.*?)^```$", SPEC, re.M | re.S)[1]
+
+
+@pytest.mark.parametrize("name", [*STORES, "v1.0-own-labels", "v1.0-nucleus"])
+def test_the_program_of_the_specification_reads_a_record(name, monkeypatch):
+    assert len(PROGRAM.splitlines()) <= 16
+    monkeypatch.chdir(GOLDEN / name)
+    printed = {}
+    exec(PROGRAM, {"print": lambda name, items: printed.update({name: items})})
+    wanted = open_store(GOLDEN / name).record("a.1").arrays
+    assert set(printed) == set(wanted)
+    for column, items in wanted.items():
+        np.testing.assert_array_equal(printed[column], items)
+
+
+def test_the_test_vectors_are_those_of_the_golden_stores(monkeypatch):
+    monkeypatch.syspath_prepend(str(GOLDEN))
+    shown = re.search(r"^```vectors\n(.*?)^```$", SPEC, re.M | re.S)[1]
+    assert shown == importlib.import_module("vectors").text()
