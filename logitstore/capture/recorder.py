@@ -45,7 +45,7 @@ from .inject.batches import YieldedBatches
 from .inject.finder import ModuleFinder
 from .inject.inputs import ModelInputs
 from .inject.parent import owner_lives
-from .inject.program import follow_compiling, follow_loaders, run_compiled_models_eagerly
+from .inject.program import FastPaths, follow_compiling, follow_loaders, run_compiled_models_eagerly
 from .inject.report import ProcessReport
 from .job import CaptureJob
 from .joiner import JoinerCapture
@@ -77,6 +77,7 @@ class CaptureRecorder:
         self._begin_process()
         self._products = Watch(self._product_computed)
         self._product_noted = False
+        self._fast_paths = FastPaths()
         kept_modules: frozenset[str] = frozenset()
         if self._options.lengths:
             kept_modules = Expression(self._options.lengths, "--lengths").modules
@@ -207,15 +208,23 @@ class CaptureRecorder:
             self._write_held()
         if self._writer is not None and not self._products.busy:
             self._products.remove()
+            self._fast_paths.remove()
         self._locator.loader_yields()
 
-    def _program_compiles(self) -> None:
+    def _program_compiles(self, made: Any) -> None:
         """Run the first batch of a compiled model without compiling, so that its lengths can be found."""
         self._finder.hook_again()
         self._inputs.detach()
+        if isinstance(made, nn.Module):
+            self._inputs.attach_to(made)
         self._locator.compiled = True
         if self._locator.lengths_expression is None:
             run_compiled_models_eagerly(True)
+            self._note(
+                "compiled",
+                "the first batch ran without compiling, so that its lengths could be found; its last bits may differ "
+                "from a compiled run. With --lengths every batch runs compiled",
+            )
 
     def _hook_at(self, stream: str, root: nn.Module, module: nn.Module) -> tuple[nn.Module, str]:
         """Return the module to hook, and its side; an empty side where only its weight is watched."""
@@ -537,6 +546,7 @@ class CaptureRecorder:
         self._finder.stop()
         self._inputs.detach()
         self._products.remove()
+        self._fast_paths.remove()
         self._locator.stop()
 
 

@@ -27,7 +27,7 @@ from torch import nn
 from ..batch_ids import walk
 from .batches import YieldedBatch
 from .lengths import input_lengths
-from .program import INTEGERS, not_compiled
+from .program import INTEGERS, modules_without_fast_path, not_compiled
 
 KEPT_MODULES = 16  # that are called first, whose arguments are kept until the batch is recognised
 TRIED_BATCHES = 4  # without a recognised row, after which no module is hooked any more
@@ -62,11 +62,15 @@ class ModelInputs:
         return given
 
     def attach(self, root: nn.Module) -> None:
-        """Hook a model and all its modules."""
-        for module in root.modules():
-            if module not in self._handles and not isinstance(module, torch.jit.ScriptModule):
-                hook = not_compiled(self._before_call)
-                self._handles[module] = module.register_forward_pre_hook(hook, with_kwargs=True)
+        """Hook a model and all its modules, but those that compute by another path once they have hooks."""
+        for module in modules_without_fast_path(root):
+            self.attach_to(module)
+
+    def attach_to(self, module: nn.Module) -> None:
+        """Hook one module."""
+        if module not in self._handles and not isinstance(module, torch.jit.ScriptModule):
+            hook = not_compiled(self._before_call)
+            self._handles[module] = module.register_forward_pre_hook(hook, with_kwargs=True)
 
     def detach(self, *, but: nn.Module | None = None) -> None:
         """Remove all hooks, except for one module's."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import threading
 import warnings
 import weakref
 from collections import deque
@@ -56,14 +57,14 @@ def follow_loaders(yielded: Callable[[Any, Any, Any, Any], None]) -> None:
     kind.__next__, kind._next_index, kind._reset = yielding, requesting, resetting
 
 
-def follow_compiling(begun: Callable[[], None]) -> None:
-    """Call a function whenever the program calls torch.compile."""
+def follow_compiling(begun: Callable[[Any], None]) -> None:
+    """Call a function with everything that torch.compile returns to the program: a module or a function."""
     original = torch.compile
 
     def compiling(*args: Any, **kwargs: Any) -> Any:
         warnings.filterwarnings("ignore", message="Using `torch.compile.module.` when there are global hooks")
         made = original(*args, **kwargs)
-        begun()
+        begun(made)
         return made
 
     torch.compile = compiling
@@ -79,6 +80,48 @@ def not_compiled(hook: Any) -> Any:
     """Return a hook that torch.compile leaves alone; the same hook where the program does not compile."""
     dynamo = sys.modules.get("torch._dynamo")
     return dynamo.disable(hook) if dynamo is not None else hook
+
+
+FAST = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
+
+
+def modules_without_fast_path(root: nn.Module) -> Iterator[nn.Module]:
+    """Yield a module and all below it, but transformer layers of torch and what lies in them.
+
+    These run a fused kernel, whose last bits differ, only where none of their modules has a hook.
+    """
+    fast = {inner for module in root.modules() if isinstance(module, FAST) for inner in module.modules()}
+    yield from (module for module in root.modules() if module not in fast)
+
+
+class FastPaths:
+    """Hooks that switch torch function modes off while a transformer layer of torch runs.
+
+    Under a torch function mode these layers do not run their fused kernel, and the program's numbers would differ in
+    their last bits.
+    """
+
+    def __init__(self) -> None:
+        self._of_thread = threading.local()
+        before = nn.modules.module.register_module_forward_pre_hook(self._before)
+        after = nn.modules.module.register_module_forward_hook(self._after, always_call=True)
+        self._handles = [before, after]
+
+    def remove(self) -> None:
+        """Remove the hooks."""
+        while self._handles:
+            self._handles.pop().remove()
+
+    def _before(self, module: nn.Module, args: Any) -> None:
+        if isinstance(module, FAST) and not torch.compiler.is_compiling():
+            guard = torch._C.DisableTorchFunction()
+            guard.__enter__()
+            self._of_thread.__dict__.setdefault("entered", []).append((module, guard))
+
+    def _after(self, module: nn.Module, args: Any, output: Any) -> None:
+        entered = self._of_thread.__dict__.get("entered")
+        if entered and entered[-1][0] is module:
+            entered.pop()[1].__exit__(None, None, None)
 
 
 def frames() -> Iterator[FrameType]:

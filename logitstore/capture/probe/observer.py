@@ -264,6 +264,8 @@ class OutputObserver(TorchFunctionMode):
 def _with_weight() -> Iterator[Any]:
     """Yield the live modules with a weight of their own that has two axes or more."""
     for module in live_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue  # has its parameters in another form
         weight = module._parameters.get("weight")
         if weight is not None and weight.dim() > 1:
             yield module

@@ -194,7 +194,7 @@ class ProbeRecorder:
 
     # -- events of the program ---------------------------------------------------------------------------
 
-    def _program_compiles(self) -> None:
+    def _program_compiles(self, made: Any) -> None:
         self._compiled = True
         run_compiled_models_eagerly(True)
 
