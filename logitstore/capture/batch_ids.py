@@ -6,17 +6,23 @@ SpeechBrain: ``batch.id``; Kaldi-style and home-made ones: a list of strings und
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ..errors import LogitStoreError
+from .expression import Expression
+
 ID_KEYS = (
-    *("cut_ids", "cut", "cuts", "ids", "id", "utt_ids", "utt_id", "uttid", "utts", "utt"),
+    *("cut_ids", "cut", "cuts", "ids", "id", "utt_ids", "utt_id", "uttid", "uttids", "utts", "utt"),
+    *("utterance_ids", "utterance_id", "uids", "uid", "segment_ids", "segment_id", "wav_ids", "wav_id"),
     *("keys", "key", "names", "name", "file_ids", "file_id", "sample_ids", "sample_id"),
-    *("audio_filepath", "path", "paths", "file", "files"),
+    *("filenames", "filename", "file_names", "file_name", "fnames", "fname"),
+    *("audio_filepath", "audio_filepaths", "audio_paths", "audio_path", "wav_paths", "wav_path"),
+    *("path", "paths", "file", "files"),
 )
 TEXT_KEYS = ("text", "texts", "transcript", "transcripts", "transcription", "sentence", "words", "wrd")
 DEPTH = 4
@@ -47,12 +53,18 @@ def find_ids(batch: Any, count: int | None = None) -> list[FoundIds]:
     found: dict[tuple[str, ...], tuple[int, FoundIds]] = {}
     for order, (key, expression, value) in enumerate(walk(batch, "batch")):
         likely = ID_KEYS.index(key) if key in ID_KEYS else len(ID_KEYS)
-        first = expression == "batch[0]" and likely == len(ID_KEYS)  # ESPnet: (ids, {...})
-        if likely == len(ID_KEYS) and not first:
+        in_tuple = not key and likely == len(
+            ID_KEYS
+        )  # ESPnet: (ids, {...}); others: (features, lengths, ids)
+        if likely == len(ID_KEYS) and not in_tuple:
             continue
         strings = _strings(value, expression)
         if strings is None or (count is not None and len(strings.values) != count):
             continue
+        if in_tuple and expression != "batch[0]":
+            if any(len(v.split()) != 1 for v in strings.values):
+                continue  # texts
+            likely += 1 + (not all(any(c.isdigit() for c in v) for v in strings.values))  # words may be texts
         if len(set(strings.values)) != len(strings.values):
             continue
         found.setdefault(strings.values, (likely * 100 + order, strings))
@@ -182,6 +194,21 @@ def _strings(value: Any, expression: str) -> FoundIds | None:
     if all(isinstance(i, str) and i for i in ids):
         return FoundIds(f"[x.id for x in {expression}]", tuple(map(str, ids)))
     return None
+
+
+def gives(found: FoundIds, lookup: Callable[[str], Any]) -> bool:
+    """Return whether an expression gives the ids that it was found with, evaluated as capture does.
+
+    Args:
+        found: ids and their expression.
+        lookup: function that returns the value of a name; it raises ``KeyError`` for an unknown one.
+    """
+    try:
+        value = Expression(found.expression, "ids").value(lookup)
+    except LogitStoreError:
+        return False
+    listed = [value] if isinstance(value, str | int) else list(value)
+    return tuple(map(str, listed)) == found.values
 
 
 def _plain(key: Any) -> bool:

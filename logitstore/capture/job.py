@@ -51,6 +51,8 @@ class CaptureOptions:
             for.
         durations: number of columns after the tokens that hold the durations of a TDT joiner.
         layout: axes of the CTC output, ``BTV``, ``BVT`` or ``TBV``.
+        skip_rows: number of rows in front of the frames of each utterance that are no frames, such as the queries of
+            SenseVoice. They are left out of the CTC logits and of the lengths.
         call: index, from 0, of the call to store where the module runs several times per batch. None: the
             module must run once per batch.
         accumulate: ``t`` where the calls of one batch are consecutive frames, ``b`` where they are
@@ -87,6 +89,7 @@ class CaptureOptions:
     ranges: str = ""
     durations: int = 0
     layout: str = "BTV"
+    skip_rows: int = 0
     call: int | None = None
     accumulate: str = ""
     ids: str = ""
@@ -112,6 +115,11 @@ class CaptureOptions:
         _require_one_of("encoder_layout", self.encoder_layout, ("", *ENCODER_LAYOUTS))
         _require_one_of("order", self.order, ORDERS)
         _require_one_of("accumulate", self.accumulate, ("", "t", "b"))
+        if self.skip_rows and (self.joiner or self.accumulate):
+            raise UsageError(
+                "skip_rows is for a CTC head that gives whole utterances",
+                do="Leave out joiner and accumulate, or skip_rows (--skip-rows).",
+            )
         self._check_joiner()
         self._check_accumulate()
         if extra := sorted(set(self.streams) - set(self.paths)):

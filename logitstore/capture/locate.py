@@ -16,11 +16,11 @@ import torch
 from torch import nn
 
 from ..errors import LengthError, UsageError
-from .batch_ids import find_by_index, find_ids, find_texts
+from .batch_ids import find_by_index, find_ids, find_texts, walk
 from .expression import Expression
 from .inject.batches import YieldedBatch, YieldedBatches, parts
 from .inject.finder import ModuleFinder
-from .inject.inputs import ModelInputs, lengths_in_batch
+from .inject.inputs import LENGTH_NAMES, ModelInputs, lengths_in_batch
 from .inject.lengths import (
     FoundLengths,
     candidates,
@@ -30,10 +30,11 @@ from .inject.lengths import (
     proportional,
     variables,
 )
-from .inject.program import run_compiled_models_eagerly, variable
+from .inject.program import INTEGERS, run_compiled_models_eagerly, variable
 from .job import CaptureOptions
 
 BATCH_NAMES = {"batch", "index", "dataset"}  # names in expressions whose values come from the loader
+MOST_ROWS = 16  # before or after the frames of an utterance
 KEPT_TENSORS = 512  # of the modules' inputs and outputs of a batch, until it is known where the lengths are
 
 # module, "modules" or "inputs", rest of the expression, tensor that may hold lengths
@@ -311,6 +312,27 @@ class BatchLocator:
             for other in self.batches.others
             for found in lengths_in_batch(other, len(lengths), max_frames)
         )
+
+    def rows_beside_frames(self, lengths: Sequence[int], max_frames: int) -> int:
+        """Return how many rows each utterance has more than frames in the loader's batch; 0 where that is not known."""
+        if self.batch is None:
+            return 0
+        for name, _, value in walk(self.batch.batch, "batch"):
+            if (
+                not isinstance(value, torch.Tensor)
+                or len(value.shape) not in (1, 3)
+                or len(value) != len(lengths)
+            ):
+                continue
+            if value.dim() == 3:
+                more = {max_frames - value.shape[1]}
+            elif value.dtype in INTEGERS and LENGTH_NAMES.search(name) and self.order is not None:
+                more = {n - int(value[i]) for n, i in zip(lengths, self.order, strict=True)}
+            else:
+                continue
+            if len(more) == 1 and 0 < (found := more.pop()) <= MOST_ROWS:
+                return found
+        return 0
 
     def texts(self, count: int) -> tuple[str, ...] | None:
         """Return the reference texts of a batch of ``count`` utterances, or None where it has none."""

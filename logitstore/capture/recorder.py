@@ -53,6 +53,11 @@ from .locate import BatchLocator
 from .pieces import BatchPieces
 from .writer import CapturedBatch, CaptureWriter, HeadShape
 
+CHECKED_EVERY = 16  # calls after which it is looked at again whether the model is in training mode
+SAME_IN_TRAINING = (
+    *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding, nn.LayerNorm, nn.GroupNorm, nn.Identity, nn.Flatten),
+    *(nn.ReLU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh, nn.GLU, nn.Softmax, nn.LogSoftmax),
+)
 MAX_WARM_UP = 16  # calls before the first batch of a loader
 REMEMBERED_CALLS = 64  # batches whose calls are counted; several threads may run the model at a time
 
@@ -114,6 +119,7 @@ class CaptureRecorder:
         self._signal = 0  # arrived while a hook ran
         self._calls: dict[tuple[str, Hashable], int] = {}  # by stream and batch, of the last batches
         self._last_call: tuple[str, Hashable] | None = None
+        self._calls_seen = 0
         self._warm_up_calls: dict[str, int] = {}  # by stream
         self._batch: CapturedBatch | None = None  # batch that lacks the output of a stream
         self._batches = 0  # begun so far
@@ -274,7 +280,9 @@ class CaptureRecorder:
             logits = joiner.take(output, where, lambda x: self._has_ids(x, where))
         else:
             logits = self._to_btv(output, where)
-        _require_eval(module, root, where)
+        if self._calls_seen % CHECKED_EVERY == 0:
+            _require_eval(root, where)
+        self._calls_seen += 1
         in_pieces = bool(self._options.accumulate) and self._joiner is None
         is_partial = joiner.is_partial(logits) if joiner is not None else in_pieces
         ids = self._ids_of(logits, where, joiner, is_partial)
@@ -385,6 +393,16 @@ class CaptureRecorder:
             # Lengths are looked up by B and T; an output in parts has another first axis.
             about = first.new_empty(len(ids), t, 0) if is_partial else first
             lengths, texts = self._locator.lengths(about, root), self._locator.texts(len(ids))
+            if stream == "ctc":
+                if skipped := self._options.skip_rows:
+                    lengths, t = [n - skipped for n in lengths], t - skipped
+                    outputs = [first := first[:, skipped:]]
+                elif more := self._locator.rows_beside_frames(lengths, t):
+                    self._note(
+                        "rows",
+                        f"each utterance has {more} rows more than its input has frames; queries or prompts are "
+                        f"stored as frames. --skip-rows {more} leaves them out where they come first",
+                    )
             self._check_batch(stream, ids, lengths, t)
             batch = self._batch = self._new_batch(ids, lengths, t, texts, None if is_partial else first)
         if stream == "rnnt":
@@ -550,15 +568,25 @@ class CaptureRecorder:
         self._locator.stop()
 
 
-def _require_eval(module: nn.Module, root: nn.Module, where: str) -> None:
+def _require_eval(root: nn.Module, where: str) -> None:
     """Raise ``TapError`` where the model is in training mode.
 
-    SpeechBrain's interfaces are modules that stay in training mode themselves; the modules in them do not.
+    Its layers without inner modules decide. Wrappers, as SpeechBrain's interfaces, and layers that are the same in both
+    modes may be in training mode: those that quantisation made in place of others are.
     """
-    if module.training or (root.training and any(m.training for m in root.children())):
+    layers = [(path, m) for path, m in root.named_modules() if not m._modules and not _is_quantised(m)]
+    training = [(path, m) for path, m in layers if m.training]
+    if not training:
+        return
+    matters = [path for path, m in training if not isinstance(m, SAME_IN_TRAINING)]
+    if matters or len(training) == len(layers):
         raise TapError(
-            "the model is in training mode",
+            f"the model is in training mode, for example {(matters or [training[0][0]])[0] or 'itself'}",
             where=where,
             why="Dropout and batch statistics make each forward give other logits.",
             do="Call model.eval() before decoding.",
         )
+
+
+def _is_quantised(module: nn.Module) -> bool:
+    return type(module).__module__.startswith(("torch.ao.", "torch.nn.quantized", "torch.nn.intrinsic"))

@@ -40,6 +40,14 @@ STORE = "The store"
     help="Axes of the CTC output: batch, time (frames), vocabulary.",
 )
 @option(
+    "--skip-rows",
+    section=LOGITS,
+    default=0,
+    metavar="N",
+    type=click.IntRange(0),
+    help="Leave out the first N rows of each utterance, which are no frames: queries or prompts before them.",
+)
+@option(
     "--call",
     section=LOGITS,
     metavar="N",

@@ -156,8 +156,13 @@ def _report(finding: ProbeFinding, rows: int) -> Iterator[str]:
             yield f"factors  {head.path}: {head.inputs} inputs for {head.classes} classes"
     for note in finding.notes:
         yield f"note     {note}"
-    yield "next"
-    yield f"  {finding.command or 'nothing here gives (B, T, V) logits once a batch'}"
+    if not finding.command:
+        yield "nothing here gives (B, T, V) logits once a batch, so there is no command to run next"
+        return
+    yield "next, once these are known:" if finding.missing else "next"
+    for reason in finding.missing:
+        yield f"  - {reason}"
+    yield f"  {finding.command}"
 
 
 def _table_row(finding: ProbeFinding, head: ProbedHead) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from logitstore.capture.probe.finding import FoundValues, ProbedHead, ProbeRepor
 from logitstore.capture.probe.observer import OutputObserver
 from logitstore.capture.probe.rank import rank
 from logitstore.capture.probe.recorder import CallContext, SeenIds, _blanks, _which_call
-from logitstore.capture.probe.run import _blank, _several_calls
+from logitstore.capture.probe.run import _blank, _several_calls, finding_of
 from logitstore.capture.probe.teacher import probe_teacher
 from tests.support import demo, recipe
 
@@ -341,6 +341,22 @@ def test_what_models_call_their_blank():
     assert _blank(head, None, {**told, "other.blank": 0}).index is None
     assert _blank(replace(head, best=(0, 0.9)), None, {}).index == 0
     assert _blank(replace(head, classes=20), None, told).index is None
+
+
+def test_what_the_printed_command_lacks_is_said():
+    ids, lengths = (FoundValues("utt", ("a", "b")),), "lens"
+    whole = a_head(shape=(2, 9, 5), lengths_expression=lengths)
+
+    def missing(head, ids=ids):
+        report = ProbeReport(heads=(head,), ids=ids, blanks={}, batches=2)
+        return [reason.split(":")[0] for reason in finding_of(report, {}, ["decode"], "s").missing]
+
+    assert missing(whole) == []
+    assert missing(whole, ids=()) == ["the utterance ids"]
+    assert missing(replace(whole, lengths_expression="")) == ["the valid lengths"]
+    assert missing(replace(whole, lengths_expression="", shape=(1, 9, 5))) == []
+    assert missing(replace(whole, normalised=True)) == ["logits"]
+    assert missing(replace(whole, calls=3))[0].startswith("the call that gives the answer")
 
 
 def test_a_report_survives_its_json():

@@ -208,7 +208,7 @@ class ModuleFinder:
 
         def after_call(module: nn.Module, args: Any, output: Any) -> None:
             # copy.deepcopy copies hooks: outputs of a copied model are not this model's.
-            if module is target and get_worker_info() is None:
+            if module is target and get_worker_info() is None and not torch._C._is_tracing():
                 # Lengths may be in its own output, so that is kept first.
                 self.outputs.update((path, output) for path, kept in self._kept if kept() is module)
                 with self._guard():

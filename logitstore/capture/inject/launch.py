@@ -19,14 +19,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ...errors import UsageError
+from ...errors import TapNeverFired, UsageError
 from ..job import CaptureJob, ProbeJob
 from .parent import make_session_folder, process_runs
 from .report import FOLDER, read_reports
+from .unhooked import descendants, unhooked_process
 
 STARTUP = Path(__file__).parent / "startup"
 JOB_VARIABLE = "LOGITSTORE_JOB"
 POLL_SECONDS = 0.1
+FIRST_LOOK, MOST_PAUSE = 2.0, 60.0  # seconds until torch is looked for in processes without the hook
 END_SECONDS = 20.0  # for injected processes that outlive the command, to write their last shard
 PR_SET_PDEATHSIG = 1
 
@@ -74,7 +76,10 @@ def run_injected(
         enough: called every 0.1 s; once it returns true, the command and all processes that it started are
             ended, and the status is 0.
 
-    Raises ``UsageError`` where there is no such program.
+    Raises:
+        UsageError: there is no such program.
+        TapNeverFired: a process below the command runs torch without the start-up hook, and none runs it with the hook;
+            the command is ended.
     """
     with _signals_forwarded(session) as forward_to:
         try:
@@ -87,15 +92,24 @@ def run_injected(
         except OSError as e:
             raise UsageError(f"{command[0]!r} cannot be run: {e.strerror}", where="the command") from None
         forward_to(process)
+        next_look, pause = time.monotonic() + FIRST_LOOK, FIRST_LOOK
+        is_hooked = False
         while True:
             try:
-                status = process.wait(POLL_SECONDS if enough else None)
+                status = process.wait(POLL_SECONDS if enough else None if is_hooked else pause)
                 _wait_for_capturing(session)
                 return 128 - status if status < 0 else status
             except subprocess.TimeoutExpired:
                 if enough is not None and enough():
                     _end(process)
                     return 0
+            if not is_hooked and time.monotonic() >= next_look:
+                pause = min(2 * pause, MOST_PAUSE)
+                next_look = time.monotonic() + pause
+                is_hooked = bool(session.reports())
+                if not is_hooked and (found := unhooked_process(process.pid, str(STARTUP))):
+                    _end(process, group=enough is not None)
+                    raise _not_hooked(found)
 
 
 def _end_with_this_process() -> Callable[[], None] | None:
@@ -157,11 +171,31 @@ def _signals_forwarded(session: InjectionSession) -> Iterator[Callable[[subproce
             signal.signal(number, handler)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the process group of a command with SIGTERM, and with SIGKILL after five seconds."""
+def _not_hooked(found: str) -> TapNeverFired:
+    return TapNeverFired(
+        "a Python process of the command runs torch without the start-up hook, so its model is not seen",
+        where=found,
+        why="The command was ended, since nothing would have come of it.",
+        do="Put $PYTHONPATH behind what the program sets: export PYTHONPATH=…:$PYTHONPATH; and leave out python -I, -E "
+        "and -S.",
+    )
+
+
+def _end(process: subprocess.Popen[bytes], *, group: bool = True) -> None:
+    """End a command with SIGTERM, and with SIGKILL after five seconds.
+
+    Args:
+        process: process of the command.
+        group: end its process group, which it has to itself; else the processes below it.
+    """
+    below = [] if group else list(descendants(process.pid))
     for number in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
+            if group:
+                os.killpg(process.pid, number)
+        for pid in below:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
         with suppress(subprocess.TimeoutExpired):
             process.wait(5)
             return

@@ -23,6 +23,7 @@ from .program import INTEGERS, frames
 
 SHORT = 0.1  # share of T by which the longest utterance may be shorter: right context, stacked frames
 MAX_UTTERANCES = 4096
+MAX_RATIO = 16  # input frames of one output frame
 MAX_MASK = 100 * MAX_UTTERANCES
 COUNTS, MASK, SHARES = "counts", "mask", "shares"
 
@@ -99,6 +100,25 @@ def candidates(
     """
     found = [f for e, x in tensors for f in [_read(e, x, count, max_frames)] if f is not None]
     return sorted(found, key=lambda f: _tier(f, max_frames))
+
+
+def ratio_lengths(
+    values: Iterable[tuple[str, str, Any]], count: int, max_frames: int
+) -> Iterator[FoundLengths]:
+    """Yield input lengths over a whole ratio, such as ``batch["width"] // 8``, that give T exactly.
+
+    Args:
+        values: (name, expression, value) of everything in the batch.
+        count: B.
+        max_frames: T.
+    """
+    for _, expression, value in values:
+        if not isinstance(value, torch.Tensor) or value.dtype not in INTEGERS or value.shape != (count,):
+            continue
+        longest, shortest = int(value.max()), int(value.min())
+        ratio = longest // max_frames if max_frames else 0
+        if 2 <= ratio <= MAX_RATIO and longest == ratio * max_frames and shortest >= ratio:
+            yield FoundLengths(f"{expression} // {ratio}", tuple((value // ratio).tolist()))
 
 
 def _tier(found: FoundLengths, max_frames: int) -> int:

@@ -148,6 +148,7 @@ class ProbeFinding:
         rates: sample rate and frame shift, by the audio files that the program reads.
         batches: number of batches watched.
         command: command to run next; empty where no logits were found.
+        missing: reasons for which the command cannot succeed as it stands.
         notes: facts that the command does not show, and contradictions.
     """
 
@@ -163,6 +164,7 @@ class ProbeFinding:
     rates: FoundRates
     batches: int
     command: str
+    missing: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:

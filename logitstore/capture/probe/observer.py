@@ -173,6 +173,8 @@ class OutputObserver(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
+        if torch._C._is_tracing():  # what is computed here would become a part of the trace
+            return out
         name = getattr(func, "__name__", "")
         if (found := self._products.completed_by(name, args, kwargs or {}, out)) is not None:
             module = found[0]
@@ -209,6 +211,8 @@ class OutputObserver(TorchFunctionMode):
 
     def _module_ran(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         emitted = None
+        if torch._C._is_tracing():
+            return
         with torch._C.DisableTorchFunction():
             logits = output.get("logits") if isinstance(output, Mapping) else None
             origin = self._origin(logits) if isinstance(logits, torch.Tensor) else None

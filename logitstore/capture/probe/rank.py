@@ -13,6 +13,7 @@ from .observer import DECISIONS, LOGITS, SOFTMAX, EmittedOutput
 
 NORMALISED = 1e-3  # nats: largest |log Σ exp| of a row of log-probabilities
 FEW_CALLS = 16  # in one batch; more are a decoding loop
+IMAGES = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, nn.Dropout2d)
 CHOOSING = ("argmax", "topk", "sort")
 B_AND_T_AXES = {"BTV": (0, 1), "BVT": (0, 2), "TBV": (1, 0)}
 
@@ -25,8 +26,8 @@ class HeadCandidate:
         path: path below the outermost module that has it, or ``fn:PATH.weight`` of products with its weight.
         model: class of that outermost module.
         kind: class of the module.
-        layout: ``BTV``, ``BVT``, ``TBV``, ``BTUV``, ``TUV`` (one utterance), ``NV`` (packed), or ``V`` (one
-            row per call).
+        layout: ``BTV``, ``BVT``, ``TBV``, ``BTUV``, ``TUV`` (one utterance), ``NV`` (packed), ``V`` (one row
+            per call), or ``BCTF`` of a layer of images, which gives no logits.
         shape: shape of its first output.
         classes: V.
         normalised: whether the rows are log-probabilities.
@@ -157,6 +158,8 @@ def _score(c: HeadCandidate, is_head: bool, is_embedding_size: bool) -> float:
 
 def _layout(output: EmittedOutput, count: int | None) -> str:
     shape = output.shape
+    if isinstance(output.module, IMAGES):
+        return "BCTF"
     if len(shape) == 4:
         return "BTUV"
     if len(shape) == 3 and output.axis == 1:

@@ -38,7 +38,7 @@ from ...errors import LengthError, TapPathError
 from ...teachers.joiners import FoundJoiner, find_joiners
 from ...teachers.tap import find_module
 from ...teachers.weight_products import PREFIX, split
-from ..batch_ids import FoundIds, find_by_index, find_ids, find_texts, stems_are_unique
+from ..batch_ids import FoundIds, find_by_index, find_ids, find_texts, gives, stems_are_unique, walk
 from ..inject.batches import parts
 from ..inject.lengths import (
     FoundLengths,
@@ -46,6 +46,7 @@ from ..inject.lengths import (
     choose,
     possible_lengths,
     possible_lengths_in_variables,
+    ratio_lengths,
     variables,
 )
 from ..inject.program import (
@@ -56,6 +57,7 @@ from ..inject.program import (
     live_modules,
     roots,
     run_compiled_models_eagerly,
+    variable,
 )
 from ..inject.report import ProcessReport
 from ..job import ProbeJob
@@ -212,7 +214,9 @@ class ProbeRecorder:
         self._batch = batch
         if not self._audio:
             self._audio = audio_paths(batch, index)
+        names = {"batch": batch, "index": index, "dataset": dataset}
         found = [*find_ids(batch), *find_by_index(index, dataset, guess=True)]
+        found = [ids for ids in found if gives(ids, names.__getitem__)]
         if self._last_source is None or self._last_source() is not source:
             self._last_source = weakref.ref(source)
             self._passes += 1
@@ -305,7 +309,7 @@ class ProbeRecorder:
             frames_before = sum(c.shape[time_axis] for c in calls)
             calls.append(self._context(shape, time_axis, frames_before))
         if emitted.calls[batch] == 1:
-            for found in _id_variables(count):
+            for found in filter(lambda ids: gives(ids, variable), _id_variables(count)):
                 self._id_variables.setdefault(module, {}).setdefault(found.expression, []).append(found)
 
     def _context(self, shape: tuple[int, ...], time_axis: int, frames_before: int) -> CallContext:
@@ -324,6 +328,9 @@ class ProbeRecorder:
                 with suppress(LengthError):
                     chosen = choose(found, b, max_frames, "", inputs)
                 break
+        if chosen is None and not found:
+            found = list(ratio_lengths(walk(self._batch, "batch"), b, t))
+            chosen = found[0] if len(found) == 1 else None
         labels = _label_variables(shape[0], shape[2] - 1) if len(shape) == 4 else []
         return CallContext(shape, found, chosen, labels)
 
@@ -346,7 +353,7 @@ class ProbeRecorder:
         encoder, adapter = joiner.encoder, joiner.found.adapter
         encoded = find_frames(output) if adapter.side == "output" else None
         count = self._count() or (1 if encoded is None else encoded.shape[0])
-        for ids in _id_variables(count):
+        for ids in filter(lambda ids: gives(ids, variable), _id_variables(count)):
             self._encoder_ids.setdefault(encoder, {}).setdefault(ids.expression, []).append(ids)
         if encoded is None or encoder in self._encoder_lengths:
             return

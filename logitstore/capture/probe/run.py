@@ -22,8 +22,9 @@ from ..job import ProbeJob
 from ..lattices import MAX_DURATIONS
 from .audio import FoundRates, rates_of
 from .finding import FoundBlank, ProbedHead, ProbedJoiner, ProbeFinding, ProbeReport
-from .rank import FEW_CALLS
+from .rank import B_AND_T_AXES, FEW_CALLS
 
+SCRIPTED = ("RecursiveScriptModule", "ScriptModule", "TopLevelTracedModule", "TracedModule")
 SURE_SHARE = 0.3  # of the rows: a class at an end of the table that is the largest so often is a blank
 TABLE_SUFFIXES = (".txt", ".json", ".model", ".yaml", ".yml")
 TABLE_SCORE = 5  # of a head that is as wide as a token table that was found
@@ -86,7 +87,7 @@ def finding_of(
     sizes = {len(table) for table in tables.values()}
     heads = sorted(report.heads, key=lambda c: -(c.score + TABLE_SCORE * (c.classes in sizes)))
     ctc = next((c for c in heads if _is_like_ctc(c)), None)
-    rnnt = next((c for c in heads if c.joiner or c.layout == "BTUV"), None)
+    rnnt = next((c for c in heads if c.joiner or (c.layout == "BTUV" and (c.inputs or c.labels))), None)
     head = ctc or rnnt
     tokens, table = _fitting_table(tables, head, ctc)
     gives_lattice = rnnt is not None and rnnt.layout == "BTUV" and bool(rnnt.labels) and rnnt.calls == 1
@@ -99,6 +100,10 @@ def finding_of(
     is_unclear = ctc is not None and ctc.calls > 1 and ctc.call is None and not ctc.accumulate
     captured_ctc = None if is_unclear and (transducer or gives_lattice) else ctc
     captured_rnnt = rnnt if gives_lattice else None
+    capture = _capture_command(
+        captured_ctc, captured_rnnt, transducer, report, tokens, table, blank, rates, command, out
+    )
+    unknown = _unknown(tokens, blank, rates) if capture else ()
     return ProbeFinding(
         candidates=tuple(heads),
         ctc=ctc,
@@ -111,11 +116,30 @@ def finding_of(
         blank=blank,
         rates=rates,
         batches=report.batches,
-        command=_capture_command(
-            captured_ctc, captured_rnnt, transducer, report, tokens, table, blank, rates, command, out
-        ),
-        notes=(*_notes(report, heads, ctc, transducer), *_unknown(tokens, blank, rates)) if command else (),
+        command=capture,
+        missing=tuple(_missing(report, captured_ctc, captured_rnnt, transducer)) if command else (),
+        notes=(*_notes(report, heads, ctc, transducer), *unknown) if command else (),
     )
+
+
+def _missing(
+    report: ProbeReport, ctc: ProbedHead | None, rnnt: ProbedHead | None, transducer: ProbedJoiner | None
+) -> Iterator[str]:
+    """Yield reasons for which the printed command cannot succeed as it stands."""
+    head = transducer or ctc or rnnt
+    if head is None:
+        return
+    if not (report.ids or any(h.id_variables for h in (transducer, ctc, rnnt) if h)):
+        yield "the utterance ids: let the dataset return them, or say where they are with --ids EXPR"
+    if ctc is not None:
+        if ctc.kind in SCRIPTED:
+            yield "a model of Python classes: no hook runs in one that torch.jit scripted or traced"
+        if ctc.normalised:
+            yield f"logits: {ctc.path} gives log-probabilities; name the layer before its log_softmax"
+        if ctc.calls > 1 and ctc.call is None and not ctc.accumulate:
+            yield "the call that gives the answer (--call N), or how the calls are joined (--accumulate t or b)"
+        if not ctc.lengths_expression and ctc.shape[B_AND_T_AXES[ctc.layout][0]] > 1:
+            yield "the valid lengths: say where they are with --lengths EXPR, or decode with batches of one"
 
 
 def _is_like_ctc(head: ProbedHead) -> bool:
@@ -216,6 +240,8 @@ def _notes(
         "{} runs {} times a batch, a decoding loop: this program never computes the lattice of the "
         "references; {}"
     )
+    if heads and heads[0].kind in SCRIPTED and not heads[0].path:
+        yield "the model was scripted or traced by torch.jit, and no hook runs in it: load it from its Python class"
     in_loop = next((c for c in heads if c.joiner and c.calls > 1), None)
     if transducer is not None:
         how = f"capture runs the joiner itself, by {transducer.convention}'s convention"
