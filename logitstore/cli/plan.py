@@ -143,8 +143,9 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     next_command = shlex.join(_dump(ctx, given, found))
     if given["html"]:
         from ..report.plan import plan_page
+        from .report import write_page
 
-        Path(given["html"]).write_text(plan_page(found.teacher, streams_of(found), next_command), "utf-8")
+        write_page(given["html"], plan_page(found.teacher, streams_of(found), next_command))
     if given["as_json"]:
         return click.echo(json.dumps({**found.to_json(), "command": next_command}, ensure_ascii=False))
     _print(found, next_command)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from ..errors import UsageError
 from ._options import AUDIO_ROOT, option, sectioned_command
 from ._terminal import size
 from .inspect import ratio
@@ -109,5 +110,17 @@ def command(
         text = report_student(stores[0], student, options)
     else:
         text = report_store(stores[0], options)
-    Path(out).write_text(text, "utf-8", errors="backslashreplace")
+    write_page(out, text)
     click.echo(f"{shlex.quote(out)}: {size(len(text.encode('utf-8', 'backslashreplace')))}")
+
+
+def write_page(path: str, text: str) -> None:
+    """Write a page; raises ``UsageError`` where the file cannot be written."""
+    try:
+        Path(path).write_text(text, "utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise UsageError(
+            f"the page cannot be written: {error.strerror}",
+            where=path,
+            do="Give a file in an existing folder.",
+        ) from None

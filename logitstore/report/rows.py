@@ -12,7 +12,8 @@ from ..encodings.rows import NOTHING, Rows, Tempered
 from ..schema.lattice import Form
 from ..schema.spec import StreamSpec
 from ..store.lattice_nodes import best_path, occupancy
-from ..targets.resample import nonblank
+from ..targets.decode import forced_rnnt, on_grid
+from ..targets.resample import Resampled, nonblank
 from ..targets.target import Target
 
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0)  # at which the mass left out is shown
@@ -107,6 +108,31 @@ def lattice_of(target: Target, spec: StreamSpec) -> Lattice | None:
     stored = None if nodes is None else nodes.occupancy
     shown = computed if stored is None else np.where(kept, stored[np.maximum(grid, 0)], 0.0)
     return Lattice(kept, np.where(kept, shown, 0.0), best_path(blank, label), computed=stored is None)
+
+
+def served_lattice(target: Target, spec: StreamSpec, served: Resampled) -> tuple[Lattice, list[int]]:
+    """Return a lattice at a student's frames, and its greedy decode under teacher forcing.
+
+    Args:
+        target: the utterance.
+        spec: its ``rnnt`` stream.
+        served: its rows at the student's frames, of axes (S, U+1) or (S, W).
+    """
+    labels = target.driven.get(spec.name, target.labels)
+    frames, width = served.axes
+    position = np.tile(np.arange(width), frames) if served.position is None else served.position
+    grid = np.full((frames, len(labels) + 1), -1, np.int64)
+    grid[np.repeat(np.arange(frames), width), position] = np.arange(frames * width)
+    logp = served.rows.dense()
+    following = np.append(labels.astype(np.int64), spec.blank)
+    scores = np.full((2, *grid.shape), NOTHING, np.float64)
+    t, u = np.nonzero(grid >= 0)
+    scores[0, t, u] = logp[grid[t, u], spec.blank]
+    scores[1, t, u] = logp[grid[t, u], following[u]]
+    kept, occupied = grid >= 0, occupancy(scores[0], scores[1])
+    lattice = Lattice(kept, np.where(kept, occupied, 0.0), best_path(scores[0], scores[1]), computed=True)
+    best = logp.argmax(axis=1).astype(np.int64)
+    return lattice, list(forced_rnnt(on_grid(best, grid), spec.blank).tokens)
 
 
 def _scores(

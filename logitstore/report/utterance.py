@@ -15,17 +15,18 @@ from ..corpus.manifest import Utterance
 from ..errors import LogitStoreError
 from ..pictures.html import Content, Html, foreign, tag
 from ..pictures.posteriors import classes_in_play
+from ..schema.lattice import Form
 from ..schema.spec import StreamSpec
 from ..store.reader import Store
-from ..targets.decode import best_classes
+from ..targets.decode import best_classes, decode
 from ..targets.frames import Method
 from ..targets.resample import resample_stream
 from ..targets.target import Target
-from ..tokens.transcript import words
+from ..tokens.transcript import edit_distance, words
 from .alignment import align, edits
 from .base import Report, nats, percent
-from .measure import Decodes, frames_off, is_frames, losses_of
-from .rows import RowStatistics, lattice_of, statistics, token_runs
+from .measure import LARGEST, Decodes, frames_off, is_frames, losses_of
+from .rows import RowStatistics, lattice_of, served_lattice, statistics, token_runs
 from .spectrogram import LEVELS, spectrogram
 from .tracks import (
     PlacedToken,
@@ -67,6 +68,7 @@ def drawn(report: Report, utt_id: str) -> Html:
     for spec in store.spec.streams:
         if spec.kind == "rnnt" and not is_frames(spec):
             tracks.append(_lattice(store, target, spec))
+            tracks.append(_lattice_at_rate(report, target, spec))
         elif spec.kind == "hidden":
             tracks.append(_layer(target, spec))
     parts.append(stack(axis, tracks, f"Pictures of utterance {report.anchor(utt_id).partition('-')[2]}"))
@@ -346,6 +348,27 @@ def _lattice(store: Store, target: Target, spec: StreamSpec) -> Html | None:
         share = percent(float(lattice.kept.mean()))
         notes.append(f"{share} of the nodes stored")
     return lattice_track(f"{spec.name} lattice", lattice, labels, note="; ".join(notes))
+
+
+def _lattice_at_rate(report: Report, target: Target, spec: StreamSpec) -> Html | None:
+    """Return the lattice at the student's rate; None without a rate, and for forms that are no target there."""
+    rate, form = report.options.rate, Form.parse(spec.form)
+    small = len(target[spec.name]) * spec.classes <= LARGEST
+    if rate is None or form.name in ("path", "sample") or not small:
+        return None
+    student, method = -(-target.T * rate[0] // rate[1]), Method.of(spec.name, None)
+    try:
+        served = resample_stream(target, spec.name, student, method, 1.0)
+    except LogitStoreError as error:
+        return tag("p", f"No lattice at {rate[0]}:{rate[1]}: ", foreign(str(error), 200), class_="quiet")
+    lattice, tokens = served_lattice(target, spec, served)
+    wrong = edit_distance(decode(target, spec.name, spec.blank), tokens)
+    labels = [report.store.tokens.tokens[i] for i in target.driven.get(spec.name, target.labels)]
+    errors = "1 error" if wrong == 1 else f"{wrong} errors"
+    note = (
+        f"{student} student frames, {method}; decode: {len(tokens)} tokens, {errors} against the stored rows"
+    )
+    return lattice_track(f"{spec.name} target at {rate[0]}:{rate[1]}", lattice, labels, note=note)
 
 
 def frame_table(

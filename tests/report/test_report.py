@@ -13,8 +13,11 @@ from logitstore.pictures.html import foreign, tag
 from logitstore.pictures.png import encode
 from logitstore.report.alignment import align, edits
 from logitstore.report.base import ReportOptions, Section
-from logitstore.report.rows import lattice_of
+from logitstore.report.rows import lattice_of, served_lattice
 from logitstore.report.run import gather, report_store
+from logitstore.targets.decode import decode
+from logitstore.targets.frames import Method
+from logitstore.targets.resample import resample_stream
 from logitstore.teachers import load_teacher
 from logitstore.tokens.transcript import edit_distance
 from tests.support import attention_teacher, demo, dumping
@@ -81,6 +84,22 @@ def test_a_lattice_passes_every_label_and_its_alignment_is_one_path(store):
     assert np.median(on) > 0.5  # the best alignment goes where the alignments are
 
 
+def test_a_lattice_at_the_teachers_own_rate_is_the_stored_one(store):
+    opened = open_store(store)
+    target, spec = opened["demo-03"], opened.spec.stream("rnnt")
+    served = resample_stream(target, "rnnt", target.T, Method.of("rnnt", None), 1.0)
+    same, tokens = served_lattice(target, spec, served)
+    stored = lattice_of(target, spec)
+    assert np.array_equal(same.kept, stored.kept)
+    assert np.array_equal(same.begin, stored.begin)
+    assert np.abs(same.occupancy - stored.occupancy).max() < 0.05  # stored: over all nodes, in float16
+    assert tokens == decode(target, "rnnt", spec.blank)
+    half = resample_stream(target, "rnnt", (target.T + 1) // 2, Method.of("rnnt", None), 1.0)
+    fewer, _ = served_lattice(target, spec, half)
+    assert fewer.kept.shape == ((target.T + 1) // 2, target.U + 1)
+    assert fewer.occupancy.sum() == pytest.approx(fewer.kept.shape[0] + target.U, rel=0.05)
+
+
 def test_the_worst_utterances_come_first_and_those_asked_for_before_them(store):
     report = gather(open_store(store), ReportOptions(utterances=3, ids=("demo-07",)))
     assert report.shown[0] == "demo-07"
@@ -105,7 +124,8 @@ def test_a_sample_depends_on_its_seed_alone_and_is_said(store):
 def test_targets_at_another_rate_have_a_decode_of_their_own(store):
     text = report_store(store, ReportOptions(rate=(1, 2), utterances=1, ids=("demo-00",)))
     assert "38 student frames, keep-tokens" in text
-    assert text.count("against the stored rows") == 1
+    assert text.count("against the stored rows") == 2  # of both streams
+    assert "rnnt target at 1:2" in text
     assert "target at 1:2" not in report_store(store, ReportOptions(utterances=1))
 
 

@@ -5,9 +5,11 @@ import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 
 import pytest
 
+CHECKS = Path(__file__).parents[2] / ".ci" / "run"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 REQUIRED = "LOGITSTORE_BROWSER"  # set to 1 where a missing browser is a failure, as in .ci/run
 
