@@ -16,9 +16,12 @@ __all__ = [
     "Clip",
     "CutClips",
     "DumpOptions",
+    "Durations",
+    "EpochPlan",
     "FrameClock",
     "Head",
     "LogitStoreError",
+    "PlanBatchSampler",
     "PlanOptions",
     "ReportOptions",
     "Store",
@@ -77,6 +80,10 @@ _MODULE_OF = {
     "Clip": "logitstore.targets.clip",
     "FrameClock": "logitstore.schema.clock",
     "CutClips": "logitstore.store.lhotse_cuts",
+    # loading
+    "Durations": "logitstore.loading.durations",
+    "EpochPlan": "logitstore.loading.plan",
+    "PlanBatchSampler": "logitstore.loading.sampler",
     # jobs
     "dump_logits": "logitstore.dump.job",
     "DumpOptions": "logitstore.dump.options",
@@ -116,6 +123,9 @@ if TYPE_CHECKING:
     from .dump.plan.options import PlanOptions
     from .dump.plan.run import plan_encodings
     from .errors import LogitStoreError
+    from .loading.durations import Durations
+    from .loading.plan import EpochPlan
+    from .loading.sampler import PlanBatchSampler
     from .registry import register
     from .report.base import ReportOptions
     from .report.run import report_comparison, report_store, report_student

@@ -1,0 +1,1 @@
+"""Loading: epoch plans, batch samplers and joins of targets to other datasets."""
