@@ -157,7 +157,7 @@ class DiskError(StoreError):
 
 
 class IdentityError(StoreError):
-    """A store that was made with another teacher, token table, streams or storage backend."""
+    """A store, or a shard in it, of another teacher, token table, streams or storage backend."""
 
 
 class StoreBusy(StoreError):

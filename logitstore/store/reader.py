@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 
 from ..encodings import Encoding
 from ..encodings.rows import DecodedRows, has_classes
-from ..errors import CorruptError, FormatError, MissingUtterance, StoreError, UsageError, VocabError
+from ..errors import (
+    CorruptError,
+    FormatError,
+    IdentityError,
+    MissingUtterance,
+    StoreError,
+    UsageError,
+    VocabError,
+)
 from ..registry import suggest
 from ..schema.checksums import sha256
 from ..schema.lattice import Form, Nodes, restored
@@ -68,7 +76,7 @@ class Store(Mapping[str, Target]):
         vocab_map: map from the store's token table to the student's, applied to every target.
         verify: check the checksum of every array as it is read.
         damaged: function that is called with shard name and error for a sealed entry that cannot be read
-            while the index is made again. Default: a warning. The store holds no records of such a shard, and
+            or belongs to another store. Default: a warning. The store holds no records of such a shard, and
             iteration raises its error.
 
     Attributes:
@@ -81,6 +89,7 @@ class Store(Mapping[str, Target]):
     Raises:
         NotAStore: the location holds no store.
         FormatError, CorruptError: the description, the token table or a constant cannot be read.
+        IdentityError: every shard belongs to another store.
         VocabError: ``vocab_map`` starts from another token table.
     """
 
@@ -105,7 +114,7 @@ class Store(Mapping[str, Target]):
         self.constants = constants.read(self.place, self.spec)
         self._encodings = {s.name: encoding_of(s, self.constants[s.name]) for s in self.spec.streams}
         self._forms = {s.name: Form.parse(s.form) for s in self.spec.streams if s.kind == "rnnt"}
-        self._on_damaged = damaged or _warn_of_damage
+        self._on_damaged = damaged
         self._unreadable: dict[str, StoreError] = {}  # by shard whose entry could not be read for the catalog
         self._catalog: Catalog = self._read_catalog()
         self._shards: OrderedDict[str, tuple[Entry, Shard | None]] = OrderedDict()
@@ -526,12 +535,14 @@ class Store(Mapping[str, Target]):
     def _read_catalog(self) -> Catalog:
         """Read the catalog; note the shards whose entries cannot be read."""
         self._unreadable.clear()
-
-        def damaged(shard: str, error: StoreError) -> None:
-            self._unreadable[shard] = error
-            self._on_damaged(shard, error)
-
-        return read_catalog(self.place, self.spec.identity, damaged)
+        catalog = read_catalog(self.place, self.spec.identity, self._unreadable.__setitem__)
+        if self._on_damaged is None and self._unreadable:
+            foreign = [e for e in self._unreadable.values() if isinstance(e, IdentityError)]
+            if len(foreign) == len(catalog.shards):
+                raise all_foreign(self.place)
+        for shard, error in self._unreadable.items():
+            (self._on_damaged or _warn_of_damage)(shard, error)
+        return catalog
 
     def _open(self, name: str) -> tuple[Entry, Shard | None]:
         """Return the entry of a shard, and the opened shard unless it holds no records."""
@@ -568,6 +579,17 @@ def records_lost(store: Store) -> CorruptError:
         why=f"These entries are missing: {named}." if named else "Sealed entries were removed.",
         do="Restore sealed/ and shards/ from a copy, or run the same dump again; repair_store(), or logitstore "
         "verify --repair, accepts the loss.",
+    )
+
+
+def all_foreign(place: Place) -> IdentityError:
+    """Return the error of a store whose shards all belong to another one."""
+    return IdentityError(
+        "every shard belongs to another store (SPEC F5)",
+        where=f"{place}/{SPEC_FILE}",
+        why="The file was exchanged: it describes another teacher, token table, encoding or storage backend than "
+        "the shards were made with.",
+        do="Restore it from a copy.",
     )
 
 

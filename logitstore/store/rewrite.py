@@ -17,8 +17,7 @@ from ..storage.commit import accept_losses, drop_shard, finish_replacements, fin
 from ..storage.entries import Entry, shard_names
 from ..storage.places import open_place
 from ..storage.shard_size import ShardSize
-from ..storage.spec_file import SPEC_FILE
-from .reader import Store
+from .reader import Store, all_foreign
 from .verify import VerifyFinding, check_record, verify_store
 from .writer import StoreWriter
 
@@ -210,12 +209,7 @@ def _require_some_shard_of_this_store(store: Store) -> None:
         except StoreError:
             pass
     if foreign and foreign == len(store.shards):
-        raise IdentityError(
-            "every shard belongs to another store",
-            where=f"{store.place}/{SPEC_FILE}",
-            why="Repairing would drop all of them; probably the file is that of another store.",
-            do="Restore it from a copy.",
-        )
+        raise all_foreign(store.place)
 
 
 def _rewrite_whole_records(
