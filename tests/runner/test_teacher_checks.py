@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from logitstore import open_store
 from logitstore.errors import (
     LengthError,
     NonFinite,
@@ -104,6 +105,22 @@ def test_padding_that_leaks_at_one_remainder_of_the_stride(tmp_path, limit):
     refused(tmp_path, TeacherError, "alone and in a padded batch", limit=limit, forward=forward)
     one_at_a_time = run(tmp_path / "s", limit=limit, teacher=demo.Spoiled(forward=forward), batch_seconds=0)
     assert one_at_a_time.done == limit  # the remedy that the error names
+
+
+def test_padding_that_leaks_in_a_later_batch_only(tmp_path):
+    """The first batch shows nothing; the comparison is repeated for batches 2, 4, 8, ..."""
+    batches = []
+
+    def forward(teacher, features, lengths):
+        if len(lengths) > 1:
+            batches.append(lengths.tolist())
+        leaks = len(lengths) > 1 and len(batches) > 2 and len(set(lengths.tolist())) > 1
+        return teacher.forward(features - 3.0 if leaks else features, lengths)
+
+    with pytest.raises(TeacherError, match="alone and in a padded batch its probabilities differ") as caught:
+        run(tmp_path / "s", teacher=demo.Spoiled(forward=forward), shard_size="20")
+    assert "Records that were sealed before may depend on their batches" in caught.value.__notes__[0]
+    assert not (tmp_path / "s" / "sealed").exists() or not len(open_store(tmp_path / "s"))
 
 
 def test_a_model_of_one_input_length_is_compared_without_shortening(tmp_path):
