@@ -42,11 +42,13 @@ student: demo
 wheel-demo: install
 	$(PY) -m pytest tests/plugins/test_wheel.py
 
+# In as many processes as there are cores; WORKERS=0 for one.
+WORKERS ?= auto
 test: install
-	$(PY) -m pytest
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile
 
 test-fast: install
-	$(PY) -m pytest -n 2 --dist loadfile -m "not slow and not subprocess and not framework"
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not subprocess and not framework"
 
 # The golden stores, all of them anew; from format 1.0 on they are never made again.
 golden: install

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import fcntl
+import gc
 import json
 import os
 import sys
@@ -109,6 +110,7 @@ def sessions(tmp_path, monkeypatch):
     with contextlib.ExitStack() as stack:
 
         def begin(**options):
+            gc.collect()  # models of earlier tests, which a capture would find
             made = Session(tmp_path, monkeypatch, **options)
             stack.callback(made.close)
             return made
