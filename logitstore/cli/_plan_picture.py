@@ -30,7 +30,7 @@ def streams_of(plan: Plan) -> list[PlanStream]:
                 m.encoding,
                 m.bytes,
                 m.bytes_per_frame,
-                {t: mean for t, (mean, _) in m.kl.items()},
+                {t: mean for t, (mean, _, _) in m.kl.items()},
                 m.meets(criterion),
                 m.encoding == chosen.encoding,
             )

@@ -28,9 +28,11 @@ OPTIONAL_COLUMNS = ("p99", "once", "storages")  # dropped one after the other fr
 NOTES = """\
 once: bytes that the store has whatever its length: the head. speed: times real time, loading, teacher,
 encoding and writing one after the other; a dump runs them side by side. KL: nats by which a row differs
-from the teacher's own, mean and 99th percentile, by temperature."""
+from the teacher's own: mean, 99th percentile and maximum, by temperature. changed: rows whose best class
+is not the teacher's. topk and nucleus serve temperatures up to the one that nucleus names, 1 without; factored
+and dense serve all."""
 LAYER_NOTES = """
-error: share of its squared length by which a layer's row differs, mean and 99th percentile."""
+error: share of its squared length by which a layer's row differs: mean, 99th percentile and maximum."""
 LATTICE_NOTES = """
 aligned: share of the teacher's alignments that pass through the nodes kept. collapsed is exact in blank,
 next label and rest; its KL here is over all classes, the rest spread evenly."""
@@ -76,7 +78,7 @@ PASSED_ON = ("manifest_format", "audio_root", "batch_seconds", "device", "limit"
 @option(
     "--temperatures",
     section=PLANNING,
-    default="1,2,4,8",
+    default="1,2,4",
     show_default=True,
     help="Temperatures at which rows are compared with the teacher's.",
 )
@@ -289,7 +291,8 @@ def _cells(p: Plan, stream: str, without: Sequence[str]) -> tuple[list[str], lis
     )
     head = ["", stream, "B/frame", lines[0].storage, *others, *(["once"] if once else [])]
     lost = ["error"] if lines[0].of_layer else [f"KL at {t:g}" for t in lines[0].kl]
-    head += [*(["aligned"] if lattice else []), *lost, "speed"]
+    changed = [] if lines[0].changed is None else ["changed"]
+    head += [*(["aligned"] if lattice else []), *lost, *changed, "speed"]
     rows = []
     for m in lines:
         weights = {o.storage: o.bytes for o in p.measured if (o.stream, o.encoding) == (stream, m.encoding)}
@@ -298,7 +301,9 @@ def _cells(p: Plan, stream: str, without: Sequence[str]) -> tuple[list[str], lis
         row += [size(m.once) if m.once > SMALL_ONCE else ""] if once else []
         row += [f"{m.held:.1%}"] if lattice else []
         p99 = "" if "p99" in without else " {}"
-        row += [_small(mean) + p99.format(_small(most, 0)) for mean, most in m.kl.values()]
+        upper = [p99.format(f"{_small(high, 0)} {_small(most, 0)}") for _, high, most in m.kl.values()]
+        row += [_small(mean) + more for (mean, _, _), more in zip(m.kl.values(), upper, strict=True)]
+        row += [] if m.changed is None else [f"{m.changed:.1%}"]
         rows.append([*row, f"{m.speed:.0f}"])
     return head, rows
 

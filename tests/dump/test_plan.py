@@ -64,7 +64,7 @@ def test_the_recommended_store_keeps_its_budget_and_weighs_what_was_said(planned
     dump_logits(teacher(), manifest(), tmp_path, DumpOptions(streams=streams, storage=planned.choice.storage))
     store = open_store(tmp_path)
     for stream, chosen in planned.choice.streams.items():
-        for temperature, (mean, _) in chosen.kl.items():
+        for temperature, (mean, _, _) in chosen.kl.items():
             lost = [
                 divergences(own_logits()[i][stream], store[i][stream].at(temperature).dense(), temperature)
                 for i in store
@@ -257,7 +257,7 @@ def lost_of(store, own, temperature, ids):
 def test_a_decoder_is_planned_as_its_dump_then_turns_out(decoders_plan, told, own_of_decoder, tmp_path):
     """What some encodings lose against the decoder's own rows, and what their stores weigh."""
     found, _ = decoders_plan
-    assert {m.encoding for m in found.measured} == set(contenders("seq2seq", 1e-3, (1, 2, 4, 8)))
+    assert {m.encoding for m in found.measured} == set(contenders("seq2seq", 1e-3, (1, 2, 4)))
     assert not found.refused
     chosen = found.choice.streams["seq2seq"]
     assert chosen.meets(Criterion(1e-3))
@@ -268,7 +268,7 @@ def test_a_decoder_is_planned_as_its_dump_then_turns_out(decoders_plan, told, ow
             continue
         dump_logits(attention_teacher.load(), told, at, DumpOptions(streams={"seq2seq": m.encoding}))
         store = open_store(at)
-        for t, (mean, _) in m.kl.items():
+        for t, (mean, _, _) in m.kl.items():
             assert lost_of(store, own_of_decoder, t, store) == pytest.approx(mean, rel=0.01, abs=1e-8)
         truth = inspect_store(store)
         assert m.bytes == pytest.approx(truth.bytes, rel=0.01)
@@ -284,7 +284,7 @@ def test_a_decoders_constants_come_from_more_than_the_sample(told, own_of_decode
         attention_teacher.load(), told, tmp_path / "s", DumpOptions(streams={"seq2seq": "factored:0.001"})
     )
     store, sampled = open_store(tmp_path / "s"), [u.id for u in extent(told, 3).sample]
-    for t, (mean, _) in found.measured[0].kl.items():
+    for t, (mean, _, _) in found.measured[0].kl.items():
         assert lost_of(store, own_of_decoder, t, sampled) == pytest.approx(mean, rel=0.01)
 
 
@@ -371,7 +371,7 @@ def test_a_layer_is_judged_by_how_far_its_rows_are(tmp_path):
             far.extend((np.linalg.norm(missed, axis=1) / np.linalg.norm(own, axis=1)) ** 2)
         m = measured_of(found, "hidden", encoding)
         assert list(m.kl) == [1.0]
-        assert m.kl[1.0] == pytest.approx((np.mean(far), np.quantile(far, 0.99)), rel=0.01)
+        assert m.kl[1.0] == pytest.approx((np.mean(far), np.quantile(far, 0.99), np.max(far)), rel=0.01)
         assert m.bytes == pytest.approx(inspect_store(store).bytes, rel=0.01)
         assert m.to_json()["relative_error"]["mean"] == m.kl[1.0][0]
         assert "kl" not in m.to_json()
@@ -388,7 +388,18 @@ def test_auto_of_layers_takes_it(tmp_path):
 
 def measured(encoding, size, kl, held=1.0, stream="ctc", storage="zarr"):
     return Measurement(
-        stream, encoding, storage, size, 0, 10, 1.0, {1.0: (kl / 2, kl), 4.0: (kl, kl)}, held, 1, 1
+        stream,
+        encoding,
+        storage,
+        size,
+        0,
+        10,
+        1.0,
+        {1.0: (kl / 2, kl, kl), 4.0: (kl, kl, kl)},
+        0.0,
+        held,
+        1,
+        1,
     )
 
 
@@ -454,7 +465,7 @@ def test_wishes_and_what_is_tried_for_them():
     assert AutoEncoding.parse("auto") == AutoEncoding()
     assert AutoEncoding.parse("auto:1e-4/banded:5") == AutoEncoding(1e-4, "banded:5")
     assert AutoEncoding.parse("autumn") is AutoEncoding.parse("topk:8") is None
-    tried = contenders("rnnt", 1e-3, (1, 2, 4, 8))
+    tried = contenders("rnnt", 1e-3, (1, 2, 4))
     assert len(tried) == len(set(tried))
     assert {"dense", "nucleus:0.001@8", "factored", "collapsed/path", "topk:8/banded:5"} <= set(tried)
     assert all(e.endswith("/banded:3") for e in contenders("rnnt", 1e-3, (1,), "banded:3"))

@@ -36,10 +36,12 @@ class Measurement:
         storage: storage backend.
         bytes: bytes of the whole store, extrapolated to the manifest.
         once: part of ``bytes`` that does not grow with the records.
-        common: part of ``bytes`` that a second stream of the same store would share.
+        common: part of ``bytes`` that a second stream of the same store would share: the metadata of records,
+            and files that describe the store.
         bytes_per_frame: growing bytes per frame of audio, index, checksums and entries included.
-        kl: mean and 99th percentile of a row's loss in nats, by temperature; of a layer, of the share of a
-            row's squared length that is lost, at 1.
+        kl: mean, 99th percentile and maximum of a row's loss in nats, by temperature; of a layer, of the share
+            of a row's squared length that is lost, at 1.
+        changed: share of rows whose best class is not the teacher's; None for a layer.
         held: share of the teacher's alignments that pass through the nodes kept; 1 where all are kept.
         encoding_speed: seconds of audio encoded and written per second.
         speed: the same with loading and the teacher, one after the other.
@@ -52,7 +54,8 @@ class Measurement:
     once: int
     common: int
     bytes_per_frame: float
-    kl: Mapping[float, tuple[float, float]]
+    kl: Mapping[float, tuple[float, float, float]]
+    changed: float | None
     held: float
     encoding_speed: float
     speed: float
@@ -65,7 +68,7 @@ class Measurement:
     @property
     def worst(self) -> tuple[float, float]:
         """(mean KL in nats, temperature) at the temperature with the largest mean KL."""
-        return max((mean, t) for t, (mean, _) in self.kl.items())
+        return max((mean, t) for t, (mean, _, _) in self.kl.items())
 
     def meets(self, criterion: Criterion) -> bool:
         """Tell whether the loss is accepted at every temperature."""
@@ -73,7 +76,7 @@ class Measurement:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
-        lost = {f"{t:g}": {"mean": mean, "p99": p99} for t, (mean, p99) in self.kl.items()}
+        lost = {f"{t:g}": {"mean": mean, "p99": p99, "max": most} for t, (mean, p99, most) in self.kl.items()}
         return {
             "encoding": self.encoding,
             "storage": self.storage,
@@ -81,6 +84,7 @@ class Measurement:
             "bytes_once": self.once,
             "gigabytes": self.bytes / 1e9,
             **({"relative_error": lost["1"]} if self.of_layer else {"kl": lost}),
+            **({} if self.changed is None else {"best_class_changed": self.changed}),
             "alignments": self.held,
             "encode_speed": round(self.encoding_speed, 1),
             "speed": round(self.speed, 1),

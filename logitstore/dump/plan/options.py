@@ -10,7 +10,7 @@ from typing import Any
 from ... import registry
 from ...corpus.audio import stated_seconds
 from ...corpus.manifest import Manifest, Utterance
-from ...encodings.rows import TEMPERATURES
+from ...encodings.base import LOSS_TEMPERATURES
 from ...errors import ManifestError, UsageError
 from ...runner.chunks import Chunks
 from ...runner.stored_heads import fitted
@@ -81,7 +81,7 @@ class PlanOptions:
     layers: tuple[str, ...] = ()
     storages: tuple[str, ...] = ("zarr", "zarr:blosc")
     sample: int = 50
-    temperatures: tuple[float, ...] = TEMPERATURES
+    temperatures: tuple[float, ...] = LOSS_TEMPERATURES
     max_kl: float = BUDGET
     max_gb: float = 0.0
     batch_seconds: float = 120.0
@@ -221,13 +221,14 @@ def contenders(stream: str, budget: float, temperatures: Sequence[float], form: 
     if hottest > 1:
         every.append(f"nucleus:{near}@{hottest:g}")
     every += _of_packages()
+    coded = f"factored:{_between(budget, FACTORED_BUDGETS)}"
     if stream != "rnnt":
-        return [*every, "factored", "factored:int8", f"factored:{_between(budget, FACTORED_BUDGETS)}"]
+        return [*every, "factored", "factored:int8", coded]
     every.append("collapsed")
     if form:
-        return [*(f"{e}/{form}" for e in every), *(["factored"] if form == "full" else [])]
+        return [*(f"{e}/{form}" for e in every), *(["factored", coded] if form == "full" else [])]
     some = ("dense:int8", f"topk:{TOP[0]}", f"nucleus:{near}", "collapsed")
-    return [*every, "factored", *(f"{e}/{f}" for f in FORMS for e in some)]
+    return [*every, "factored", coded, *(f"{e}/{f}" for f in FORMS for e in some)]
 
 
 def _of_packages() -> list[str]:

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...corpus.manifest import Manifest, Utterance
+from ...encodings import SidesSample
 from ...errors import LengthError, LogitStoreError, TeacherError, UsageError
 from ...runner.checks import SkippedChecks, self_check
 from ...runner.chunks import make_driver
@@ -28,6 +29,7 @@ from ...runner.stored_heads import (
     inputs_of,
     require_factors,
     require_lattice_factors,
+    sides_of,
     thinned,
     with_heads,
 )
@@ -101,6 +103,7 @@ class _SampleTotals:
         failed: messages of utterances left out.
         outputs: teacher outputs, kept for encodings that need the whole sample first.
         head_inputs: (T, D) inputs of heads, by stream.
+        sides: both sides of lattices.
     """
 
     utterances: int = 0
@@ -112,6 +115,7 @@ class _SampleTotals:
     failed: list[str] = field(default_factory=list)
     outputs: list[TeacherOutput] = field(default_factory=list)
     head_inputs: dict[str, list[torch.Tensor]] = field(default_factory=lambda: defaultdict(list))
+    sides: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
 
 
 class _Planner:
@@ -144,7 +148,7 @@ class _Planner:
 
     def run(self, report: Callable[[int, int], None]) -> Plan:
         sampled = {u.id for u in self.about.sample}
-        others = self.about.others if set(self.driver.heads) - {"rnnt"} else ()
+        others = self.about.others if self.driver.heads else ()
         done, total = 0, len(sampled) + len(others)
         for batch in by_length([*self.about.sample, *others], self.options.batch_seconds, self._fail):
             outputs = self._run_teacher(batch, sampled)
@@ -322,8 +326,9 @@ class _Planner:
             of_lattice = trial.stream.kind == "rnnt"
             self._try(trial, output, lattice if of_lattice else None, occupied if of_lattice else None)
         if self.after_sample:
-            inputs = {stream: output.inputs[stream].cpu() for stream, _ in self.after_sample}
-            self.totals.outputs.append(replace(output, batch_output=None, rows={}, inputs=inputs))
+            inputs = {s: output.inputs[s].cpu() for s, _ in self.after_sample if s != "rnnt"}
+            held = output.batch_output if any(s == "rnnt" for s, _ in self.after_sample) else None
+            self.totals.outputs.append(replace(output, batch_output=held, rows={}, inputs=inputs))
         self.totals.utterances += 1
         self.totals.seconds += output.loaded.seconds
         self.totals.frames += output.T
@@ -341,8 +346,11 @@ class _Planner:
         """Keep the inputs of heads that encodings are fitted on, of the utterances that a dump takes for it."""
         if output.loaded.utt.id in self.about.fitted and output.T:
             for stream in dict.fromkeys(stream for stream, _ in self.after_sample):
-                inputs, _ = inputs_of(self.driver, output, stream)
-                self.totals.head_inputs[stream].append(inputs.float())
+                if stream == "rnnt":
+                    self.totals.sides.append(sides_of(self.driver, output))
+                else:
+                    inputs, _ = inputs_of(self.driver, output, stream)
+                    self.totals.head_inputs[stream].append(inputs.float())
 
     def _try(
         self,
@@ -360,17 +368,24 @@ class _Planner:
 
     def _try_fitted_encodings(self) -> None:
         """Try the encodings whose constants are fitted on the head inputs of the sample."""
-        for stream, encoding in self.after_sample if self.totals.head_inputs else ():
-            head, sample = self.driver.heads[stream], thinned(self.totals.head_inputs[stream])
+        for stream, encoding in self.after_sample if self.totals.head_inputs or self.totals.sides else ():
+            head = self.driver.heads[stream]
+            sample: torch.Tensor | SidesSample = SidesSample(self.totals.sides, self.activation)
+            if stream != "rnnt":
+                sample = thinned(self.totals.head_inputs[stream])
             fitted = factored(self._spec(stream, encoding, self.options.storages[0]))[stream]
             trial = self._trial(stream, encoding, {stream: fitted.prepare(head, sample)})
             self.trials.append(trial)
-            weight, bias = (sample.new_tensor(x) for x in (head.weight, head.bias))
             for kept in self.totals.outputs:
+                if trial not in self.trials:
+                    break
+                if isinstance(sample, SidesSample):
+                    self._try(trial, kept, TimedLattice(self.driver, kept))
+                    continue
+                weight, bias = (sample.new_tensor(x) for x in (head.weight, head.bias))
                 inputs = kept.inputs[stream].float().to(sample.device)
-                output = replace(kept, inputs={stream: inputs}, rows={stream: inputs @ weight.T + bias})
-                if trial in self.trials:
-                    self._try(trial, output)
+                rows = {stream: inputs @ weight.T + bias}
+                self._try(trial, replace(kept, inputs={stream: inputs}, rows=rows))
             if trial in self.trials:
                 self._measure(trial)
 
@@ -383,7 +398,7 @@ class _Planner:
         kl = {}
         for temperature, found in trial.lost.items():
             nats = np.concatenate(found)
-            kl[temperature] = (float(nats.mean()), float(np.quantile(nats, 0.99)))
+            kl[temperature] = (float(nats.mean()), float(np.quantile(nats, 0.99)), float(nats.max()))
         drives = trial.passes / t.utterances
         for storage, store in trial.stores.items():
             written = store.weight()
@@ -402,9 +417,10 @@ class _Planner:
                     storage=storage,
                     bytes=round(growing + written.once),
                     once=written.once,
-                    common=round(trial.common / t.frames * frames),
+                    common=round(trial.common / t.frames * frames) + written.once - trial.own_once,
                     bytes_per_frame=growing / frames,
                     kl=kl,
+                    changed=trial.changed,
                     held=trial.held,
                     encoding_speed=t.seconds / encoding_seconds,
                     speed=t.seconds / (encoding_seconds + t.loading + t.forward + drives * t.joining),

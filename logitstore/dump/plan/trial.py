@@ -185,6 +185,7 @@ class Trial:
         self.seconds, self.passes = 0.0, 0
         self._lines, self._shared = list[bytes](), 0
         self._kept_occupancy = self._occupancy = 0.0
+        self._changed = self._compared = 0
 
     @property
     def common(self) -> int:
@@ -192,6 +193,16 @@ class Trial:
         first = range(0, len(self._lines), BLOCK_RECORDS)
         blocks = (b"\n".join(self._lines[i : i + BLOCK_RECORDS]) for i in first)
         return self._shared + sum(len(gzip_member(block)) for block in blocks)
+
+    @property
+    def own_once(self) -> int:
+        """Bytes of the stream's constants; everything else that a store keeps once is shared by its streams."""
+        return sum(a.nbytes for a in self._reader.constants.get(self.stream.name, {}).values())
+
+    @property
+    def changed(self) -> float | None:
+        """Share of compared rows whose best class is not the teacher's; None for the numbers of a layer."""
+        return self._changed / self._compared if self._compared else None
 
     @property
     def held(self) -> float:
@@ -252,6 +263,11 @@ class Trial:
         index = np.arange(some) * len(rows) // some
         own = own_rows(self.stream, exact, record.id, nodes=target.nodes.get(name), index=index)
         served = rows.take(index)
+        best = served.at(1.0).dense().argmax(1)
+        self._changed, self._compared = (
+            self._changed + int((best != own.argmax(1)).sum()),
+            self._compared + len(best),
+        )
         for temperature, found in self.lost.items():
             found.append(divergences(own, served.at(temperature).dense(), temperature))
 
