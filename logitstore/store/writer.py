@@ -117,7 +117,8 @@ class StoreWriter:
             writer: name that no other process writing into this store uses.
             shard_size: size of one shard; see :class:`logitstore.storage.shard_size.ShardSize`.
             heads: Linear layer, or (weight (V, D), bias (V,)), of each stream whose encoding stores the
-                head's input; see :class:`logitstore.store.loop_heads.LoopHeads`.
+                head's input; of a lattice, followed by the activation before it; see
+                :class:`logitstore.store.loop_heads.LoopHeads`.
 
         Raises:
             IdentityError: the store was made by another teacher, token table or encoding.
@@ -231,7 +232,8 @@ class StoreWriter:
             seconds: duration of the audio in seconds.
             hyp: the teacher's hypothesis for a ``text`` stream, or (hypothesis, log-probability).
             notes: further metadata of the record (SPEC S3, S9).
-            inputs: (T, D) or (U, D) input of the head, by stream whose encoding stores it.
+            inputs: (T, D) or (U, D) input of the head, by stream whose encoding stores it; of a lattice both
+                sides of the joiner, (T, J) and (U+1, J), whose logits are needed for the first utterance only.
             given: logits by stream name, torch or numpy, valid frames only. ``ctc``: (T, V). ``rnnt``:
                 (T, U+1, V), an iterable of its slices along T, a function that returns the slices (needed by
                 forms that go through them twice), or ``(logits, nodes)`` of kept nodes alone. ``seq2seq``:
@@ -262,12 +264,10 @@ class StoreWriter:
             for stream in self.spec.streams:
                 if not stream.stream_kind.axes:
                     continue
-                value = given.get(stream.name)
-                if value is None:
+                value, below = given.get(stream.name), inputs.get(stream.name)
+                if value is None and (below is None or stream.kind != "rnnt"):
                     raise LengthError(f"no {stream.name} was given", where=utt_id)
-                output = self._output(
-                    stream, value, driven.get(stream.name, []), inputs.get(stream.name), utt_id
-                )
+                output = self._output(stream, value, driven.get(stream.name, []), below, utt_id)
                 encode(self.encoder, stream, output, utt_id)
                 frames = output.frames if stream.stream_kind.frames else frames
             meta = self._metadata(frames or self._guessed(seconds), driven, seconds, text, hyp)
@@ -354,6 +354,12 @@ class StoreWriter:
             if inputs is not None and self._heads is not None:
                 below = self._heads.checked_inputs(stream.name, inputs, rows, utt_id)
             return StreamOutput(len(rows), labels, rows=rows, inputs=below)
+        if inputs is not None and self._heads is not None:
+            logits = None if value is None else torch.cat(list(_tensors("rnnt", value, len(labels), utt_id)))
+            enc, dec = self._heads.checked_sides(stream.name, inputs, logits, utt_id)
+            if len(dec) != len(labels) + 1:
+                raise LengthError(f"{len(dec)} label positions for {len(labels)} labels", where=utt_id)
+            return StreamOutput(len(enc), labels, sides=(enc, dec))
         if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], Nodes):
             return StreamOutput(int(value[1].T), labels, chosen=value)
 

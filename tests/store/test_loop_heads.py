@@ -146,6 +146,67 @@ def test_heads_that_do_not_fit_are_refused_before_the_store_is_made(tmp_path, ho
     assert not (tmp_path / "s" / "logitstore.json").exists()
 
 
-def test_a_factored_lattice_needs_dump(tmp_path):
-    with pytest.raises(UsageError, match="in a loop of your own"):
-        StoreWriter.open(tmp_path / "s", tokens=TABLE, streams={"rnnt": "factored"}, heads={"rnnt": head()})
+@pytest.fixture(scope="module")
+def lattices():
+    """Labels, both sides of the joiner, and its logits, by utterance."""
+    teacher, found = demo.teacher(), {}
+    for utt in demo.manifest(UTTERANCES):
+        item = load(utt, teacher, TABLE, True)
+        with torch.inference_mode():
+            output = teacher.forward(item.features[None], torch.tensor([len(item.features)]))
+            enc, dec = teacher.transducer(output, 0, item.labels)
+            logits = teacher.join(enc, dec)
+        found[utt.id] = item.labels, (enc, dec), logits
+    return found
+
+
+def lattice_store(place, lattices, how, given):
+    with StoreWriter.open(place, tokens=TABLE, streams={"rnnt": how}, heads={"rnnt": given}) as w:
+        for number, (utt_id, (labels, sides, logits)) in enumerate(lattices.items()):
+            w.add(utt_id, labels=labels, inputs={"rnnt": sides}, **({} if number else {"rnnt": logits}))
+    return open_store(place)
+
+
+@pytest.mark.parametrize(("how", "most"), [("factored", 1e-8), ("factored:0.01", 1e-2)])
+def test_a_lattice_is_written_by_its_two_sides(tmp_path, lattices, how, most):
+    """Logits are given for the first utterance only; the others need none."""
+    last = demo.teacher().model.joiner.output_linear
+    sides = [sides for _, sides, _ in lattices.values()]
+    store = lattice_store(tmp_path / "s", lattices, how, (last, "tanh", *([sides] if most > 1e-8 else [])))
+    for temperature in (1.0, 2.0, 4.0):
+        lost = []
+        for utt_id, (labels, _, logits) in lattices.items():
+            assert store[utt_id].labels.tolist() == labels
+            own = (logits.flatten(0, 1).double() / temperature).log_softmax(-1).numpy()
+            served = store[utt_id]["rnnt"].at(temperature).logp
+            lost.append((np.exp(own) * (own - served)).sum(1))
+        assert np.concatenate(lost).mean() < most
+    assert not verify_store(tmp_path / "s").findings
+
+
+def test_sides_that_are_not_those_of_the_logits_are_refused(tmp_path, lattices):
+    last = demo.teacher().model.joiner.output_linear
+    (labels, (enc, dec), logits), *_ = lattices.values()
+
+    def refused(error, given, *, rnnt=logits, inputs=(enc, dec)):
+        with (
+            pytest.raises(error) as e,
+            StoreWriter.open(
+                tmp_path / "s", tokens=TABLE, streams={"rnnt": "factored"}, heads={"rnnt": given}
+            ) as w,
+        ):
+            w.add("a", labels=labels, inputs={"rnnt": inputs}, rnnt=rnnt)
+        return str(e.value)
+
+    refused(TeacherError, (last, "relu"))
+    refused(TeacherError, (last, "tanh"), inputs=(enc, 2 * dec))
+    refused(LengthError, (last, "tanh"), inputs=(enc, dec[1:]))
+    refused(LengthError, (last, "tanh"), inputs=(enc[:, 1:], dec))
+    assert "no rnnt logits beside the first sides" in refused(LengthError, (last, "tanh"), rnnt=None)
+    assert '"tanh" or "relu"' in refused(UsageError, last)
+    with pytest.raises(UsageError, match="its last layer was not given"):
+        StoreWriter.open(tmp_path / "t", tokens=TABLE, streams={"rnnt": "factored"})
+    with pytest.raises(UsageError, match="needs sample inputs"):
+        StoreWriter.open(
+            tmp_path / "t", tokens=TABLE, streams={"rnnt": "factored:1e-2"}, heads={"rnnt": (last, "tanh")}
+        )
