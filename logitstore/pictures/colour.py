@@ -1,4 +1,4 @@
-"""Colour ramps whose steps look equally large, for light and for dark pages.
+"""Colour ramps with steps that look equally large, for light and for dark pages.
 
 A ramp goes evenly from white to a dark colour in OKLab lightness (Ottosson 2020), so that it also reads without
 colour. White is taken out of each colour and becomes transparency, so that a picture shows the paper of its page.
@@ -26,7 +26,7 @@ _RGB_OF_LMS = np.array(
 
 
 @dataclass(frozen=True)
-class Ramp:
+class ColourRamp:
     """A sequence of colours from white to a dark colour, in OKLCH.
 
     Attributes:
@@ -41,9 +41,9 @@ class Ramp:
 
 
 RAMPS = {
-    "probability": Ramp(0.33, 0.15, (185.0, 280.0)),
-    "sound": Ramp(0.25, 0.012, (250.0, 250.0)),
-    "occupancy": Ramp(0.36, 0.14, (88.0, 8.0)),
+    "probability": ColourRamp(0.33, 0.15, (185.0, 280.0)),
+    "sound": ColourRamp(0.25, 0.012, (250.0, 250.0)),
+    "occupancy": ColourRamp(0.36, 0.14, (88.0, 8.0)),
 }
 
 

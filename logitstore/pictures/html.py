@@ -1,4 +1,4 @@
-"""HTML text: elements whose content and attributes are always escaped."""
+"""HTML text: elements with content and attributes that are always escaped."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def tag(name: str, /, *contents: Content, **attributes: object) -> Html:
 
 
 def foreign(text: str, cut: int = 0) -> Html:
-    """Return text of a store (an id, a token, a transcript) as an element whose direction is its own.
+    """Return text of a store (an id, a token, a transcript) as an element with a direction of its own.
 
     Args:
         text: any text.

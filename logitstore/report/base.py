@@ -1,4 +1,4 @@
-"""What sections of a report are drawn from, and what they return.
+"""The input of the sections of a report, and their result.
 
 A section is a module of :mod:`logitstore.report.sections`, or any object that is registered as a component of
 ``report_sections``: it has ``ORDER``, a number that sections are sorted by, and ``draw(report)``, which returns a

@@ -123,7 +123,7 @@ def posteriorgram(
     spikes: Sequence[tuple[int, int]],
     *,
     note: Content = None,
-    spoken: str = "Posteriorgram",
+    described: str = "Posteriorgram",
 ) -> Html:
     """Return the track of a posteriorgram: a row for each class in play, its best path marked.
 
@@ -134,7 +134,7 @@ def posteriorgram(
         names: function that returns the token of a class.
         spikes: (frame, class) of the tokens that the best path emits.
         note: a remark behind the caption.
-        spoken: beginning of the description for screen readers.
+        described: beginning of the description for screen readers.
     """
     if not classes:
         empty = tag("p", "No class but the blank reaches a probability of 0.04.", class_="quiet")
@@ -142,7 +142,7 @@ def posteriorgram(
     row = {c: i for i, c in enumerate(classes)}
     marks = tag("path", d="".join(f"M{t} {row[c] + 1}h1" for t, c in spikes if c in row), class_="mark")
     tokens = ", ".join(names(c) for c in classes)
-    name = f"{spoken}: probability of {len(classes)} classes in {len(probability)} frames: {tokens}"
+    name = f"{described}: probability of {len(classes)} classes in {len(probability)} frames: {tokens}"
     plot = heat(
         np.sqrt(probability[:, list(classes)].T),
         "probability",

@@ -330,7 +330,7 @@ def _served(
         names,
         spikes,
         note=f"{student} student frames, {method}",
-        spoken=f"Target at {at}",
+        described=f"Target at {at}",
     )
     yield decode_track("its decode", spikes, student, names, stored, note="against the stored rows")
 

@@ -43,7 +43,7 @@ def page(store, tmp_path_factory):
 
 @pytest.fixture(scope="package")
 def hostile(tmp_path_factory):
-    """An opened store whose ids, tokens, texts, teacher and library versions are scripts and bidi controls."""
+    """An opened store with scripts and bidi controls for ids, tokens, texts, teacher and library versions."""
     folder = tmp_path_factory.mktemp("hostile")
     lines = [
         {**line, "id": f"{HOSTILE}{number}", "text": f"{HOSTILE} {line['text']}"}

@@ -166,7 +166,7 @@ def _stream(a: Store, b: Store, ours: Target, theirs: Target, spec: StreamSpec) 
             names,
             spikes,
             note=foreign(encoding, 60),
-            spoken=f"{name}: posteriorgram",
+            described=f"{name}: posteriorgram",
         )
 
 

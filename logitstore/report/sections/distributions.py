@@ -67,7 +67,7 @@ def _tails(tails: Sequence[Histogram]) -> Html:
         lines.append(tag("path", d="M" + "L".join(points), class_=f"series s{number}"))
     key = [tag("span", f"τ = {t:g}", class_=f"s{i}") for i, t in enumerate(TEMPERATURES)]
     means = ", ".join(f"{t:g}: {_mass(h)}" for t, h in zip(TEMPERATURES, tails, strict=True))
-    name = f"Share of rows whose mass left out exceeds a value, by temperature; median mass {means}"
+    name = f"Share of rows with more mass left out than a value, by temperature; median mass {means}"
     ends = [f"1e{TAIL_LOW:g}", "1"]
     return _chart("Mass left out", tag("span", key, class_="key"), name, lines, ends)
 

@@ -59,7 +59,9 @@ def _drawn(report: Report, student: StudentOutput, target: Target) -> Html:
         tracks.append(decode_track(f"{name}: best path", spikes, len(logp), names, labels))
         note = f"{len(logp)} student frames for {target.T} of the teacher" if name == "Target" else None
         tracks.append(
-            posteriorgram(f"{name}: posteriors", np.exp(logp), shown, names, spikes, note=note, spoken=name)
+            posteriorgram(
+                f"{name}: posteriors", np.exp(logp), shown, names, spikes, note=note, described=name
+            )
         )
     tracks.append(divergence_track("KL(target ‖ student)", each))
     text = store.tokens.text(greedy_ctc(theirs.argmax(axis=1), spec.blank))
