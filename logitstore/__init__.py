@@ -57,6 +57,7 @@ __all__ = [
     "report_student",
     "testing",
     "verify_store",
+    "with_targets",
 ]
 
 _MODULE_OF = {
@@ -84,6 +85,7 @@ _MODULE_OF = {
     "Durations": "logitstore.loading.durations",
     "EpochPlan": "logitstore.loading.plan",
     "PlanBatchSampler": "logitstore.loading.sampler",
+    "with_targets": "logitstore.loading.joined",
     # jobs
     "dump_logits": "logitstore.dump.job",
     "DumpOptions": "logitstore.dump.options",
@@ -124,6 +126,7 @@ if TYPE_CHECKING:
     from .dump.plan.run import plan_encodings
     from .errors import LogitStoreError
     from .loading.durations import Durations
+    from .loading.joined import with_targets
     from .loading.plan import EpochPlan
     from .loading.sampler import PlanBatchSampler
     from .registry import register

@@ -67,6 +67,11 @@ class TargetDataset(Dataset[Target | Clipped]):
         chosen = self.ids[index]
         return self.store.read_clip(chosen) if isinstance(chosen, Clip) else self.store[chosen]
 
+    def __getitems__(self, indices: Sequence[int]) -> list[Target | Clipped]:
+        """Read the targets of a batch in the order of the dataset, and return them as they were asked for."""
+        found = {index: self[index] for index in sorted(set(indices))}
+        return [found[index] for index in indices]
+
 
 def _utterances(chosen: str | Clip) -> Sequence[str]:
     """Return the ids of the utterances that an id or a clip reads."""
