@@ -78,7 +78,7 @@ def test_two_loops_of_which_the_second_fetches_ahead(session, model, utterances)
     check(run.store(), model, utterances)
 
 
-def test_where_it_would_be_a_guess(session, model, utterances):
+def test_a_batch_that_no_function_holds_alone_is_refused(session, model, utterances):
     session()
     changed = [
         {"feats": scrambled(b["feats"]), "feats_lengths": b["feats_lengths"] + 0} for b in loader(utterances)
@@ -87,7 +87,7 @@ def test_where_it_would_be_a_guess(session, model, utterances):
         decode(Program(model, "plain").eval(), changed)
 
 
-def test_where_two_batches_are_in_sight(session, model, utterances):
+def test_a_function_that_holds_two_batches_is_refused(session, model, utterances):
     session()
     first, second = loader(utterances)
     x, lens = scrambled(first["feats"]), first["feats_lengths"] + 0
@@ -96,7 +96,7 @@ def test_where_two_batches_are_in_sight(session, model, utterances):
         Program(model, "plain").eval()(x, lens)
 
 
-def test_texts_of_a_batch_that_is_not_sure_are_left_out(session, model, utterances):
+def test_texts_are_left_out_where_the_batch_is_not_known(session, model, utterances):
     batches = loader(utterances, size=3, text=["a", "b", "c"])
     run = session(ids="mine")
     changed = [(list(b["utt_ids"]), scrambled(b["feats"]), b["feats_lengths"] + 0) for b in batches]
@@ -109,7 +109,7 @@ def test_texts_of_a_batch_that_is_not_sure_are_left_out(session, model, utteranc
     assert all("text" not in store.record(i).meta for i in store)
 
 
-def test_what_waits_is_bounded():
+def test_the_number_and_size_of_waiting_batches_is_bounded():
     batches, source = YieldedBatches(), object.__new__(type("Iterator", (), {}))
     for _ in range(200):
         batches.note({"x": torch.zeros(4)}, source)
@@ -220,7 +220,7 @@ def test_parts_of_a_batch(session, model, utterances, size):
     check(run.store(), model, utterances)
 
 
-def test_parts_whose_lengths_are_those_of_all(session, model, utterances):
+def test_parts_of_a_batch_with_the_lengths_of_the_whole_batch(session, model, utterances):
     run = session(accumulate="b", lengths="lens")
     in_parts(Program(model, "plain").eval(), loader(utterances), 2)
     check(run.store(), model, utterances)
@@ -247,7 +247,7 @@ SAID = {
 
 
 @pytest.mark.parametrize("name", list(PIECES_REFUSED))
-def test_pieces_that_do_not_fit(session, model, utterances, name):
+def test_pieces_that_overlap_or_are_too_many_are_refused(session, model, utterances, name):
     options, size, way = PIECES_REFUSED[name]
     run = session(**options)
     with pytest.raises(LogitStoreError, match=SAID[name]):
@@ -256,7 +256,7 @@ def test_pieces_that_do_not_fit(session, model, utterances, name):
     assert not (run.place / "sealed").exists()
 
 
-def test_a_batch_of_which_a_part_is_missing(session, model, utterances):
+def test_a_batch_that_lacks_a_part_is_refused(session, model, utterances):
     session(accumulate="b", lengths="mine")
     program = Program(model, "plain").eval()
     with pytest.raises(LogitStoreError, match="2 of 3 utterances of a batch arrived"):

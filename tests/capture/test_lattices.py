@@ -117,7 +117,7 @@ with torch.no_grad():
 """
 
 
-def test_a_table_alone_tokenises_as_it_was_made():
+def test_texts_are_tokenised_with_the_token_table_alone():
     table = TokenTable.read(demo.TOKENS)
     own = demo.teacher().labels
     for line in demo.lines():
@@ -132,7 +132,7 @@ def test_a_table_alone_tokenises_as_it_was_made():
             unigram.labels(text)
 
 
-def test_what_a_recipe_computes_and_draws_is_bit_for_bit_its_own(tmp_path):
+def test_outputs_and_random_numbers_of_a_recipe_stay_the_same(tmp_path):
     script = tmp_path / "x.py"
     script.write_text(DRAWS.format(root=str(demo.ROOT), folder=str(recipe.FOLDER)))
     plain = recipe.call(sys.executable, script)
@@ -170,7 +170,7 @@ def check(store, model, utterances, labels=None, lengths=slice(None)):
 DENSE = {"ctc": "", "joiner": "joiner", "streams": {"rnnt": "dense"}}
 
 
-def test_without_texts_labels_are_the_teachers_own(session, model, utterances):
+def test_labels_are_the_greedy_decode_where_there_are_no_texts(session, model, utterances):
     run = session(**DENSE)
     said = search(model, loader(utterances))
     store = run.store()
@@ -181,7 +181,7 @@ def test_without_texts_labels_are_the_teachers_own(session, model, utterances):
 
 
 @pytest.mark.parametrize("form", ["banded:5", "path", "sample:4+occupancy"])
-def test_forms_that_go_through_a_lattice_twice(session, model, utterances, form):
+def test_forms_that_read_a_lattice_twice(session, model, utterances, form):
     run = session(**{**DENSE, "streams": {"rnnt": f"topk:8/{form}"}}, greedy=True)
     search(model, loader(utterances[:3]))
     store = run.store()
@@ -189,7 +189,7 @@ def test_forms_that_go_through_a_lattice_twice(session, model, utterances, form)
     assert len(store) == 3
 
 
-def test_labels_of_ones_own(session, model, utterances):
+def test_labels_by_an_expression(session, model, utterances):
     run = session(**DENSE, encoder="encoder", labels="ys")
     ys = [u.labels for u in utterances[:3]]
     assert len(ys) == 3
@@ -202,7 +202,7 @@ def with_texts(utterances, texts):
     return loader(utterances, size=len(utterances), text=texts)
 
 
-def test_texts_that_do_not_tokenise(session, model, utterances):
+def test_texts_that_cannot_be_tokenised_are_refused(session, model, utterances):
     run = session(**DENSE)
     search(model, with_texts(utterances[:2], ["CAFÉ", "no"]))
     run.close()
@@ -269,7 +269,7 @@ def nothing(model):
 """
 
 
-def test_a_joiner_of_no_known_convention(session, model, utterances, tmp_path):
+def test_a_joiner_of_an_unknown_framework(session, model, utterances, tmp_path):
     program = Foreign(model).eval()
     (tmp_path / "own_adapter.py").write_text(DRIVE)
     options = {**DENSE, "joiner": "blend", "tokens": ""}
@@ -306,7 +306,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", list(REFUSED))
-def test_what_cannot_be_driven_is_refused(session, model, utterances, tmp_path, name):
+def test_models_with_a_joiner_that_cannot_be_run_are_refused(session, model, utterances, tmp_path, name):
     options, error, said = REFUSED[name]
     program = Foreign(model).eval()
     (tmp_path / "own_adapter.py").write_text(DRIVE)
@@ -334,7 +334,7 @@ class Turned(nn.Module):
 @pytest.mark.parametrize(
     ("axes", "options"), [((1, 0, 2), {}), ((0, 2, 1), {}), ((1, 0, 2), {"encoder_layout": "TBD"})]
 )
-def test_encoders_whose_axes_are_turned(session, model, utterances, axes, options):
+def test_encoder_layouts(session, model, utterances, axes, options):
     run = session(**DENSE, greedy=True, **options)
     reference = {}
     turned = Turned(model.encoder, axes)
@@ -351,7 +351,7 @@ def test_encoders_whose_axes_are_turned(session, model, utterances, axes, option
     check(store, model, utterances, reference)
 
 
-def test_a_transducer_partly_in_training_mode_is_driven_in_eval_and_said(session, model, utterances):
+def test_a_joiner_in_training_mode_is_run_in_eval_mode_with_a_note(session, model, utterances):
     run = session(**DENSE, greedy=True)
     model.decoder = nn.Sequential(model.decoder, nn.Dropout(0.5))
     model.decoder.blank_id = 0
@@ -372,7 +372,7 @@ def test_a_model_in_training_mode(session, model, utterances):
         search(model.train(), loader(utterances))
 
 
-def test_an_encoder_that_runs_in_chunks_is_no_batch(session, model, utterances):
+def test_an_encoder_that_runs_in_chunks_is_refused(session, model, utterances):
     session(**DENSE)
     with pytest.raises(TapError, match="ran again in one batch"), torch.no_grad():
         for batch in loader(utterances[:3]):
@@ -492,7 +492,7 @@ def test_a_pruned_joint_is_stored_with_its_ranges(session, model, utterances, op
             torch.testing.assert_close(stored, wanted, atol=2e-2, rtol=1e-3)
 
 
-def test_a_hat_joint_is_stored_from_its_log_probabilities_and_says_so(session, model, utterances):
+def test_a_hat_joiner_is_stored_as_log_probabilities_with_a_note(session, model, utterances):
     run = session(**TAPPED)
     score(Joint(model, "hat").eval(), loader(utterances[:3]), utterances)
     store = run.store()
@@ -526,7 +526,7 @@ def test_joints_that_are_refused(session, model, utterances, name):
     assert not (run.place / "sealed").exists()
 
 
-def test_another_band_than_the_joint_was_pruned_to(session, model, utterances):
+def test_a_band_other_than_that_of_the_pruned_joiner_is_refused(session, model, utterances):
     run = session(**{**TAPPED, "streams": {"rnnt": "topk:4/banded:9"}})
     score(Joint(model, "pruned").eval(), loader(utterances[:3]), utterances)
     run.close()
@@ -551,7 +551,7 @@ def test_a_pruned_joint_without_its_ranges_is_refused_by_name(session, model, ut
         score(Hidden(model, "plain").eval(), loader(utterances), utterances)
 
 
-def test_pieces_that_do_not_add_up(session, model, utterances):
+def test_lattice_pieces_that_lack_or_exceed_utterances_are_refused(session, model, utterances):
     class Thrice(Joint):
         def forward(self, batch, labels):
             for _ in range(2):
@@ -563,7 +563,7 @@ def test_pieces_that_do_not_add_up(session, model, utterances):
 
 
 @pytest.mark.parametrize("kind", ["tdt", "hat"])
-def test_joints_without_one_logits_tensor_are_dumped(kind, tmp_path):
+def test_joiners_with_durations_or_without_logits_are_dumped(kind, tmp_path):
     """TDT: the tapped Linear has durations behind the tokens. HAT: log-probabilities are all there is."""
     wide = nn.Linear(112, 155)
     joiner = copy.deepcopy(demo.teacher().model.joiner)

@@ -63,13 +63,13 @@ NONE = {
 
 
 @pytest.mark.parametrize("name", list(NONE))
-def test_no_lengths(name):
+def test_no_tensor_that_can_be_the_lengths(name):
     with pytest.raises(LengthError, match="nothing holds the valid lengths of 4 utterances in 76 frames"):
         settled(NONE[name])
 
 
 @pytest.mark.parametrize("form", [torch.ones(4, T), torch.zeros(4, T, dtype=torch.bool), torch.ones(4)])
-def test_what_says_that_nothing_is_padded_needs_a_second_word(form):
+def test_a_mask_without_padding_must_agree_with_the_input(form):
     with pytest.raises(LengthError, match="nothing holds"):
         settled(form)
     with pytest.raises(LengthError, match="nothing holds"):
@@ -80,7 +80,7 @@ def test_what_says_that_nothing_is_padded_needs_a_second_word(form):
         assert settled(form, inputs=inputs).values == (T,) * 4
 
 
-def test_shares_that_the_features_speak_for():
+def test_shares_that_agree_with_the_features_are_preferred():
     shares, tokens = SAMPLES / SAMPLES.max(), torch.tensor([1.0, 0.8, 0.9, 0.3])
     with pytest.raises(LengthError, match=r"(?s)several tensors .*\(x0 \* T\).round\(\).*\(x1 \* T\)"):
         settled(tokens, shares)
@@ -88,7 +88,7 @@ def test_shares_that_the_features_speak_for():
     assert settled(tokens, shares, inputs=[SAMPLES]).expression == "(x1 * T).round()"
 
 
-def test_numbers_before_masks_before_shares():
+def test_counts_are_preferred_to_masks_and_masks_to_shares():
     shares = SAMPLES / SAMPLES.max()
     assert settled(shares, VALID, LENS).expression == "x2"
     assert settled(shares, VALID).expression == "x1.reshape(B, T).sum(1)"
@@ -101,7 +101,7 @@ def test_numbers_before_masks_before_shares():
     ("one", "other"),
     [(LENS, LENS - torch.tensor([0, 1, 0, 0])), (LENS, ~(torch.arange(T) < (LENS - 1)[:, None]))],
 )
-def test_what_disagrees_is_refused_and_listed(one, other):
+def test_candidates_that_disagree_are_refused_and_listed(one, other):
     if other.dim() == 2:  # a mask whose longest is as long as the batch
         other = ~(torch.arange(T)[None] < torch.tensor([76, 37, 42, 33])[:, None])
     with pytest.raises(LengthError, match=r"(?s)several tensors.*x0 = \[76, 37, 42, 34\].*x1.*--lengths"):
@@ -109,7 +109,7 @@ def test_what_disagrees_is_refused_and_listed(one, other):
 
 
 @pytest.mark.parametrize("way", ["padding", "valid", "shares"])
-def test_found_in_a_program(session, model, utterances, way):
+def test_lengths_in_variables_of_a_program(session, model, utterances, way):
     class Masked(Program):
         def forward(self, x, lens):
             hidden, lens = self.model.encoder(x, lens)
@@ -132,7 +132,7 @@ def test_found_in_a_program(session, model, utterances, way):
     check(run.store(), model, utterances)
 
 
-def test_found_in_what_a_module_was_given(session, model, utterances):
+def test_lengths_in_the_inputs_of_a_module(session, model, utterances):
     class Layer(torch.nn.Module):
         def forward(self, x, mask):
             return x

@@ -37,7 +37,7 @@ def probed(tmp_path_factory, home):
     )
 
 
-def test_a_recipe_never_seen_before(probed):
+def test_probe_reports_head_lengths_ids_and_blank_of_a_recipe(probed):
     _, ran = probed
     assert ran.returncode == 0
     report = ran.stderr.decode("utf-8").partition("---- logitstore probe: 2 batches watched ----\n")[2]
@@ -61,7 +61,7 @@ def test_a_recipe_never_seen_before(probed):
     assert "note     joiner does not run here: --joiner joiner stores the lattices" in report
 
 
-def test_its_own_output_is_left_alone_and_nothing_is_written(probed):
+def test_probe_leaves_the_output_alone_and_writes_nothing(probed):
     folder, ran = probed
     assert [line.split("\t")[0] for line in ran.stdout.decode().splitlines()] == [
         f"demo-{i:02d}" for i in range(10)
@@ -161,7 +161,7 @@ def test_a_program_that_computes_whole_lattices(tmp_path, home):
     assert all(opened[x["id"]].labels.tolist() == labels(x["text"]) for x in demo.lines())
 
 
-def test_a_transducers_decoding_loop_is_named_for_what_it_is(tmp_path):
+def test_a_decoding_loop_of_a_transducer_is_recognised(tmp_path):
     ran = recipe.call(*recipe.PROBE, "--json", "--", *recipe.DECODE, "--method", "greedy-search")
     found = json.loads(ran.stdout.decode().splitlines()[-1])
     assert found["ctc"] is None
@@ -261,7 +261,7 @@ LAYOUTS = {"conv": "BVT", "time first": "TBV", "packed": "NV", "lattice": "BTUV"
 
 
 @pytest.mark.parametrize("kind", [*LAYOUTS, "divided"])
-def test_layouts_and_what_follows(kind):
+def test_layouts_and_functions_that_follow(kind):
     torch.manual_seed(0)
     batch = torch.randn(3, 20, 64)
     model, observer = Head(kind), OutputObserver()
@@ -327,7 +327,7 @@ def test_which_of_several_calls(name):
     assert name != "chunks" or "on some frames each" in notes[0]
 
 
-def test_what_models_call_their_blank():
+def test_attributes_that_name_the_blank():
     class Model(nn.Module):
         def __init__(self):
             super().__init__()

@@ -43,7 +43,7 @@ class Bypassing(nn.Module):
 
 @pytest.mark.parametrize("way", ["linear", "method", "device", "matmul"])
 @pytest.mark.parametrize("path", ["lo", "fn:lo.weight"])
-def test_a_head_whose_weight_alone_is_used(session, model, utterances, way, path):
+def test_a_head_of_which_only_the_weight_is_used(session, model, utterances, way, path):
     run = session(ctc=path)
     program = Bypassing(model, way).eval()
     for batch in loader(utterances):
@@ -68,14 +68,14 @@ def test_a_module_that_runs_needs_no_watching(session, model, utterances):
     check(run.store(), model, utterances)
 
 
-def test_two_products_a_batch_are_one_too_many(session, model, utterances):
+def test_two_products_in_a_batch_are_refused(session, model, utterances):
     session(ctc="lo")
     with pytest.raises(TapError, match=r"(?s)ran again in one batch.*--call N"):
         for batch in loader(utterances):
             Bypassing(model, "twice").eval()(batch)
 
 
-def test_a_weight_that_is_not_there(session, model, utterances):
+def test_a_missing_weight_is_refused(session, model, utterances):
     session(ctc="fn:model.encoder.weight")
     with pytest.raises(TapError, match="Encoder has no 'weight'"):
         for batch in loader(utterances):
@@ -111,7 +111,7 @@ INTER = """
     ("head", "said"),
     [(BYPASSED, ["--ctc", "fn:ctc_output.1.weight"]), (INTER, ["--ctc", "ctc_output.1", "--call", "1"])],
 )
-def test_the_command_that_probe_prints_takes_the_right_one(tmp_path, head, said):
+def test_the_printed_command_captures_the_right_call(tmp_path, head, said):
     script = tmp_path / "x.py"
     script.write_text(SCRIPT.format(root=str(demo.ROOT), folder=str(recipe.FOLDER), head=head))
     home = {"PYTHONPATH": str(demo.ROOT)}
@@ -155,7 +155,7 @@ class Inter(nn.Module):
         (("argmax", "argmax", "log_softmax"), 2),
     ],
 )
-def test_which_call_is_the_answer(after, call):
+def test_the_call_that_gives_the_answer(after, call):
     torch.manual_seed(0)
     model, observer = Inter(after), OutputObserver()
     with observer, torch.no_grad():

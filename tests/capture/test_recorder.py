@@ -29,7 +29,7 @@ from tests.support.captured import Program, check, decode, loader, own
         ("plain", {"lengths": "(lens + 0) // 1", "ids": "batch['utt_ids']"}),
     ],
 )
-def test_what_is_stored(session, model, utterances, way, options):
+def test_stored_logits_and_description(session, model, utterances, way, options):
     program = Program(model, way).eval()
     run = session(**options)
     decode(program, loader(utterances))
@@ -81,7 +81,7 @@ def test_a_model_in_training_mode(session, model, utterances):
         decode(Program(model, "plain").train(), loader(utterances))
 
 
-def test_counting_the_batches_first_is_no_fetching_ahead(session, model, utterances):
+def test_a_pass_that_only_counts_batches_does_not_count_as_fetching_ahead(session, model, utterances):
     run, batches = session(), loader(utterances)
     assert len(list(batches)) == 2
     decode(Program(model, "plain").eval(), batches)
@@ -131,7 +131,7 @@ def test_relative_lengths(session, model, utterances):
     check(run.store(), model, utterances)
 
 
-def test_the_recipes_gradient_graph_is_not_kept_and_hooks_go(session, model, utterances):
+def test_the_gradient_graph_is_released_and_hooks_are_removed(session, model, utterances):
     run, program = session(), Program(model, "plain").eval()
     for batch in loader(utterances):
         program(batch["feats"], batch["feats_lengths"])  # with gradients
@@ -172,7 +172,7 @@ def test_whole_lattices(session, model, utterances, options):
         torch.testing.assert_close(stored, joint[0], atol=2e-2, rtol=1e-3)
 
 
-def test_a_decoding_loop_is_no_lattice(session, model, utterances):
+def test_a_decoding_loop_is_refused_as_a_lattice(session, model, utterances):
     from recipes.demo.decode import token_error
 
     session(**BOTH, ids="[u.id for u in part]")
@@ -215,7 +215,7 @@ def test_one_stream_without_the_other(session, model, utterances):
         {"joiner": "joiner", "encoder_layout": "DTB"},
     ],
 )
-def test_what_cannot_be_asked(options):
+def test_options_that_contradict_each_other_are_refused(options):
     with pytest.raises(UsageError):
         CaptureOptions(**{"ctc": "ctc_output.1", **options})
 

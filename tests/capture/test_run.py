@@ -56,7 +56,7 @@ def test_output_and_status_of_the_recipe_are_its_own(captured, plain):
     assert b"logitstore: lengths: encoder_out_lens" in captured[1].stderr
 
 
-def test_rates_that_nobody_gave_are_stored_and_shown_as_assumed(captured, tmp_path):
+def test_rates_that_were_not_given_are_stored_and_shown_as_assumed(captured, tmp_path):
     place, ran = captured
     said = b"assumed: frame_shift = 640, sample_rate = 16000. The store marks what nobody gave; give it with "
     assert said + b"--frame-shift, --sample-rate" in ran.stderr
@@ -80,7 +80,7 @@ def test_rates_that_were_given_are_facts(session, model, utterances):
     assert first.meta["seconds"] == pytest.approx(first.T * 0.04)
 
 
-def test_the_store_says_who_spoke(captured):
+def test_the_store_names_the_teacher_and_its_weights(captured):
     spec = open_store(captured[0]).spec
     assert spec.teacher.name == "AsrModel"
     assert spec.teacher.heads[0].module == "ctc_output.1"
@@ -101,7 +101,7 @@ def test_running_again_adds_nothing_and_another_model_is_refused(captured, tmp_p
     assert b"IdentityError" in other.stderr
 
 
-def test_through_wrappers_workers_and_expressions_of_ones_own(tmp_path, by_hand):
+def test_wrappers_workers_and_given_expressions(tmp_path, by_hand):
     shell = f'cd / && export PYTHONPATH={recipe.FOLDER}:$PYTHONPATH && exec env A=1 "$@"'
     module = [sys.executable, "-m", "decode", *recipe.DATA, "--num-workers", "2"]
     options = ["--ids", '[c.id for c in batch["supervisions"]["cut"]]', "--lengths", 'modules["encoder"][1]']
@@ -126,7 +126,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("method", ["spawn", "fork"])
-def test_every_process_of_a_launcher_is_a_writer_of_its_own(tmp_path, by_hand, method):
+def test_every_process_of_a_launcher_writes_its_own_shards(tmp_path, by_hand, method):
     lines = demo.lines()  # 12 are in both, as a distributed sampler gives them: they are stored once
     parts = [demo.write_manifest(tmp_path / f"{i}.jsonl", x) for i, x in enumerate([lines[:15], lines[5:]])]
     rest = list(map(str, recipe.DATA[:4]))
@@ -178,7 +178,7 @@ def test_refused_with_the_reason(name, tmp_path):
     assert not (tmp_path / "s" / "sealed").exists()
 
 
-def test_a_path_without_the_hook_is_told(tmp_path):
+def test_a_program_that_lost_the_start_up_hook_is_refused(tmp_path):
     ran = recipe.capture(tmp_path / "s", *CTC, command=[sys.executable, "-I", "-c", "pass"])
     assert ran.returncode == 1
     assert b"PYTHONPATH" in ran.stderr
@@ -206,12 +206,12 @@ def test_a_signal_reaches_the_recipe(tmp_path):
         *("str(key=1)", "[x._y for x in z]", "[open for open in a][0]('b')"),
     ],
 )
-def test_expressions_that_act_are_refused(text):
+def test_expressions_with_side_effects_are_refused(text):
     with pytest.raises(UsageError, match="expression"):
         Expression(text, "--ids")
 
 
-def test_expressions_look():
+def test_values_of_expressions():
     names = {"batch": {"ids": ["a", "b"], "x": np.arange(6)}, "n": 3}.__getitem__
     for text, value in [
         ('batch["ids"][-1]', "b"),
