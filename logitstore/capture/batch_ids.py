@@ -6,6 +6,7 @@ SpeechBrain: ``batch.id``; Kaldi-style and home-made ones: a list of strings und
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -113,6 +114,8 @@ def _columns(dataset: Any, guess: bool) -> list[tuple[str, str, Any]]:
 def _of_items(key: str, item: str, values: list[Any], column: Any) -> Iterator[tuple[str, list[Any]]]:
     """Yield expressions and ids for some items of a column: named strings, or objects with an id.
 
+    Ids that two items share are left out.
+
     Args:
         key: name of the column.
         item: expression of one item's value; its variable is ``i``.
@@ -125,7 +128,7 @@ def _of_items(key: str, item: str, values: list[Any], column: Any) -> Iterator[t
                 yield f"[stem({item}) for i in index]", [Path(v).stem for v in values]
             else:
                 yield f"[str({item}) for i in index]", [str(v) for v in values]
-        elif key in ID_KEYS:
+        elif key in ID_KEYS and len(set(column)) == len(column):
             yield f"[{item} for i in index]", values
     elif all(isinstance(v, Mapping) for v in values):
         for inner in ID_KEYS:
@@ -134,6 +137,44 @@ def _of_items(key: str, item: str, values: list[Any], column: Any) -> Iterator[t
                 yield from _of_items(inner, f'{item}["{inner}"]', [v[inner] for v in values], of_all)
     else:
         yield f"[{item}.id for i in index]", [getattr(v, "id", None) for v in values]
+
+
+def repeated_in_dataset(values: Sequence[str], index: Any, dataset: Any) -> str:
+    """Return a sentence that names an id that several items of the dataset share; empty where none is known.
+
+    Ids of a batch are compared with the columns of the dataset, and with the stems of its file names: a dataset often
+    makes its ids of these, and files in different folders may share one.
+
+    Args:
+        values: ids of a batch.
+        index: item numbers of the batch.
+        dataset: dataset of the batch.
+    """
+    if (
+        not isinstance(index, Sequence)
+        or not all(isinstance(i, int) for i in index)
+        or len(index) != len(values)
+    ):
+        return ""
+    for column in _string_columns(dataset):
+        for names in (column, [Path(v).stem for v in column]):
+            with suppress(LookupError):
+                if [names[i] for i in index] == list(values) and len(set(names)) < len(names):
+                    name, count = Counter(names).most_common(1)[0]
+                    return f"{count} items of the dataset have {name!r}"
+    return ""
+
+
+def _string_columns(dataset: Any) -> Iterator[list[str]]:
+    """Yield the sequences of strings or paths with one value per item of a dataset."""
+    for _, _, values in _columns(dataset, guess=True):
+        rows = list(values)
+        if rows and all(isinstance(v, Mapping) for v in rows):
+            for key in rows[0]:
+                if all(isinstance(v.get(key), str | Path) for v in rows):
+                    yield [str(v[key]) for v in rows]
+        elif rows and all(isinstance(v, str | Path) for v in rows):
+            yield [str(v) for v in rows]
 
 
 def stems_are_unique(paths: Sequence[str | Path]) -> bool:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from logitstore import open_store
-from logitstore.capture.batch_ids import FoundIds, find_by_index, stems_are_unique
+from logitstore.capture.batch_ids import FoundIds, find_by_index, repeated_in_dataset, stems_are_unique
 from logitstore.capture.inject.lengths import FoundLengths
 from logitstore.capture.probe.finding import FoundValues, ProbedHead, ProbeReport
 from logitstore.capture.probe.observer import OutputObserver
@@ -394,4 +394,6 @@ def test_stems_of_files_in_a_folder_per_speaker_are_not_unique(tmp_path):
     dataset = Dataset()
     found = {f.expression: f.values for f in find_by_index([2, 1], dataset, guess=True)}
     assert found["[str(dataset.paths[i]) for i in index]"] == (dataset.paths[2], dataset.paths[1])
-    assert found['[dataset.items[i]["id"] for i in index]'] == ("0_1", "0_2")
+    assert '[dataset.items[i]["id"] for i in index]' not in found
+    assert repeated_in_dataset(["0_1", "0_2"], [2, 1], dataset) == "2 items of the dataset have '0_1'"
+    assert not repeated_in_dataset(list(map(str, dataset.paths)), [0, 1, 2], dataset)

@@ -38,7 +38,16 @@ from ...errors import LengthError, TapPathError
 from ...teachers.joiners import FoundJoiner, find_joiners
 from ...teachers.tap import find_module
 from ...teachers.weight_products import PREFIX, split
-from ..batch_ids import FoundIds, find_by_index, find_ids, find_texts, gives, stems_are_unique, walk
+from ..batch_ids import (
+    FoundIds,
+    find_by_index,
+    find_ids,
+    find_texts,
+    gives,
+    repeated_in_dataset,
+    stems_are_unique,
+    walk,
+)
 from ..inject.batches import parts
 from ..inject.lengths import (
     FoundLengths,
@@ -217,6 +226,9 @@ class ProbeRecorder:
         names = {"batch": batch, "index": index, "dataset": dataset}
         found = [*find_ids(batch), *find_by_index(index, dataset, guess=True)]
         found = [ids for ids in found if gives(ids, names.__getitem__)]
+        for ids in found:
+            if shared := repeated_in_dataset(ids.values, index, dataset):
+                self._ids.repeated.setdefault(ids.expression, f"is not unique: {shared}")
         if self._last_source is None or self._last_source() is not source:
             self._last_source = weakref.ref(source)
             self._passes += 1

@@ -257,7 +257,7 @@ def _notes(
     if report.ids and "dataset." in report.ids[0].expression:
         yield "ids are a list of the dataset, by item number: is item i the i-th of the list?"
     for repeated in report.repeated_ids:
-        yield f"these are no utterance ids, because they repeat: {repeated}"
+        yield f"no utterance ids, because one names several utterances: {repeated}"
 
 
 def _several_calls(head: ProbedHead) -> Iterator[str]:
