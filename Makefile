@@ -102,6 +102,7 @@ benchmark: install
 	$(PY) benchmarks/capture.py
 	$(PY) benchmarks/verify.py
 	$(PY) benchmarks/scale.py
+	$(PY) benchmarks/loading.py
 	$(PY) benchmarks/report.py
 
 # Every benchmark in a few seconds: it runs, and keeps those of its promises that do not depend on the clock.
