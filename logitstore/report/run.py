@@ -9,7 +9,7 @@ from typing import Any
 from .. import registry
 from ..corpus.manifest import Utterance
 from ..errors import MissingUtterance, UsageError
-from ..pictures.html import foreign, tag, visible
+from ..pictures.html import foreign, visible
 from ..store.diff import description_differences
 from ..store.inspect import StoreSummary, inspect_store
 from ..store.reader import Store, as_store
@@ -78,7 +78,7 @@ def report_comparison(a: Any, b: Any, options: ReportOptions | None = None) -> s
     first_b = islice((i for i in in_b if i not in in_a), LISTED_IDS)
     report.only = ((only_a, list(first_a)), (only_b, list(first_b)))
     names = [visible(_short(s)) for s in (report.summary, report.other_summary)]
-    heading = [tag("span", "A "), foreign(names[0]), " and ", tag("span", "B "), foreign(names[1])]
+    heading = ["A: ", foreign(names[0]), ", B: ", foreign(names[1])]
     return drawn_page(report, f"{names[0]} and {names[1]} · logitstore", heading, "Two stores compared.")
 
 

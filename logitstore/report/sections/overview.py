@@ -20,8 +20,17 @@ def draw(report: Report) -> Section:
     if report.other_summary is None:
         return Section("Overview", body, "overview")
     rates_of_b = [one.rates[1] for one in report.compared if one.rates[1] is not None]
-    a = [tag("h3", "A"), *_store(report.summary, rates), _warnings(report), _origin(report.summary)]
-    b = [tag("h3", "B"), *_store(report.other_summary, rates_of_b), _origin(report.other_summary)]
+    a = [
+        tag("h3", "A: ", tag("code", foreign(report.summary.store, 100))),
+        *_store(report.summary, rates),
+        _warnings(report),
+        _origin(report.summary),
+    ]
+    b = [
+        tag("h3", "B: ", tag("code", foreign(report.other_summary.store, 100))),
+        *_store(report.other_summary, rates_of_b),
+        _origin(report.other_summary),
+    ]
     return Section("Overview", [a, b], "overview")
 
 
