@@ -384,7 +384,7 @@ def _loop(folder, storage, position, how):
     null = np.zeros((3, 5), np.float32)
     try:
         with StoreWriter.open(
-            folder, tokens=TABLE, streams={"ctc": "dense"}, storage=storage, writer="loop", shard_rows=4
+            folder, tokens=TABLE, streams={"ctc": "dense"}, storage=storage, writer="loop", shard_size="4"
         ) as writer:
             for number, utt_id in enumerate(IDS):
                 if number == position:
