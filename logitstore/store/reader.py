@@ -699,9 +699,11 @@ def open_store(
 
         store = open_store("exp/logits")
         store = open_store("exp/logits", vocab="student/tokens.txt")   # refused unless the tables agree
+        store = open_store(["exp/logits-a", "exp/logits-b"])           # two corpora, one teacher
 
     Args:
-        location: folder or URL of the store.
+        location: folder or URL of the store; or a list of stores of one teacher, token table and streams that
+            hold different ids, which are read as one.
         vocab: the student's token table or the path of one, which must equal the store's; or a
             :class:`~logitstore.targets.vocab_map.VocabMap` from the store's table to the student's, by which
             every target is mapped.
@@ -711,7 +713,12 @@ def open_store(
         NotAStore: the location holds no store.
         FormatError, CorruptError: something in the store cannot be read.
         VocabError: the student's table differs, or the map does not start from the store's table.
+        IdentityError: stores that are opened together differ in more than their ids, or share one.
     """
+    if isinstance(location, list | tuple):
+        from .union import StoreUnion
+
+        return StoreUnion([open_store(part, vocab=vocab, verify=verify) for part in location])
     if isinstance(vocab, VocabMap):
         return Store(location, vocab_map=vocab, verify=verify)
     store = Store(location, verify=verify)
