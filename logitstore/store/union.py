@@ -100,7 +100,7 @@ class StoreUnion(Store):
         """Yield the metadata of every record of all stores, in the order of the ids."""
         return chain.from_iterable(part.metadata() for part in self.parts)
 
-    def _part(self, utt_id: str) -> Store:
+    def _part(self, utt_id: object) -> Store:
         """Return the store that holds an utterance; the first of them, whose error is raised, for no string."""
         if not isinstance(utt_id, str):
             return self.parts[0]
