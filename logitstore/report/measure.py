@@ -22,6 +22,7 @@ from ..tokens.transcript import edit_distance, words
 from .rows import TEMPERATURES, evenly, statistics
 
 ROWS = 1500  # rows of a stream of an utterance that are measured
+LONGEST = 1e7  # seconds of a recording that are believed
 LARGEST = 20_000_000  # numbers of a stream beyond which a lattice is not decoded for the list of the worst
 
 
@@ -161,12 +162,11 @@ def _measured(store: Store, target: Target, streams: dict[str, StreamDistributio
             histogram.add(logs[:, number])
         entropies.append(float(of_rows.entropy.mean()) if len(rows) else 0.0)
         tails.append(float(of_rows.tails[:, 0].mean()) if len(rows) else 0.0)
-    seconds = target.meta.get("seconds")
     decodes = Decodes(store, target)
     return Measured(
         id=target.id,
         T=target.T,
-        seconds=seconds,
+        seconds=seconds_of(target),
         wer=decodes.word_error_rate(),
         lost=max((mean for mean, _ in losses_of(target).values()), default=None),
         tail=tails[0] if tails else None,
@@ -189,12 +189,20 @@ def losses_of(target: Target) -> dict[str, tuple[float, float]]:
     return found
 
 
+def seconds_of(target: Target) -> float | None:
+    """Return the seconds of audio; None where they are not known, or are no length of a recording."""
+    seconds = target.meta.get("seconds")
+    if isinstance(seconds, int | float) and 0 < seconds < LONGEST:
+        return float(seconds)
+    return None
+
+
 def frames_off(target: Target) -> float | None:
     """Return the frames by which T exceeds the audio's length; None where a length or rate is not known."""
-    seconds = target.meta.get("seconds")
+    seconds = seconds_of(target)
     if target.clock is None or not seconds:
         return None
-    return target.T - float(seconds) / float(target.clock.shift)
+    return target.T - seconds / float(target.clock.shift)
 
 
 class Decodes:

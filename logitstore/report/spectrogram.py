@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 BANDS = 40
 COLUMNS = 420  # columns of a picture at most
 LEVELS = 16
+LONGEST = 1e6  # seconds of an axis at most
 RANGE = 55.0  # decibels below the loudest that are drawn at most
 
 
@@ -21,9 +22,10 @@ def spectrogram(audio: NDArray[np.float32], rate: int, seconds: float) -> NDArra
     """
     window = max(int(0.025 * rate), 32)
     columns = int(np.clip(seconds / 0.01, 1, COLUMNS))
+    seconds = min(seconds, LONGEST)
     size = 1 << (window - 1).bit_length()
     centres = ((np.arange(columns) + 0.5) * seconds * rate / columns).astype(np.int64)
-    padded = np.pad(audio.astype(np.float64), (window, window + int(seconds * rate)))
+    padded = np.pad(audio.astype(np.float64), (window, 2 * window))  # the last window is silence
     begin = np.minimum(centres + window - window // 2, len(padded) - window)
     frames = padded[begin[:, None] + np.arange(window)] * np.hanning(window)
     power = np.abs(np.fft.rfft(frames, size)) ** 2 @ _mel(size, rate).T

@@ -25,7 +25,7 @@ from ..targets.target import Target
 from ..tokens.transcript import edit_distance, words
 from .alignment import align, edits
 from .base import Report, nats, percent
-from .measure import LARGEST, Decodes, frames_off, is_frames, losses_of
+from .measure import LARGEST, Decodes, frames_off, is_frames, losses_of, seconds_of
 from .rows import RowStatistics, lattice_of, served_lattice, statistics, token_runs
 from .spectrogram import LEVELS, spectrogram
 from .tracks import (
@@ -110,7 +110,7 @@ def _labels(store: Store, target: Target, spec: StreamSpec) -> list[Html]:
 
 def heading(report: Report, target: Target, *more: Content) -> Html:
     """Return the id, lengths and losses of an utterance."""
-    seconds, off = target.meta.get("seconds"), frames_off(target)
+    seconds, off = seconds_of(target), frames_off(target)
     facts: list[Content] = [] if seconds is None else [f"{seconds:.2f} s"]
     facts.append(f"{target.T} frames")
     if target.U:
@@ -125,10 +125,10 @@ def heading(report: Report, target: Target, *more: Content) -> Html:
 
 def time_axis(target: Target) -> TimeAxis:
     """Return the time axis of an utterance; seconds a frame from its length where the teacher's are not known."""
-    seconds = target.meta.get("seconds")
+    seconds = seconds_of(target)
     if target.clock is not None:
         return TimeAxis(target.T, float(target.clock.shift))
-    return TimeAxis(target.T, float(seconds) / target.T if seconds else None)
+    return TimeAxis(target.T, seconds / target.T if seconds else None)
 
 
 # --- texts
@@ -190,6 +190,8 @@ def sound(report: Report, target: Target, axis: TimeAxis) -> Html | None:
     if target.id not in report.recordings or axis.seconds is None:
         return None
     rate = int(report.summary.teacher["sample_rate"])
+    if not 1000 <= rate <= 384_000:
+        return None
     try:
         audio = load_audio(report.recordings[target.id], rate)
     except (LogitStoreError, OSError) as error:

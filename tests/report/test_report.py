@@ -2,6 +2,7 @@
 
 import re
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,8 +14,11 @@ from logitstore.pictures.html import foreign, tag
 from logitstore.pictures.png import encode
 from logitstore.report.alignment import align, edits
 from logitstore.report.base import ReportOptions, Section
+from logitstore.report.measure import losses_of, measure
 from logitstore.report.rows import lattice_of, served_lattice
 from logitstore.report.run import gather, report_store
+from logitstore.report.spectrogram import spectrogram
+from logitstore.report.utterance import drawn
 from logitstore.targets.decode import decode
 from logitstore.targets.frames import Method
 from logitstore.targets.resample import resample_stream
@@ -185,3 +189,35 @@ def test_a_layer_an_attention_decoder_and_transcripts_are_drawn(tmp_path):
         tmp_path / "texts", limit=2, streams={"text": ""}, teacher=teacher, max_wer=100, skip_checks="a test"
     )
     assert "<bdi>said</bdi>" in report_store(tmp_path / "texts")
+
+
+@pytest.mark.parametrize("seconds", [10**400, -1, 1e300, float("nan"), float("inf"), True, 0], ids=range(7))
+def test_lengths_that_no_recording_has_break_no_page(store, monkeypatch, seconds):
+    opened = open_store(store)
+    read = opened.decode
+
+    def with_seconds(record, only=None):
+        target = read(record, only)
+        return replace(
+            target, meta={**target.meta, "seconds": seconds, "kl": {"ctc": ["x", None, 1], "rnnt": 3}}
+        )
+
+    monkeypatch.setattr(opened, "decode", with_seconds)
+    measured = measure(opened, ["demo-00", "demo-01"])
+    assert len(measured.utterances) == 2
+    assert losses_of(opened["demo-00"]) == {}
+    report = gather(open_store(store), ReportOptions(utterances=1))
+    report.store, report.measured = opened, measured
+    assert "<article" in drawn(report, "demo-00")
+
+
+def test_a_spectrogram_shows_a_tone_at_its_time_and_silence_after_the_audio():
+    rate = 16000
+    t = np.arange(rate) / rate
+    audio = np.where(t < 0.5, np.sin(2 * np.pi * 400 * t), np.sin(2 * np.pi * 4000 * t)).astype(np.float32)
+    image = spectrogram(audio, rate, 2.0)
+    assert image.shape == (40, 200)
+    low, high = image[:, 25].argmax(), image[:, 75].argmax()
+    assert low > 25 > 15 > high  # high bands are at the top
+    assert image[:, 110:].max() == 0
+    assert spectrogram(audio, rate, 1e12).shape == (40, 420)
