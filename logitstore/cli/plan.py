@@ -36,7 +36,7 @@ error: share of its squared length by which a layer's row differs: mean, 99th pe
 LATTICE_NOTES = """
 aligned: share of the teacher's alignments that pass through the nodes kept. collapsed is exact in blank,
 next label and rest; its KL here is over all classes, the rest spread evenly."""
-SMALL_ONCE = 10_000  # bytes kept once that deserve no column: the token table, logitstore.json
+SMALL_ONCE = 100_000  # bytes kept once that deserve no column: the token table, logitstore.json, SPEC.md
 PASSED_ON = ("manifest_format", "audio_root", "batch_seconds", "device", "limit", "shard_size", "cpu_threads")
 
 

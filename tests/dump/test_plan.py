@@ -295,7 +295,7 @@ def test_a_decoders_nucleus_keeps_the_label_and_no_blank(told, tmp_path, monkeyp
         attention_teacher.load(), told, PlanOptions(DECODER, storages=("zarr",)), folder=tmp_path
     )
     dump_logits(attention_teacher.load(), told, tmp_path / "s", DumpOptions(streams={"seq2seq": "nucleus:1"}))
-    assert found.measured[0].bytes == pytest.approx(inspect_store(open_store(tmp_path / "s")).bytes, abs=150)
+    assert found.measured[0].bytes == pytest.approx(inspect_store(open_store(tmp_path / "s")).bytes, abs=250)
 
 
 def test_the_decoder_runs_once_an_utterance_for_all_that_is_tried(decoders_plan, told, tmp_path, monkeypatch):

@@ -417,7 +417,9 @@ class _Planner:
                     storage=storage,
                     bytes=round(growing + written.once),
                     once=written.once,
-                    common=round(trial.common / t.frames * frames) + written.once - trial.own_once,
+                    common=round(trial.common / t.frames * frames + shards * store.bare)
+                    + written.once
+                    - trial.own_once,
                     bytes_per_frame=growing / frames,
                     kl=kl,
                     changed=trial.changed,

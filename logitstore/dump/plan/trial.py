@@ -90,6 +90,7 @@ class TrialStore:
     Attributes:
         spec: description of the store.
         fixed: bytes that every shard has whatever it holds, its entry included.
+        bare: those of them that a shard without columns has; further streams of the same store would share them.
         seconds: time spent writing records, without the time that an empty shard takes.
     """
 
@@ -106,12 +107,16 @@ class TrialStore:
         self._frames, self._audio = 0, 0.0
         self._waiting = self._bytes = 0
         self.seconds, self.fixed = 0.0, 0
-        key = (spec.storage["name"], self._columns)
-        if key not in empty:
-            self._begin()
-            begin = time.perf_counter()
-            empty[key] = self._end(), time.perf_counter() - begin
-        self.fixed, self._empty = empty[key]
+        name, columns = spec.storage["name"], self._columns
+        for key in ((name, ()), (name, columns)):
+            if key not in empty:
+                self._columns = key[1]
+                self._begin()
+                begin = time.perf_counter()
+                empty[key] = self._end(), time.perf_counter() - begin
+        self._columns = columns
+        self.fixed, self._empty = empty[name, columns]
+        self.bare = empty[name, ()][0]
 
     def add(self, record: EncodedRecord) -> None:
         """Write a record."""
@@ -149,7 +154,10 @@ class TrialStore:
     def _end(self) -> int:
         """Finish and remove the open shard; return its bytes and those of its entry."""
         assert self._shard is not None
-        entry = Entry("000000", tuple(self._ids), self._audio, self._frames, self._shard.finish())
+        contents = self._shard.finish()
+        entry = Entry(
+            "000000", tuple(self._ids), self._audio, self._frames, contents, identity=self.spec.identity
+        )
         self.close()
         return entry.bytes + len(entry.to_bytes())
 
