@@ -187,7 +187,7 @@ def extend_index(place: Place, store: str) -> None:
     log2(n) runs while it grows. Shards that only a run names stay in it, so that their names are not used again
     and a lost entry can be named.
     """
-    catalog = read_catalog(place, store, _ignore)
+    catalog = read_catalog(place, store, leave_out)
     if catalog.pending or not catalog.uncovered:
         return
     shards = {shard.name: shard for shard in catalog.uncovered}
@@ -210,7 +210,7 @@ def finish_index(place: Place, store: str, entries: Mapping[str, tuple[int, int]
         entries: (CRC-32C of the entry, number of records) of every shard whose entry is good.
         lost: number of records that the store has lost; if any, shards that only a run names stay in it.
     """
-    catalog = read_catalog(place, store, _ignore)
+    catalog = read_catalog(place, store, leave_out)
     if _is_finished(catalog, entries) and not lost:
         return catalog
     shards: dict[str, CoveredShard] = {}
@@ -238,7 +238,7 @@ def finish_index(place: Place, store: str, entries: Mapping[str, tuple[int, int]
             with suppress(StoreError):
                 shards[name] = CoveredShard.of(read_entry(place, name, store))
     _write_run(place, store, [s for s in shards.values() if s.name not in full], old, damaged)
-    return read_catalog(place, store, _ignore)
+    return read_catalog(place, store, leave_out)
 
 
 def _is_finished(catalog: Catalog, entries: Mapping[str, tuple[int, int]]) -> bool:
@@ -269,5 +269,5 @@ def _write_run(
             place.remove(f"index/{other}")
 
 
-def _ignore(shard: str, error: StoreError) -> None:
-    """Leave out an entry that cannot be read; ``verify`` reports it."""
+def leave_out(shard: str, error: StoreError) -> None:
+    """Leave out an entry that cannot be read, without a word; ``verify`` reports it."""

@@ -20,7 +20,7 @@ from ..schema.checksums import parse_json
 from ..schema.spec import Column
 from . import StorageBackend, faults, open_storage
 from .base import EncodedRecord, ShardContents
-from .catalog import Catalog, extend_index, finish_index, read_catalog
+from .catalog import Catalog, extend_index, finish_index, leave_out, read_catalog
 from .entries import Entry, entry_name, read_entry, shard_names
 from .places import Place, disk_errors
 from .spec_file import is_store, read_spec, write_notes
@@ -211,7 +211,7 @@ def publish(
         with place.lock("store", wait=True):
             finish_replacements(place)  # of a writer that died: it may have replaced a shard of this name
             names = set(shard_names(place))
-            taken = read_catalog(place, entry.identity, _ignore).taken
+            taken = read_catalog(place, entry.identity, leave_out).taken
             ids, problems = _sealed_in(place, names - seen)
             repeated = ids.intersection(entry.ids)
             if entry.shard not in taken and not repeated:
@@ -375,7 +375,7 @@ def skipped_lines(place: Place) -> bytes:
     """Return the content of ``skipped.jsonl``: utterances that entries list as skipped and no shard holds."""
     store = read_spec(place).identity
     skipped = [problem for entry in _readable_entries(place, store) for problem in entry.skipped]
-    return _lines(skipped, read_catalog(place, store, _ignore))
+    return _lines(skipped, read_catalog(place, store, leave_out))
 
 
 def _lines(skipped: Iterable[Mapping[str, str]], catalog: Catalog) -> bytes:
@@ -400,10 +400,6 @@ def accept_losses(place: Place) -> None:
     spec = read_spec(place)
     if spec.records:
         write_notes(place, replace(spec, records=0))
-
-
-def _ignore(shard: str, error: StoreError) -> None:
-    """Leave out an entry that cannot be read; ``verify`` reports it."""
 
 
 def remove_temporary_files(place: Place) -> None:
@@ -450,7 +446,7 @@ def finish_replacements(place: Place) -> None:
     if not is_store(place):
         return
     spec = read_spec(place)
-    pending = read_catalog(place, spec.identity, _ignore).pending
+    pending = read_catalog(place, spec.identity, leave_out).pending
     if not pending:
         return
     storage = open_storage(spec.storage)
