@@ -72,7 +72,7 @@ class PlanBatchSampler(Sampler[list[int]]):
         self._world = own_world if world is None else world
         self._settings.require_world(self._rank, self._world)
         self._durations = Durations.of(utterances, seconds)
-        self._plan: EpochPlan | None = None
+        self._plans: dict[int, EpochPlan] = {}  # of the last epochs asked for
         self.epoch = 0
         self._first_step = 0  # of the next iteration, later than 0 after load_state_dict
         self._taken = 0  # batches of this process since that step
@@ -81,18 +81,21 @@ class PlanBatchSampler(Sampler[list[int]]):
     @property
     def plan(self) -> EpochPlan:
         """The plan of the epoch; made when it is first asked for."""
-        if self._plan is None or self._plan.epoch != self.epoch:
-            self._plan = EpochPlan.of(self._durations, self._settings, self.epoch)
-        return self._plan
+        return self._plan_of(self.epoch)
 
     def __len__(self) -> int:
         """Return the number of batches that the next iteration gives this process."""
-        return (self.plan.steps - self._first_step) * self._per_step
+        epoch, first = (self.epoch + 1, 0) if self._is_done() else (self.epoch, self._first_step)
+        return (self._plan_of(epoch).steps - first) * self._per_step
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Yield the positions of the utterances of each batch; the first iteration goes on behind a loaded state."""
+        """Yield the positions of the utterances of each batch.
+
+        The first iteration goes on behind a loaded state. An iteration behind a finished epoch gives the next
+        one, so that trainers that do not call ``set_epoch`` never repeat an order.
+        """
         if self._is_done():
-            self._first_step = 0
+            self.epoch, self._first_step = self.epoch + 1, 0
         plan, self._taken = self.plan, 0
         for batch in plan.batches(self._rank, self._world, step=self._first_step):
             self._taken += self._counts_itself
@@ -106,7 +109,7 @@ class PlanBatchSampler(Sampler[list[int]]):
     def counted(self, loader: Iterable[T]) -> Iterator[T]:
         """Yield the batches of a loader of this sampler, and count them for :meth:`state_dict`.
 
-        Workers fetch batches ahead of the training loop. Counted are batches that the loop has asked for.
+        Workers fetch batches ahead of the training loop; a batch counts once the loop has been given it.
         """
         self._counts_itself = False
         try:
@@ -162,6 +165,13 @@ class PlanBatchSampler(Sampler[list[int]]):
                 do="Give the same seed, seconds_per_batch, buckets, micro and shards_per_block.",
             )
         self.epoch, self._first_step, self._taken = epoch, step, 0
+
+    def _plan_of(self, epoch: int) -> EpochPlan:
+        """Return the plan of an epoch; two plans are kept."""
+        if epoch not in self._plans:
+            self._plans = dict(list(self._plans.items())[-1:])
+            self._plans[epoch] = EpochPlan.of(self._durations, self._settings, epoch)
+        return self._plans[epoch]
 
     @property
     def _per_step(self) -> int:

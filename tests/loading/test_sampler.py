@@ -64,7 +64,7 @@ def test_killed_at_random_steps_and_resumed_in_another_world_every_utterance_is_
 def test_a_state_is_small_and_needs_no_plan(durations):
     own = sampler(durations)
     own.load_state_dict({**own.state_dict(), "epoch": 10**6, "step": 10**7})
-    assert own._plan.epoch == 0  # the plan of the loaded epoch is not made yet
+    assert list(own._plans) == [0]  # the plan of the loaded epoch is not made yet
     assert len(json.dumps({**own.state_dict(step=0), "epoch": 10**6, "step": 10**7})) <= 200
 
 
@@ -124,9 +124,20 @@ def test_batches_that_workers_fetch_ahead_are_not_counted(store):
     found += [batch.utt_ids for batch in resumed.counted(rest)]
     assert sorted(i for batch in found for i in batch) == sorted(store)
     assert resumed.state_dict() == {**state, "epoch": 1, "step": 0}
-    assert len(list(resumed)) == total  # again, from its beginning on
-    resumed.set_epoch(1)
-    assert len(list(resumed)) == len(resumed)
+    assert len(resumed) == total
+
+
+def test_an_iteration_behind_a_finished_epoch_gives_the_next(store):
+    own, named = of_store(store), of_store(store)
+    loader = DataLoader(TargetDataset(store), batch_sampler=own, collate_fn=collate_targets, num_workers=2)
+    ids = list(store)
+    for epoch in range(3):
+        named.set_epoch(epoch)
+        assert [b.utt_ids for b in loader] == [tuple(ids[i] for i in batch) for batch in named]
+        assert own.epoch == epoch
+    first = list(named.plan.batches())
+    own.set_epoch(2)  # again
+    assert list(own) == first
 
 
 PROGRAM = """
