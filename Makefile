@@ -96,7 +96,7 @@ check: install
 benchmark: install
 	$(PY) benchmarks/dump.py
 	$(PY) benchmarks/joiner.py
-	$(PY) benchmarks/size.py
+	$(PY) benchmarks/size.py --short
 	$(PY) benchmarks/tail.py
 	$(PY) benchmarks/resample.py
 	$(PY) benchmarks/capture.py
