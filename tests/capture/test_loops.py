@@ -74,7 +74,7 @@ def logits_of(manifest, samples=None):
 
 
 def capture(place, manifest, loop, **options):
-    asked = CaptureOptions(ctc="ctc_output.1", tokens=str(demo.TOKENS), shard_size=3, **options)
+    asked = CaptureOptions(ctc="ctc_output.1", tokens=str(demo.TOKENS), shard_size="3", **options)
     return capture_logits([sys.executable, PROGRAM, loop, manifest], place, asked)
 
 
