@@ -52,7 +52,8 @@ def parse_streams(values: tuple[str, ...]) -> dict[str, str]:
     metavar="NAME=ENCODING[/FORM]",
     help="Stream and encoding to store, e.g. ctc=dense, rnnt=topk:16/banded:5+occupancy, seq2seq=topk:16, "
     "hidden=vectors, text; rnnt=auto takes what logitstore plan chooses. Lattice forms: full, banded:S, path, "
-    "sample:N, mean-u. Default: ctc=dense.",
+    "sample:N, mean-u. topk and nucleus:KL serve temperatures near 1, nucleus:KL@T up to T, dense and factored all. "
+    "Default: ctc=dense.",
 )
 @option(
     "--encoding",

@@ -243,6 +243,8 @@ def _notes(s: StoreSummary) -> Iterator[str]:
                 yield f"{name} at temperature {temperature}: {mean:.1e} on average, {p99:.1e}, {most:.1e}"
         if lost and lost.changed is not None:
             yield f"{name}: the best class of {lost.changed:.2%} of the rows changes"
+        if stream.whole_share is not None:
+            yield f"{name}: {stream.whole_share:.1%} of the rows are stored whole"
         if stream.rms is not None:
             yield f"{name}: root mean square of the numbers {stream.rms:.3g}"
     yield "entropy: nats; blank: share of rows whose best class is the blank; top-1, kept: mean probability;"

@@ -64,6 +64,9 @@ class Ragged(Rows):
         """(N,) entries of each row."""
         return np.diff(self.start)
 
+    def whole_rows(self) -> int:
+        return int((self.counts == self.classes).sum())
+
     def take(self, index: NDArray[np.int64]) -> Ragged:
         counts = self.counts[index]
         start = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])

@@ -244,6 +244,10 @@ class Rows(DecodedRows):
         """Return the rows before their linear head; None where the stored form does not hold that."""
         return None
 
+    def whole_rows(self) -> int | None:
+        """Return how many rows hold every class, of a form that prunes as it needs to; None of any other."""
+        return None
+
     def mapped(self, to: ClassMap) -> Rows:
         return MappedRows(self, to)
 

@@ -75,6 +75,7 @@ class StreamSummary:
         top1_share: mean probability of the most probable class.
         kept_mass: mean probability of all classes that are stored one by one.
         rms: root mean square of the numbers of a ``hidden`` stream.
+        whole_share: share of rows that a pruning encoding stores whole; None of other encodings.
         lost: loss of the encoding; None if the store does not hold it.
         error_rate: errors of the greedy decode of the stored rows (of the transcript, for ``text``) per token
             or word of the reference; lattices and attention decoders are decoded under teacher forcing.
@@ -96,6 +97,7 @@ class StreamSummary:
     top1_share: float | None
     kept_mass: float | None
     rms: float | None
+    whole_share: float | None
     lost: LossSummary | None
     error_rate: float | None
     error_unit: str
@@ -388,6 +390,7 @@ class _StreamStatistics:
         self._rows = self._bytes = self._errors = self._reference = 0
         self._entropy = self._blank = self._best = self._kept = self._squares = 0.0
         self._losses: list[tuple[float, ...]] = []
+        self._whole: int | None = None
 
     def add(self, target: Target, stored: int) -> None:
         """Add an utterance whose arrays of this stream take ``stored`` bytes."""
@@ -409,6 +412,8 @@ class _StreamStatistics:
 
     def _add_distributions(self, target: Target) -> None:
         at = target[self._spec.name].at(1.0)
+        if (whole := target[self._spec.name].whole_rows()) is not None:
+            self._whole = (self._whole or 0) + whole
         p = np.exp(at.logp.astype(np.float64))
         tail = np.exp(at.tail.astype(np.float64))
         left = np.maximum(self._spec.classes - (at.logp > NOTHING).sum(axis=1), 1)
@@ -439,6 +444,7 @@ class _StreamStatistics:
             top1_share=self._best / n if kind.classes else None,
             kept_mass=self._kept / n if kind.classes else None,
             rms=float(np.sqrt(self._squares / (n * spec.size))) if hidden else None,
+            whole_share=None if self._whole is None else self._whole / n,
             lost=_loss_summary(self._losses),
             error_rate=self._errors / self._reference if self._reference else None,
             error_unit=error_unit(spec, self._store.spec),

@@ -70,6 +70,12 @@ def test_nucleus_keeps_its_budget_and_reports_its_loss(dense, nucleus, stream, b
     assert np.quantile(everything, 0.99) <= said.p99 + 2e-5
     assert said.max <= budget * 1.001
     assert inspect_store(dense).streams[stream].lost is None
+    whole = [(nucleus[i][stream].counts == 150).mean() for i in nucleus]
+    rows = [len(nucleus[i][stream]) for i in nucleus]
+    assert inspect_store(nucleus).streams[stream].whole_share == pytest.approx(
+        np.average(whole, weights=rows)
+    )
+    assert inspect_store(dense).streams[stream].whole_share is None
 
 
 def test_nucleus_always_keeps_the_blank_and_the_next_label(nucleus):
