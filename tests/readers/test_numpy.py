@@ -56,5 +56,5 @@ def test_numpy_refuses_a_flipped_bit_and_an_unknown_encoding(tmp_path):
     data = bytearray(shard.read_bytes())
     data[data.find(open_store(tmp_path / "s").record("a.1").arrays["ctc.logp"].tobytes())] ^= 1
     shard.write_bytes(data)
-    with pytest.raises(read_numpy.Damaged, match="S5|S6"):
+    with pytest.raises(read_numpy.Damaged, match=r"S5|S6"):
         read_numpy.read_store(tmp_path / "s")
