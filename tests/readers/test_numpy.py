@@ -1,4 +1,4 @@
-"""A reader in numpy and the standard library, written from SPEC.md alone, agrees with logitstore on every golden store."""
+"""A reader in numpy and the standard library, written from SPEC.md alone, agrees with logitstore on golden stores."""
 
 import json
 import shutil
