@@ -281,7 +281,7 @@ class CaptureRecorder:
         else:
             logits = self._to_btv(output, where)
         if self._calls_seen % CHECKED_EVERY == 0:
-            _require_eval(root, where)
+            _require_eval(self._running_part(root), where)
         self._calls_seen += 1
         in_pieces = bool(self._options.accumulate) and self._joiner is None
         is_partial = joiner.is_partial(logits) if joiner is not None else in_pieces
@@ -558,6 +558,11 @@ class CaptureRecorder:
             finally:
                 writer, self._writer = self._writer, None
                 writer.close(keep=not self._refused)
+
+    def _running_part(self, root: nn.Module) -> nn.Module:
+        """Return the part of the model that the program runs: capture runs joiner and decoder itself, in eval mode."""
+        transducer = self._joiner.transducer if self._joiner is not None else None
+        return root if transducer is None or transducer.side == "input" else transducer.encoder
 
     def stop(self) -> None:
         """Remove all hooks."""

@@ -226,8 +226,9 @@ def test_rows_are_the_chosen_nodes(tmp_path, encoding, form):
         for t, u in np.argwhere(grid >= 0).tolist():
             row, ids = int(grid[t, u]), range(V) if at.ids is None else at.ids[grid[t, u]].tolist()
             kept = [(i, p) for i, p in zip(ids, at.logp[row], strict=True) if p > NOTHING]
+            atol = 0.03 if encoding.startswith("nucleus") else 6e-3  # whole rows have a byte a class
             np.testing.assert_allclose(
-                [dense[t, u, i] for i, _ in kept], [p for _, p in kept], atol=6e-3, rtol=2e-3
+                [dense[t, u, i] for i, _ in kept], [p for _, p in kept], atol=atol, rtol=2e-3
             )
             if encoding == "collapsed":
                 assert [i for i, _ in kept] == ([0, labels[u]] if u < len(labels) else [0])

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from logitstore.encodings.dense import Dense
-from logitstore.encodings.rows import NOTHING, Tempered, logsumexp, mix
+from logitstore.encodings.rows import NOTHING, TEMPERATURES, Tempered, logsumexp, mix
 from logitstore.encodings.topk import Sparse
 from logitstore.errors import LengthError, UsageError
 from logitstore.targets.frames import Method, check_common_ratio, check_ratio, linear, nearest
@@ -91,7 +91,7 @@ def pruned(n, classes, k, seed):
     logp = logits - logsumexp(logits)[:, None]
     kept = np.take_along_axis(logp, ids, 1)
     odds = []
-    for t in (1, 2, 4, 8):
+    for t in TEMPERATURES:
         rest = logp / t
         np.put_along_axis(rest, ids, -np.inf, 1)
         odds.append(logsumexp(rest) - logsumexp(kept / t))

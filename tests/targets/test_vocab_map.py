@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from logitstore import StoreWriter, TokenTable, VocabMap, collate_targets, open_store, read_table
 from logitstore.encodings.dense import Dense
-from logitstore.encodings.rows import NOTHING, Rows, Tempered, logsumexp
+from logitstore.encodings.rows import NOTHING, TEMPERATURES, Rows, Tempered, logsumexp
 from logitstore.encodings.topk import Sparse
 from logitstore.errors import TokenError, UsageError, VocabError
 from logitstore.targets.batch import _pad
@@ -35,10 +35,10 @@ def sparse_rows(rng, k, n=50, classes=V):
     order = np.argsort(-logp, axis=1)
     ids, rest = order[:, :k], order[:, k:]
     kept = np.take_along_axis(logp, ids, 1)
-    odds = np.full((n, 4), -30.0)
+    odds = np.full((n, len(TEMPERATURES)), -30.0)
     if k < classes:
         left = np.take_along_axis(logp, rest, 1)
-        odds = np.stack([logsumexp(left / t) - logsumexp(kept / t) for t in (1, 2, 4, 8)], 1)
+        odds = np.stack([logsumexp(left / t) - logsumexp(kept / t) for t in TEMPERATURES], 1)
     return Sparse(classes, ids.astype(np.uint16), kept.astype(np.float32), odds, np.zeros(n, np.float32))
 
 
