@@ -467,7 +467,14 @@ def test_wishes_and_what_is_tried_for_them():
     assert AutoEncoding.parse("autumn") is AutoEncoding.parse("topk:8") is None
     tried = contenders("rnnt", 1e-3, (1, 2, 4))
     assert len(tried) == len(set(tried))
-    assert {"dense", "nucleus:0.001@8", "factored", "collapsed/path", "topk:8/banded:5"} <= set(tried)
+    assert {
+        "dense",
+        "nucleus:0.001@4",
+        "factored",
+        "factored:0.001",
+        "collapsed/path",
+        "topk:8/banded:5",
+    } <= set(tried)
     assert all(e.endswith("/banded:3") for e in contenders("rnnt", 1e-3, (1,), "banded:3"))
     assert "nucleus:1e-05" in contenders("ctc", 1e-9, (1,))
 
@@ -566,7 +573,7 @@ def test_the_command_prints_json_of_a_known_shape_and_a_command_that_runs(tmp_pa
     for c in ctc["candidates"]:
         assert set(c) == {
             *("encoding", "storage", "bytes_per_frame", "bytes_once", "gigabytes", "kl", "alignments"),
-            *("encode_speed", "speed", "good_enough"),
+            *("encode_speed", "speed", "good_enough", "best_class_changed"),
         }
         assert set(c["kl"]) == {"1", "4"}
         assert c["speed"] < c["encode_speed"]
@@ -585,7 +592,7 @@ def test_the_table_is_plain_text_where_there_is_no_terminal(tmp_path):
     done = logitstore(*args, "rnnt=auto/path", "--sample", 2, "--storage", "zarr", cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout
-    head = next(x for x in done.stdout.splitlines() if "KL at 8" in x)
+    head = next(x for x in done.stdout.splitlines() if "KL at 4" in x)
     assert head.split()[:4] == ["rnnt", "B/frame", "zarr", "aligned"]
     assert "2 of 20 utterances, the same distance apart in the manifest" in done.stdout
     assert done.stdout.count("→") == 2
