@@ -56,9 +56,10 @@ class ModelInputs:
         return self  # a copied module has the same hooks
 
     @property
-    def _given(self) -> dict[nn.Module, list[torch.Tensor]]:
-        """Arguments in this thread by module, in the order of the first calls."""
-        given: dict[nn.Module, list[torch.Tensor]] = self._of_thread.__dict__.setdefault("given", {})
+    def _given(self) -> weakref.WeakKeyDictionary[nn.Module, list[torch.Tensor]]:
+        """Arguments in this thread by module, in the order of the first calls; modules are not kept alive."""
+        given: weakref.WeakKeyDictionary[nn.Module, list[torch.Tensor]]
+        given = self._of_thread.__dict__.setdefault("given", weakref.WeakKeyDictionary())
         return given
 
     def attach(self, root: nn.Module) -> None:
