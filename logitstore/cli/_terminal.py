@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import click
 
+from ..pictures.amounts import size
+
 if TYPE_CHECKING:
     from ..dump.options import DumpProgress
 
@@ -69,15 +71,6 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], width: int = 0) ->
 
 
 # --- Amounts --------------------------------------------------------------------------------------------
-
-
-def size(count: float) -> str:
-    """Return a number of bytes with a decimal unit: ``1.5 GB``."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.2f} TB"
 
 
 def clock(seconds: float) -> str:

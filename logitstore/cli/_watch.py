@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable, Iterator
 
 from ..errors import StoreError
+from ..pictures.amounts import size
 from ..store.reader import Store, open_store
-from ._terminal import clock, size
+from ._terminal import clock
 
 
 def watch(location: str, asked: int | None, wait: Callable[[], None]) -> Iterator[str]:

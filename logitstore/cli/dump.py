@@ -239,7 +239,8 @@ def _summary(out: str, done: DumpProgress) -> dict[str, Any]:
 
 
 def _print(out: str, done: DumpProgress) -> None:
-    from ._terminal import clock, size
+    from ..pictures.amounts import size
+    from ._terminal import clock
 
     if not (done.done or done.skipped):
         return click.echo(f"{out}: nothing to do, all {done.present} utterances are there")

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..pictures.amounts import size
 from ._options import AUDIO_ROOT, json_option, option, sectioned_command
-from ._terminal import json_text, printable, size, table
+from ._terminal import json_text, printable, table
 
 if TYPE_CHECKING:
     from ..store.inspect import StoreSummary, StreamSummary

@@ -203,7 +203,8 @@ def _dump(ctx: click.Context, given: dict[str, Any], found: Plan) -> Iterator[st
 
 
 def _print(p: Plan, next_command: str) -> None:
-    from ._terminal import clock, size
+    from ..pictures.amounts import size
+    from ._terminal import clock
 
     d = p.to_json()
     sample, manifest = d["sample"], d["manifest"]
@@ -280,7 +281,7 @@ def _lines(p: Plan, stream: str) -> list[Measurement]:
 
 
 def _cells(p: Plan, stream: str, without: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    from ._terminal import size
+    from ..pictures.amounts import size
 
     lines, chosen = _lines(p, stream), p.choice.streams[stream].encoding
     others = list(dict.fromkeys(m.storage for m in p.measured if m.storage != lines[0].storage))

@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 
 from ..errors import UsageError
+from ..pictures.amounts import size
 from ._options import AUDIO_ROOT, option, sectioned_command
-from ._terminal import size
 from .inspect import ratio
 
 CONTENT = "Content"

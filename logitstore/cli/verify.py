@@ -5,9 +5,10 @@ from __future__ import annotations
 import click
 
 from ..errors import UsageError
+from ..pictures.amounts import size
 from ..schema.kinds import KINDS, kind_of
 from ._options import AUDIO_ROOT, json_option, option, sectioned_command
-from ._terminal import json_text, printable, size
+from ._terminal import json_text, printable
 
 AGAINST = "Comparison with the teacher"
 MEASURES = dict.fromkeys(KINDS, "KL of a row in nats") | {

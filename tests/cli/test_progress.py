@@ -3,8 +3,9 @@
 import pytest
 
 from logitstore.cli import _terminal
-from logitstore.cli._terminal import ProgressMeter, clock, progress_line, size
+from logitstore.cli._terminal import ProgressMeter, clock, progress_line
 from logitstore.dump.options import DumpProgress
+from logitstore.pictures.amounts import size
 
 HALF = DumpProgress(
     total=100, done=30, present=10, skipped=10, seconds=3600.0, frames=90000, bytes=1_500_000, elapsed=60.0

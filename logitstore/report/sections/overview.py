@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from ...pictures.amounts import size
 from ...pictures.html import Content, Html, foreign, tag
 from ...store.inspect import StoreSummary, StreamSummary
 from ..base import Report, Section, nats, number, percent
@@ -73,15 +74,6 @@ def _figures(s: StoreSummary, rates: Sequence[float]) -> Iterator[Html]:
 
 def _figure(name: str, value: Content) -> Html:
     return tag("div", tag("dt", name), tag("dd", value))
-
-
-def size(count: float) -> str:
-    """Return a number of bytes with a decimal unit."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.2f} TB"
 
 
 def _warnings(report: Report) -> Iterator[Html]:
