@@ -10,6 +10,7 @@ from logitstore import open_store, repair_store, verify_store
 from logitstore.errors import DataError
 from logitstore.storage.places import open_place
 from logitstore.store.writer import StoreWriter
+from tests.support.columns import CHANGES, scrambled
 
 GOLDEN = sorted(
     p.parent
@@ -17,25 +18,6 @@ GOLDEN = sorted(
     if any(stream.encoding for stream in open_store(p.parent).spec.streams)
 )
 TEMPERATURES = (1.0, 2.5)
-
-
-def shortened(array, rng):
-    return array[:-1]
-
-
-def emptied(array, rng):
-    return array[:0]
-
-
-def lengthened(array, rng):
-    return np.concatenate([array, array[:1], array[-1:]])
-
-
-def scrambled(array, rng):
-    return np.frombuffer(rng.bytes(array.nbytes), array.dtype).reshape(array.shape).copy()
-
-
-CHANGES = (shortened, emptied, lengthened, scrambled)
 
 
 def spoiled(golden, folder, change, rng):

@@ -23,31 +23,13 @@ from logitstore.store.reader import Store
 from logitstore.store.rewrite import repair_store
 from logitstore.store.verify import verify_store
 from logitstore.store.writer import StoreWriter
+from tests.support.columns import CHANGES
 
 from .damage import HARM
 from .store import BLOCKS, IDS, STORAGES, STREAMS, TABLE, Child, look, row, same, spec, work
 
 HERE = Path(__file__).parent
 POSITIONS = tuple(range(len(IDS) + 1))
-
-
-def shortened(array, dice):
-    return array[:-1]
-
-
-def emptied(array, dice):
-    return array[:0]
-
-
-def lengthened(array, dice):
-    return np.concatenate([array, array[:1], array[-1:]])
-
-
-def scrambled(array, dice):
-    return np.frombuffer(dice.bytes(array.nbytes), array.dtype).reshape(array.shape).copy()
-
-
-CHANGES = (shortened, emptied, lengthened, scrambled)
 
 
 def splits(sizes):
