@@ -238,7 +238,7 @@ def promises(
         if 400 <= classes < 1000:
             yield line(f"{text}, decoding a batch", 1000 * one.decoding, 1000 * DECODING, "ms")
     if "factored:int8" in ctc:
-        yield line("factored:int8, a frame, D + 8", ctc["factored:int8"].bytes, width + 8)
+        yield line("factored:int8, a frame, D + 14", ctc["factored:int8"].bytes, width + 14)
         mean = max(x[0] for x in ctc["factored:int8"].lost.values())
         yield line("factored:int8, mean KL at 1, 2, 4", mean, 1e-4, "nats")
     if rnnt:

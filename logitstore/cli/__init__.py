@@ -21,6 +21,7 @@ COMMANDS = {
     "doctor": "check this machine and a planned dump for what would fail later",
     "manifest": "check a manifest of any format, and write it as JSON lines",
     "inspect": "show a store, or one utterance of it",
+    "progress": "show how far the jobs that fill a store are",
     "report": "write a page about a store, with pictures of its utterances",
     "verify": "read every byte of a store and check it; --repair drops what is damaged",
     "transcripts": "write the teacher's own transcripts as JSON lines",

@@ -2,6 +2,7 @@
 
 import csv
 import re
+from importlib import import_module
 
 import click
 import numpy as np
@@ -115,3 +116,13 @@ def test_watching_a_finished_store_ends_at_once(store):
     assert run.exit_code == 0
     assert run.output.startswith("20/20 utterances")
     assert isinstance(command, click.Command)
+
+
+def test_progress_shows_a_store_once_and_ends(store, tmp_path):
+    progress = import_module("logitstore.cli.progress").command
+    run = CliRunner().invoke(progress, [str(store)])
+    assert (run.exit_code, run.output.split(",")[0]) == (0, "20 utterances")
+    run = CliRunner().invoke(progress, [str(store), "--manifest", str(demo.MANIFEST), "--every", "0.1"])
+    assert (run.exit_code, run.output.split(",")[0]) == (0, "20/20 utterances")
+    run = CliRunner().invoke(progress, [str(tmp_path / "none")])
+    assert (run.exit_code, run.output) == (0, f"{tmp_path / 'none'}: no store yet\n")
