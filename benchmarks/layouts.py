@@ -1,4 +1,4 @@
-"""How other public tools lay teacher logits out, re-made from their descriptions, for `benchmarks/size.py`.
+"""Layouts of teacher logits of other public tools, re-made from their descriptions, for `benchmarks/size.py`.
 
 * DistillKit (github.com/arcee-ai/DistillKit, README "Logit compression"): the k best classes, ids of as many bits as
   the table needs, some values as bfloat16, a polynomial of the rank for the others.

@@ -15,12 +15,14 @@ from __future__ import annotations
 import argparse
 import resource
 import sys
-import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.scale import cpu
 from logitstore import Durations, EpochPlan, PlanBatchSampler
 
 LIMIT = 600.0  # seconds of a batch with its padding
@@ -32,16 +34,6 @@ MORE_PADDING, MORE_BATCHES = 0.2, 1.01  # than lhotse's: points, and a factor
 def seconds_of(count: int) -> np.ndarray:
     """Return durations of utterances in seconds."""
     return np.clip(np.random.default_rng(0).lognormal(2.2, 0.6, count), 0.5, 35).round(3)
-
-
-def cpu(action: Callable[[], Any], rounds: int = 3) -> tuple[float, Any]:
-    """Return the least CPU seconds of some rounds of an action, and its last result."""
-    best = float("inf")
-    for _ in range(rounds):
-        begin = time.process_time()
-        result = action()
-        best = min(best, time.process_time() - begin)
-    return best, result
 
 
 def padding(batches: Sequence[Sequence[float]]) -> float:

@@ -247,7 +247,7 @@ def some_sure_rows():
 
 
 def test_a_row_of_which_nucleus_keeps_much_is_stored_whole():
-    """It costs no more than dense:int8, its count aside, and loses no more than the budget."""
+    """Such rows cost no more than dense:int8, but for their count, and lose no more than the budget."""
     logits, encoding = some_sure_rows(), parse_encoding("nucleus:1e-3@4")
     arrays = stored(encoding, logits)
     whole = arrays["count"] == 0

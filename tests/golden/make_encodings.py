@@ -1,4 +1,4 @@
-"""How the golden stores of the narrower encodings and of the lattice forms were written, once.
+"""Golden stores of the narrower encodings and of the lattice forms, as they were written once.
 
     python tests/golden/make_encodings.py EMPTY_FOLDER
 

@@ -1,4 +1,4 @@
-"""How the golden stores were written, once. They are never written again: today's reader must read them.
+"""Golden stores of the worked example, as they were written once; they never change: today's reader must read them.
 
     python tests/golden/make_example.py EMPTY_FOLDER
 

@@ -1,4 +1,4 @@
-"""How the golden stores of attention decoders, of layers and of transcripts were written, once.
+"""Golden stores of attention decoders, of layers and of transcripts, as they were written once.
 
     python tests/golden/make_kinds.py EMPTY_FOLDER
 

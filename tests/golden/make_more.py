@@ -1,4 +1,4 @@
-"""How the golden stores of rarer cases were written, once.
+"""Golden stores of rarer cases, as they were written once.
 
     python tests/golden/make_more.py EMPTY_FOLDER
 

@@ -141,14 +141,22 @@ def forbidden(family, root):
 
 def failing(family, root, step=1):
     """Each write, fsync and rename fails once: EIO, half written, disk full, over quota."""
-    if not shutil.which("cc") or not Path("/proc/self/fd").exists():
+    if not Path("/proc/self/fd").exists():
+        family.skipped = "no /proc/self/fd, which the shim reads"
+        return
+    under_shim(family, root, [HERE / "shimmed.py", root, str(step)])
+
+
+def under_shim(family, root, program, **environment):
+    """Run a Python program with the preloaded shim, and take the counts that it prints as JSON into a family."""
+    if not shutil.which("cc"):
         family.skipped = "no C compiler for the shim"
         return
     shim = root / "shim.so"
     subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", shim, HERE / "shim.c", "-ldl"], check=True)
     run = subprocess.run(
-        [sys.executable, HERE / "shimmed.py", root, str(step)],
-        env={**os.environ, "LD_PRELOAD": str(shim), "PYTHONPATH": str(HERE.parents[1])},
+        [sys.executable, *program],
+        env={**os.environ, "LD_PRELOAD": str(shim), "PYTHONPATH": str(HERE.parents[1]), **environment},
         capture_output=True,
         text=True,
     )

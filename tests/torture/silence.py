@@ -26,6 +26,7 @@ from logitstore.store.writer import StoreWriter
 from tests.support.columns import CHANGES
 
 from .damage import HARM
+from .disk import under_shim
 from .store import BLOCKS, IDS, STORAGES, STREAMS, TABLE, Child, look, row, same, spec, work
 
 HERE = Path(__file__).parent
@@ -66,21 +67,7 @@ def live_dumps(family, root, rounds):
 
 def node_locks(family, root, rounds):
     """Two dumps on a file system where every lock succeeds: a whole store, or an error that names the locks."""
-    if not shutil.which("cc"):
-        family.skipped = "no C compiler for the shim"
-        return
-    shim = root / "shim.so"
-    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", shim, HERE / "shim.c", "-ldl"], check=True)
-    run = subprocess.run(
-        [sys.executable, "-m", "tests.torture.silence", str(root), str(rounds)],
-        env={**os.environ, "LD_PRELOAD": str(shim), "SHIM_NO_FLOCK": "1", "PYTHONPATH": str(HERE.parents[1])},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    said = json.loads(run.stdout.splitlines()[-1])
-    for name in ("cases", "passed", "lost", "silent", "failures"):
-        setattr(family, name, said[name])
+    under_shim(family, root, ["-m", "tests.torture.silence", str(root), str(rounds)], SHIM_NO_FLOCK="1")
 
 
 def without_locks(family, root, rounds):
